@@ -1,0 +1,182 @@
+"""The options: one frozen dataclass whose fields are the command line, the saved config and the API's keywords."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pyro_lottery import data, elbo, prediction
+from pyro_lottery.errors import UserError, unknown
+
+Check = tuple[Callable[[Any], bool], str]
+_POSITIVE: Check = (lambda v: v > 0, "greater than 0")
+_AT_LEAST_1: Check = (lambda v: v >= 1, "at least 1")
+_AT_LEAST_0: Check = (lambda v: v >= 0, "at least 0")
+_FRACTION: Check = (lambda v: 0 < v < 1, "between 0 and 1, both excluded")
+_HALF_OPEN: Check = (lambda v: 0 <= v < 1, "from 0 to below 1")
+_RISING: Check = (lambda v: all(a >= 1 for a in v) and list(v) == sorted(set(v)), "rising epochs, each at least 1")
+
+
+def _option(
+    default: Any, kind: type, text: str, check: Check | None = None, choices: Sequence[str] | None = None, many: bool = False
+) -> Any:
+    return field(default=default, metadata={"kind": kind, "help": text, "check": check, "choices": choices, "many": many})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Every option of a run, with the paper's values as defaults; bad values raise ``UserError``."""
+
+    arch: str = _option("resnet18", str, "network: see pyro_lottery.list_models(), or timm:NAME")
+    patch_size: int | None = _option(None, int, "patch size of a ViT; default: an eighth of the image", _AT_LEAST_1)
+    dataset: str = _option("cifar10", str, "data set", choices=data.list_datasets())
+    data_dir: str = _option("data", str, "where downloads go, or the folder with train/ and test/")
+    train_size: int | None = _option(None, int, "training images to use, stratified; default: all", _AT_LEAST_1)
+    val_fraction: float = _option(0.0, float, "share of the training images to hold out, stratified", _HALF_OPEN)
+    augment: str = _option(
+        "auto", str, "random crop and flip of training images", choices=("auto", *data.AUGMENTATIONS)
+    )
+    guide: str = _option("mean_field", str, "mean_field, deterministic, or the import path of a Pyro AutoGuide")
+    prior: str = _option("normal", str, "normal, laplace, student_t, or the import path of (site, shape) -> distribution")
+    prior_scale: float = _option(1.0, float, "scale of the prior", _POSITIVE)
+    score: str = _option(
+        "snr", str,
+        "what ranks weights: snr, magnitude, squared_sum, mean_over_variance, squared_sum_log_scale, random, or an "
+        "import path; a deterministic guide has no scale, and snr then means magnitude",
+    )  # fmt: skip
+    levels: int = _option(20, int, "prunings; level 0 is dense, so N levels make N + 1 trainings", _AT_LEAST_0)
+    prune_fraction: float = _option(0.2, float, "share of the surviving weights that a level prunes", _FRACTION)
+    rewind: str = _option(
+        "init", str, "init, epoch:K (values after K epochs of level 0), or lr (keep trained values)",
+        (lambda v: bool(re.fullmatch(r"init|lr|epoch:[1-9]\d*", v)), "init, lr or epoch:K with K at least 1"),
+    )  # fmt: skip
+    epochs: int = _option(160, int, "epochs per level", _AT_LEAST_1)
+    batch_size: int = _option(128, int, "images per batch", _AT_LEAST_1)
+    lr: float = _option(1e-3, float, "Adam's learning rate", _POSITIVE)
+    milestones: tuple[int, ...] = _option((80, 120), int, "epochs after which the rate falls to a tenth", _RISING, many=True)
+    warmup_epochs: int = _option(0, int, "epochs over which the rate rises from 0", _AT_LEAST_0)
+    weight_decay: float = _option(1e-4, float, "L2 in Adam's gradient, on locs and network parameters", _AT_LEAST_0)
+    kl_temperature: float = _option(0.1, float, "factor T of the KL divergence", _POSITIVE)
+    kl: str = _option("analytic", str, "KL by closed form where there is one, or always by sampling", choices=elbo.KL_KINDS)
+    init_scale: float = _option(0.01, float, "initial scale as a fraction of the layer's Kaiming scale", _POSITIVE)
+    estimator: str = _option("weights", str, "how weight noise enters: weights samples the weights", choices=("weights",))
+    train_samples: int = _option(10, int, "weight samples per training batch", _AT_LEAST_1)
+    eval_samples: int = _option(10, int, "posterior samples per prediction at a level's end", _AT_LEAST_1)
+    history_samples: int | None = _option(
+        None, int, "posterior samples for the test accuracy of every epoch; default: the smaller of the two above",
+        _AT_LEAST_1,
+    )  # fmt: skip
+    device: str = _option("auto", str, "auto, cpu, cuda or cuda:N")
+    precision: str = _option("32", str, "32, or bf16 autocast", choices=prediction.PRECISIONS)
+    seed: int = _option(0, int, "seed of every random stream", _AT_LEAST_0)
+    run_dir: str | None = _option(None, str, "run folder; default: runs/ and the options that differ from the defaults")
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value, meta = getattr(self, f.name), f.metadata
+            if isinstance(value, list):
+                object.__setattr__(self, f.name, tuple(value))
+            if value is None and f.default is None:
+                continue
+            if meta["choices"] and value not in meta["choices"]:
+                raise unknown(f"--{_dashed(f.name)}", str(value), meta["choices"])
+            if meta["check"] and not meta["check"][0](value):
+                raise UserError(f"--{_dashed(f.name)} must be {meta['check'][1]}, got {_text(value)}")
+        if self.rewind.startswith("epoch:") and self.rewind_epoch > self.epochs:
+            raise UserError(f"--rewind {self.rewind} is after the last of {self.epochs} epochs")
+        if self.guide == "deterministic" and self.score == "snr":
+            object.__setattr__(self, "score", "magnitude")  # |w| is what remains of |μ|/σ without a σ
+        if self.history_samples is None:
+            object.__setattr__(self, "history_samples", min(self.train_samples, self.eval_samples))
+        if self.run_dir is None:
+            object.__setattr__(self, "run_dir", str(Path("runs") / self.name()))
+
+    @property
+    def rewind_epoch(self) -> int:
+        """K of ``--rewind epoch:K``, else 0."""
+        return int(self.rewind.removeprefix("epoch:")) if self.rewind.startswith("epoch:") else 0
+
+    def name(self) -> str:
+        """A readable name that no two different runs share: the main options, then all others that are not default.
+
+        >>> Config(arch="resnet20", epochs=5, milestones=(3, 4)).name()
+        'resnet20-cifar10-mean_field-snr-seed0-epochs5-milestones3+4'
+        """
+        main = ("arch", "dataset", "guide", "score", "seed")
+        usual = {f.name: f.default for f in fields(self)} | {"history_samples": min(self.train_samples, self.eval_samples)}
+        hidden = {*main, "run_dir", "data_dir", "device", "levels"}
+        other = [f.name for f in fields(self) if f.name not in hidden and getattr(self, f.name) != usual[f.name]]
+        parts = [self.arch, self.dataset, self.guide, self.score, f"seed{self.seed}"]
+        parts += [f"{n}{'+'.join(map(str, v)) if isinstance(v, tuple) else v}" for n in other for v in [getattr(self, n)]]
+        return re.sub(r"[^\w.+-]", "_", "-".join(parts))[:200]
+
+    def options(self) -> dict[str, Any]:
+        """All options as plain values for JSON."""
+        return asdict(self)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "quick": {
+        "dataset": "digits", "levels": 2, "prune_fraction": 0.5, "epochs": 4, "milestones": (3,), "batch_size": 64,
+        "train_samples": 1,
+    },
+}  # fmt: skip
+"""Named changes of the defaults: ``paper`` is the paper's protocol, ``quick`` takes minutes on two CPU cores."""
+
+
+def preset(name: str, **options: Any) -> Config:
+    """The options of a preset with ``options`` on top.
+
+    >>> preset("quick", arch="lenet").levels
+    2
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return Config(**(PRESETS[name] | options))
+
+
+def from_json(options: dict[str, Any]) -> Config:
+    """The options of a saved ``config.json``, whatever else it holds."""
+    known = {f.name for f in fields(Config)}
+    return Config(**{name: value for name, value in options.items() if name in known})
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parse(prog: str, description: str, arguments: Sequence[str] | None = None) -> Config:
+    """Read the command line; options given beside ``--preset`` win. Bad input raises or exits with 2, in one line."""
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--preset", default="paper", help="paper (default) or quick: minutes on two CPU cores")
+    for f in fields(Config):
+        meta = f.metadata
+        shown = "" if f.default is None else f" (default: {_text(f.default)})"
+        choices = f": {', '.join(meta['choices'])}" if meta["choices"] else ""
+        parser.add_argument(
+            f"--{_dashed(f.name)}",
+            dest=f.name,
+            type=meta["kind"],
+            nargs="*" if meta["many"] else None,
+            default=argparse.SUPPRESS,
+            metavar=f.name.upper(),
+            help=(meta["help"] + choices + shown).replace("%", "%%"),
+        )
+    given = vars(parser.parse_args(arguments))
+    return preset(given.pop("preset"), **given)
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,58 @@
+"""What a run shows while it works: a bar per level on a terminal, plain lines elsewhere, a table at the end."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pyro_lottery.types import LevelResult
+
+PLAIN_SECONDS = 10.0
+"""Least time between two lines where no bar can be drawn, so that logs stay short."""
+
+
+class LevelDisplay:
+    """Shows one level's training; a context manager."""
+
+    def __init__(self, level: int, levels: int, density: float, epochs: int, console: Console | None = None):
+        self.console = console or Console()
+        self.title = f"level {level}/{levels}, density {100 * density:.3g} %"
+        self.epochs = epochs
+        self._last = 0.0
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[state]}"),
+        )  # fmt: skip
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task(self.title, total=epochs, state="")
+
+    def __enter__(self) -> LevelDisplay:
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def update(self, epochs_done: float, state: str, always: bool = False) -> None:
+        """Show ``state`` after ``epochs_done`` epochs; ``always`` prints a plain line however soon."""
+        self.bar.update(self.task, completed=epochs_done, state=state)
+        if not self.console.is_terminal and (always or time.monotonic() - self._last > PLAIN_SECONDS):
+            self._last = time.monotonic()
+            print(f"{self.title}: epoch {epochs_done:.4g}/{self.epochs}, {state}", flush=True)
+
+
+def results_table(rows: list[LevelResult]) -> Table:
+    """The finished levels as a table for the terminal."""
+    table = Table("level", "density %", "remaining", "accuracy %", "max %", "nll", "mace", "ece", "seconds", "ms/step", box=SIMPLE)
+    for r in rows:
+        table.add_row(
+            str(r.level), f"{100 * r.density:.2f}", f"{r.remaining:,}", f"{100 * r.test_accuracy:.2f}",
+            f"{100 * r.max_test_accuracy:.2f}", f"{r.nll:.4f}", f"{r.mace:.4f}", f"{r.ece:.4f}",
+            f"{r.train_seconds:.1f}", f"{r.step_ms:.1f}",
+        )  # fmt: skip
+    return table

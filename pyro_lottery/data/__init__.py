@@ -1,0 +1,143 @@
+"""Data sets as uint8 tensors on the device, with normalisation and augmentation in batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyro_lottery import seeds
+from pyro_lottery.data import sources
+from pyro_lottery.data.batches import Split, batch, crop_and_flip, shuffle
+from pyro_lottery.errors import UserError, unknown
+
+_SOURCES = {
+    "cifar10": (sources.torchvision_source("CIFAR10", "cifar-10-python.tar.gz"), "crop_flip"),
+    "cifar100": (sources.torchvision_source("CIFAR100", "cifar-100-python.tar.gz"), "crop_flip"),
+    "svhn": (sources.torchvision_source("SVHN", "train_32x32.mat and test_32x32.mat"), "crop"),
+    "digits": (sources.digits, "none"),
+    "folder": (sources.folder, "crop_flip"),
+}
+AUGMENTATIONS = ("none", "crop", "crop_flip")
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A training, a test and perhaps a validation split, and the augmentation the training images get."""
+
+    train: Split
+    test: Split
+    val: Split | None
+    num_classes: int
+    augment: str
+
+    @property
+    def image_size(self) -> int:
+        """Height of an image in pixels."""
+        return self.test.pixels.shape[-2]
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image: 1 or 3."""
+        return self.test.pixels.shape[1]
+
+
+def list_datasets() -> list[str]:
+    """Names that :func:`load` knows.
+
+    >>> list_datasets()
+    ['cifar10', 'cifar100', 'svhn', 'digits', 'folder']
+    """
+    return list(_SOURCES)
+
+
+def load(
+    name: str,
+    data_dir: str | Path = "data",
+    *,
+    device: torch.device | str = "cpu",
+    train_size: int | None = None,
+    val_fraction: float = 0.0,
+    augment: str = "auto",
+    seed: int = 0,
+) -> Data:
+    """Load a data set by name onto ``device``.
+
+    ``train_size`` images are taken from the training set, stratified by class, and ``val_fraction`` of them are
+    then held out, stratified too; both follow ``seed``. ``augment="auto"`` is crop and flip for natural images,
+    crop for SVHN and none for digits. Raises ``UserError`` for bad input.
+    """
+    if name not in _SOURCES:
+        raise unknown("dataset", name, list_datasets())
+    source, usual = _SOURCES[name]
+    (pixels, labels), test = source(Path(data_dir))
+    data = from_tensors(pixels, labels, *test, augment=usual if augment == "auto" else augment)
+    train, val = data.train, None
+    if train_size is not None:
+        train, _ = stratified_split(train, train_size, seeds.derive(seed, "train-size"))
+    if val_fraction:
+        train, val = stratified_split(train, len(train) - round(val_fraction * len(train)), seeds.derive(seed, "val"))
+    return _to(replace(data, train=train, val=val), torch.device(device))
+
+
+def from_tensors(
+    pixels: Tensor, labels: Tensor, test_pixels: Tensor, test_labels: Tensor, *, augment: str = "none"
+) -> Data:
+    """A :class:`Data` from uint8 images [n, c, h, w] and integer labels; mean and std are the training images'."""
+    if pixels.dtype != torch.uint8 or test_pixels.dtype != torch.uint8:
+        raise UserError(f"images must be uint8 [n, c, h, w], 0 to 255; got {pixels.dtype}")
+    if augment not in AUGMENTATIONS:
+        raise unknown("augment", augment, ("auto", *AUGMENTATIONS))
+    mean, std = _mean_and_std(pixels)
+    num_classes = int(max(labels.max(), test_labels.max())) + 1
+    return Data(
+        Split(pixels, labels, mean, std), Split(test_pixels, test_labels, mean, std), None, num_classes, augment
+    )
+
+
+def _mean_and_std(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    # From the histogram of each channel: exact, and without a float copy of the data set.
+    values = torch.arange(256, dtype=torch.double) / 255
+    counts = torch.stack([torch.bincount(channel.reshape(-1), minlength=256) for channel in pixels.unbind(1)])
+    weights = counts.double() / counts.sum(1, keepdim=True)
+    mean = weights @ values
+    std = (weights @ values**2 - mean**2).clamp_min(1e-6).sqrt()  # a constant channel must not divide by zero
+    return mean.float(), std.float()
+
+
+def stratified_split(split: Split, count: int, seed: int) -> tuple[Split, Split]:
+    """``count`` examples with every class in its proportion (to one example), and the rest."""
+    if not 0 < count <= len(split):
+        raise UserError(f"--train-size {count}: the training set has {len(split)} images; choose 1 to {len(split)}")
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(split), generator=generator)
+    labels = split.labels[order]
+    # Rank of each example within its class, as a fraction of the class: the `count` smallest are a stratified sample.
+    rank = torch.empty(len(order), dtype=torch.double)
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        rank[members] = (torch.arange(len(members), dtype=torch.double) + 0.5) / len(members)
+    chosen = order[rank.argsort(stable=True)]
+    first, rest = chosen[:count].sort().values, chosen[count:].sort().values
+
+    def part(index: Tensor) -> Split:
+        return replace(split, pixels=split.pixels[index], labels=split.labels[index])
+
+    return part(first), part(rest)
+
+
+def _to(data: Data, device: torch.device) -> Data:
+    def move(split: Split) -> Split:
+        return Split(*(t.to(device) for t in (split.pixels, split.labels, split.mean, split.std)))
+
+    return replace(
+        data, train=move(data.train), test=move(data.test), val=move(data.val) if data.val is not None else None
+    )
+
+
+__all__ = [
+    "AUGMENTATIONS", "Data", "Split", "batch", "crop_and_flip", "from_tensors", "list_datasets", "load", "shuffle",
+    "stratified_split",
+]  # fmt: skip

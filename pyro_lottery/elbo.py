@@ -1,0 +1,112 @@
+"""The evidence lower bound, with the likelihood and the KL apart and without reading anything to the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_lottery.errors import UserError, unknown
+
+KL_KINDS = ("analytic", "monte_carlo")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """One weight sample's share of the negative ELBO: ``nll`` (scaled up to N) and ``kl`` (times T), in nats."""
+
+    nll: Tensor
+    kl: Tensor
+    output: Any
+
+
+class ELBO(Trace_ELBO):
+    """−ELBO = −E_q[log p(D|w)] + T·KL(q‖p), a drop-in for Pyro's ``Trace_ELBO`` with reparameterised guides.
+
+    ``kl="analytic"`` takes ``kl_divergence(q, p)`` for each site where torch or Pyro has a closed form and otherwise
+    the Monte Carlo value log q − log p; ``"monte_carlo"`` always takes the latter, as ``Trace_ELBO`` does.
+    ``poutine.scale`` and ``poutine.mask`` are honoured.
+    """
+
+    def __init__(self, kl: str = "analytic", num_particles: int = 1):
+        super().__init__(num_particles=num_particles)
+        if kl not in KL_KINDS:
+            raise unknown("kl", kl, KL_KINDS)
+        self.kl = kl
+
+    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Terms:
+        """One weight sample: scalar tensors ``nll`` and ``kl``, and what the model returned."""
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        posteriors = {n: s for n, s in guide_trace.nodes.items() if _is_random(s)}
+        nll: Any = 0.0
+        kl: Any = 0.0
+        for name, site in model_trace.nodes.items():
+            if not _is_random(site):
+                continue
+            if site["is_observed"]:
+                nll = nll - _log_prob(site)
+                continue
+            if name not in posteriors:
+                raise UserError(f"the guide does not sample site {name!r} of the model")
+            q = posteriors[name]
+            if q["scale"] is not site["scale"] and q["scale"] != site["scale"]:
+                raise UserError(
+                    f"site {name!r}: the prior is scaled by {site['scale']} but the guide by {q['scale']}; "
+                    "build the guide with pyro_lottery.guides, which share the KL temperature"
+                )
+            closed = self._closed_form(q, site)
+            if closed is None:
+                kl = kl - _log_prob(site)
+            else:
+                kl = kl + closed
+                del posteriors[name]
+        for site in posteriors.values():  # sites without a closed form, and a joint guide's auxiliary vector
+            kl = kl + _log_prob(site)
+        return Terms(torch.as_tensor(nll), torch.as_tensor(kl), model_trace.nodes["_RETURN"]["value"])
+
+    def _closed_form(self, q: Any, p: Any) -> Tensor | None:
+        if self.kl == "monte_carlo" or _is_point_mass(q["fn"]):
+            return None
+        try:
+            value = kl_divergence(q["fn"], p["fn"])
+        except NotImplementedError:
+            return None
+        return torch.as_tensor(scale_and_mask(value, p["scale"], p["mask"])).sum()
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """−ELBO averaged over ``num_particles`` weight samples, as a tensor to differentiate."""
+        terms = [self.terms(model, guide, *args, **kwargs) for _ in range(self.num_particles)]
+        return torch.stack([t.nll + t.kl for t in terms]).mean()
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """−ELBO as a number."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """−ELBO as a number after its gradients were added to the parameters (what ``pyro.infer.SVI`` calls)."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return loss.item()
+
+
+def _is_random(site: Any) -> bool:
+    return site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
+
+
+def _is_point_mass(fn: Any) -> bool:
+    # torch has a "closed form" for Delta against anything: minus the log-probability of the value, which is Monte
+    # Carlo in disguise (AutoNormal) or simply log p (a point guide). Both are counted as what they are.
+    return type(fn).__name__ == "Delta"
+
+
+def _log_prob(site: Any) -> Tensor:
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(log_prob, site["scale"], site["mask"]).sum()

@@ -1,0 +1,56 @@
+"""The two pictures of a run folder, drawn from its finished levels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pyro_lottery import masks
+from pyro_lottery.results import RunFolder
+
+
+def draw_run(run: RunFolder) -> list[Path]:
+    """Write ``accuracy.png`` (test accuracy and MACE against % of weights remaining) and ``layers.png`` (density per
+    layer) into the run folder; returns their paths.
+    """
+    rows = run.results()
+    title = "{arch}, {dataset}, {guide}, score {score}".format(**run.config)
+    return [_accuracy(run.path / "accuracy.png", rows, title), _layers(run, title)]
+
+
+def _accuracy(path: Path, rows: list, title: str) -> Path:
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    percent = [100 * row.density for row in rows]
+    top.plot(percent, [100 * row.max_test_accuracy for row in rows], "o-", color="#0072B2", label="maximum over epochs")
+    top.plot(percent, [100 * row.test_accuracy for row in rows], "s--", color="#E69F00", label="at the end")
+    top.axhline(100 * rows[0].test_accuracy, color="0.6", ls=":", label="dense, at the end")
+    top.set(ylabel="test accuracy (%)", title=title)
+    top.legend(frameon=False)
+    bottom.plot(percent, [row.mace for row in rows], "o-", color="#009E73")
+    bottom.set(xscale="log", xlabel="weights remaining (%)", ylabel="MACE")
+    bottom.set_ylim(0, 1.1 * max(row.mace for row in rows))
+    ticks = [t for t in (100, 50, 20, 10, 5, 2, 1, 0.5) if t >= min(percent) * 0.8]
+    bottom.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    bottom.set_xticks([], minor=True)
+    bottom.set_xlim(115, min(percent) * 0.85)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _layers(run: RunFolder, title: str) -> Path:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    rows = run.results()
+    for row in rows:
+        density = masks.density_per_site(run.level(row.level).load_ticket().mask)
+        shade = str(0.75 * (1 - row.level / max(1, rows[-1].level)))
+        axes.plot(range(1, len(density) + 1), [100 * d for d in density.values()], ".-", color=shade, lw=1)
+    axes.set(xlabel="layer (from the input)", ylabel="weights remaining (%)", ylim=(0, 105))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(f"{title}\ndensity per layer, level 0 (light) to {rows[-1].level} (black)")
+    path = run.path / "layers.png"
+    figure.savefig(path, dpi=150)
+    return path

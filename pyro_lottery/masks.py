@@ -1,0 +1,76 @@
+"""Masks: ranking and thresholding, once. A mask only ever shrinks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from pyro_lottery.errors import UserError
+from pyro_lottery.types import Mask, Posterior, Sites
+
+
+def full(posterior: Posterior) -> Mask:
+    """The dense mask: every prunable weight survives."""
+    return {name: torch.ones_like(posterior.loc[name], dtype=torch.bool) for name in posterior.prunable}
+
+
+def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
+    """Prune the ⌈fraction × surviving⌉ survivors with the lowest score, globally over all sites of ``mask`` (paper §5).
+
+    Ties fall in the network's order, the first weight first, every time. ``fraction`` is taken as the decimal it is
+    written as, so that 0.1 of 30 is 3. Raises ``UserError`` for a fraction outside (0, 1) or a score that is NaN.
+    """
+    if not 0 < fraction < 1:
+        raise UserError(f"prune fraction must be between 0 and 1, got {fraction}")
+    for name, m in mask.items():
+        if name not in score or score[name].shape != m.shape:
+            raise UserError(f"the score has {'no' if name not in score else 'a mis-shaped'} tensor for site {name!r}")
+    flat = _flat(mask)
+    survivors = flat.nonzero().squeeze(1)
+    values = _flat({name: score[name] for name in mask})[survivors]
+    if values.isnan().any():
+        raise UserError("the score of a surviving weight is NaN; a score must rank every weight")
+    count = math.ceil(Fraction(str(fraction)) * len(survivors))
+    lowest = values.sort(stable=True).indices[:count]
+    flat[survivors[lowest]] = False
+    parts = flat.split([m.numel() for m in mask.values()])
+    return {name: part.view(m.shape).clone() for (name, m), part in zip(mask.items(), parts, strict=True)}
+
+
+def apply(mask: Mask, posterior: Posterior) -> Posterior:
+    """``posterior`` with (loc, scale) = (0, 0) at every pruned weight (paper §3)."""
+
+    def masked(sites: Sites) -> Sites:
+        return {n: torch.where(mask[n].to(t.device), t, 0.0) if n in mask else t for n, t in sites.items()}
+
+    return replace(
+        posterior, loc=masked(posterior.loc), scale=None if posterior.scale is None else masked(posterior.scale)
+    )
+
+
+def remaining(mask: Mask) -> int:
+    """Number of surviving weights."""
+    return sum(int(m.sum()) for m in mask.values())
+
+
+def total(mask: Mask) -> int:
+    """Number of prunable weights."""
+    return sum(m.numel() for m in mask.values())
+
+
+def density(mask: Mask) -> float:
+    """Fraction of prunable weights remaining."""
+    return remaining(mask) / total(mask)
+
+
+def density_per_site(mask: Mask) -> dict[str, float]:
+    """Density of every site by itself, in the network's order."""
+    return {name: float(m.double().mean()) for name, m in mask.items()}
+
+
+def _flat(sites: Sites) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in sites.values()])

@@ -1,0 +1,182 @@
+"""From a plain network to a Bayesian model: priors on weights, a likelihood, N and the KL temperature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule, PyroSample
+from pyro.nn.module import pyro_method, to_pyro_module_
+from torch import Tensor, nn
+
+from pyro_lottery.errors import UserError
+from pyro_lottery.priors import Prior, SitePrior, normal
+from pyro_lottery.types import Sites
+
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+def random_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """``(site, layer, attribute)`` of every weight and bias that becomes random, in the network's order (paper §3).
+
+    These are the parameters of Linear, Conv and MultiheadAttention layers; normalisation layers, class tokens and
+    position embeddings stay deterministic.
+    """
+    for prefix, layer in net.named_modules():
+        if isinstance(layer, (*_LAYERS, nn.MultiheadAttention)):
+            for name, parameter in layer.named_parameters(recurse=False):
+                if parameter is not None:
+                    yield (f"{prefix}.{name}" if prefix else name), layer, name
+
+
+def prunable_sites(net: nn.Module) -> tuple[str, ...]:
+    """Sites that pruning may touch: all weights but those of the final classification layer; no biases (paper §5)."""
+    final = _classifier_of(net)
+    return tuple(
+        site for site, layer, name in random_parameters(net)
+        if "bias" not in name and layer is not final
+    )
+
+
+def _classifier_of(net: nn.Module) -> nn.Module | None:
+    head = net.get_classifier() if callable(getattr(net, "get_classifier", None)) else None
+    layers = [m for m in net.modules() if isinstance(m, _LAYERS)]
+    return head if isinstance(head, _LAYERS) else (layers[-1] if layers else None)
+
+
+def kaiming_scale(layer: nn.Module, name: str) -> float:
+    """Standard deviation √(2 / fan_in) of Kaiming's initialisation (He et al. 2015) for a layer; a bias takes its layer's."""
+    if "bias" not in name:
+        fan_in = getattr(layer, name)[0].numel()
+    else:
+        fan_in = layer.embed_dim if isinstance(layer, nn.MultiheadAttention) else layer.weight[0].numel()
+    return math.sqrt(2.0 / fan_in)
+
+
+def bayesianize_(net: nn.Module, prior: Prior) -> dict[str, float]:
+    """Turn every weight and bias of Linear, Conv and MultiheadAttention layers into a Pyro sample site, in place.
+
+    The site is named as the parameter was, its prior is ``prior(site, shape)``, and the value it had is kept beside
+    it as the buffer ``NAME_init`` (not in the state dict), where a guide finds its initial loc. Returns the Kaiming
+    scale of every site. Raises ``UserError`` if the network has no such layer.
+    """
+    found = list(random_parameters(net))
+    if not found:
+        raise UserError("the network has no Linear, Conv or MultiheadAttention layer to make Bayesian")
+    scales = {site: kaiming_scale(layer, name) for site, layer, name in found}
+    values = {site: getattr(layer, name).detach().clone() for site, layer, name in found}
+    to_pyro_module_(net)
+    for site, layer, name in found:
+        value = values[site]
+        setattr(layer, f"{name}_prior", SitePrior(prior(site, value.shape), value.shape))
+        setattr(layer, name, PyroSample(_PriorOf(name)))
+        layer.register_buffer(f"{name}_init", value, persistent=False)
+    return scales
+
+
+class _PriorOf:
+    """Reads a layer's prior when its weight is sampled (a class, not a lambda, so that models can be copied and pickled)."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, layer: nn.Module) -> dist.TorchDistribution:
+        return getattr(layer, f"{self.name}_prior")()
+
+
+@pyro_method
+def _sample_sites(net: PyroModule, sites: dict[str, tuple[str, str]]) -> None:
+    for path, name in sites.values():
+        getattr(net.get_submodule(path) if path else net, name)
+
+
+class BayesianNetwork(nn.Module):
+    """A network with a prior on its weights and a likelihood: p(w)^T · p(D | w).
+
+    ``net`` is made Bayesian in place. A batch is scaled up to ``num_data`` (N) examples by Pyro's plate; the prior
+    enters with the power ``kl_temperature`` (T of paper §3), and guides built by :mod:`pyro_lottery.guides` with it
+    too, so that the ELBO is E_q[log p(D|w)] − T·KL(q‖p). Subclasses say the likelihood.
+    """
+
+    def __init__(self, net: nn.Module, prior: Prior | None = None, *, num_data: int, kl_temperature: float = 1.0):
+        super().__init__()
+        if num_data < 1:
+            raise UserError(f"num_data must be at least 1, got {num_data}")
+        if not kl_temperature > 0:
+            raise UserError(f"kl_temperature must be greater than 0, got {kl_temperature}")
+        self.prunable = prunable_sites(net)
+        self._net_names = set(net.state_dict()) - {site for site, _, _ in random_parameters(net)}
+        self.kaiming_scale = bayesianize_(net, prior or normal(0.0, 1.0))
+        self.net = net
+        self.num_data = num_data
+        self.kl_temperature = kl_temperature
+        self._sites = {site: tuple(site.rpartition(".")[::2]) for site in self.kaiming_scale}
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of all random weights and biases, in the network's order."""
+        return tuple(self._sites)
+
+    def initial_values(self) -> Sites:
+        """What every site was when the network was made Bayesian: the starting loc of a guide."""
+        return {
+            site: (self.net.get_submodule(path) if path else self.net).get_buffer(f"{name}_init")
+            for site, (path, name) in self._sites.items()
+        }
+
+    def net_state(self) -> Sites:
+        """Copies of what is not random: normalisation parameters and buffers, under the plain network's names."""
+        return {k: v.detach().clone() for k, v in self.net.state_dict().items() if k in self._net_names}
+
+    def load_net_state(self, state: Sites) -> None:
+        """Copy :meth:`net_state` back, bit for bit; a missing, unknown or mis-shaped name raises ``UserError``."""
+        own = self.net.state_dict()
+        for name in sorted(self._net_names | set(state)):
+            if name not in state or name not in self._net_names:
+                raise UserError(f"net/{name} is {'missing' if name not in state else 'not in this network'}")
+            if own[name].shape != state[name].shape:
+                raise UserError(f"net/{name} is {tuple(state[name].shape)}, but the network's is {tuple(own[name].shape)}")
+        for name in self._net_names:
+            own[name].copy_(state[name])
+
+    def likelihood(self, output: Tensor) -> dist.TorchDistribution:
+        """The distribution of one target per example given the network's output."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor | None:
+        """The Pyro model: sample the weights, run the network on ``x``, observe ``y``; returns the network's output.
+
+        Without ``x`` the weights alone are sampled, without a forward pass: so a guide learns the sites before the
+        first batch, and BatchNorm does not notice.
+        """
+        with poutine.scale(scale=self.kl_temperature):
+            if x is None:
+                _sample_sites(self.net, self._sites)
+                return None
+            output = self.net(x).float()
+        index = torch.arange(len(x), device=x.device)  # given, or the plate would draw its own: a permutation of N
+        with pyro.plate("data", self.num_data, subsample=index):
+            pyro.sample("y", self.likelihood(output), obs=y)
+        return output
+
+
+class BayesianClassifier(BayesianNetwork):
+    """A :class:`BayesianNetwork` whose outputs are logits of a categorical likelihood."""
+
+    def likelihood(self, output: Tensor) -> dist.TorchDistribution:
+        return dist.Categorical(logits=output)
+
+
+class BayesianRegressor(BayesianNetwork):
+    """A :class:`BayesianNetwork` whose outputs [batch, d] are means of a Normal likelihood with known ``noise_scale``."""
+
+    def __init__(self, net: nn.Module, prior: Prior | None = None, *, num_data: int, noise_scale: float, kl_temperature: float = 1.0):
+        super().__init__(net, prior, num_data=num_data, kl_temperature=kl_temperature)
+        self.noise_scale = noise_scale
+
+    def likelihood(self, output: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(output, self.noise_scale).to_event(1)

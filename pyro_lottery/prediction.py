@@ -1,0 +1,110 @@
+"""Class probabilities from posterior samples or from the mean weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor, nn
+
+from pyro_lottery import guides
+from pyro_lottery.errors import UserError, unknown
+from pyro_lottery.model import BayesianNetwork
+
+PRECISIONS = ("32", "bf16")
+
+
+class Images(Protocol):
+    """Normalised images by slice: a float tensor [n, c, h, w] or a :class:`pyro_lottery.data.Split`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice, /) -> Tensor: ...
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """The context of a forward pass: bf16 autocast, or nothing for fp32."""
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def predict(
+    model: BayesianNetwork,
+    guide: AutoGuide,
+    images: Images,
+    num_samples: int = 10,
+    *,
+    batch_size: int = 500,
+    precision: str = "32",
+) -> Tensor:
+    """Class probabilities [n, classes]: the softmax averaged over ``num_samples`` draws of the weights (paper §3).
+
+    Every draw is used for all images. Buffers, training mode and gradients are left as they were. Draws follow
+    torch's global generator; a point guide takes one sample whatever is asked for.
+    """
+    if num_samples < 1:
+        raise UserError(f"num_samples must be at least 1, got {num_samples}; predict_mean uses the mean weights")
+    count = 1 if guides.is_point(guide) else num_samples
+    with _inference(model):
+        total: Any = 0.0
+        for _ in range(count):
+            trace = poutine.trace(guide).get_trace()
+            weights = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample"}
+            total = total + _softmax(model, weights, images, batch_size, precision)
+        return total / count
+
+
+def predict_mean(
+    model: BayesianNetwork, guide: AutoGuide, images: Images, *, batch_size: int = 500, precision: str = "32"
+) -> Tensor:
+    """Class probabilities [n, classes] of the network whose weights are the posterior's locs: one pass, no randomness."""
+    return logits_mean(model, guide, images, batch_size=batch_size, precision=precision).softmax(-1)
+
+
+def logits_mean(
+    model: BayesianNetwork, guide: AutoGuide, images: Images, *, batch_size: int = 500, precision: str = "32"
+) -> Tensor:
+    """Outputs [n, d] of the network whose weights are the posterior's locs (0 where ``sparsify`` prunes)."""
+    weights = {}
+    for name, loc in guides.posterior(guide).loc.items():
+        mask = guides.active_mask(name, loc.shape)
+        weights[name] = loc if mask is None else torch.where(mask.to(loc.device), loc, 0.0)
+    with _inference(model):
+        return torch.cat(list(_outputs(model, weights, images, batch_size, precision)))
+
+
+@contextmanager
+def _inference(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()  # so that BatchNorm uses, and does not touch, its running statistics
+    try:
+        with torch.no_grad(), pyro.validation_enabled(False):
+            yield
+    finally:
+        model.train(training)
+
+
+def _outputs(
+    model: BayesianNetwork, weights: Mapping[str, Tensor], images: Images, batch_size: int, precision: str
+) -> Iterator[Tensor]:
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        with poutine.condition(data=weights), autocast(batch.device, precision):
+            yield model.net(channels_last(batch)).float()
+
+
+def _softmax(
+    model: BayesianNetwork, weights: Mapping[str, Tensor], images: Images, batch_size: int, precision: str
+) -> Tensor:
+    return torch.cat([out.softmax(-1) for out in _outputs(model, weights, images, batch_size, precision)])
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Images in the layout in which convolutions are fastest on processors and GPUs alike."""
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images

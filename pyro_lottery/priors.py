@@ -1,0 +1,97 @@
+"""Priors on weights: a prior is any function ``(site, shape) -> distribution`` that broadcasts to the site's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Size, Tensor, nn
+
+from pyro_lottery.errors import UserError, unknown
+from pyro_lottery.imports import load_object
+
+Prior = Callable[[str, Size], dist.TorchDistribution]
+
+
+def normal(*loc_scale: float) -> Prior:
+    """N(loc, scale²) on every weight (paper §3); one number is the scale, two are loc and scale."""
+    loc, scale = _loc_scale("normal", loc_scale)
+    return lambda site, shape: dist.Normal(torch.tensor(loc), torch.tensor(scale))
+
+
+def laplace(*loc_scale: float) -> Prior:
+    """Laplace(loc, scale) on every weight; one number is the scale, two are loc and scale."""
+    loc, scale = _loc_scale("laplace", loc_scale)
+    return lambda site, shape: dist.Laplace(torch.tensor(loc), torch.tensor(scale))
+
+
+def student_t(scale: float = 1.0, df: float = 3.0) -> Prior:
+    """Student's t with ``df`` degrees of freedom, centred at zero, on every weight."""
+    _loc_scale("student_t", (scale,))
+    if not df > 0:
+        raise UserError(f"student_t prior: df must be greater than 0, got {df}")
+    return lambda site, shape: dist.StudentT(torch.tensor(df), torch.tensor(0.0), torch.tensor(scale))
+
+
+def flat() -> Prior:
+    """The improper uniform prior: log p(w) = 0, so that a point guide is maximum likelihood."""
+    return lambda site, shape: Flat()
+
+
+def by_name(name: str, scale: float) -> Prior:
+    """A prior from its command-line name, or from the import path of ``(site, shape) -> distribution``."""
+    known = {"normal": normal, "laplace": laplace, "student_t": student_t}
+    if name in known:
+        return known[name](scale)
+    if "." not in name:
+        raise unknown("prior", name, [*known, "package.module.function"])
+    return load_object(name, "--prior")
+
+
+def _loc_scale(name: str, numbers: tuple[float, ...]) -> tuple[float, float]:
+    if len(numbers) > 2:
+        raise UserError(f"{name} prior: expected (scale) or (loc, scale), got {len(numbers)} numbers")
+    loc, scale = (0.0, *numbers) if len(numbers) == 1 else (numbers or (0.0, 1.0))
+    if not scale > 0:
+        raise UserError(f"{name} prior: scale must be greater than 0, got {scale}")
+    return float(loc), float(scale)
+
+
+class Flat(dist.TorchDistribution):
+    """The improper density 1 on the real line; it cannot be sampled."""
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.real
+    has_rsample = False
+
+    def __init__(self, batch_shape: Size = Size(), validate_args: bool | None = None):
+        super().__init__(batch_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Size, _instance: Any = None) -> Flat:
+        return Flat(Size(batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return value.new_zeros(value.shape)
+
+    def sample(self, sample_shape: Size = Size()) -> Tensor:
+        raise UserError("a flat prior cannot be sampled; use priors.normal, or a guide to draw weights from")
+
+
+class SitePrior(nn.Module):
+    """One site's prior, with the distribution's parameters as buffers, so that ``.to()`` moves them (PyroSample alone does not)."""
+
+    def __init__(self, distribution: dist.TorchDistribution, shape: Size):
+        super().__init__()
+        self.shape = shape
+        self.kind = type(distribution)
+        names = [n for n in distribution.arg_constraints if n in vars(distribution)]
+        for name in names:
+            self.register_buffer(name, getattr(distribution, name).detach().clone())
+        self.names = names
+
+    def forward(self) -> dist.TorchDistribution:
+        parameters = {name: getattr(self, name) for name in self.names}
+        return self.kind(**parameters).expand(self.shape).to_event(len(self.shape))

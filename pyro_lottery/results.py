@@ -1,0 +1,199 @@
+"""The run folder: every file name, every format and the rule by which a run is resumed. Nothing else touches it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_lottery import files
+from pyro_lottery.errors import Damaged, UserError
+from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket
+
+RESUMABLE = {"levels", "data_dir", "run_dir", "device"}
+"""Options that may differ when a run is resumed: they say how far and where, not what."""
+
+
+class LevelFolder:
+    """``level_NN/``: what a level starts from, what it trained to, its epochs, and a checkpoint while it trains."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoint = path / "checkpoint.safetensors"
+        self.checkpoint_before = path / "checkpoint.before.safetensors"
+
+    def save_ticket(self, ticket: Ticket) -> None:
+        """Write ``ticket.safetensors``: mask/ as uint8 0/1, loc/, scale/, net/."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        save_ticket(self.path / "ticket.safetensors", ticket)
+
+    def load_ticket(self) -> Ticket:
+        """Read ``ticket.safetensors``."""
+        return load_ticket(self.path / "ticket.safetensors")
+
+    def save_posterior(self, posterior: Posterior, net: Sites) -> None:
+        """Write ``posterior.safetensors``: loc/, scale/, net/."""
+        _save_state(self.path / "posterior.safetensors", posterior, net)
+
+    def load_posterior(self) -> tuple[Posterior, Sites]:
+        """Read ``posterior.safetensors``: the posterior, and what is not random."""
+        groups = _load_groups(self.path / "posterior.safetensors")
+        return _posterior(groups), groups["net"]
+
+    def save_history(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Write ``history.csv``: one row per epoch."""
+        _write_csv(self.path / "history.csv", list(history[0]) if history else ["epoch"], history)
+
+    def load_history(self) -> list[dict[str, float]]:
+        """Read ``history.csv``."""
+        return _read_csv(self.path / "history.csv")
+
+    def save_checkpoint(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+        """Write a checkpoint within the level; the one before is kept until the next."""
+        if self.checkpoint.exists():
+            self.checkpoint.replace(self.checkpoint_before)
+        files.save_tensors(self.checkpoint, tensors, info)
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest whole checkpoint, or None; a damaged one is passed over with a warning that names it."""
+        for path in (self.checkpoint, self.checkpoint_before):
+            try:
+                return files.load_tensors(path)
+            except FileNotFoundError:
+                continue
+            except Damaged as error:
+                warnings.warn(f"{error}; going on from the checkpoint before it", stacklevel=2)
+        return None
+
+    def drop_checkpoints(self) -> None:
+        """Remove the checkpoints of a finished level."""
+        self.checkpoint.unlink(missing_ok=True)
+        self.checkpoint_before.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """A run: ``config.json``, ``results.csv`` and one folder per level. A level is finished when its row is there."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @classmethod
+    def open(cls, path: str | Path, options: Mapping[str, Any], facts: Mapping[str, Any]) -> RunFolder:
+        """Create a run folder, or resume one with the same options; ``UserError`` names the first that differs.
+
+        ``facts`` (versions, hardware, data) are recorded when the folder is made.
+        """
+        run = cls(path)
+        if run.path.exists() and not run.path.is_dir():
+            raise UserError(f"--run-dir {path} is a file; choose a folder")
+        if (run.path / "config.json").exists():
+            old = run.config
+            for name, value in json.loads(json.dumps(options)).items():
+                if name not in RESUMABLE and old.get(name, value) != value:
+                    raise UserError(
+                        f"--run-dir {path} belongs to other options: {name} is {old[name]} there and {value} here; "
+                        "choose another --run-dir, or repeat the run's own options"
+                    )
+            if options["levels"] > old["levels"]:
+                files.write_json(run.path / "config.json", old | {"levels": options["levels"]})
+        elif run.path.exists() and any(run.path.iterdir()):
+            raise UserError(f"--run-dir {path} is not empty and holds no run; choose another folder")
+        else:
+            run.path.mkdir(parents=True, exist_ok=True)
+            files.write_json(run.path / "config.json", dict(options) | dict(facts))
+        return run
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What ``config.json`` holds: every option, and the facts recorded when the run began."""
+        try:
+            config = json.loads((self.path / "config.json").read_text())
+        except FileNotFoundError:
+            raise UserError(f"{self.path} is not a run folder: it has no config.json") from None
+        except ValueError as error:
+            raise UserError(f"{self.path / 'config.json'} is not JSON ({error})") from error
+        if not isinstance(config, dict):
+            raise UserError(f"{self.path / 'config.json'} is not a JSON object")
+        return config
+
+    def level(self, number: int) -> LevelFolder:
+        """The folder of one level."""
+        return LevelFolder(self.path / f"level_{number:02d}")
+
+    @property
+    def rewind_point(self) -> LevelFolder:
+        """The folder of the posterior that late rewinding goes back to."""
+        return LevelFolder(self.path / "rewind")
+
+    def results(self) -> list[LevelResult]:
+        """The rows of ``results.csv``, in order of level."""
+        if not (self.path / "results.csv").exists():
+            return []
+        integers = {"level", "remaining", "total"}
+        rows = _read_csv(self.path / "results.csv")
+        names = [f.name for f in fields(LevelResult)]
+        try:
+            return [LevelResult(**{n: int(r[n]) if n in integers else r.get(n) for n in names}) for r in rows]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self.path / 'results.csv'} is not a table of levels ({error!r})") from error
+
+    def add_result(self, result: LevelResult) -> None:
+        """Add a level's row: from now on the level is finished."""
+        rows = [asdict(row) for row in [*self.results(), result]]
+        _write_csv(self.path / "results.csv", [f.name for f in fields(LevelResult)], rows)
+
+
+def save_ticket(path: Path, ticket: Ticket) -> None:
+    """Write a ticket to a safetensors file of its own."""
+    _save_state(path, ticket.start, ticket.net, {f"mask/{n}": m.to(torch.uint8) for n, m in ticket.mask.items()})
+
+
+def load_ticket(path: Path) -> Ticket:
+    """Read a ticket from a safetensors file."""
+    groups = _load_groups(path)
+    start = _posterior(groups)
+    return Ticket({name: groups["mask"][name].bool() for name in start.prunable}, start, groups["net"])
+
+
+def _save_state(path: Path, posterior: Posterior, net: Sites, more: Sites | None = None) -> None:
+    groups = {"loc": posterior.loc, "scale": posterior.scale or {}, "net": net, "guide": posterior.extra}
+    tensors = {f"{group}/{name}": t for group, sites in groups.items() for name, t in sites.items()}
+    # safetensors sorts its tensors; the network's order, in which ties are settled, is kept here.
+    order = {"sites": list(posterior.loc), "prunable": list(posterior.prunable)}
+    files.save_tensors(path, tensors | dict(more or {}), order)
+
+
+def _load_groups(path: Path) -> dict[str, Any]:
+    tensors, order = files.load_tensors(path)
+    groups: dict[str, Any] = {group: {} for group in ("mask", "loc", "scale", "net", "guide")}
+    for key, tensor in tensors.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = tensor
+    return groups | {"sites": order["sites"], "prunable": order["prunable"]}
+
+
+def _posterior(groups: Mapping[str, Any]) -> Posterior:
+    loc = {name: groups["loc"][name] for name in groups["sites"]}
+    scale = {name: groups["scale"][name] for name in loc} if groups["scale"] else None
+    return Posterior(loc, scale, tuple(groups["prunable"]), groups["guide"])
+
+
+def _write_csv(path: Path, names: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_atomic(path, text.getvalue().encode())
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    with open(path, newline="") as file:
+        return [{k: float(v) if v not in ("", None) else None for k, v in row.items()} for row in csv.DictReader(file)]

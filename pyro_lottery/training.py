@@ -1,0 +1,230 @@
+"""One level's training: SVI on one mask from one starting point, as an epoch loop that can stop and go on anywhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from pyro_lottery import guides, metrics, seeds
+from pyro_lottery.data import Data, Split, batch, shuffle
+from pyro_lottery.elbo import ELBO
+from pyro_lottery.errors import Diverged, UserError
+from pyro_lottery.model import BayesianNetwork
+from pyro_lottery.prediction import autocast, channels_last, predict
+
+History = list[dict[str, float]]
+CHECK_EVERY = 50
+"""Steps between two looks at the loss: the only moments at which a GPU is waited for within an epoch."""
+NLL, KL, CORRECT, EXAMPLES, FINITE_STEPS = range(5)
+
+
+@dataclass
+class Progress:
+    """Where a training is: ``epoch`` and ``step`` are the next ones to do."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    """Of the running epoch."""
+    history: History = field(default_factory=list)
+    sums: Tensor = field(default_factory=lambda: torch.zeros(5))
+    """Of the running epoch: nll, T·KL, correct predictions, examples, and steps before the first bad loss."""
+    generators: dict[str, Tensor] = field(default_factory=dict)
+    """States of the random generators within an epoch; an epoch's start needs none, since it is seeded by name."""
+
+
+class Hooks:
+    """What a caller may do while a level trains; each method may be left as it is."""
+
+    def start(self, optimizer: Adam) -> Progress | None:
+        """Called before the first step; training goes on from a returned Progress whose states have been loaded."""
+
+    def step(self, progress: Progress, optimizer: Adam) -> None:
+        """Called after every step but an epoch's last."""
+
+    def check(self, progress: Progress, steps: int, nll: float, accuracy: float) -> None:
+        """Called every ``CHECK_EVERY`` steps and at an epoch's end with the epoch's means so far."""
+
+    def epoch(self, progress: Progress, optimizer: Adam) -> None:
+        """Called after every epoch, when its row is in the history."""
+
+
+def learning_rate(
+    epoch: int, step: int, steps: int, lr: float, milestones: tuple[int, ...], warmup_epochs: int
+) -> float:
+    """lr × 0.1^(milestones passed), rising linearly over the first ``warmup_epochs`` (paper §4).
+
+    >>> [learning_rate(epoch, 0, 10, 1.0, (2, 3), 0) for epoch in range(3)]
+    [1.0, 1.0, 0.1]
+    """
+    value = lr * 0.1 ** sum(epoch >= milestone for milestone in milestones)
+    if epoch < warmup_epochs:
+        value *= (epoch * steps + step + 1) / (warmup_epochs * steps)
+    return value
+
+
+def train(
+    model: BayesianNetwork,
+    guide: AutoGuide,
+    data: Data,
+    *,
+    epochs: int = 160,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    milestones: tuple[int, ...] = (80, 120),
+    warmup_epochs: int = 0,
+    weight_decay: float = 1e-4,
+    train_samples: int = 10,
+    history_samples: int | None = None,
+    kl: str = "analytic",
+    precision: str = "32",
+    seed: int = 0,
+    level: int = 0,
+    hooks: Hooks | None = None,
+) -> History:
+    """Train ``guide`` and the network's own parameters by Adam on the ELBO (paper §3, §4); returns one row an epoch.
+
+    Minimised per example: nll + kl·T/N, averaged over ``train_samples`` weight samples a batch. A row holds
+    ``epoch`` (from 1), ``loss = nll + kl_weight·kl`` in nats (``nll`` per example, ``kl`` whole), ``train_accuracy``,
+    ``test_accuracy`` and, with a validation split, ``val_accuracy`` from ``history_samples`` posterior samples
+    (default: ``train_samples``), ``lr`` and ``seconds`` of training. Prune with
+    :func:`pyro_lottery.handlers.sparsify` around the call. All randomness follows ``(seed, level, epoch)``.
+    Raises ``Diverged`` when a loss is not finite.
+    """
+    if model.num_data != len(data.train):
+        raise UserError(f"the model's num_data is {model.num_data}, but there are {len(data.train)} training images")
+    hooks = hooks or Hooks()
+    device = data.train.pixels.device
+    samples = 1 if guides.is_point(guide) else train_samples
+    model.to(memory_format=torch.channels_last)
+    optimizer = Adam(guides.parameter_groups(model, guide, weight_decay), lr, fused=True)
+    progress = hooks.start(optimizer) or Progress()
+    elbo = ELBO(kl)
+
+    while progress.epoch < epochs:
+        began = time.perf_counter() - progress.seconds
+        order = seeds.generator(device, seed, "batches", level, progress.epoch)
+        with (
+            seeds.stream(device, seed, "noise", level, progress.epoch),
+            pyro.validation_enabled(False),
+            _training_mode(model, samples),
+        ):
+            chunks = shuffle(len(data.train), batch_size, order)
+            _set_generators(progress.generators, order, device)
+            sums = progress.sums.to(device)
+            for indices in chunks[progress.step :]:
+                rate = learning_rate(progress.epoch, progress.step, len(chunks), lr, milestones, warmup_epochs)
+                x, y = batch(data.train, indices, data.augment, order)
+                _step(model, guide, elbo, optimizer, rate, channels_last(x), y, samples, precision, sums)
+                progress.step += 1
+                progress.seconds = time.perf_counter() - began
+                last = progress.step == len(chunks)
+                if last or progress.step % CHECK_EVERY == 0:
+                    seen = sums.cpu()
+                    _check_finite(seen, progress)
+                    hooks.check(progress, len(chunks), *(float(seen[i] / seen[EXAMPLES]) for i in (NLL, CORRECT)))
+                if not last:
+                    progress.sums, progress.generators = sums, _generators(order, device)
+                    hooks.step(progress, optimizer)
+        row = _row(progress.epoch, seen, len(chunks), model, rate, time.perf_counter() - began)
+        for name, split in (("test", data.test), ("val", data.val)):
+            if split is not None:
+                with seeds.stream(device, seed, f"history-{name}", level, progress.epoch):
+                    row[f"{name}_accuracy"] = _accuracy(model, guide, split, history_samples or samples, precision)
+        progress = Progress(progress.epoch + 1, history=[*progress.history, row])
+        hooks.epoch(progress, optimizer)
+    return progress.history
+
+
+def _step(
+    model: BayesianNetwork,
+    guide: AutoGuide,
+    elbo: ELBO,
+    optimizer: Adam,
+    rate: float,
+    x: Tensor,
+    y: Tensor,
+    samples: int,
+    precision: str,
+    sums: Tensor,
+) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad()
+    for _ in range(samples):  # one backward pass a sample, so that memory does not grow with the samples
+        with autocast(x.device, precision):
+            terms = elbo.terms(model, guide, x, y)
+        ((terms.nll + terms.kl) / (model.num_data * samples)).backward()
+        with torch.no_grad():
+            correct = (terms.output.argmax(-1) == y).sum()
+            nll = terms.nll * (len(y) / model.num_data)
+            sums[:EXAMPLES] += torch.stack([nll, terms.kl, correct]).float() / samples
+    optimizer.step()
+    sums[EXAMPLES] += len(y)
+    sums[FINITE_STEPS] += sums.isfinite().all()
+
+
+def _check_finite(sums: Tensor, progress: Progress) -> None:
+    if not bool(sums.isfinite().all()):
+        raise Diverged(
+            f"the loss is not finite at epoch {progress.epoch + 1}, step {int(sums[FINITE_STEPS]) + 1}; "
+            "try a lower --lr, a smaller --init-scale or --precision 32"
+        )
+
+
+def _row(
+    epoch: int, sums: Tensor, steps: int, model: BayesianNetwork, rate: float, seconds: float
+) -> dict[str, float]:
+    nll, kl = float(sums[NLL] / sums[EXAMPLES]), float(sums[KL]) / steps / model.kl_temperature
+    weight = model.kl_temperature / model.num_data
+    return {
+        "epoch": epoch + 1,
+        "loss": nll + weight * kl,
+        "nll": nll,
+        "kl": kl,
+        "kl_weight": weight,
+        "train_accuracy": float(sums[CORRECT] / sums[EXAMPLES]),
+        "lr": rate,
+        "seconds": seconds,
+    }
+
+
+def _accuracy(model: BayesianNetwork, guide: AutoGuide, split: Split, samples: int, precision: str) -> float:
+    return metrics.accuracy(predict(model, guide, split, samples, precision=precision), split.labels)
+
+
+def _generators(order: torch.Generator, device: torch.device) -> dict[str, Tensor]:
+    noise = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    return {"order": order.get_state(), "noise": noise}
+
+
+def _set_generators(states: dict[str, Tensor], order: torch.Generator, device: torch.device) -> None:
+    if states:
+        order.set_state(states["order"])
+        (torch.cuda.set_rng_state if device.type == "cuda" else torch.set_rng_state)(states["noise"])
+
+
+@contextmanager
+def _training_mode(model: nn.Module, samples: int) -> Iterator[None]:
+    """Training mode in which a batch weighs the same in BatchNorm's running statistics, however many weight samples
+    it passes through: with momentum m and S passes, 1 − (1 − m)^(1/S) a pass makes m together.
+    """
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum]
+    before = [layer.momentum for layer in layers]
+    model.train()
+    for layer in layers:
+        layer.momentum = 1 - (1 - layer.momentum) ** (1 / samples)
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, before, strict=True):
+            layer.momentum = momentum
