@@ -23,9 +23,16 @@ _RISING: Check = (lambda v: all(a >= 1 for a in v) and list(v) == sorted(set(v))
 
 
 def _option(
-    default: Any, kind: type, text: str, check: Check | None = None, choices: Sequence[str] | None = None, many: bool = False
+    default: Any,
+    kind: type,
+    text: str,
+    check: Check | None = None,
+    choices: Sequence[str] | None = None,
+    many: bool = False,
 ) -> Any:
-    return field(default=default, metadata={"kind": kind, "help": text, "check": check, "choices": choices, "many": many})
+    return field(
+        default=default, metadata={"kind": kind, "help": text, "check": check, "choices": choices, "many": many}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +49,9 @@ class Config:
         "auto", str, "random crop and flip of training images", choices=("auto", *data.AUGMENTATIONS)
     )
     guide: str = _option("mean_field", str, "mean_field, deterministic, or the import path of a Pyro AutoGuide")
-    prior: str = _option("normal", str, "normal, laplace, student_t, or the import path of (site, shape) -> distribution")
+    prior: str = _option(
+        "normal", str, "normal, laplace, student_t, or the import path of (site, shape) -> distribution"
+    )
     prior_scale: float = _option(1.0, float, "scale of the prior", _POSITIVE)
     score: str = _option(
         "snr", str,
@@ -58,13 +67,19 @@ class Config:
     epochs: int = _option(160, int, "epochs per level", _AT_LEAST_1)
     batch_size: int = _option(128, int, "images per batch", _AT_LEAST_1)
     lr: float = _option(1e-3, float, "Adam's learning rate", _POSITIVE)
-    milestones: tuple[int, ...] = _option((80, 120), int, "epochs after which the rate falls to a tenth", _RISING, many=True)
+    milestones: tuple[int, ...] = _option(
+        (80, 120), int, "epochs after which the rate falls to a tenth", _RISING, many=True
+    )
     warmup_epochs: int = _option(0, int, "epochs over which the rate rises from 0", _AT_LEAST_0)
     weight_decay: float = _option(1e-4, float, "L2 in Adam's gradient, on locs and network parameters", _AT_LEAST_0)
     kl_temperature: float = _option(0.1, float, "factor T of the KL divergence", _POSITIVE)
-    kl: str = _option("analytic", str, "KL by closed form where there is one, or always by sampling", choices=elbo.KL_KINDS)
+    kl: str = _option(
+        "analytic", str, "KL by closed form where there is one, or always by sampling", choices=elbo.KL_KINDS
+    )
     init_scale: float = _option(0.01, float, "initial scale as a fraction of the layer's Kaiming scale", _POSITIVE)
-    estimator: str = _option("weights", str, "how weight noise enters: weights samples the weights", choices=("weights",))
+    estimator: str = _option(
+        "weights", str, "how weight noise enters: weights samples the weights", choices=("weights",)
+    )
     train_samples: int = _option(10, int, "weight samples per training batch", _AT_LEAST_1)
     eval_samples: int = _option(10, int, "posterior samples per prediction at a level's end", _AT_LEAST_1)
     history_samples: int | None = _option(
@@ -108,11 +123,15 @@ class Config:
         'resnet20-cifar10-mean_field-snr-seed0-epochs5-milestones3+4'
         """
         main = ("arch", "dataset", "guide", "score", "seed")
-        usual = {f.name: f.default for f in fields(self)} | {"history_samples": min(self.train_samples, self.eval_samples)}
+        usual = {f.name: f.default for f in fields(self)} | {
+            "history_samples": min(self.train_samples, self.eval_samples)
+        }
         hidden = {*main, "run_dir", "data_dir", "device", "levels"}
         other = [f.name for f in fields(self) if f.name not in hidden and getattr(self, f.name) != usual[f.name]]
         parts = [self.arch, self.dataset, self.guide, self.score, f"seed{self.seed}"]
-        parts += [f"{n}{'+'.join(map(str, v)) if isinstance(v, tuple) else v}" for n in other for v in [getattr(self, n)]]
+        parts += [
+            f"{n}{'+'.join(map(str, v)) if isinstance(v, tuple) else v}" for n in other for v in [getattr(self, n)]
+        ]
         return re.sub(r"[^\w.+-]", "_", "-".join(parts))[:200]
 
     def options(self) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -48,11 +47,14 @@ class LevelDisplay:
 
 def results_table(rows: list[LevelResult]) -> Table:
     """The finished levels as a table for the terminal."""
-    table = Table("level", "density %", "remaining", "accuracy %", "max %", "nll", "mace", "ece", "seconds", "ms/step", box=SIMPLE)
+    names = ("level", "density %", "remaining", "accuracy %", "max %", "nll", "mace", "seconds", "ms/step")
+    table = Table(*names, box=None, padding=(0, 1, 0, 0), header_style="bold")
+    for column in table.columns:
+        column.justify, column.no_wrap = "right", True
     for r in rows:
         table.add_row(
             str(r.level), f"{100 * r.density:.2f}", f"{r.remaining:,}", f"{100 * r.test_accuracy:.2f}",
-            f"{100 * r.max_test_accuracy:.2f}", f"{r.nll:.4f}", f"{r.mace:.4f}", f"{r.ece:.4f}",
-            f"{r.train_seconds:.1f}", f"{r.step_ms:.1f}",
+            f"{100 * r.max_test_accuracy:.2f}", f"{r.nll:.4f}", f"{r.mace:.4f}", f"{r.train_seconds:.0f}",
+            f"{r.step_ms:.0f}",
         )  # fmt: skip
     return table

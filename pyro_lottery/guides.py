@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any
@@ -14,7 +15,9 @@ from pyro.distributions import constraints
 from pyro.distributions.transforms import ExpTransform
 from pyro.infer.autoguide import AutoContinuous, AutoDelta, AutoGuide, AutoNormal
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
+from pyro.poutine.messenger import unwrap
 from torch import Size, Tensor, nn
+from torch.distributions import transform_to
 
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.handlers import active_mask
@@ -53,7 +56,9 @@ class _Sites(AutoGuide):
         values = []
         for name, site in trace.iter_stochastic_nodes():
             if not _is_real(site["fn"].support):
-                raise UserError(f"site {name!r} is not real-valued; use guides.auto with Pyro's AutoNormal, which transforms it")
+                raise UserError(
+                    f"site {name!r} is not real-valued; use guides.auto with Pyro's AutoNormal, which transforms it"
+                )
             if any(frame.vectorized for frame in site["cond_indep_stack"]):
                 raise UserError(f"site {name!r} is inside a plate; use guides.auto with Pyro's AutoNormal")
             self.shapes[name] = site["value"].shape
@@ -178,13 +183,9 @@ def auto(kind: type[AutoGuide], model: Callable[..., Any], init_scale: float = 0
     usual = init_scale * (float(torch.tensor(list(kaiming.values())).median()) if kaiming else 1.0)
     base = _Joint if issubclass(kind, AutoContinuous) else _Tempered
     adapted = type(kind.__name__, (base, kind), {})
-    options: dict[str, Any] = {"init_loc_fn": _initial_value(model)}
-    if not issubclass(kind, AutoDelta):
-        options["init_scale"] = usual
-    try:
-        guide = adapted(model, **options)
-    except TypeError as error:
-        raise UserError(f"guide {kind.__name__} takes no init_loc_fn and init_scale ({error})") from error
+    options: dict[str, Any] = {"init_loc_fn": _initial_value(model), "init_scale": usual}
+    taken = inspect.signature(kind).parameters
+    guide = adapted(model, **{name: value for name, value in options.items() if name in taken})
     guide._temperature = getattr(model, "kl_temperature", 1.0)
     with torch.no_grad(), poutine.block():
         guide(*prototype_args)
@@ -228,7 +229,7 @@ def posterior(guide: AutoGuide) -> Posterior:
     loc = {name: value.detach().clone() for name, value in _raw_locs(guide).items()}
     scale = None if is_point(guide) else {name: value.detach().clone() for name, value in _scales(guide).items()}
     extra = {n: t.detach().clone() for n, t in guide.state_dict().items()} if isinstance(guide, AutoContinuous) else {}
-    return Posterior(loc, scale, tuple(getattr(_model_of(guide), "prunable", _matrices(loc))), extra)
+    return Posterior(loc, scale, tuple(getattr(unwrap(guide.model), "prunable", _matrices(loc))), extra)
 
 
 @torch.no_grad()
@@ -245,7 +246,9 @@ def set_posterior_(guide: AutoGuide, posterior: Posterior) -> None:
             if name not in sites or name not in locs:
                 raise UserError(f"{what}/{name} is {'missing' if name not in sites else 'not a site of this network'}")
             if sites[name].shape != locs[name].shape:
-                raise UserError(f"{what}/{name} is {tuple(sites[name].shape)}, but the site is {tuple(locs[name].shape)}")
+                raise UserError(
+                    f"{what}/{name} is {tuple(sites[name].shape)}, but the site is {tuple(locs[name].shape)}"
+                )
     if isinstance(guide, AutoContinuous):
         if not posterior.extra:
             raise UserError(f"loc and scale do not determine a {type(guide).__name__}; its raw parameters are missing")
@@ -299,11 +302,6 @@ def _matrices(loc: Sites) -> tuple[str, ...]:
     return tuple(name for name, value in loc.items() if value.ndim > 1)
 
 
-def _model_of(guide: AutoGuide) -> Any:
-    model = guide.model
-    return getattr(model, "__wrapped__", model)  # Pyro's InitMessenger wraps the model in a function
-
-
 def _latent_shapes(guide: AutoContinuous) -> dict[str, Size]:
     return {name: site["value"].shape for name, site in guide.prototype_trace.iter_stochastic_nodes()}
 
@@ -349,7 +347,7 @@ def _set_scales(guide: MeanField | AutoNormal, scales: Sites) -> None:
         flat = torch.cat([scales[name].reshape(-1) for name in guide.shapes]).to(guide.log_scale)
         guide.log_scale.copy_(_preimage(_EXP, flat))
         return
-    transform = dist.transform_to(guide.scale_constraint)
+    transform = transform_to(guide.scale_constraint)
     for name in _raw_locs(guide):
         parameter = attrgetter(f"{name}_unconstrained")(guide.scales)
         parameter.data.copy_(_preimage(transform, scales[name].to(parameter)))

@@ -44,6 +44,9 @@ def run_imp(config: Config) -> Run:
     data = load_data(config, device)
     shape = shape_of(data)
     model, guide = build(config, shape, device)
+    if config.levels:  # a score that does not suit the guide shall fail now, not after the first level's hours
+        initial = guides.posterior(guide)
+        masks.shrink(masks.full(initial), scores.by_name(config.score)(initial), config.prune_fraction)
     run = RunFolder.open(str(config.run_dir), config.options(), facts(config, shape, device))
     with _signals() as stop:
         for level in range(len(run.results()), config.levels + 1):
@@ -58,9 +61,7 @@ def run_imp(config: Config) -> Run:
     return load_run(run.path)
 
 
-def next_ticket(
-    run: RunFolder, level: int, config: Config, model: BayesianClassifier, guide: AutoGuide
-) -> Ticket:
+def next_ticket(run: RunFolder, level: int, config: Config, model: BayesianClassifier, guide: AutoGuide) -> Ticket:
     """The ticket of ``level``: dense at the initial values for level 0; later the mask of the level before, shrunk by
     its posterior's score, times the rewind point (paper §5). Read from files, so that a resumed run sees the same bits.
     """
@@ -188,7 +189,8 @@ class _LevelHooks(training.Hooks):
 
     def check(self, progress: training.Progress, steps: int, nll: float, accuracy: float) -> None:
         state = f"nll {nll:.4f}, train accuracy {100 * accuracy:.2f} %"
-        self.display.update(progress.epoch + progress.step / steps, state)
+        if progress.step < steps:  # an epoch's end has its own line
+            self.display.update(progress.epoch + progress.step / steps, state)
 
     def epoch(self, progress: training.Progress, optimizer: Adam) -> None:
         row = progress.history[-1]

@@ -36,10 +36,7 @@ def random_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 def prunable_sites(net: nn.Module) -> tuple[str, ...]:
     """Sites that pruning may touch: all weights but those of the final classification layer; no biases (paper §5)."""
     final = _classifier_of(net)
-    return tuple(
-        site for site, layer, name in random_parameters(net)
-        if "bias" not in name and layer is not final
-    )
+    return tuple(site for site, layer, name in random_parameters(net) if "bias" not in name and layer is not final)
 
 
 def _classifier_of(net: nn.Module) -> nn.Module | None:
@@ -139,7 +136,9 @@ class BayesianNetwork(nn.Module):
             if name not in state or name not in self._net_names:
                 raise UserError(f"net/{name} is {'missing' if name not in state else 'not in this network'}")
             if own[name].shape != state[name].shape:
-                raise UserError(f"net/{name} is {tuple(state[name].shape)}, but the network's is {tuple(own[name].shape)}")
+                raise UserError(
+                    f"net/{name} is {tuple(state[name].shape)}, but the network's is {tuple(own[name].shape)}"
+                )
         for name in self._net_names:
             own[name].copy_(state[name])
 
@@ -174,7 +173,15 @@ class BayesianClassifier(BayesianNetwork):
 class BayesianRegressor(BayesianNetwork):
     """A :class:`BayesianNetwork` whose outputs [batch, d] are means of a Normal likelihood with known ``noise_scale``."""
 
-    def __init__(self, net: nn.Module, prior: Prior | None = None, *, num_data: int, noise_scale: float, kl_temperature: float = 1.0):
+    def __init__(
+        self,
+        net: nn.Module,
+        prior: Prior | None = None,
+        *,
+        num_data: int,
+        noise_scale: float,
+        kl_temperature: float = 1.0,
+    ):
         super().__init__(net, prior, num_data=num_data, kl_temperature=kl_temperature)
         self.noise_scale = noise_scale
 

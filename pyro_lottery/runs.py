@@ -77,9 +77,7 @@ def load_data(config: Config, device: torch.device) -> Data:
 def build(config: Config, shape: Shape, device: torch.device) -> tuple[BayesianClassifier, AutoGuide]:
     """Model and guide of a config at their initial values, which follow ``config.seed``."""
     with seeds.stream("cpu", config.seed, "init"):
-        net = nets.create_model(
-            config.arch, shape.num_classes, shape.in_channels, shape.image_size, config.patch_size
-        )
+        net = nets.create_model(config.arch, shape.num_classes, shape.in_channels, shape.image_size, config.patch_size)
         point = config.guide == "deterministic"
         prior = priors.flat() if point else priors.by_name(config.prior, config.prior_scale)
         model = BayesianClassifier(net, prior, num_data=shape.num_data, kl_temperature=config.kl_temperature)
@@ -90,7 +88,9 @@ def build(config: Config, shape: Shape, device: torch.device) -> tuple[BayesianC
 def facts(config: Config, shape: Shape, device: torch.device) -> dict[str, Any]:
     """What ``config.json`` records beside the options: data, versions and hardware."""
     versions = {name: metadata.version(name) for name in ("torch", "pyro-ppl", "pyro-lottery")}
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    hardware = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    )
     return {
         "data": asdict(shape),
         "versions": versions | {"python": platform.python_version()},

@@ -181,9 +181,7 @@ def _check_finite(sums: Tensor, progress: Progress) -> None:
         )
 
 
-def _row(
-    epoch: int, sums: Tensor, steps: int, model: BayesianNetwork, rate: float, seconds: float
-) -> dict[str, float]:
+def _row(epoch: int, sums: Tensor, steps: int, model: BayesianNetwork, rate: float, seconds: float) -> dict[str, float]:
     nll, kl = float(sums[NLL] / sums[EXAMPLES]), float(sums[KL]) / steps / model.kl_temperature
     weight = model.kl_temperature / model.num_data
     return {

@@ -76,7 +76,9 @@ def folder(root: Path) -> tuple[Arrays, Arrays]:
     """
     for part in ("train", "test"):
         if not (root / part).is_dir():
-            raise UserError(f"--data-dir {root}: no folder {part}/ in it; --dataset folder reads train/CLASS/FILE and test/CLASS/FILE")
+            raise UserError(
+                f"--data-dir {root}: no folder {part}/ in it; --dataset folder reads train/CLASS/FILE and test/CLASS/FILE"
+            )
     classes = sorted(p.name for p in (root / "train").iterdir() if p.is_dir())
     found = {part: _files(root / part, classes) for part in ("train", "test")}
     stamp = files.fingerprint(path for part in found.values() for path, _ in part)
@@ -128,7 +130,9 @@ def _decode(paths: list[Path]) -> Tensor:
         if pixels is None:
             pixels = torch.empty((len(paths), *array.shape), dtype=torch.uint8)
         if array.shape != pixels.shape[1:]:
-            raise UserError(f"{path} is {tuple(array.shape)} (channels, height, width), but {first} is {tuple(pixels.shape[1:])}; all images must be equally large")
+            raise UserError(
+                f"{path} is {tuple(array.shape)} (channels, height, width), but {first} is {tuple(pixels.shape[1:])}; all images must be equally large"
+            )
         pixels[index] = array
     assert pixels is not None
     return pixels

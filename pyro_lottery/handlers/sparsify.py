@@ -40,20 +40,19 @@ class SparsifyMessenger(Messenger):
     def __init__(self, mask: Mask):
         super().__init__()
         self.mask = {name: m.bool() for name, m in mask.items()}
-        self._met: set[str] = set()
+        self._sites: set[str] = set()  # every random site met, to tell a misspelt mask from an unused one
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
-        missed = [name for name in self.mask if name not in self._met]
-        if exception[0] is None and self._met and missed:
-            near = difflib.get_close_matches(missed[0], self._met, n=1) or sorted(self._met)[:1]
-            raise UserError(f"the mask names site {missed[0]!r}, which the network does not have; did you mean {near[0]!r}?")
+        missed = [name for name in self.mask if name not in self._sites]
+        if exception[0] is None and self._sites and missed:
+            near = difflib.get_close_matches(missed[0], self._sites, n=1) or sorted(self._sites)[:1]
+            raise UserError(
+                f"the mask names site {missed[0]!r}, which the network does not have; did you mean {near[0]!r}?"
+            )
 
-    def _of(self, name: str, shape: Size, device: torch.device) -> Tensor | None:
-        mask = self.mask.get(name)
-        if mask is None:
-            return None
-        self._met.add(name)
+    def _of(self, name: str, shape: Size, device: torch.device) -> Tensor:
+        mask = self.mask[name]
         if mask.shape != shape:
             raise UserError(f"the mask of site {name!r} is {tuple(mask.shape)}, but the site is {tuple(shape)}")
         if mask.device != device:
@@ -61,11 +60,10 @@ class SparsifyMessenger(Messenger):
         return mask
 
     def _pyro_active_mask(self, msg: Any) -> None:
-        site, shape = msg["args"]
-        mask = self.mask.get(site)
-        if mask is not None:
-            self._met.add(site)
-            msg["value"], msg["done"] = mask, True
+        site = msg["args"][0]
+        self._sites.add(site)
+        if site in self.mask:
+            msg["value"], msg["done"] = self.mask[site], True
 
     def _pyro_sample(self, msg: Any) -> None:
         # Acts before the value is drawn and changes the distribution itself: a handler that edits the value
@@ -75,6 +73,7 @@ class SparsifyMessenger(Messenger):
         name, fn = msg["name"], msg["fn"]
         if name not in self.mask and msg["infer"].get("is_auxiliary"):
             name = name.removesuffix("_unconstrained")  # AutoNormal's real draw; the named site is its Delta
+        self._sites.add(name)
         if name not in self.mask:
             if msg["infer"].get("is_auxiliary") and name.endswith("_latent") and not getattr(fn, "knows_masks", False):
                 raise UserError(
@@ -90,7 +89,9 @@ class SparsifyMessenger(Messenger):
             mask = self._of(name, base.batch_shape, _device(base))
             msg["fn"] = Pruned(base, mask).to_event(fn.reinterpreted_batch_ndims)
         else:
-            raise UserError(f"site {name!r}: a {type(fn).__name__} has no distribution per weight to prune; use .to_event()")
+            raise UserError(
+                f"site {name!r}: a {type(fn).__name__} has no distribution per weight to prune; use .to_event()"
+            )
 
 
 def _device(distribution: dist.TorchDistribution) -> torch.device:

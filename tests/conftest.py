@@ -1,0 +1,61 @@
+"""Shared small networks. Warnings are errors (pyproject.toml) and Pyro validates everything but the hot loop."""
+
+import pyro
+import pytest
+import torch
+from torch import nn
+
+import pyro_lottery as pl
+
+pyro.enable_validation(True)
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_clean():
+    torch.manual_seed(0)
+    yield
+    assert not list(pyro.get_param_store().keys()), "something left parameters in Pyro's global store"
+
+
+class TinyNet(nn.Module):
+    """A convolution with BatchNorm, a hidden linear layer and a classifier, for [n, 1, 4, 4] images."""
+
+    def __init__(self, classes: int = 3):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.bn = nn.BatchNorm2d(4)
+        self.hidden = nn.Linear(16, 6)
+        self.out = nn.Linear(6, classes)
+
+    def forward(self, x):
+        x = torch.relu(self.bn(self.conv(x)))
+        x = nn.functional.avg_pool2d(x, 2).flatten(1)
+        return self.out(torch.relu(self.hidden(x)))
+
+
+@pytest.fixture
+def tiny_data():
+    """60 + 24 images of three classes that a bright row tells apart."""
+    generator = torch.Generator().manual_seed(1)
+
+    def images(count):
+        labels = torch.arange(count) % 3
+        pixels = torch.randint(0, 80, (count, 1, 4, 4), generator=generator, dtype=torch.uint8)
+        pixels[torch.arange(count), 0, labels] += 150
+        return pixels, labels
+
+    return pl.data.from_tensors(*images(60), *images(24))
+
+
+@pytest.fixture
+def tiny_model():
+    return pl.BayesianClassifier(TinyNet(), num_data=60, kl_temperature=0.1)
+
+
+@pytest.fixture
+def half_mask(tiny_model):
+    """Every second prunable weight pruned, and one filter of the convolution pruned whole."""
+    values = tiny_model.initial_values()
+    mask = {n: (torch.arange(values[n].numel()) % 2 == 0).view(values[n].shape) for n in tiny_model.prunable}
+    mask["conv.weight"][1] = False
+    return mask

@@ -1,0 +1,224 @@
+import functools
+import hashlib
+import http.server
+import pickle
+import tarfile
+import threading
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+import pyro_lottery as pl
+from pyro_lottery import data, files
+
+
+def test_digits_are_the_published_ones():
+    digits = data.load("digits")
+    assert (len(digits.train), len(digits.test), digits.num_classes) == (1437, 360, 10)
+    assert (digits.in_channels, digits.image_size, digits.augment) == (1, 8, "none")
+    assert digits.train.pixels.dtype == torch.uint8
+    assert digits.train.pixels.max() == 255
+
+
+def test_normalised_training_images_have_mean_0_and_std_1():
+    images = data.load("digits").train[:]
+    assert images.mean() == pytest.approx(0, abs=1e-5)
+    assert images.std(correction=0) == pytest.approx(1, abs=1e-5)
+
+
+def test_crop_and_flip_take_each_image_from_its_padded_self():
+    torch.manual_seed(0)
+    pixels = torch.randint(1, 256, (64, 2, 6, 6), dtype=torch.uint8)
+    out = data.crop_and_flip(pixels, 2, True, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(pixels, (2, 2, 2, 2))
+    found = []
+    for i in range(64):
+        candidates = {
+            (dy, dx, flip): (w.flip(-1) if flip else w)
+            for dy in range(5) for dx in range(5) for flip in (False, True)
+            for w in [(padded[i, :, dy : dy + 6, dx : dx + 6])]
+        }  # fmt: skip
+        hits = [key for key, window in candidates.items() if torch.equal(window, out[i])]
+        assert len(hits) == 1
+        found += hits
+    assert len({(dy, dx) for dy, dx, _ in found}) > 15
+    assert {flip for *_, flip in found} == {False, True}
+
+
+def test_no_padding_and_no_flip_change_nothing():
+    pixels = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
+    assert torch.equal(data.crop_and_flip(pixels, 0, False, torch.Generator()), pixels)
+
+
+def test_an_epoch_holds_every_example_once_in_a_seeded_order():
+    generators = [torch.Generator().manual_seed(s) for s in (0, 0, 1)]
+    epochs = [torch.cat(data.shuffle(10, 4, g)) for g in generators]
+    assert sorted(epochs[0].tolist()) == list(range(10))
+    assert torch.equal(epochs[0], epochs[1])
+    assert not torch.equal(epochs[0], epochs[2])
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (1, [1])])
+def test_no_batch_of_one(count, sizes):
+    assert [len(c) for c in data.shuffle(count, 4, torch.Generator())] == sizes
+
+
+def test_stratified_parts_keep_the_proportions():
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+    split = data.Split(torch.zeros(100, 1, 2, 2, dtype=torch.uint8), labels, torch.zeros(1), torch.ones(1))
+    part, rest = data.stratified_split(split, 50, seed=1)
+    assert part.labels.bincount().tolist() == [30, 15, 5]
+    assert rest.labels.bincount().tolist() == [30, 15, 5]
+
+
+def test_train_size_and_validation():
+    digits = data.load("digits", train_size=500, val_fraction=0.1, seed=3)
+    assert (len(digits.train), len(digits.val), len(digits.test)) == (450, 50, 360)
+    again = data.load("digits", train_size=500, val_fraction=0.1, seed=3)
+    assert torch.equal(digits.val.pixels, again.val.pixels)
+    with pytest.raises(pl.UserError, match="--train-size 1438"):
+        data.load("digits", train_size=1438)
+
+
+def tree(root, sizes=((4, 4), (4, 4)), mode="RGB"):
+    rng = np.random.default_rng(0)
+    for part, size in zip(("train", "test"), sizes, strict=True):
+        for name in ("cat", "dog"):
+            (root / part / name).mkdir(parents=True)
+            for i in range(3):
+                shape = size if mode == "L" else (*size, 3)
+                Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(root / part / name / f"{i}.png")
+    return root
+
+
+def test_folder_reads_the_pixels_and_keeps_them_decoded(tmp_path, monkeypatch):
+    root = tree(tmp_path)
+    first = data.load("folder", root)
+    image = np.array(Image.open(root / "train" / "dog" / "1.png"))
+    assert torch.equal(first.train.pixels[4], torch.from_numpy(image).permute(2, 0, 1))
+    assert first.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert first.augment == "crop_flip"
+    monkeypatch.setattr(Image, "open", lambda *a: pytest.fail("decoded again"))
+    assert torch.equal(data.load("folder", root).train.pixels, first.train.pixels)
+
+
+def test_folder_decodes_again_when_an_image_changes_or_the_cache_is_damaged(tmp_path):
+    root = tree(tmp_path, mode="L")
+    assert data.load("folder", root).in_channels == 1
+    Image.fromarray(np.full((4, 4), 7, dtype=np.uint8)).save(root / "test" / "cat" / "0.png")
+    assert (data.load("folder", root).test.pixels[0] == 7).all()
+    cache = root / "pyro_lottery.safetensors"
+    cache.write_bytes(cache.read_bytes()[:-1])
+    assert (data.load("folder", root).test.pixels[0] == 7).all()
+    files.load_tensors(cache)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda r: (r / "test").rename(r / "tset"), "no folder test/"),
+        (lambda r: (r / "train" / "cat" / "0.png").write_bytes(b"not an image"), r"cat/0\.png is not a readable image"),
+        (lambda r: Image.new("RGB", (5, 4)).save(r / "train" / "dog" / "2.png"), r"dog/2\.png is \(3, 4, 5\)"),
+        (lambda r: (r / "test" / "cow").mkdir(), "cow is a class that train/ does not have"),
+        (lambda r: [p.unlink() for p in (r / "train").rglob("*.png")], "holds no images"),
+    ],
+)
+def test_folder_names_what_is_wrong(tmp_path, spoil, message):
+    spoil(tree(tmp_path))
+    with pytest.raises(pl.UserError, match=message):
+        data.load("folder", tmp_path)
+    assert not (tmp_path / "pyro_lottery.safetensors").exists()
+
+
+def test_folder_refuses_test_images_of_another_size(tmp_path):
+    with pytest.raises(pl.UserError, match="differ in size"):
+        data.load("folder", tree(tmp_path, sizes=((4, 4), (5, 5))))
+
+
+def cifar(root, monkeypatch):
+    """A CIFAR-10 in torchvision's format, four images a file, whose hashes torchvision is told to expect."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
+    for name in names:
+        batch = {"data": rng.integers(0, 256, (4, 3072), dtype=np.uint8), "labels": [0, 1, 2, 9]}
+        meta = {"label_names": list("abcdefghij")}
+        (folder / name).write_bytes(pickle.dumps(meta if name == "batches.meta" else batch))
+    hashes = {n: hashlib.md5((folder / n).read_bytes()).hexdigest() for n in names}
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [[n, hashes[n]] for n in names[:5]])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", hashes["test_batch"]]])
+    monkeypatch.setattr(
+        datasets.CIFAR10, "meta",
+        {"filename": "batches.meta", "key": "label_names", "md5": hashes["batches.meta"]},
+    )  # fmt: skip
+    return folder
+
+
+def test_an_existing_cifar_never_touches_the_network(tmp_path, monkeypatch):
+    cifar(tmp_path, monkeypatch)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **k: pytest.fail("the network was touched"))
+    loaded = data.load("cifar10", tmp_path)
+    assert loaded.train.pixels.shape == (20, 3, 32, 32)
+    assert loaded.test.labels.tolist() == [0, 1, 2, 9]
+    assert loaded.augment == "crop_flip"
+
+
+@pytest.fixture
+def web():
+    """Serves a folder on this machine's loopback address."""
+    servers = []
+
+    def serve(folder):
+        class Quiet(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *args):
+                pass
+
+        handler = functools.partial(Quiet, directory=str(folder))
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_download_is_checked_and_unpacked(tmp_path, monkeypatch, web):
+    folder = cifar(tmp_path / "server", monkeypatch)
+    archive = tmp_path / "server" / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, folder.name)
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"{web(archive.parent)}/{archive.name}")
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    assert len(data.load("cifar10", tmp_path / "user").train) == 20
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", "0" * 32)
+    with pytest.raises(pl.UserError, match="holds no complete copy"):
+        data.load("cifar10", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "archive"), [("cifar10", "cifar-10-python"), ("cifar100", "cifar-100-python"), ("svhn", "train_32x32")]
+)
+def test_no_network_names_the_file_that_is_wanted(tmp_path, monkeypatch, name, archive):
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("Network is unreachable")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    with pytest.raises(pl.UserError, match=rf"--dataset {name}: .*unreachable.*put {archive}.* there"):
+        data.load(name, tmp_path)
+
+
+def test_unknown_names():
+    with pytest.raises(pl.UserError, match="did you mean cifar10"):
+        data.load("cifar")
+    with pytest.raises(pl.UserError, match="unknown augment"):
+        data.load("digits", augment="rotate")
+    with pytest.raises(pl.UserError, match="uint8"):
+        data.from_tensors(torch.rand(2, 1, 2, 2), torch.zeros(2), torch.rand(2, 1, 2, 2), torch.zeros(2))

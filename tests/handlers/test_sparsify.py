@@ -1,0 +1,145 @@
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoIAFNormal,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
+from torch.distributions import kl_divergence
+
+import pyro_lottery as pl
+
+GUIDES = {
+    "mean_field": pl.guides.mean_field,
+    "deterministic": pl.guides.deterministic,
+    **{
+        kind.__name__: lambda model, kind=kind: pl.guides.auto(kind, model)
+        for kind in (AutoNormal, AutoDelta, AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoMultivariateNormal)
+    },
+}
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_pruned_weights_are_exactly_zero_in_every_sample(name, tiny_model, tiny_data, half_mask):
+    guide = GUIDES[name](tiny_model)
+    with pl.handlers.sparsify(half_mask):
+        for _ in range(5):
+            trace = poutine.trace(guide).get_trace()
+            for site, mask in half_mask.items():
+                value = trace.nodes[site]["value"]
+                assert (value[~mask] == 0).all()
+                assert (value[mask] != 0).all()
+            replayed = poutine.trace(poutine.replay(tiny_model, trace)).get_trace(tiny_data.test[:4])
+            assert all((replayed.nodes[s]["value"][~m] == 0).all() for s, m in half_mask.items())
+
+
+def test_prior_samples_are_pruned_too(tiny_model, half_mask):
+    with pl.handlers.sparsify(half_mask):
+        trace = poutine.trace(tiny_model).get_trace()
+    assert all((trace.nodes[s]["value"][~m] == 0).all() for s, m in half_mask.items())
+    assert trace.nodes["conv.weight"]["value"][half_mask["conv.weight"]].std() > 0.3  # the prior's scale is 1
+
+
+@pytest.mark.parametrize("name", GUIDES)
+@pytest.mark.parametrize("kl", ["analytic", "monte_carlo"])
+def test_pruned_weights_add_exactly_nothing_to_the_kl(name, kl, tiny_model, tiny_data, half_mask):
+    # The KL must not notice what the loc and scale of a pruned weight are.
+    guide = GUIDES[name](tiny_model)
+    x, y = tiny_data.test[:4], tiny_data.test.labels[:4]
+
+    def value():
+        torch.manual_seed(3)
+        with pl.handlers.sparsify(half_mask):
+            return pl.ELBO(kl).terms(tiny_model, guide, x, y).kl.item()
+
+    before = value()
+    with torch.no_grad():
+        for site, loc in pl.guides._raw_locs(guide).items():
+            if site in half_mask:
+                loc[~half_mask[site]] = 1e3
+    assert value() == before
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_pruned_weights_get_no_gradient(name, tiny_model, tiny_data, half_mask):
+    guide = GUIDES[name](tiny_model)
+    with pl.handlers.sparsify(half_mask):
+        terms = pl.ELBO().terms(tiny_model, guide, tiny_data.test[:4], tiny_data.test.labels[:4])
+    (terms.nll + terms.kl).backward()
+    gradients = {id(p): p.grad for p in guide.parameters()}
+    if name in ("mean_field", "deterministic"):
+        for parameter in guide.parameters():
+            by_site = dict(guide.unpack(parameter.grad))
+            assert all((by_site[s][~m] == 0).all() for s, m in half_mask.items())
+    assert all(g is None or g.isfinite().all() for g in gradients.values())
+
+
+def test_masked_kl_is_the_sum_of_torch_kls_over_survivors(tiny_model, tiny_data, half_mask):
+    guide = pl.guides.mean_field(tiny_model, init_scale=0.3)
+    posterior = pl.posterior(guide)
+    expected = torch.tensor(0.0, dtype=torch.double)
+    for site, loc in posterior.loc.items():
+        q = torch.distributions.Normal(loc.double(), posterior.scale[site].double())
+        kl = kl_divergence(q, torch.distributions.Normal(0.0, 1.0))
+        expected += kl[half_mask[site]].sum() if site in half_mask else kl.sum()
+    with pl.handlers.sparsify(half_mask):
+        kl = pl.ELBO().terms(tiny_model, guide, tiny_data.test[:4], tiny_data.test.labels[:4]).kl
+    assert kl.item() == pytest.approx(0.1 * expected.item(), rel=1e-5)
+
+
+def test_stock_trace_elbo_agrees_under_a_mask(tiny_model, tiny_data, half_mask):
+    # The same samples give Trace_ELBO the same number as our Monte Carlo estimate: the handler is not ours alone.
+    guide = pl.guides.mean_field(tiny_model)
+    x, y = tiny_data.test[:4], tiny_data.test.labels[:4]
+    with pl.handlers.sparsify(half_mask):
+        torch.manual_seed(5)
+        ours = pl.ELBO("monte_carlo").loss(tiny_model, guide, x, y)
+        torch.manual_seed(5)
+        stock = Trace_ELBO().loss(tiny_model, guide, x, y)
+    assert ours == pytest.approx(stock, rel=1e-5)
+
+
+def test_marginals_of_joint_guides_are_the_covariance_of_the_survivors():
+    covariance = torch.tensor([[2.0, 0.5, 0.1], [0.5, 1.0, 0.2], [0.1, 0.2, 3.0]])
+    joint = dist.MultivariateNormal(torch.arange(3.0), covariance)
+    marginal = pl.guides._marginal(joint, torch.tensor([0, 2]))
+    torch.testing.assert_close(marginal.covariance_matrix, covariance[[0, 2]][:, [0, 2]])
+    torch.testing.assert_close(marginal.loc, torch.tensor([0.0, 2.0]))
+
+
+def test_a_guide_that_cannot_be_masked_says_so(tiny_model, half_mask):
+    stock = AutoMultivariateNormal(tiny_model)
+    with pytest.raises(pl.UserError, match=r"guides\.auto"), pl.handlers.sparsify(half_mask):
+        stock()
+    with pytest.warns(FutureWarning, match="init_loc_fn"):
+        flow = pl.guides.auto(AutoIAFNormal, tiny_model)
+    assert flow()["conv.weight"].shape == (4, 1, 3, 3)
+    with pytest.raises(pl.UserError, match="no closed-form marginal"), pl.handlers.sparsify(half_mask):
+        flow()
+
+
+def test_wrong_masks_are_named(tiny_model):
+    guide = pl.guides.mean_field(tiny_model)
+    with pytest.raises(pl.UserError, match=r"conv\.weigth.*did you mean 'conv\.weight'"):
+        with pl.handlers.sparsify({"conv.weigth": torch.ones(4, 1, 3, 3)}):
+            guide()
+    with (
+        pytest.raises(pl.UserError, match=r"\(2,\).*\(4, 1, 3, 3\)"),
+        pl.handlers.sparsify({"conv.weight": torch.ones(2)}),
+    ):
+        guide()
+
+
+def test_sparsify_decorates_a_callable(tiny_model, half_mask):
+    guide = pl.guides.mean_field(tiny_model)
+    pruned = pl.handlers.sparsify(half_mask)(guide)
+    assert (pruned()["hidden.weight"][~half_mask["hidden.weight"]] == 0).all()
+    assert (guide()["hidden.weight"] != 0).all()
+    assert not pyro.poutine.runtime._PYRO_STACK

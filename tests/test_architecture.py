@@ -1,0 +1,70 @@
+"""Data flows one way: a module imports only from lower layers."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = [
+    {"types", "errors"},
+    {"seeds", "files", "imports"},
+    {"nets", "data", "handlers", "priors", "metrics", "scores", "masks", "elbo"},
+    {"guides", "tickets", "results"},
+    {"model"},
+    {"prediction", "figures"},
+    {"training", "config", "console"},
+    {"runs"},
+    {"imp"},
+]
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+
+def modules():
+    return [
+        p
+        for p in sorted((ROOT / "pyro_lottery").rglob("*.py"))
+        if p.name != "__init__.py" or p.parent.name != "pyro_lottery"
+    ]
+
+
+def room(path):
+    return path.relative_to(ROOT / "pyro_lottery").parts[0].removesuffix(".py")
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "pyro_lottery":
+            rest = node.module.split(".")[1:]
+            yield from ([rest[0]] if rest else [alias.name for alias in node.names])
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("pyro_lottery."))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    here = room(path)
+    for other in imported(path):
+        assert other == here or LAYER[other] < LAYER[here], f"{here} (layer {LAYER[here]}) imports {other}"
+
+
+def test_networks_know_nothing_of_pyro():
+    for path in (ROOT / "pyro_lottery" / "nets").glob("*.py"):
+        assert "import pyro\n" not in path.read_text()
+        assert "from pyro " not in path.read_text()
+
+
+def test_every_module_has_its_tests():
+    for name in LAYER.keys() - {"types", "errors", "imports", "tickets", "figures"}:  # tested through imp and others
+        assert (ROOT / "tests" / f"test_{name}.py").exists() or (ROOT / "tests" / name).is_dir(), name
+
+
+def test_no_torch_load_and_no_pickle():
+    for path in modules():
+        names = {
+            n.attr if isinstance(n, ast.Attribute) else getattr(n, "id", "")
+            for n in ast.walk(ast.parse(path.read_text()))
+        }
+        assert "pickle" not in names
+        assert "import pickle" not in path.read_text()
+        assert "torch.load" not in path.read_text()

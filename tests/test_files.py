@@ -1,0 +1,73 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from pyro_lottery import files
+from pyro_lottery.errors import Damaged
+
+TENSORS = {"a/x": torch.randn(3, 2), "b": torch.arange(4), "c": torch.tensor(True), "d": torch.empty(0)}
+
+
+def test_round_trip_and_equal_files_for_equal_tensors(tmp_path):
+    for name in ("one", "two"):
+        files.save_tensors(tmp_path / name, dict(TENSORS), {"epoch": 3, "list": [1.5, None]})
+    tensors, info = files.load_tensors(tmp_path / "one")
+    assert info == {"epoch": 3, "list": [1.5, None]}
+    assert tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensors[n], t) and tensors[n].dtype == t.dtype for n, t in TENSORS.items())
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["one", "two"], "no temporary file may stay"
+
+
+@pytest.mark.parametrize("position", [0, 12, -1])
+def test_a_flipped_byte_is_damage(tmp_path, position):
+    path = tmp_path / "t"
+    files.save_tensors(path, TENSORS)
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(Damaged, match="t (cannot be read|fails its checksum)"):
+        files.load_tensors(path)
+
+
+def test_a_truncated_or_foreign_file_is_damage(tmp_path):
+    path = tmp_path / "t"
+    files.save_tensors(path, TENSORS)
+    for content in (path.read_bytes()[:-3], b"", b"\x80\x04K\x01."):
+        path.write_bytes(content)
+        with pytest.raises(Damaged, match="cannot be read"):
+            files.load_tensors(path)
+    with pytest.raises(FileNotFoundError):
+        files.load_tensors(tmp_path / "none")
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "t"
+    files.write_atomic(path, b"old")
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        files.write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["t"]
+
+
+def test_kill_nine_at_a_random_moment_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "t"
+    code = (
+        "import sys, itertools, pathlib, torch; from pyro_lottery import files\n"
+        "for i in itertools.count(): files.save_tensors(pathlib.Path(sys.argv[1]), {'x': torch.full((200_000,), float(i))})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)])
+    while not path.exists():
+        time.sleep(0.005)
+    time.sleep(random.random() / 10)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    x = files.load_tensors(path)[0]["x"]
+    assert (x == x[0]).all()

@@ -1,0 +1,176 @@
+import copy
+import pickle
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoNormal
+from torch import nn
+from torch.distributions import kl_divergence
+
+import pyro_lottery as pl
+from pyro_lottery import guides
+from pyro_lottery.types import Posterior
+
+
+def test_starts_at_the_networks_values_and_one_percent_of_the_kaiming_scale(tiny_model):
+    values = {n: v.clone() for n, v in tiny_model.initial_values().items()}
+    posterior = pl.posterior(pl.guides.mean_field(tiny_model, init_scale=0.01))
+    assert list(posterior.loc) == list(tiny_model.sites) == list(values)
+    for site, fan_in in {"conv.weight": 9, "conv.bias": 9, "hidden.weight": 16, "out.bias": 6}.items():
+        assert torch.equal(posterior.loc[site], values[site])
+        torch.testing.assert_close(
+            posterior.scale[site], torch.full_like(values[site], 0.01 * (2 / fan_in) ** 0.5), rtol=1e-6, atol=0
+        )
+
+
+def test_parameters_are_complete_before_first_use_and_load_into_a_fresh_object(tiny_model, tiny_data):
+    guide = pl.guides.mean_field(tiny_model)
+    names = dict(guide.named_parameters())
+    state = {n: torch.randn_like(p) for n, p in names.items()}
+    guide.load_state_dict(state, strict=True)
+    guide(tiny_data.test[:2])
+    assert set(dict(guide.named_parameters())) == set(names)
+    assert torch.equal(guide.state_dict()["loc"], state["loc"])
+
+
+def test_kl_equals_the_sum_of_torch_kls(tiny_model, tiny_data):
+    guide = pl.guides.mean_field(tiny_model, init_scale=0.5)
+    posterior = pl.posterior(guide)
+    expected = sum(
+        kl_divergence(dist.Normal(posterior.loc[s].double(), posterior.scale[s].double()), dist.Normal(0.0, 1.0)).sum()
+        for s in posterior.loc
+    )
+    terms = pl.ELBO().terms(tiny_model, guide, tiny_data.test[:2], tiny_data.test.labels[:2])
+    assert terms.kl.item() == pytest.approx(0.1 * expected.item(), rel=1e-5)
+
+
+def test_every_guide_knows_what_is_prunable(tiny_model):
+    stock = AutoNormal(tiny_model)
+    stock()
+    for guide in (pl.guides.mean_field(tiny_model), pl.guides.auto(AutoDiagonalNormal, tiny_model), stock):
+        assert pl.posterior(guide).prunable == ("conv.weight", "hidden.weight")
+
+
+def test_same_family_as_stock_autonormal(tiny_model, tiny_data):
+    ours, stock = pl.guides.mean_field(tiny_model), pl.guides.auto(AutoNormal, tiny_model)
+    a, b = pl.posterior(ours), pl.posterior(stock)
+    for site in a.loc:
+        assert torch.equal(a.loc[site], b.loc[site])
+        torch.testing.assert_close(a.scale[site], b.scale[site], rtol=1e-6, atol=0)
+    torch.manual_seed(1)
+    first = ours()
+    torch.manual_seed(1)
+    second = stock()
+    for site in first:
+        torch.testing.assert_close(first[site], second[site])
+
+
+@pytest.mark.parametrize("make", [pl.guides.mean_field, lambda m: pl.guides.auto(AutoNormal, m)])
+def test_restoring_a_posterior_gives_the_same_bits(make, tiny_model):
+    guide = make(tiny_model)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 3)
+    saved = pl.posterior(guide)
+    fresh = make(tiny_model)
+    guides.set_posterior_(fresh, saved)
+    again = pl.posterior(fresh)
+    for site in saved.loc:
+        assert torch.equal(saved.loc[site], again.loc[site])
+        assert torch.equal(saved.scale[site], again.scale[site])
+
+
+def test_a_joint_guide_is_restored_from_its_raw_parameters(tiny_model):
+    guide = pl.guides.auto(AutoLowRankMultivariateNormal, tiny_model)
+    with torch.no_grad():
+        guide.cov_factor.normal_()
+    saved = pl.posterior(guide)
+    fresh = pl.guides.auto(AutoLowRankMultivariateNormal, tiny_model)
+    guides.set_posterior_(fresh, saved)
+    assert all(torch.equal(saved.scale[s], v) for s, v in pl.posterior(fresh).scale.items())
+    # marginal scale: root of the diagonal of F Fᵀ + D, with the rows of the first site first
+    posterior = guide.get_posterior()
+    variance = (posterior.cov_factor @ posterior.cov_factor.mT).diagonal() + posterior.cov_diag
+    torch.testing.assert_close(saved.scale["conv.weight"].flatten(), variance[:36].sqrt())
+
+
+def test_a_rewind_copies_and_never_shares(tiny_model):
+    guide = pl.guides.mean_field(tiny_model)
+    start = pl.posterior(guide)
+    kept = {site: loc.clone() for site, loc in start.loc.items()}
+    guides.set_posterior_(guide, start)
+    with torch.no_grad():
+        guide.loc.add_(1.0)
+    assert all(torch.equal(start.loc[s], kept[s]) for s in kept)
+    assert all(torch.equal(tiny_model.initial_values()[s], kept[s]) for s in kept)
+
+
+def test_pruned_scales_of_zero_come_back_as_one(tiny_model):
+    guide = pl.guides.mean_field(tiny_model)
+    start = pl.posterior(guide)
+    scale = dict(start.scale) | {"out.bias": torch.zeros(3)}
+    guides.set_posterior_(guide, Posterior(start.loc, scale, start.prunable))
+    assert torch.equal(pl.posterior(guide).scale["out.bias"], torch.ones(3))
+
+
+def test_wrong_sites_are_named(tiny_model):
+    guide = pl.guides.mean_field(tiny_model)
+    start = pl.posterior(guide)
+    loc = {n: t for n, t in start.loc.items() if n != "conv.bias"}
+    with pytest.raises(pl.UserError, match=r"loc/conv\.bias is missing"):
+        guides.set_posterior_(guide, Posterior(loc, start.scale, start.prunable))
+    with pytest.raises(pl.UserError, match="loc/extra is not a site"):
+        guides.set_posterior_(guide, Posterior(dict(start.loc) | {"extra": torch.ones(1)}, start.scale, start.prunable))
+    with pytest.raises(pl.UserError, match=r"scale/out\.bias is \(2,\)"):
+        wrong = dict(start.scale) | {"out.bias": torch.ones(2)}
+        guides.set_posterior_(guide, Posterior(start.loc, wrong, start.prunable))
+
+
+def test_scales_do_not_decay(tiny_model):
+    guide = pl.guides.mean_field(tiny_model)
+    decayed, rest = guides.parameter_groups(tiny_model, guide, 0.1)
+    assert [id(p) for p in rest["params"]] == [id(guide.log_scale)]
+    assert rest["weight_decay"] == 0
+    assert {id(p) for p in decayed["params"]} == {id(guide.loc), *map(id, tiny_model.parameters())}
+
+
+def test_the_temperature_scales_guide_and_prior_alike(tiny_model, tiny_data):
+    for guide in (pl.guides.mean_field(tiny_model), pl.guides.auto(AutoDiagonalNormal, tiny_model)):
+        q = poutine.trace(guide).get_trace()
+        p = poutine.trace(poutine.replay(tiny_model, q)).get_trace(tiny_data.test[:5])
+        assert {s["scale"] for s in q.nodes.values() if s["type"] == "sample"} == {0.1}
+        assert p.nodes["conv.weight"]["scale"] == 0.1
+        assert p.nodes["y"]["scale"] == 60 / 5
+
+
+@pytest.mark.parametrize("kind", [None, AutoNormal])
+def test_copies_and_pickles_leave_the_living_guide_alone(kind, tiny_model, tiny_data):
+    guide = pl.guides.mean_field(tiny_model) if kind is None else pl.guides.auto(kind, tiny_model)
+    model_copy, guide_copy = copy.deepcopy((tiny_model, guide))
+    if kind is None:
+        pickle.dumps(guide.state_dict())
+    pl.train(tiny_model, guide, tiny_data, epochs=1, train_samples=1)
+    pl.train(model_copy, guide_copy, tiny_data, epochs=1, train_samples=1)
+    a, b = pl.posterior(guide), pl.posterior(guide_copy)
+    assert all(torch.equal(a.loc[s], b.loc[s]) for s in a.loc)
+
+
+def test_unknown_guides_are_named():
+    with pytest.raises(pl.UserError, match="did you mean mean_field"):
+        guides.check_name("meanfield")
+    with pytest.raises(pl.UserError, match="--guide pyro.no.Such"):
+        guides.check_name("pyro.no.Such")
+
+
+def test_any_pyro_model_that_shows_its_sites():
+    class Model(nn.Module):
+        def forward(self, x):
+            import pyro
+
+            w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            return pyro.sample("y", dist.Normal(x @ w, 1.0).to_event(1), obs=x[:, 0])
+
+    guide = pl.guides.mean_field(Model(), 0.1, torch.ones(3, 2))
+    assert guide(torch.ones(5, 2))["w"].shape == (2,)

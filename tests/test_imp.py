@@ -1,0 +1,261 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import pyro_lottery as pl
+from pyro_lottery import files, imp, nets
+from pyro_lottery.config import Config, preset
+
+SMALL = {
+    "arch": "lenet", "dataset": "digits", "train_size": 200, "epochs": 2, "milestones": (), "train_samples": 1,
+    "eval_samples": 2, "levels": 2,
+}  # fmt: skip
+
+
+class TenWeights(nn.Module):
+    """Ten prunable weights: a linear layer from two features to five; the classifier and biases are not pruned."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 5)
+        self.norm = nn.BatchNorm1d(5)
+        self.head = nn.Linear(5, 10)
+
+    def forward(self, x):
+        features = torch.stack([x[:, 0, :, :4].mean((1, 2)), x[:, 0, :, 4:].mean((1, 2))], 1)
+        return self.head(self.norm(self.layer(features)))
+
+
+def by_position(posterior):
+    """A score known beforehand: a weight is worth its position."""
+    return {n: torch.arange(float(t.numel())).view(t.shape) for n, t in posterior.loc.items()}
+
+
+@pytest.fixture
+def ten_weights(monkeypatch):
+    monkeypatch.setitem(nets._NETS, "ten", lambda classes, channels, size, patch: TenWeights())
+
+
+@pytest.mark.parametrize("guide", ["mean_field", "deterministic", "pyro.infer.autoguide.AutoNormal"])
+def test_the_whole_loop_on_ten_weights_counted_by_hand(guide, tmp_path, ten_weights):
+    config = Config(**SMALL | {
+        "arch": "ten", "levels": 5, "guide": guide, "run_dir": str(tmp_path / "run"),
+        "score": "tests.test_imp.by_position",
+    })  # fmt: skip
+    run = imp.run_imp(config)
+    # ⌈0.2·10⌉ = 2, ⌈0.2·8⌉ = 2, ⌈0.2·6⌉ = 2, ⌈0.2·4⌉ = 1, ⌈0.2·3⌉ = 1 weights go, the first positions first.
+    survivors = [10, 8, 6, 4, 3, 2]
+    assert run.results["remaining"].tolist() == survivors
+    assert run.results["density"].tolist() == [n / 10 for n in survivors]
+    assert (run.results["total"] == 10).all()
+    start = run.level(0).ticket
+    for level, count in enumerate(survivors):
+        ticket = run.level(level).ticket
+        mask = ticket.mask["layer.weight"]
+        assert list(ticket.mask) == ["layer.weight"]
+        assert mask.flatten().tolist() == [False] * (10 - count) + [True] * count
+        # a level starts at mask × rewind point, bit for bit, normalisation included
+        for sites, first in ((ticket.start.loc, start.start.loc), (ticket.start.scale, start.start.scale)):
+            if sites is None:
+                assert guide == "deterministic"
+                continue
+            assert torch.equal(sites["layer.weight"], first["layer.weight"] * mask)
+            assert all(torch.equal(sites[n], first[n]) for n in ("layer.bias", "head.weight", "head.bias"))
+        assert all(torch.equal(ticket.net[n], t) for n, t in start.net.items())
+        posterior = run.level(level).posterior
+        assert (posterior.loc["layer.weight"][~mask] == 0).all()
+        assert posterior.scale is None or (posterior.scale["layer.weight"][~mask] == 0).all()
+        assert (posterior.loc["layer.weight"][mask] != start.start.loc["layer.weight"][mask]).all()
+
+
+def test_the_score_decides_by_the_trained_posterior(tmp_path, ten_weights):
+    run = imp.run_imp(Config(**SMALL | {"arch": "ten", "levels": 1, "run_dir": str(tmp_path / "run")}))
+    posterior = run.level(0).posterior
+    snr = (posterior.loc["layer.weight"].abs() / posterior.scale["layer.weight"]).flatten()
+    pruned = set((~run.level(1).ticket.mask["layer.weight"]).flatten().nonzero().flatten().tolist())
+    assert pruned == set(snr.argsort()[:2].tolist())
+
+
+def test_learning_rate_rewinding_keeps_the_trained_values(tmp_path, ten_weights):
+    run = imp.run_imp(Config(**SMALL | {"arch": "ten", "levels": 2, "rewind": "lr", "run_dir": str(tmp_path / "run")}))
+    for level in (1, 2):
+        mask = run.level(level).ticket.mask["layer.weight"]
+        before, ticket = run.level(level - 1).posterior, run.level(level).ticket
+        assert torch.equal(ticket.start.loc["layer.weight"], before.loc["layer.weight"] * mask)
+        assert torch.equal(ticket.start.scale["head.weight"], before.scale["head.weight"])
+        assert not torch.equal(ticket.net["norm.running_mean"], run.level(0).ticket.net["norm.running_mean"])
+
+
+def test_late_rewinding_goes_back_to_epoch_k_of_level_0(tmp_path, ten_weights):
+    options = SMALL | {"arch": "ten", "levels": 2}
+    late = imp.run_imp(Config(**options | {"rewind": "epoch:1", "run_dir": str(tmp_path / "late")}))
+    one_epoch = imp.run_imp(Config(**options | {"levels": 0, "epochs": 1, "run_dir": str(tmp_path / "one")}))
+    after = one_epoch.level(0).posterior
+    for level in (1, 2):
+        ticket = late.level(level).ticket
+        mask = ticket.mask["layer.weight"]
+        assert torch.equal(ticket.start.loc["layer.weight"], after.loc["layer.weight"] * mask)
+        assert torch.equal(ticket.start.scale["layer.weight"], after.scale["layer.weight"] * mask)
+
+
+def test_same_seed_gives_equal_files_and_more_levels_extend(tmp_path):
+    once = imp.run_imp(Config(**SMALL, run_dir=str(tmp_path / "a")))
+    imp.run_imp(Config(**SMALL | {"levels": 1}, run_dir=str(tmp_path / "b")))
+    imp.run_imp(Config(**SMALL, run_dir=str(tmp_path / "b")))
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+    assert len(once.results) == 3
+
+
+def fingerprint(run: Path):
+    """Everything that must be equal in equal runs: all safetensors, and all columns of the tables but times."""
+    tensors = {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*.safetensors"))}
+    tables = {}
+    for path in sorted(run.rglob("*.csv")):
+        header, *rows = [line.split(",") for line in path.read_text().splitlines()]
+        keep = [i for i, name in enumerate(header) if name not in ("train_seconds", "step_ms", "seconds")]
+        tables[str(path.relative_to(run))] = [[row[i] for i in keep] for row in (header, *rows)]
+    return tensors, tables
+
+
+def command(run_dir, *more):
+    return [
+        sys.executable, "-m", "pyro_lottery.imp", "--arch", "lenet", "--preset", "quick", "--levels", "1", "--epochs",
+        "40", "--train-size", "300", "--run-dir", str(run_dir), *more,
+    ]  # fmt: skip
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"the run ended early with {process.returncode}"
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def test_sigterm_and_kill_nine_in_the_middle_end_bit_identical(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    undisturbed = subprocess.Popen(command(whole), **quiet)
+    process = subprocess.Popen(command(broken), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for((broken / "level_00" / "ticket.safetensors").exists, process)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)  # within level 0, wherever in an epoch
+    assert process.wait(60) == 75
+    assert "repeat the command" in process.communicate()[1]
+    assert (broken / "level_00" / "checkpoint.safetensors").exists()
+
+    process = subprocess.Popen(command(broken), **quiet)
+    wait_for((broken / "level_01" / "ticket.safetensors").exists, process)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)  # within level 1
+    process.wait()
+    assert len((broken / "results.csv").read_text().splitlines()) == 2
+
+    assert subprocess.run(command(broken), capture_output=True).returncode == 0
+    assert undisturbed.wait(120) == 0
+    assert fingerprint(broken) == fingerprint(whole)
+    assert not list(broken.rglob("*checkpoint*"))
+
+
+def test_a_checkpoint_within_an_epoch_holds_all_that_matters(tmp_path, monkeypatch):
+    """Stop at the first step of every level's second epoch, by the same path a signal takes, and go on."""
+    whole = imp.run_imp(Config(**SMALL, run_dir=str(tmp_path / "whole")))
+    original = imp._LevelHooks.step
+
+    def stop_once(self, progress, optimizer):
+        if progress.epoch == 1 and not (self.folder.path / "stopped").exists():
+            (self.folder.path / "stopped").touch()
+            self.stop.append(signal.SIGTERM)
+        original(self, progress, optimizer)
+
+    monkeypatch.setattr(imp._LevelHooks, "step", stop_once)
+    stops = 0
+    while True:
+        try:
+            broken = imp.run_imp(Config(**SMALL, run_dir=str(tmp_path / "broken")))
+            break
+        except pl.errors.Stopped:
+            stops += 1
+    assert stops == 3
+    assert fingerprint(whole.folder.path) == fingerprint(broken.folder.path)
+
+
+def test_the_run_folder_is_as_promised(tmp_path, capsys):
+    path = tmp_path / "run"
+    arguments = [
+        f"--{n.replace('_', '-')}={v}"
+        for n, v in (SMALL | {"levels": 1, "val_fraction": 0.1}).items()
+        if n != "milestones"
+    ]
+    assert imp.main([*arguments, "--milestones", "1", "--run-dir", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "level 1/1, density 80 %: epoch 2/2" in out
+    assert "results, tickets, posteriors and figures" in out
+    config = json.loads((path / "config.json").read_text())
+    assert {"torch", "pyro-ppl", "pyro-lottery"} <= config["versions"].keys()
+    assert config["seed"] == 0
+    assert config["hardware"]["device"] == "cpu"
+    names = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
+    level = {"ticket.safetensors", "posterior.safetensors", "history.csv"}
+    expected = {f"level_0{k}/{n}" for k in (0, 1) for n in level}
+    assert names == expected | {"config.json", "results.csv", "accuracy.png", "layers.png"}
+    run = pl.load_run(path)
+    best = run.level(1).history.sort_values("val_accuracy", kind="stable", ascending=False).iloc[0]
+    assert run.results.loc[1, "val_accuracy"] == pytest.approx(best["val_accuracy"])
+    assert run.results.loc[1, "max_test_accuracy"] >= run.level(1).history["test_accuracy"].max() - 1e-6
+    tensors, _ = files.load_tensors(path / "level_01" / "ticket.safetensors")
+    assert tensors["mask/conv1.weight"].dtype == torch.uint8
+
+    before = fingerprint(path)
+    assert imp.main([*arguments, "--milestones", "1", "--run-dir", str(path)]) == 0, "a finished run is not run again"
+    assert imp.main([*arguments, "--milestones", "1", "--run-dir", str(path), "--lr", "0.1"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "lr is 0.001 there and 0.1 here" in error
+    assert fingerprint(path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arch", "resnet17"], "unknown arch 'resnet17': did you mean"),
+        (["--dataset", "digit"], "did you mean digits"),
+        (["--score", "snrr"], "did you mean snr"),
+        (["--prior", "gauss"], "unknown prior"),
+        (["--guide", "no.such.Guide"], "--guide no.such.Guide: cannot be imported"),
+        (["--prune-fraction", "1.5"], "between 0 and 1"),
+        (["--dataset", "folder", "--data-dir", "/no/such/folder"], "no folder train/"),
+        (["--device", "cuda:77"], "--device cuda:77 is not available"),
+        (["--train-size", "99999"], "the training set has 1437 images"),
+        (["--guide", "deterministic", "--score", "squared_sum"], "a point guide has none"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert imp.main(["--preset", "quick", "--arch", "lenet", "--epochs", "1", "--milestones", "1", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_diverging_run_names_the_step_keeps_its_checkpoint_and_exits_1(tmp_path, capsys):
+    path = str(tmp_path / "run")
+    arguments = ["--preset", "quick", "--arch", "lenet", "--lr", "1e30", "--run-dir", path]
+    assert imp.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "not finite at epoch 1, step" in error
+    assert error.count("\n") == 1
+
+
+def test_presets_reach_the_run(tmp_path):
+    config = preset("quick", arch="lenet", levels=0, epochs=1, milestones=(), run_dir=str(tmp_path / "r"))
+    assert imp.run_imp(config).config.dataset == "digits"

@@ -1,0 +1,85 @@
+import math
+
+import pytest
+import torch
+
+import pyro_lottery as pl
+from pyro_lottery.types import Posterior
+
+
+def posterior(**sites):
+    loc = {n: torch.tensor(v) for n, v in sites.items()}
+    return Posterior(loc, {n: torch.ones_like(t) for n, t in loc.items()}, tuple(n for n in loc if n != "bias"))
+
+
+def test_full_covers_the_prunable_sites_alone():
+    mask = pl.masks.full(posterior(a=[[1.0, 2.0]], bias=[1.0]))
+    assert list(mask) == ["a"]
+    assert pl.masks.density(mask) == 1
+
+
+def test_prunes_the_lowest_globally_by_hand():
+    p = posterior(a=[0.5, -0.1, 3.0], b=[0.2, -0.3])
+    mask = pl.masks.shrink(pl.masks.full(p), pl.scores.magnitude(p), 0.4)
+    assert mask["a"].tolist() == [True, False, True]
+    assert mask["b"].tolist() == [False, True]
+    assert (pl.masks.remaining(mask), pl.masks.total(mask)) == (3, 5)
+    assert pl.masks.density_per_site(mask) == {"a": pytest.approx(2 / 3), "b": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "pruned"),
+    [(10, 0.2, 2), (8, 0.2, 2), (6, 0.2, 2), (4, 0.2, 1), (30, 0.1, 3), (100, 0.29, 29)],
+)
+def test_exact_counts_by_ceiling(count, fraction, pruned):
+    # 0.1 · 30 and 0.29 · 100 are above 3 and 29 in floating point; the fraction means the decimal that was written.
+    p = posterior(a=torch.rand(count).tolist())
+    assert pl.masks.remaining(pl.masks.shrink(pl.masks.full(p), pl.scores.magnitude(p), fraction)) == count - pruned
+
+
+def test_twenty_levels_leave_the_papers_density():
+    p = posterior(a=torch.rand(100_000).tolist())
+    mask = pl.masks.full(p)
+    expected = 100_000
+    for _ in range(20):
+        smaller = pl.masks.shrink(mask, pl.scores.random(p), 0.2)
+        expected -= math.ceil(expected / 5)
+        assert pl.masks.remaining(smaller) == expected
+        assert not (smaller["a"] & ~mask["a"]).any(), "masks must be nested"
+        mask = smaller
+    assert pl.masks.density(mask) == pytest.approx(0.8**20, abs=1e-4)
+
+
+def test_ties_fall_in_order_every_time():
+    p = posterior(a=[1.0] * 4, b=[1.0] * 4)
+    mask = pl.masks.shrink(pl.masks.full(p), pl.scores.magnitude(p), 0.6)
+    assert mask["a"].tolist() == [False] * 4
+    assert mask["b"].tolist() == [False, True, True, True]
+
+
+def test_pruned_weights_never_return_whatever_their_score():
+    p = posterior(a=[1.0, 2.0, 3.0, 4.0])
+    mask = {"a": torch.tensor([False, True, True, True])}
+    smaller = pl.masks.shrink(mask, {"a": torch.tensor([torch.nan, 2.0, 3.0, 4.0])}, 0.3)
+    assert smaller["a"].tolist() == [False, False, True, True]
+    assert mask["a"].tolist() == [False, True, True, True], "the old mask must stay as it was"
+    assert p.loc["a"][0] == 1
+
+
+def test_apply_zeroes_loc_and_scale():
+    p = pl.masks.apply({"a": torch.tensor([True, False])}, posterior(a=[1.0, 2.0], bias=[3.0]))
+    assert p.loc["a"].tolist() == [1.0, 0.0]
+    assert p.scale["a"].tolist() == [1.0, 0.0]
+    assert p.loc["bias"].tolist() == [3.0]
+
+
+def test_bad_input_is_named():
+    p = posterior(a=[1.0, 2.0])
+    mask = pl.masks.full(p)
+    for fraction in (0.0, 1.0, -0.1, math.nan):
+        with pytest.raises(pl.UserError, match="between 0 and 1"):
+            pl.masks.shrink(mask, pl.scores.magnitude(p), fraction)
+    with pytest.raises(pl.UserError, match="NaN"):
+        pl.masks.shrink(mask, {"a": torch.tensor([1.0, math.nan])}, 0.5)
+    with pytest.raises(pl.UserError, match="no tensor for site 'a'"):
+        pl.masks.shrink(mask, {}, 0.5)

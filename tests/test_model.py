@@ -1,0 +1,173 @@
+import copy
+
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+from torch.nn import functional as F
+
+import pyro_lottery as pl
+from pyro_lottery.model import prunable_sites, random_parameters
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.norm(self.attention(x, x, x, need_weights=False)[0]).mean(1))
+
+
+def test_sites_are_weights_and_biases_of_linear_conv_and_attention():
+    assert [s for s, _, _ in random_parameters(Attention())] == [
+        "attention.in_proj_weight", "attention.in_proj_bias", "attention.out_proj.weight", "attention.out_proj.bias",
+        "head.weight", "head.bias",
+    ]  # fmt: skip
+    assert prunable_sites(Attention()) == ("attention.in_proj_weight", "attention.out_proj.weight")
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg11", "vit_tiny", "lenet"])
+def test_normalisation_biases_and_the_classifier_are_not_prunable(name):
+    net = pl.create_model(name)
+    prunable = prunable_sites(net)
+    final = net.get_classifier().weight
+    layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    assert len(prunable) == len(layers) - 1
+    assert not any("bias" in site for site in prunable)
+    assert all(net.get_parameter(site) is not final for site in prunable)
+
+
+@pytest.mark.parametrize("make", [lambda: pl.create_model("resnet20"), Attention, lambda: pl.create_model("vit_tiny")])
+def test_mean_weight_logits_equal_the_plain_networks(make):
+    net = make().eval()
+    x = torch.randn(3, 5, 4) if isinstance(net, Attention) else torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        plain = net(x)
+    model = pl.BayesianClassifier(copy.deepcopy(net), num_data=3)
+    logits = pl.prediction.logits_mean(model, pl.guides.mean_field(model), x)
+    torch.testing.assert_close(logits, plain, rtol=0, atol=1e-5)
+
+
+def test_attention_trains_as_sites():
+    model = pl.BayesianClassifier(Attention(), num_data=6)
+    guide = pl.guides.mean_field(model)
+    terms = pl.ELBO().terms(model, guide, torch.randn(6, 5, 4), torch.arange(6) % 3)
+    (terms.nll + terms.kl).backward()
+    assert all((g != 0).any() for _, g in guide.unpack(guide.loc.grad))
+
+
+def test_likelihood_counts_every_example_once_and_the_kl_once(tiny_model, tiny_data):
+    # Row 1 of the complaints: with fixed parameters and BatchNorm in eval mode, the epoch's mean loss does not depend
+    # on the batch size.
+    tiny_model.eval()
+    guide = pl.guides.deterministic(tiny_model)
+
+    def epoch_mean(batch_size):
+        starts = range(0, 60, batch_size)
+        xy = [(tiny_data.train[s : s + batch_size], tiny_data.train.labels[s : s + batch_size]) for s in starts]
+        losses = [pl.ELBO().differentiable_loss(tiny_model, guide, x, y) for x, y in xy]
+        return (sum(loss * len(y) for loss, (_, y) in zip(losses, xy, strict=True)) / 60).item()
+
+    assert epoch_mean(8) == pytest.approx(epoch_mean(64), rel=1e-5)
+    nll = F.cross_entropy(pl.prediction.logits_mean(tiny_model, guide, tiny_data.train), tiny_data.train.labels)
+    prior = torch.distributions.Normal(0.0, 1.0)
+    log_prior = sum(prior.log_prob(loc).sum() for loc in pl.posterior(guide).loc.values())
+    assert epoch_mean(8) == pytest.approx((60 * nll - 0.1 * log_prior).item(), rel=1e-5)
+
+
+def test_everything_reachable_moves_with_to(tiny_model):
+    guide = pl.guides.mean_field(tiny_model).to("meta")
+    tiny_model.to("meta")
+    tensors = [*tiny_model.parameters(), *tiny_model.buffers(), *guide.parameters(), *guide.buffers()]
+    reached = [t for o in (tiny_model, guide) for t in _tensors(o, set())]
+    assert len(reached) >= len(tensors) > 20
+    assert {t.device.type for t in reached} == {"meta"}
+
+
+def _tensors(value, seen):
+    """Every tensor reachable from an object through attributes and containers."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item, seen)
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from _tensors(item, seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, type) and type(value).__module__ != "builtins":
+        yield from _tensors(vars(value), seen)
+
+
+def test_a_model_is_sampled_without_data_and_batchnorm_does_not_notice(tiny_model):
+    before = tiny_model.net_state()
+    trace = poutine.trace(tiny_model).get_trace()
+    assert [n for n, s in trace.nodes.items() if s["type"] == "sample"] == list(tiny_model.sites)
+    assert all(torch.equal(before[n], t) for n, t in tiny_model.net_state().items())
+    assert set(before) == {f"bn.{n}" for n in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+
+
+def test_two_networks_with_the_same_names_share_nothing(tiny_data):
+    from tests.conftest import TinyNet
+
+    def fresh(seed):
+        torch.manual_seed(seed)
+        model = pl.BayesianClassifier(TinyNet(), num_data=60)
+        return model, pl.guides.mean_field(model)
+
+    def trained(pair):
+        return pl.posterior(pair[1]).loc["conv.weight"]
+
+    options = {"epochs": 1, "train_samples": 1}
+    alone = []
+    for seed in (1, 2):
+        pair = fresh(seed)
+        for level in (0, 1):
+            pl.train(*pair, tiny_data, level=level, **options)
+        alone.append(trained(pair))
+    together = [fresh(1), fresh(2)]
+    for level in (0, 1):
+        for pair in together:
+            pl.train(*pair, tiny_data, level=level, **options)
+    assert all(torch.equal(a, trained(b)) for a, b in zip(alone, together, strict=True))
+
+
+def test_net_state_is_restored_bit_for_bit_and_checked(tiny_model, tiny_data):
+    before = tiny_model.net_state()
+    pl.train(tiny_model, pl.guides.mean_field(tiny_model), tiny_data, epochs=1, train_samples=1)
+    assert not torch.equal(before["bn.running_mean"], tiny_model.net_state()["bn.running_mean"])
+    tiny_model.load_net_state(before)
+    assert all(torch.equal(before[n], t) for n, t in tiny_model.net_state().items())
+    with pytest.raises(pl.UserError, match=r"net/bn\.bias is missing"):
+        tiny_model.load_net_state({n: t for n, t in before.items() if n != "bn.bias"})
+    with pytest.raises(pl.UserError, match="net/new is not in this network"):
+        tiny_model.load_net_state(before | {"new": torch.ones(1)})
+    with pytest.raises(pl.UserError, match=r"net/bn\.bias is \(2,\)"):
+        tiny_model.load_net_state(before | {"bn.bias": torch.ones(2)})
+
+
+def test_a_copied_model_trains_like_the_original(tiny_model, tiny_data):
+    guide = pl.guides.mean_field(tiny_model)
+    pl.train(tiny_model, guide, tiny_data, epochs=1, train_samples=1)
+    twin = copy.deepcopy(tiny_model)
+    twin_guide = pl.guides.mean_field(twin)
+    pl.guides.set_posterior_(twin_guide, pl.posterior(guide))
+    again = pl.guides.mean_field(tiny_model)
+    pl.guides.set_posterior_(again, pl.posterior(guide))
+    for model, g in ((tiny_model, again), (twin, twin_guide)):
+        pl.train(model, g, tiny_data, epochs=1, train_samples=1, level=1)
+    assert torch.equal(pl.posterior(again).loc["out.weight"], pl.posterior(twin_guide).loc["out.weight"])
+
+
+def test_bad_numbers_are_named():
+    with pytest.raises(pl.UserError, match="num_data"):
+        pl.BayesianClassifier(nn.Linear(2, 2), num_data=0)
+    with pytest.raises(pl.UserError, match="kl_temperature"):
+        pl.BayesianClassifier(nn.Linear(2, 2), num_data=1, kl_temperature=0)
+    with pytest.raises(pl.UserError, match="no Linear, Conv"):
+        pl.BayesianClassifier(nn.BatchNorm1d(2), num_data=1)

@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+import pyro_lottery as pl
+from pyro_lottery import prediction
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predicting_changes_nothing(training, tiny_model, tiny_data):
+    guide = pl.guides.mean_field(tiny_model)
+    tiny_model.train(training)
+    buffers = {n: b.clone() for n, b in tiny_model.named_buffers()}
+    probs = pl.predict(tiny_model, guide, tiny_data.test, 3)
+    pl.predict_mean(tiny_model, guide, tiny_data.test)
+    assert all(torch.equal(b, buffers[n]) for n, b in tiny_model.named_buffers())
+    assert tiny_model.training is training
+    assert not probs.requires_grad
+    torch.testing.assert_close(probs.sum(1), torch.ones(24))
+
+
+def test_averages_the_softmax_of_one_draw_for_all_images(tiny_model, tiny_data):
+    guide = pl.guides.mean_field(tiny_model, init_scale=1.0)
+    images = tiny_data.test[:]
+    torch.manual_seed(7)
+    probs = pl.predict(tiny_model, guide, images, 4, batch_size=5)
+    torch.manual_seed(7)
+    expected = 0
+    tiny_model.eval()
+    for _ in range(4):
+        weights = guide()
+        with torch.no_grad(), prediction.poutine.condition(data=weights):
+            expected = expected + tiny_model.net(images).softmax(1) / 4
+    torch.testing.assert_close(probs, expected)
+
+
+def test_splits_and_tensors_and_batch_sizes_agree(tiny_model, tiny_data):
+    guide = pl.guides.deterministic(tiny_model)
+    whole = pl.predict(tiny_model, guide, tiny_data.test[:])
+    torch.testing.assert_close(pl.predict(tiny_model, guide, tiny_data.test, batch_size=7), whole)
+
+
+def test_mean_weights_are_the_limit_of_a_vanishing_scale(tiny_model, tiny_data):
+    guide = pl.guides.mean_field(tiny_model, init_scale=1e-7)
+    mean = pl.predict_mean(tiny_model, guide, tiny_data.test)
+    torch.testing.assert_close(pl.predict(tiny_model, guide, tiny_data.test, 2), mean, rtol=0, atol=1e-5)
+
+
+def test_mean_weights_are_pruned(tiny_model, tiny_data, half_mask):
+    guide = pl.guides.mean_field(tiny_model)
+    with pl.handlers.sparsify(half_mask):
+        pruned = pl.predict_mean(tiny_model, guide, tiny_data.test)
+    pl.guides.zero_pruned_(guide, half_mask)
+    assert torch.equal(pruned, pl.predict_mean(tiny_model, guide, tiny_data.test))
+
+
+def test_a_point_guide_needs_one_pass(tiny_model, tiny_data):
+    calls = []
+    tiny_model.net.register_forward_hook(lambda *a: calls.append(1))
+    pl.predict(tiny_model, pl.guides.deterministic(tiny_model), tiny_data.test, 10)
+    assert len(calls) == 1
+
+
+def test_bad_numbers_are_named(tiny_model, tiny_data):
+    guide = pl.guides.mean_field(tiny_model)
+    with pytest.raises(pl.UserError, match="predict_mean"):
+        pl.predict(tiny_model, guide, tiny_data.test, 0)
+    with pytest.raises(pl.UserError, match="unknown precision"):
+        pl.predict(tiny_model, guide, tiny_data.test, precision="16")

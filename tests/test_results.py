@@ -1,0 +1,101 @@
+import json
+
+import pytest
+import torch
+
+import pyro_lottery as pl
+from pyro_lottery import files, results
+from pyro_lottery.results import LevelFolder, RunFolder
+from pyro_lottery.types import LevelResult, Posterior, Ticket
+
+OPTIONS = {"arch": "lenet", "levels": 2, "milestones": (3, 4), "seed": 0, "run_dir": "x", "epochs": 5}
+
+
+def ticket():
+    # Names that do not sort the way the network orders them.
+    loc = {"b10.weight": torch.randn(2, 3), "a.bias": torch.randn(2), "b9.weight": torch.randn(4)}
+    scale = {n: t.exp() for n, t in loc.items()}
+    mask = {"b10.weight": torch.rand(2, 3) > 0.5, "b9.weight": torch.rand(4) > 0.5}
+    return Ticket(mask, Posterior(loc, scale, tuple(mask)), {"bn.running_mean": torch.randn(2)})
+
+
+def test_a_ticket_round_trips_in_the_networks_order(tmp_path):
+    saved = ticket()
+    results.save_ticket(tmp_path / "t.safetensors", saved)
+    loaded = results.load_ticket(tmp_path / "t.safetensors")
+    assert list(loaded.mask) == list(saved.mask)
+    assert list(loaded.start.loc) == list(saved.start.loc)
+    for name in ("mask", "net"):
+        assert all(torch.equal(getattr(loaded, name)[n], t) for n, t in getattr(saved, name).items())
+    assert all(torch.equal(loaded.start.scale[n], t) for n, t in saved.start.scale.items())
+    assert loaded.start.prunable == saved.start.prunable
+
+
+def test_files_hold_the_names_that_others_rely_on(tmp_path):
+    folder = LevelFolder(tmp_path / "level_03")
+    saved = ticket()
+    folder.save_ticket(saved)
+    tensors, _ = files.load_tensors(tmp_path / "level_03" / "ticket.safetensors")
+    assert tensors["mask/b10.weight"].dtype == torch.uint8
+    assert set(tensors["mask/b10.weight"].unique().tolist()) <= {0, 1}
+    assert {name.split("/")[0] for name in tensors} == {"mask", "loc", "scale", "net"}
+    folder.save_posterior(Posterior(saved.start.loc, None, saved.start.prunable), saved.net)
+    tensors, _ = files.load_tensors(tmp_path / "level_03" / "posterior.safetensors")
+    assert {name.split("/")[0] for name in tensors} == {"loc", "net"}, "a deterministic run has no scale/"
+    assert folder.load_posterior()[0].scale is None
+
+
+def row(level):
+    return LevelResult(level, 0.8**level, 80, 100, 0.5, 0.6, None, 1.25, 0.1, 0.2, 0.3, 12.5, 3.25)
+
+
+def test_results_round_trip_and_have_the_promised_columns(tmp_path):
+    run = RunFolder.open(tmp_path / "run", OPTIONS, {})
+    assert run.results() == []
+    for level in range(3):
+        run.add_result(row(level))
+    assert run.results() == [row(level) for level in range(3)]
+    header = (tmp_path / "run" / "results.csv").read_text().splitlines()[0]
+    promised = "level,density,remaining,total,test_accuracy,max_test_accuracy,val_accuracy,nll,mace,ece,brier,train_seconds,step_ms"
+    assert header.startswith(promised)
+
+
+def test_a_run_folder_keeps_its_options(tmp_path):
+    path = tmp_path / "run"
+    RunFolder.open(path, OPTIONS, {"versions": {"torch": "1"}})
+    assert json.loads((path / "config.json").read_text())["versions"] == {"torch": "1"}
+    RunFolder.open(path, OPTIONS | {"run_dir": "elsewhere"}, {})
+    with pytest.raises(pl.UserError, match="epochs is 5 there and 6 here"):
+        RunFolder.open(path, OPTIONS | {"epochs": 6}, {})
+    with pytest.raises(pl.UserError, match=r"milestones is \[3, 4\] there and \[3\] here"):
+        RunFolder.open(path, OPTIONS | {"milestones": (3,)}, {})
+    assert RunFolder.open(path, OPTIONS | {"levels": 5}, {}).config["levels"] == 5
+    assert RunFolder.open(path, OPTIONS | {"levels": 1}, {}).config["levels"] == 5
+
+
+def test_nothing_foreign_is_written_into(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("do not touch")
+    with pytest.raises(pl.UserError, match="not empty and holds no run"):
+        RunFolder.open(tmp_path / "full", OPTIONS, {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(pl.UserError, match="is a file"):
+        RunFolder.open(tmp_path / "file", OPTIONS, {})
+    with pytest.raises(pl.UserError, match=r"no config\.json"):
+        RunFolder(tmp_path / "none").config  # noqa: B018
+    assert sorted(p.name for p in (tmp_path / "full").iterdir()) == ["thesis.tex"]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
+    folder = LevelFolder(tmp_path)
+    assert folder.load_checkpoint() is None
+    for epoch in (1, 2, 3):
+        folder.save_checkpoint({"x": torch.full((3,), float(epoch))}, {"epoch": epoch})
+    assert folder.load_checkpoint()[1] == {"epoch": 3}
+    folder.checkpoint.write_bytes(folder.checkpoint.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=r"checkpoint\.safetensors .*going on from the checkpoint before"):
+        tensors, info = folder.load_checkpoint()
+    assert info == {"epoch": 2}
+    assert tensors["x"][0] == 2
+    folder.drop_checkpoints()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,23 @@
+import torch
+
+from pyro_lottery import seeds
+
+
+def test_a_stream_repeats_and_leaves_the_outside_alone():
+    torch.manual_seed(1)
+    outside = torch.rand(4)
+    torch.manual_seed(1)
+    with seeds.stream("cpu", 0, "noise", 3):
+        inside = torch.rand(4)
+    assert torch.equal(torch.rand(4), outside)
+    with seeds.stream("cpu", 0, "noise", 3):
+        assert torch.equal(torch.rand(4), inside)
+
+
+def test_streams_differ_by_seed_and_by_name():
+    named = {seeds.derive(s, n, i) for s in range(3) for n in ("noise", "batches") for i in range(3)}
+    assert len(named) == 18
+    assert seeds.derive(1, 23) != seeds.derive(12, 3)
+    assert torch.rand(1, generator=seeds.generator("cpu", 0, "a")) == torch.rand(
+        1, generator=seeds.generator("cpu", 0, "a")
+    )

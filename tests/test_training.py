@@ -1,0 +1,157 @@
+import math
+import warnings
+
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+
+import pyro_lottery as pl
+from pyro_lottery import training
+from pyro_lottery.errors import Diverged
+
+from .conftest import TinyNet
+
+QUICK = {"epochs": 2, "batch_size": 16, "train_samples": 1, "milestones": ()}
+
+
+def test_learning_rate_by_hand():
+    rates = [training.learning_rate(e, 0, 10, 1e-3, (80, 120), 0) for e in (0, 79, 80, 119, 120, 159)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+    warm = [training.learning_rate(e, s, 10, 1.0, (), 2) for e, s in ((0, 0), (0, 9), (1, 9), (2, 0))]
+    assert warm == pytest.approx([0.05, 0.5, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "make", [pl.guides.mean_field, pl.guides.deterministic, lambda m: pl.guides.auto(AutoNormal, m)]
+)
+def test_pruned_weights_stay_exactly_zero_through_adam_and_weight_decay(make, tiny_model, tiny_data, half_mask):
+    guide = make(tiny_model)
+    pl.guides.zero_pruned_(guide, half_mask)
+    with pl.handlers.sparsify(half_mask):
+        pl.train(tiny_model, guide, tiny_data, **QUICK | {"epochs": 25, "weight_decay": 1e-2})  # 100 steps
+        samples = [guide() for _ in range(5)]
+        kl = pl.ELBO().terms(tiny_model, guide, tiny_data.test[:2], tiny_data.test.labels[:2]).kl
+    loc = pl.posterior(guide).loc
+    for site, mask in half_mask.items():
+        assert (loc[site][~mask] == 0).all()
+        assert all((sample[site][~mask] == 0).all() for sample in samples)
+        assert (loc[site][mask] != 0).all()
+    assert kl.isfinite()
+
+
+def test_learns_and_writes_a_consistent_history(tiny_model, tiny_data):
+    history = pl.train(
+        tiny_model,
+        pl.guides.mean_field(tiny_model),
+        tiny_data,
+        **QUICK | {"epochs": 20, "lr": 0.02, "milestones": (15,)},
+    )
+    assert [row["epoch"] for row in history] == list(range(1, 21))
+    for row in history:
+        assert row["kl_weight"] == pytest.approx(0.1 / 60)
+        assert row["loss"] == pytest.approx(row["nll"] + row["kl_weight"] * row["kl"])
+    assert history[-1]["test_accuracy"] > 0.9
+    assert history[-1]["lr"] == pytest.approx(0.002)
+
+
+def test_the_kl_column_is_the_untempered_kl(tiny_data):
+    torch.manual_seed(0)
+    model = pl.BayesianClassifier(TinyNet(), num_data=60, kl_temperature=0.1)
+    guide = pl.guides.mean_field(model)
+    q = pl.posterior(guide)
+    before = sum(
+        torch.distributions.kl_divergence(
+            torch.distributions.Normal(q.loc[s], q.scale[s]), torch.distributions.Normal(0.0, 1.0)
+        ).sum()
+        for s in q.loc
+    )
+    row = pl.train(model, guide, tiny_data, **QUICK | {"epochs": 1, "lr": 1e-9})[0]
+    assert row["kl"] == pytest.approx(before.item(), rel=1e-5)
+
+
+def test_same_seed_same_bits_and_another_seed_others(tiny_data):
+    def trained(seed, level=0):
+        torch.manual_seed(0)
+        model = pl.BayesianClassifier(TinyNet(), num_data=60)
+        guide = pl.guides.mean_field(model)
+        torch.manual_seed(torch.randint(1000, (1,)).item() + seed)  # the global generator must not matter
+        pl.train(model, guide, tiny_data, **QUICK, seed=seed, level=level)
+        return pl.posterior(guide).loc["hidden.weight"]
+
+    assert torch.equal(trained(3), trained(3))
+    assert not torch.equal(trained(3), trained(4))
+    assert not torch.equal(trained(3), trained(3, level=1))
+
+
+def test_the_global_generator_is_left_alone(tiny_model, tiny_data):
+    state = torch.get_rng_state()
+    pl.train(tiny_model, pl.guides.mean_field(tiny_model), tiny_data, **QUICK)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_ten_samples_move_batchnorm_as_far_as_one(tiny_data):
+    # A point model, so that all passes see the same activations: m_10 passes of one batch must equal one pass.
+    means = []
+    for samples in (1, 10):
+        torch.manual_seed(0)
+        model = pl.BayesianClassifier(TinyNet(), num_data=60)
+        with training._training_mode(model, samples):
+            guide = pl.guides.deterministic(model)
+            for _ in range(samples):
+                pl.ELBO().terms(model, guide, tiny_data.train[:16], tiny_data.train.labels[:16])
+        assert model.net.bn.momentum == 0.1
+        means.append(model.net.bn.running_mean)
+    torch.testing.assert_close(means[0], means[1], rtol=1e-5, atol=1e-7)
+
+
+def test_several_samples_average_the_gradient(tiny_model, tiny_data):
+    # With a learning rate of 0 the history's nll over many samples must approach that of the averaged estimator.
+    guide = pl.guides.mean_field(tiny_model, init_scale=1.0)
+    one = [
+        pl.train(tiny_model, guide, tiny_data, **QUICK | {"epochs": 1, "lr": 1e-12}, seed=s)[0]["nll"] for s in range(8)
+    ]
+    many = pl.train(tiny_model, guide, tiny_data, **QUICK | {"epochs": 1, "lr": 1e-12, "train_samples": 60})[0]["nll"]
+    spread = torch.tensor(one).std().item()
+    assert abs(many - sum(one) / 8) < 4 * spread * (1 / 8 + 1 / 60) ** 0.5
+
+
+def test_a_loss_that_is_not_finite_names_epoch_and_step(tiny_data):
+    class Poisoned(TinyNet):
+        steps = 0
+
+        def forward(self, x):
+            if self.training:
+                self.steps += 1
+            out = super().forward(x)
+            return out * math.nan if self.steps > 4 + 3 else out
+
+    model = pl.BayesianClassifier(Poisoned(), num_data=60)
+    with pytest.raises(Diverged, match="epoch 2, step 4"):  # four steps an epoch: the eighth step is bad
+        pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK | {"epochs": 3})
+
+
+def test_bf16_trains_to_the_same_accuracy(tiny_data):
+    accuracies = {}
+    for precision in ("32", "bf16"):
+        torch.manual_seed(0)
+        model = pl.BayesianClassifier(TinyNet(), num_data=60)
+        guide = pl.guides.mean_field(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch warns where bf16 is emulated
+            history = pl.train(model, guide, tiny_data, **QUICK | {"epochs": 20, "lr": 0.02}, precision=precision)
+        accuracies[precision] = history[-1]["test_accuracy"]
+        assert guide.loc.dtype == torch.float32
+    assert min(accuracies.values()) > 0.85
+
+
+def test_validation_accuracy_is_filled(tiny_data, tiny_model):
+    from dataclasses import replace
+
+    history = pl.train(tiny_model, pl.guides.mean_field(tiny_model), replace(tiny_data, val=tiny_data.test), **QUICK)
+    assert all(0 <= row["val_accuracy"] <= 1 for row in history)
+
+
+def test_num_data_must_be_the_training_set(tiny_data):
+    model = pl.BayesianClassifier(TinyNet(), num_data=61)
+    with pytest.raises(pl.UserError, match="num_data is 61, but there are 60"):
+        pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK)
