@@ -117,22 +117,29 @@ class Config:
         return int(self.rewind.removeprefix("epoch:")) if self.rewind.startswith("epoch:") else 0
 
     def name(self) -> str:
-        """A readable name that no two different runs share: the main options, then all others that are not default.
+        """A readable name that no two different runs share: the main options, the preset, and what differs from it.
 
         >>> Config(arch="resnet20", epochs=5, milestones=(3, 4)).name()
         'resnet20-cifar10-mean_field-snr-seed0-epochs5-milestones3+4'
+        >>> preset("quick", arch="lenet", lr=0.01).name()
+        'lenet-digits-mean_field-snr-seed0-quick-lr0.01'
         """
         main = ("arch", "dataset", "guide", "score", "seed")
-        usual = {f.name: f.default for f in fields(self)} | {
-            "history_samples": min(self.train_samples, self.eval_samples)
-        }
         hidden = {*main, "run_dir", "data_dir", "device", "levels"}
-        other = [f.name for f in fields(self) if f.name not in hidden and getattr(self, f.name) != usual[f.name]]
+        usual = {f.name: f.default for f in fields(self)}
+        usual["history_samples"] = min(self.train_samples, self.eval_samples)
+
+        def differing(base: str) -> list[str]:
+            expected = usual | PRESETS[base]
+            return [f.name for f in fields(self) if f.name not in hidden and getattr(self, f.name) != expected[f.name]]
+
+        base = min(PRESETS, key=lambda name: len(differing(name)))
         parts = [self.arch, self.dataset, self.guide, self.score, f"seed{self.seed}"]
-        parts += [
-            f"{n}{'+'.join(map(str, v)) if isinstance(v, tuple) else v}" for n in other for v in [getattr(self, n)]
-        ]
-        return re.sub(r"[^\w.+-]", "_", "-".join(parts))[:200]
+        parts += [base] if base != "paper" else []
+        for name in differing(base):
+            value = getattr(self, name)
+            parts.append(f"{name}{'+'.join(map(str, value)) if isinstance(value, tuple) else value}")
+        return re.sub(r"[^\w.+-]", "_", "-".join(parts))
 
     def options(self) -> dict[str, Any]:
         """All options as plain values for JSON."""

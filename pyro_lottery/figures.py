@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pyro_lottery import masks
 from pyro_lottery.results import RunFolder
+
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+"""Okabe and Ito's colours, which colour-blind readers can tell apart."""
+
+
+def percent_axis(axes: Axes, lowest: float) -> None:
+    """Make the x axis the % of weights remaining: logarithmic, from 100 down to ``lowest``."""
+    axes.set(xscale="log", xlabel="weights remaining (%)")
+    ticks = [t for t in (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if t >= lowest * 0.8]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(115, lowest * 0.85)
 
 
 def draw_run(run: RunFolder) -> list[Path]:
@@ -24,18 +37,17 @@ def _accuracy(path: Path, rows: list, title: str) -> Path:
     figure = Figure(figsize=(6, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     percent = [100 * row.density for row in rows]
-    top.plot(percent, [100 * row.max_test_accuracy for row in rows], "o-", color="#0072B2", label="maximum over epochs")
-    top.plot(percent, [100 * row.test_accuracy for row in rows], "s--", color="#E69F00", label="at the end")
+    top.plot(
+        percent, [100 * row.max_test_accuracy for row in rows], "o-", color=PALETTE[0], label="maximum over epochs"
+    )
+    top.plot(percent, [100 * row.test_accuracy for row in rows], "s--", color=PALETTE[1], label="at the end")
     top.axhline(100 * rows[0].test_accuracy, color="0.6", ls=":", label="dense, at the end")
     top.set(ylabel="test accuracy (%)", title=title)
     top.legend(frameon=False)
-    bottom.plot(percent, [row.mace for row in rows], "o-", color="#009E73")
-    bottom.set(xscale="log", xlabel="weights remaining (%)", ylabel="MACE")
+    bottom.plot(percent, [row.mace for row in rows], "o-", color=PALETTE[2])
+    bottom.set_ylabel("MACE")
     bottom.set_ylim(0, 1.1 * max(row.mace for row in rows))
-    ticks = [t for t in (100, 50, 20, 10, 5, 2, 1, 0.5) if t >= min(percent) * 0.8]
-    bottom.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    bottom.set_xticks([], minor=True)
-    bottom.set_xlim(115, min(percent) * 0.85)
+    percent_axis(bottom, min(percent))
     figure.savefig(path, dpi=150)
     return path
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from operator import attrgetter
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -55,14 +55,16 @@ class _Sites(AutoGuide):
         self.shapes: dict[str, Size] = {}
         values = []
         for name, site in trace.iter_stochastic_nodes():
-            if not _is_real(site["fn"].support):
+            if not _is_real(site["fn"].support):  # type: ignore[attr-defined]
                 raise UserError(
                     f"site {name!r} is not real-valued; use guides.auto with Pyro's AutoNormal, which transforms it"
                 )
             if any(frame.vectorized for frame in site["cond_indep_stack"]):
                 raise UserError(f"site {name!r} is inside a plate; use guides.auto with Pyro's AutoNormal")
-            self.shapes[name] = site["value"].shape
-            values.append(site["value"].reshape(-1))
+            value = site["value"]
+            assert value is not None  # it has just been drawn
+            self.shapes[name] = value.shape
+            values.append(value.reshape(-1))
         self._sizes = [shape.numel() for shape in self.shapes.values()]
         self._temperature = getattr(model, "kl_temperature", 1.0)
         self.loc = nn.Parameter(torch.cat(values).clone())
@@ -106,7 +108,7 @@ class Point(_Tempered, _Sites):
             }
 
 
-class _Joint(_Tempered):
+class _Joint(_Tempered, AutoContinuous):
     """For Pyro's guides that draw all weights as one vector: under a mask, the marginal of the surviving weights."""
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TorchDistribution:
@@ -126,7 +128,7 @@ class _Joint(_Tempered):
 class _Surviving(dist.TorchDistribution):
     """The marginal of a joint Gaussian over the weights that a mask keeps, as a vector with zeros elsewhere."""
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real_vector
     has_rsample = True
     knows_masks = True
@@ -137,7 +139,7 @@ class _Surviving(dist.TorchDistribution):
         self.marginal = _marginal(joint, self.index)
         super().__init__(event_shape=Size((self.size,)), validate_args=False)
 
-    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         values = self.marginal.rsample(sample_shape)
         return values.new_zeros(*sample_shape, self.size).index_copy(-1, self.index, values)
 
@@ -256,7 +258,7 @@ def set_posterior_(guide: AutoGuide, posterior: Posterior) -> None:
         return
     for name, value in locs.items():
         value.copy_(posterior.loc[name])
-    if not is_point(guide):
+    if isinstance(guide, MeanField | AutoNormal):
         if posterior.scale is None:
             raise UserError(f"a {type(guide).__name__} needs scales, and this posterior has none")
         _set_scales(guide, posterior.scale)
@@ -303,7 +305,7 @@ def _matrices(loc: Sites) -> tuple[str, ...]:
 
 
 def _latent_shapes(guide: AutoContinuous) -> dict[str, Size]:
-    return {name: site["value"].shape for name, site in guide.prototype_trace.iter_stochastic_nodes()}
+    return {name: site["value"].shape for name, site in _prototype(guide).iter_stochastic_nodes()}
 
 
 def _split(guide: AutoContinuous, flat: Tensor) -> dict[str, Tensor]:
@@ -329,8 +331,16 @@ def _raw_locs(guide: AutoGuide) -> dict[str, Tensor]:
     if isinstance(guide, AutoContinuous):
         return _split(guide, guide.loc.data)
     home = guide.locs if isinstance(guide, AutoNormal) else guide
-    names = [name for name, _ in guide.prototype_trace.iter_stochastic_nodes()]
+    names = [name for name, _ in _prototype(guide).iter_stochastic_nodes()]
     return {name: attrgetter(f"{name}_unconstrained")(home).data for name in names}
+
+
+def _prototype(guide: AutoGuide) -> Any:
+    if guide.prototype_trace is None:
+        raise UserError(
+            f"this {type(guide).__name__} has not met its model yet; build it with pyro_lottery.guides.auto"
+        )
+    return guide.prototype_trace
 
 
 def _scales(guide: AutoGuide) -> dict[str, Tensor]:

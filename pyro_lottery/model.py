@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.nn import PyroModule, PyroSample
+from pyro.nn import PyroSample
 from pyro.nn.module import pyro_method, to_pyro_module_
 from torch import Tensor, nn
 
@@ -40,12 +41,13 @@ def prunable_sites(net: nn.Module) -> tuple[str, ...]:
 
 
 def _classifier_of(net: nn.Module) -> nn.Module | None:
-    head = net.get_classifier() if callable(getattr(net, "get_classifier", None)) else None
+    get = getattr(net, "get_classifier", None)  # timm's convention, which the networks of this package follow
+    head = get() if callable(get) else None
     layers = [m for m in net.modules() if isinstance(m, _LAYERS)]
     return head if isinstance(head, _LAYERS) else (layers[-1] if layers else None)
 
 
-def kaiming_scale(layer: nn.Module, name: str) -> float:
+def kaiming_scale(layer: Any, name: str) -> float:
     """Standard deviation √(2 / fan_in) of Kaiming's initialisation (He et al. 2015) for a layer; a bias takes its layer's."""
     if "bias" not in name:
         fan_in = getattr(layer, name)[0].numel()
@@ -86,7 +88,7 @@ class _PriorOf:
 
 
 @pyro_method
-def _sample_sites(net: PyroModule, sites: dict[str, tuple[str, str]]) -> None:
+def _sample_sites(net: Any, sites: dict[str, tuple[str, str]]) -> None:
     for path, name in sites.values():
         getattr(net.get_submodule(path) if path else net, name)
 
@@ -111,7 +113,7 @@ class BayesianNetwork(nn.Module):
         self.net = net
         self.num_data = num_data
         self.kl_temperature = kl_temperature
-        self._sites = {site: tuple(site.rpartition(".")[::2]) for site in self.kaiming_scale}
+        self._sites = {site: (site.rpartition(".")[0], site.rpartition(".")[2]) for site in self.kaiming_scale}
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -55,7 +55,9 @@ def predict(
         total: Any = 0.0
         for _ in range(count):
             trace = poutine.trace(guide).get_trace()
-            weights = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample"}
+            weights: dict[str, Any] = {
+                name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample"
+            }
             total = total + _softmax(model, weights, images, batch_size, precision)
         return total / count
 
@@ -91,7 +93,7 @@ def _inference(model: nn.Module) -> Iterator[None]:
 
 
 def _outputs(
-    model: BayesianNetwork, weights: Mapping[str, Tensor], images: Images, batch_size: int, precision: str
+    model: BayesianNetwork, weights: dict[str, Tensor], images: Images, batch_size: int, precision: str
 ) -> Iterator[Tensor]:
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
@@ -100,7 +102,7 @@ def _outputs(
 
 
 def _softmax(
-    model: BayesianNetwork, weights: Mapping[str, Tensor], images: Images, batch_size: int, precision: str
+    model: BayesianNetwork, weights: dict[str, Tensor], images: Images, batch_size: int, precision: str
 ) -> Tensor:
     return torch.cat([out.softmax(-1) for out in _outputs(model, weights, images, batch_size, precision)])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -43,7 +43,7 @@ def flat() -> Prior:
 
 def by_name(name: str, scale: float) -> Prior:
     """A prior from its command-line name, or from the import path of ``(site, shape) -> distribution``."""
-    known = {"normal": normal, "laplace": laplace, "student_t": student_t}
+    known: dict[str, Callable[[float], Prior]] = {"normal": normal, "laplace": laplace, "student_t": student_t}
     if name in known:
         return known[name](scale)
     if "." not in name:
@@ -63,20 +63,20 @@ def _loc_scale(name: str, numbers: tuple[float, ...]) -> tuple[float, float]:
 class Flat(dist.TorchDistribution):
     """The improper density 1 on the real line; it cannot be sampled."""
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real
     has_rsample = False
 
-    def __init__(self, batch_shape: Size = Size(), validate_args: bool | None = None):
-        super().__init__(batch_shape, validate_args=validate_args)
+    def __init__(self, batch_shape: Any = (), validate_args: bool | None = None):
+        super().__init__(Size(batch_shape), validate_args=validate_args)
 
-    def expand(self, batch_shape: Size, _instance: Any = None) -> Flat:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Flat:
         return Flat(Size(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         return value.new_zeros(value.shape)
 
-    def sample(self, sample_shape: Size = Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         raise UserError("a flat prior cannot be sampled; use priors.normal, or a guide to draw weights from")
 
 

@@ -141,7 +141,8 @@ class RunFolder:
         rows = _read_csv(self.path / "results.csv")
         names = [f.name for f in fields(LevelResult)]
         try:
-            return [LevelResult(**{n: int(r[n]) if n in integers else r.get(n) for n in names}) for r in rows]
+            values: list[dict[str, Any]] = [{n: int(r[n]) if n in integers else r.get(n) for n in names} for r in rows]
+            return [LevelResult(**value) for value in values]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.path / 'results.csv'} is not a table of levels ({error!r})") from error
 

@@ -32,7 +32,7 @@ def test_a_flipped_byte_is_damage(tmp_path, position):
     data = bytearray(path.read_bytes())
     data[position] ^= 0xFF
     path.write_bytes(data)
-    with pytest.raises(Damaged, match="t (cannot be read|fails its checksum)"):
+    with pytest.raises(Damaged, match=r"t (cannot be read|fails its checksum)"):
         files.load_tensors(path)
 
 

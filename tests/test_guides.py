@@ -123,8 +123,8 @@ def test_wrong_sites_are_named(tiny_model):
         guides.set_posterior_(guide, Posterior(loc, start.scale, start.prunable))
     with pytest.raises(pl.UserError, match="loc/extra is not a site"):
         guides.set_posterior_(guide, Posterior(dict(start.loc) | {"extra": torch.ones(1)}, start.scale, start.prunable))
+    wrong = dict(start.scale) | {"out.bias": torch.ones(2)}
     with pytest.raises(pl.UserError, match=r"scale/out\.bias is \(2,\)"):
-        wrong = dict(start.scale) | {"out.bias": torch.ones(2)}
         guides.set_posterior_(guide, Posterior(start.loc, wrong, start.prunable))
 
 
@@ -160,7 +160,7 @@ def test_copies_and_pickles_leave_the_living_guide_alone(kind, tiny_model, tiny_
 def test_unknown_guides_are_named():
     with pytest.raises(pl.UserError, match="did you mean mean_field"):
         guides.check_name("meanfield")
-    with pytest.raises(pl.UserError, match="--guide pyro.no.Such"):
+    with pytest.raises(pl.UserError, match=r"--guide pyro\.no\.Such"):
         guides.check_name("pyro.no.Such")
 
 

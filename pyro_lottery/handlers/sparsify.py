@@ -18,10 +18,12 @@ from pyro_lottery.types import Mask
 class Pruned(dist.MaskedDistribution):
     """A distribution per weight whose pruned weights are the constant 0, with log-probability and KL 0."""
 
-    def sample(self, sample_shape: Size = Size()) -> Tensor:
+    _mask: Any  # a Tensor, which Pyro types as bool
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         return torch.where(self._mask, self.base_dist.sample(sample_shape), 0.0)
 
-    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         return torch.where(self._mask, self.base_dist.rsample(sample_shape), 0.0)
 
 

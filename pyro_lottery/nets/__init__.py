@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import timm
 from torch import nn
@@ -55,7 +56,7 @@ def create_model(
     if patch_size is not None and not name.startswith("vit_"):
         raise UserError(f"patch_size is an option of vit_tiny and vit_base; {name} has no patches")
     if name.startswith("timm:"):
-        sized = {} if image_size == 224 else {"img_size": image_size}
+        sized: dict[str, Any] = {} if image_size == 224 else {"img_size": image_size}
         try:  # transformers must be told the image size, convolutional networks do not take it
             return timm.create_model(name[5:], num_classes=num_classes, in_chans=in_channels, **sized)
         except TypeError:

@@ -36,5 +36,5 @@ def vgg11(num_classes: int, in_channels: int) -> VGG:
 
 def vgg19(num_classes: int, in_channels: int) -> VGG:
     """Sixteen convolutions; 20 M weights."""
-    plan = (64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4)
+    plan: tuple[int | str, ...] = (64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4)
     return VGG(plan, num_classes, in_channels)

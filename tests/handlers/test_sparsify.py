@@ -127,13 +127,11 @@ def test_a_guide_that_cannot_be_masked_says_so(tiny_model, half_mask):
 
 def test_wrong_masks_are_named(tiny_model):
     guide = pl.guides.mean_field(tiny_model)
-    with pytest.raises(pl.UserError, match=r"conv\.weigth.*did you mean 'conv\.weight'"):
-        with pl.handlers.sparsify({"conv.weigth": torch.ones(4, 1, 3, 3)}):
-            guide()
-    with (
-        pytest.raises(pl.UserError, match=r"\(2,\).*\(4, 1, 3, 3\)"),
-        pl.handlers.sparsify({"conv.weight": torch.ones(2)}),
-    ):
+    misspelt = pl.handlers.sparsify({"conv.weigth": torch.ones(4, 1, 3, 3)})
+    with pytest.raises(pl.UserError, match=r"conv\.weigth.*did you mean 'conv\.weight'"), misspelt:
+        guide()
+    mis_shaped = pl.handlers.sparsify({"conv.weight": torch.ones(2)})
+    with pytest.raises(pl.UserError, match=r"\(2,\).*\(4, 1, 3, 3\)"), mis_shaped:
         guide()
 
 

@@ -1,0 +1,39 @@
+"""Question: does a Bayesian network keep the accuracy of its deterministic twin, dense and pruned, and how calibrated is each?
+
+Takes the options of ``python -m pyro_lottery.imp``, runs them with both guides (a finished run is not run again) and
+prints the levels of both as one Markdown table.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pyro_lottery.config import Config, parse
+from pyro_lottery.imp import run_imp
+from pyro_lottery.runs import Run
+
+PROG = "python -m experiments.bayesian_vs_deterministic"
+GUIDES = ("deterministic", "mean_field")
+
+
+def configs(arguments: Sequence[str]) -> list[Config]:
+    """The two runs that the question needs."""
+    return [parse(PROG, str(__doc__), [*arguments, "--guide", guide]) for guide in GUIDES]
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """All levels of ``runs`` as a Markdown table."""
+    lines = ["| network | data | guide | density | accuracy | NLL | MACE | seed | training |", "|---" * 9 + "|"]
+    for run in runs:
+        c = run.config
+        for row in run.folder.results():
+            lines.append(
+                f"| {c.arch} | {c.dataset} | {c.guide} | {100 * row.density:.1f} % | {100 * row.test_accuracy:.2f} % "
+                f"| {row.nll:.3f} | {row.mace:.3f} | {c.seed} | {row.train_seconds / 60:.1f} min |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown([run_imp(config) for config in configs(sys.argv[1:])]))

@@ -1,0 +1,66 @@
+"""The README is a promise: its commands and its Python run as written, the long ones shortened by options that win."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pyro_lottery import imp
+from pyro_lottery.config import Config
+from tests.data.test_data import tree
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [c for line in re.findall(r"^    ((?:pip|python) .*)$", README, re.M) for c in line.split(" && ")]
+SHORT = ["--epochs", "1", "--levels", "1", "--train-samples", "1", "--eval-samples", "1", "--milestones", "1"]
+
+
+def test_set_up_is_what_continuous_integration_does():
+    assert "pip install -e '.[test]'" in COMMANDS
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "-e '.[test]'" in ci
+    assert re.search(r"^pytest$", ci, re.M)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "pyro_lottery.imp" in c])
+def test_runs(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = shlex.split(command)[3:]
+    if "DIR" in arguments:
+        tree(tmp_path / "DIR", sizes=((8, 8), (8, 8)))
+    elif "--data-dir" in arguments or "--dataset" not in arguments:  # CIFAR-10, and its copy as a folder of images
+        arguments += ["--dataset", "digits", "--train-size", "40"]
+    else:
+        arguments += ["--train-size", "40"]
+    assert imp.main([*arguments, *SHORT, "--arch", "lenet"]) == 0
+    assert "results, tickets" in capsys.readouterr().out
+
+
+def test_python_and_the_side_by_side_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command in (c for c in COMMANDS if "bayesian_vs_deterministic" in c and "-o" in c or "lenet --preset" in c):
+        module, *arguments = shlex.split(command)[2:]
+        short = ["--epochs", "4", "--train-size", "400"] if module.startswith("experiments") else []
+        monkeypatch.setattr("sys.argv", [module, *arguments, *short])
+        if module.startswith("plots"):  # the shortened runs have other names
+            for path in Path("runs").iterdir():
+                path.rename(path.with_name(re.sub(r"seed0-.*", "seed0-quick", path.name)))
+        runpy.run_module(module, run_name="__main__")
+    assert (tmp_path / "both.png").stat().st_size > 10_000
+    assert capsys.readouterr().out.count("| lenet | digits |") == 6
+
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(blocks) == 2
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["probs"].shape == (360, 10)
+    out = capsys.readouterr().out
+    assert float(re.search(r"'accuracy': ([0-9.]+)", out).group(1)) > 0.5
+
+
+def test_every_option_it_names_exists():
+    fields = {f"--{name.replace('_', '-')}" for name in Config.__dataclass_fields__} | {"--help", "--preset"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - fields == set()
