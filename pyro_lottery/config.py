@@ -170,7 +170,10 @@ def preset(name: str, **options: Any) -> Config:
 def from_json(options: dict[str, Any]) -> Config:
     """The options of a saved ``config.json``, whatever else it holds."""
     known = {f.name for f in fields(Config)}
-    return Config(**{name: value for name, value in options.items() if name in known})
+    try:
+        return Config(**{name: value for name, value in options.items() if name in known})
+    except TypeError as error:
+        raise UserError(f"the saved options are of the wrong type ({error})") from error
 
 
 class _Parser(argparse.ArgumentParser):

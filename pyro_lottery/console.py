@@ -23,6 +23,7 @@ class LevelDisplay:
         self.title = f"level {level}/{levels}, density {100 * density:.3g} %"
         self.epochs = epochs
         self._last = 0.0
+        self._began: tuple[float, float] | None = None  # when, and at which epoch, progress was first seen
         columns = (
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[state]}"),
@@ -39,10 +40,14 @@ class LevelDisplay:
 
     def update(self, epochs_done: float, state: str, always: bool = False) -> None:
         """Show ``state`` after ``epochs_done`` epochs; ``always`` prints a plain line however soon."""
+        now = time.monotonic()
+        when, first = self._began = self._began or (now, epochs_done)
+        seconds = (now - when) / max(epochs_done - first, 1e-9) * (self.epochs - epochs_done)
         self.bar.update(self.task, completed=epochs_done, state=state)
-        if not self.console.is_terminal and (always or time.monotonic() - self._last > PLAIN_SECONDS):
-            self._last = time.monotonic()
-            print(f"{self.title}: epoch {epochs_done:.4g}/{self.epochs}, {state}", flush=True)
+        if not self.console.is_terminal and (always or now - self._last > PLAIN_SECONDS):
+            self._last = now
+            left = f", {seconds:.0f} s left" if epochs_done > first else ""
+            print(f"{self.title}: epoch {epochs_done:.4g}/{self.epochs}, {state}{left}", flush=True)
 
 
 def results_table(rows: list[LevelResult]) -> Table:

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pyro_lottery import masks
 from pyro_lottery.results import RunFolder
+from pyro_lottery.types import LevelResult
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 """Okabe and Ito's colours, which colour-blind readers can tell apart."""
@@ -30,10 +31,10 @@ def draw_run(run: RunFolder) -> list[Path]:
     """
     rows = run.results()
     title = "{arch}, {dataset}, {guide}, score {score}".format(**run.config)
-    return [_accuracy(run.path / "accuracy.png", rows, title), _layers(run, title)]
+    return [_accuracy(run.figure("accuracy"), rows, title), _layers(run, title)]
 
 
-def _accuracy(path: Path, rows: list, title: str) -> Path:
+def _accuracy(path: Path, rows: list[LevelResult], title: str) -> Path:
     figure = Figure(figsize=(6, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     percent = [100 * row.density for row in rows]
@@ -57,12 +58,11 @@ def _layers(run: RunFolder, title: str) -> Path:
     axes = figure.subplots()
     rows = run.results()
     for row in rows:
-        density = masks.density_per_site(run.level(row.level).load_ticket().mask)
+        density = masks.density_per_site(run.level(row.level).load_mask())
         shade = str(0.75 * (1 - row.level / max(1, rows[-1].level)))
         axes.plot(range(1, len(density) + 1), [100 * d for d in density.values()], ".-", color=shade, lw=1)
     axes.set(xlabel="layer (from the input)", ylabel="weights remaining (%)", ylim=(0, 105))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(f"{title}\ndensity per layer, level 0 (light) to {rows[-1].level} (black)")
-    path = run.path / "layers.png"
-    figure.savefig(path, dpi=150)
-    return path
+    figure.savefig(run.figure("layers"), dpi=150)
+    return run.figure("layers")

@@ -41,11 +41,12 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
+def checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of the names and bytes of tensors on the CPU."""
     crc = 0
     for name in sorted(tensors):
         crc = zlib.crc32(name.encode(), crc)
-        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, crc)
+        crc = zlib.crc32(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)
     return crc
 
 
@@ -53,7 +54,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, A
     """Write tensors as safetensors, atomically, with a checksum and JSON ``info`` in the metadata."""
     on_cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     # One metadata key alone: safetensors orders several at random, and equal runs shall give equal files.
-    metadata = {"pyro_lottery": json.dumps({"crc32": _checksum(on_cpu), "info": dict(info or {})})}
+    metadata = {"pyro_lottery": json.dumps({"crc32": checksum(on_cpu), "info": dict(info or {})})}
     write_atomic(path, safetensors.torch.save(on_cpu, metadata))
 
 
@@ -67,7 +68,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise
     except Exception as error:
         raise Damaged(f"{path} cannot be read: {error}") from error
-    if _checksum(tensors) != header.get("crc32"):
+    if checksum(tensors) != header.get("crc32"):
         raise Damaged(f"{path} fails its checksum")
     return tensors, header["info"]
 

@@ -21,7 +21,7 @@ from torch.distributions import transform_to
 
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.handlers import active_mask
-from pyro_lottery.imports import load_object
+from pyro_lottery.imports import load_callable
 from pyro_lottery.types import Mask, Posterior, Sites
 
 _EXP = ExpTransform()
@@ -110,6 +110,10 @@ class Point(_Tempered, _Sites):
 
 class _Joint(_Tempered, AutoContinuous):
     """For Pyro's guides that draw all weights as one vector: under a mask, the marginal of the surviving weights."""
+
+    def unmasked(self) -> dist.TorchDistribution:
+        """The joint distribution of all weights, whatever the mask."""
+        return super().get_posterior()
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TorchDistribution:
         joint = super().get_posterior(*args, **kwargs)
@@ -205,7 +209,7 @@ def check_name(name: str) -> Any:
         return known[name]
     if "." not in name:
         raise unknown("guide", name, [*known, "package.module.AutoGuide"])
-    return load_object(name, "--guide")
+    return load_callable(name, "--guide")
 
 
 def by_name(name: str, model: Callable[..., Any], init_scale: float) -> AutoGuide:
@@ -213,12 +217,23 @@ def by_name(name: str, model: Callable[..., Any], init_scale: float) -> AutoGuid
     kind = check_name(name)
     if isinstance(kind, type) and issubclass(kind, AutoGuide):
         return auto(kind, model, init_scale)
-    return mean_field(model, init_scale) if kind is mean_field else kind(model)
+    guide = mean_field(model, init_scale) if kind is mean_field else kind(model)
+    if not isinstance(guide, AutoGuide):
+        raise UserError(
+            f"--guide {name} gave a {type(guide).__name__}; expected a Pyro AutoGuide, or model -> AutoGuide"
+        )
+    return guide
 
 
 def is_point(guide: AutoGuide) -> bool:
     """Whether every draw of ``guide`` is the same, so that one sample is enough."""
     return isinstance(guide, Point | AutoDelta)
+
+
+@torch.no_grad()
+def locs(guide: AutoGuide) -> Sites:
+    """Copies of the loc of every site."""
+    return {name: value.detach().clone() for name, value in _raw_locs(guide).items()}
 
 
 @torch.no_grad()
@@ -228,7 +243,7 @@ def posterior(guide: AutoGuide) -> Posterior:
     For guides over one joint vector these are its mean and standard deviation, and ``extra`` keeps the guide's raw
     parameters, since loc and scale alone do not determine it.
     """
-    loc = {name: value.detach().clone() for name, value in _raw_locs(guide).items()}
+    loc = locs(guide)
     scale = None if is_point(guide) else {name: value.detach().clone() for name, value in _scales(guide).items()}
     extra = {n: t.detach().clone() for n, t in guide.state_dict().items()} if isinstance(guide, AutoContinuous) else {}
     return Posterior(loc, scale, tuple(getattr(unwrap(guide.model), "prunable", _matrices(loc))), extra)
@@ -240,23 +255,23 @@ def set_posterior_(guide: AutoGuide, posterior: Posterior) -> None:
 
     A scale of 0 (a pruned weight) becomes 1, which no mask lets through. Missing, unknown or mis-shaped sites raise.
     """
-    locs = _raw_locs(guide)
+    raw = _raw_locs(guide)
     for what, sites in (("loc", posterior.loc), ("scale", posterior.scale)):
         if sites is None:
             continue
-        for name in dict.fromkeys([*locs, *sites]):
-            if name not in sites or name not in locs:
+        for name in dict.fromkeys([*raw, *sites]):
+            if name not in sites or name not in raw:
                 raise UserError(f"{what}/{name} is {'missing' if name not in sites else 'not a site of this network'}")
-            if sites[name].shape != locs[name].shape:
+            if sites[name].shape != raw[name].shape:
                 raise UserError(
-                    f"{what}/{name} is {tuple(sites[name].shape)}, but the site is {tuple(locs[name].shape)}"
+                    f"{what}/{name} is {tuple(sites[name].shape)}, but the site is {tuple(raw[name].shape)}"
                 )
     if isinstance(guide, AutoContinuous):
         if not posterior.extra:
             raise UserError(f"loc and scale do not determine a {type(guide).__name__}; its raw parameters are missing")
         guide.load_state_dict(dict(posterior.extra))
         return
-    for name, value in locs.items():
+    for name, value in raw.items():
         value.copy_(posterior.loc[name])
     if isinstance(guide, MeanField | AutoNormal):
         if posterior.scale is None:
@@ -285,8 +300,9 @@ def parameter_groups(model: nn.Module, guide: AutoGuide, weight_decay: float) ->
 
 
 def _initial_value(model: Any) -> Callable[[Any], Tensor]:
+    values = model.initial_values() if hasattr(model, "initial_values") else {}
+
     def initial_value(site: Any) -> Tensor:
-        values = model.initial_values() if hasattr(model, "initial_values") else {}
         name = site["name"]
         # Cloned, or training would overwrite the initial values in place.
         return values[name].detach().clone() if name in values else init_to_median(site)
@@ -315,19 +331,23 @@ def _split(guide: AutoContinuous, flat: Tensor) -> dict[str, Tensor]:
 
 
 def _loc_parameters(guide: AutoGuide) -> list[Tensor]:
-    if isinstance(guide, _Sites | AutoContinuous):
+    if isinstance(guide, _Sites) or (isinstance(guide, AutoContinuous) and hasattr(guide, "loc")):
         return [guide.loc]
     if isinstance(guide, AutoNormal):
         return list(guide.locs.parameters())
     if isinstance(guide, AutoDelta):
         return list(guide.parameters())
-    raise UserError(f"no loc and scale are known for a {type(guide).__name__} guide")
+    raise UserError(
+        f"a {type(guide).__name__} guide has no loc and scale to read; use mean_field, deterministic, AutoNormal, "
+        "AutoDelta, AutoDiagonalNormal, AutoLowRankMultivariateNormal or AutoMultivariateNormal"
+    )
 
 
 def _raw_locs(guide: AutoGuide) -> dict[str, Tensor]:
     """Writable views of every site's loc."""
     if isinstance(guide, _Sites):
         return dict(guide.unpack(guide.loc.data))
+    _loc_parameters(guide)  # raises for a guide that has none
     if isinstance(guide, AutoContinuous):
         return _split(guide, guide.loc.data)
     home = guide.locs if isinstance(guide, AutoNormal) else guide
@@ -347,7 +367,8 @@ def _scales(guide: AutoGuide) -> dict[str, Tensor]:
     if isinstance(guide, MeanField):
         return dict(guide.unpack(guide.log_scale.exp()))
     if isinstance(guide, AutoContinuous):
-        return _split(guide, guide.get_posterior().variance.sqrt())
+        joint = guide.unmasked() if isinstance(guide, _Joint) else guide.get_posterior()
+        return _split(guide, joint.variance.sqrt())
     assert isinstance(guide, AutoNormal)
     return {name: attrgetter(name)(guide.scales) for name in _raw_locs(guide)}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import statistics
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from pyro_lottery import figures, guides, masks, metrics, scores, seeds, tickets
 from pyro_lottery.config import Config, parse
 from pyro_lottery.console import LevelDisplay, results_table
 from pyro_lottery.data import Data
-from pyro_lottery.errors import Stopped, UserError
+from pyro_lottery.errors import Damaged, Diverged, Stopped, UserError
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.model import BayesianClassifier
 from pyro_lottery.prediction import predict
@@ -41,23 +42,28 @@ def run_imp(config: Config) -> Run:
     """Run iterative magnitude pruning to the end, or go on with it, in ``config.run_dir``; returns the run."""
     check_names(config)
     device = resolve_device(config.device)
-    data = load_data(config, device)
-    shape = shape_of(data)
-    model, guide = build(config, shape, device)
-    if config.levels:  # a score that does not suit the guide shall fail now, not after the first level's hours
-        initial = guides.posterior(guide)
-        masks.shrink(masks.full(initial), scores.by_name(config.score)(initial), config.prune_fraction)
-    run = RunFolder.open(str(config.run_dir), config.options(), facts(config, shape, device))
-    with _signals() as stop:
-        for level in range(len(run.results()), config.levels + 1):
-            ticket = next_ticket(run, level, config, model, guide)
-            folder = run.level(level)
-            hooks = _LevelHooks(folder, stop, config, level, model, guide, masks.density(ticket.mask))
-            if level == 0 and config.rewind_epoch:
-                hooks.rewind_point, hooks.rewind_epoch = run.rewind_point, config.rewind_epoch
-            run.add_result(train_level(folder, level, ticket, config, data, model, guide, hooks))
-            folder.drop_checkpoints()
-            figures.draw_run(run)
+    _warn_of_slow_bf16(config, device)
+    with _signals() as received:
+        data = load_data(config, device)
+        shape = shape_of(data)
+        model, guide = build(config, shape, device)
+        if config.levels:  # a score that does not suit the guide shall fail now, not after the first level's hours
+            initial = guides.posterior(guide)
+            masks.shrink(masks.full(initial), scores.by_name(config.score)(initial), config.prune_fraction)
+        run = RunFolder(str(config.run_dir))
+        with run.lock():
+            run.open(config.options(), facts(config, shape, device))
+            finished = run.results()
+            for level in range(finished[-1].level + 1 if finished else 0, config.levels + 1):
+                if received:
+                    raise Stopped
+                ticket = next_ticket(run, level, config, model, guide)
+                hooks = _LevelHooks(run, level, config, model, guide, masks.density(ticket.mask), received)
+                run.add_result(train_level(run.level(level), level, ticket, config, data, model, guide, hooks))
+                run.level(level).drop_checkpoints()
+                figures.draw_run(run)
+            if finished:  # a kill may have come before the last level's pictures
+                figures.draw_run(run)
     return load_run(run.path)
 
 
@@ -149,19 +155,18 @@ class _LevelHooks(training.Hooks):
 
     def __init__(
         self,
-        folder: LevelFolder,
-        stop: list[int],
-        config: Config,
+        run: RunFolder,
         level: int,
+        config: Config,
         model: BayesianClassifier,
         guide: AutoGuide,
         density: float,
+        received: list[int],
     ):
-        self.folder, self.stop, self.model, self.guide = folder, stop, model, guide
+        self.folder, self.model, self.guide, self.received = run.level(level), model, guide, received
         self.epochs = config.epochs
+        self.rewind_point, self.rewind_epoch = run.rewind_point, config.rewind_epoch if level == 0 else 0
         self.display = LevelDisplay(level, config.levels, density, config.epochs)
-        self.rewind_point: LevelFolder | None = None
-        self.rewind_epoch = 0
         self.next_save = time.monotonic() + CHECKPOINT_SECONDS
 
     def __enter__(self) -> None:
@@ -175,17 +180,25 @@ class _LevelHooks(training.Hooks):
         if loaded is None:
             return None
         tensors, info = loaded
+        device, generators = next(self.guide.parameters()).device, _group(tensors, "generator")
+        if generators and info["device"] != device.type:
+            warnings.warn(
+                f"this epoch began on {info['device']}; its random numbers begin anew on {device}", stacklevel=2
+            )
+            generators = {}
         self.guide.load_state_dict(_group(tensors, "guide"))
         self.model.load_net_state(_group(tensors, "net"))
         _load_optimizer(optimizer, _group(tensors, "optimizer"))
         return training.Progress(
-            info["epoch"], info["step"], info["seconds"], info["history"], tensors["sums"], _group(tensors, "generator")
+            info["epoch"], info["step"], info["seconds"], info["history"], tensors["sums"], generators
         )
 
-    def step(self, progress: training.Progress, optimizer: Adam) -> None:
-        if self.stop:
-            self._save(progress, optimizer)
-            raise Stopped
+    def stopping(self) -> bool:
+        return bool(self.received)
+
+    def stop(self, progress: training.Progress, optimizer: Adam) -> None:
+        self._save(progress, optimizer)
+        raise Stopped
 
     def check(self, progress: training.Progress, steps: int, nll: float, accuracy: float) -> None:
         state = f"nll {nll:.4f}, train accuracy {100 * accuracy:.2f} %"
@@ -196,13 +209,12 @@ class _LevelHooks(training.Hooks):
         row = progress.history[-1]
         test, last = f"test accuracy {100 * row['test_accuracy']:.2f} %", progress.epoch == self.epochs
         self.display.update(progress.epoch, f"loss {row['loss']:.4f}, nll {row['nll']:.4f}, {test}", last)
-        if self.rewind_point is not None and progress.epoch == self.rewind_epoch:
-            self.rewind_point.path.mkdir(exist_ok=True)
+        if progress.epoch == self.rewind_epoch:
             self.rewind_point.save_posterior(guides.posterior(self.guide), self.model.net_state())
-        if self.stop or time.monotonic() >= self.next_save:
+        if self.received:
+            self.stop(progress, optimizer)
+        if time.monotonic() >= self.next_save:
             self._save(progress, optimizer)
-        if self.stop:
-            raise Stopped
 
     def _save(self, progress: training.Progress, optimizer: Adam) -> None:
         began = time.monotonic()
@@ -211,7 +223,8 @@ class _LevelHooks(training.Hooks):
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{n}": t for n, t in state.items()}
         tensors |= {f"generator/{n}": t for n, t in progress.generators.items()} | {"sums": progress.sums}
-        info = {"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds}
+        info: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds}
+        info["device"] = next(self.guide.parameters()).device.type
         self.folder.save_checkpoint(tensors, info | {"history": progress.history})
         self.next_save = time.monotonic() + max(CHECKPOINT_SECONDS, 20 * (time.monotonic() - began))
 
@@ -232,6 +245,9 @@ def _load_optimizer(optimizer: Adam, tensors: dict[str, torch.Tensor]) -> None:
 def _signals() -> Iterator[list[int]]:
     """A list that fills when SIGTERM or SIGINT asks to stop; a second SIGINT interrupts at once."""
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # Python lets the main thread alone handle signals
+        return
 
     def note(number: int, frame: Any) -> None:
         if number == signal.SIGINT and number in received:
@@ -246,24 +262,36 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _warn_of_slow_bf16(config: Config, device: torch.device) -> None:
+    capability = torch.backends.cpu.get_cpu_capability()
+    if config.precision == "bf16" and device.type == "cpu" and not capability.startswith("AVX512"):
+        warnings.warn(
+            f"this processor ({capability}) has no bf16 instructions: --precision bf16 is emulated, about ten times "
+            "slower than 32",
+            stacklevel=2,
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0 finished, 2 bad input, 75 stopped with everything saved, 1 otherwise."""
     prog = "python -m pyro_lottery.imp"
-    warnings.showwarning = lambda message, *rest, **more: print(f"{prog}: warning: {message}", file=sys.stderr)
-    try:
-        config = parse(prog, "Find lottery tickets by iterative magnitude pruning.", arguments)
-        run = run_imp(config)
-    except UserError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 2
-    except Stopped:
-        print(f"{prog}: stopped, everything is saved; repeat the command to go on", file=sys.stderr)
-        return 75
-    except (RuntimeError, OSError) as error:
-        if isinstance(error, RuntimeError) and type(error) is RuntimeError:
-            raise  # not foreseen: the traceback is what a report needs
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 1
+
+    def complain(text: object) -> None:
+        print(f"{prog}: {text}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *rest, **more: complain(f"warning: {message}")
+        try:
+            run = run_imp(parse(prog, "Find lottery tickets by iterative magnitude pruning.", arguments))
+        except UserError as error:
+            complain(error)
+            return 2
+        except Stopped:
+            complain("stopped, everything is saved; repeat the command to go on")
+            return 75
+        except (Diverged, Damaged, OSError) as error:  # anything else is not foreseen, and its traceback is needed
+            complain(error)
+            return 1
     Console().print(results_table(run.folder.results()))
     print(f"results, tickets, posteriors and figures: {run.folder.path}")
     return 0

@@ -8,10 +8,14 @@ from typing import Any
 from pyro_lottery.errors import UserError
 
 
-def load_object(path: str, option: str) -> Any:
-    """The object at ``package.module.name``; a one-line ``UserError`` naming ``option`` if there is none."""
+def load_callable(path: str, option: str) -> Any:
+    """The class or function at ``package.module.name``; a one-line ``UserError`` naming ``option`` if there is none."""
     module_name, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{option} {path}: cannot be imported ({error}); expected package.module.name") from error
+        found = getattr(importlib.import_module(module_name), name)
+    except Exception as error:  # the user's module may fail in any way
+        text = " ".join(str(error).split())
+        raise UserError(f"{option} {path}: cannot be imported ({text}); expected package.module.name") from error
+    if not callable(found):
+        raise UserError(f"{option} {path} is a {type(found).__name__}; expected a class or a function")
+    return found

@@ -26,6 +26,8 @@ def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
     """
     if not 0 < fraction < 1:
         raise UserError(f"prune fraction must be between 0 and 1, got {fraction}")
+    if not remaining(mask):
+        raise UserError("no weight is left to prune; use fewer --levels or a smaller --prune-fraction")
     for name, m in mask.items():
         if name not in score or score[name].shape != m.shape:
             raise UserError(f"the score has {'no' if name not in score else 'a mis-shaped'} tensor for site {name!r}")

@@ -28,8 +28,8 @@ def brier(probs: Tensor, labels: Tensor) -> float:
 
 def ece(probs: Tensor, labels: Tensor, bins: int = BINS) -> float:
     """Expected calibration error Σ_b (|S_b|/n) |acc(S_b) − conf(S_b)| over equal-width bins."""
-    # torchmetrics would put a confidence of exactly 1 into a bin of its own.
-    below_one = probs.double().clamp_max(1 - 1e-12)
+    # torchmetrics works in float32 and would put a confidence of exactly 1 into a bin of its own.
+    below_one = probs.float().clamp_max(1 - 2**-24)
     return float(multiclass_calibration_error(below_one, labels, probs.shape[1], n_bins=bins, norm="l1"))
 
 

@@ -29,22 +29,24 @@ def random_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """
     for prefix, layer in net.named_modules():
         if isinstance(layer, (*_LAYERS, nn.MultiheadAttention)):
-            for name, parameter in layer.named_parameters(recurse=False):
-                if parameter is not None:
+            for name, _ in layer.named_parameters(recurse=False):
+                # by name, since subclasses add others: the gain of timm's standardised convolutions is a normalisation
+                if name.endswith(("weight", "bias")) or name in ("bias_k", "bias_v"):
                     yield (f"{prefix}.{name}" if prefix else name), layer, name
 
 
 def prunable_sites(net: nn.Module) -> tuple[str, ...]:
     """Sites that pruning may touch: all weights but those of the final classification layer; no biases (paper §5)."""
-    final = _classifier_of(net)
-    return tuple(site for site, layer, name in random_parameters(net) if "bias" not in name and layer is not final)
+    final = _classifier_layers(net)
+    return tuple(site for site, layer, name in random_parameters(net) if "bias" not in name and id(layer) not in final)
 
 
-def _classifier_of(net: nn.Module) -> nn.Module | None:
+def _classifier_layers(net: nn.Module) -> set[int]:
     get = getattr(net, "get_classifier", None)  # timm's convention, which the networks of this package follow
-    head = get() if callable(get) else None
-    layers = [m for m in net.modules() if isinstance(m, _LAYERS)]
-    return head if isinstance(head, _LAYERS) else (layers[-1] if layers else None)
+    heads = get() if callable(get) else ()
+    heads = heads if isinstance(heads, tuple | list) else (heads,)  # distilled transformers have two
+    final = {id(m) for head in heads if isinstance(head, nn.Module) for m in head.modules() if isinstance(m, _LAYERS)}
+    return final or {id(m) for m in [m for m in net.modules() if isinstance(m, _LAYERS)][-1:]}
 
 
 def kaiming_scale(layer: Any, name: str) -> float:
@@ -71,7 +73,7 @@ def bayesianize_(net: nn.Module, prior: Prior) -> dict[str, float]:
     to_pyro_module_(net)
     for site, layer, name in found:
         value = values[site]
-        setattr(layer, f"{name}_prior", SitePrior(prior(site, value.shape), value.shape))
+        setattr(layer, f"{name}_prior", SitePrior(site, prior(site, value.shape), value.shape).to(value.device))
         setattr(layer, name, PyroSample(_PriorOf(name)))
         layer.register_buffer(f"{name}_init", value, persistent=False)
     return scales

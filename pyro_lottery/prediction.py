@@ -73,8 +73,8 @@ def logits_mean(
     model: BayesianNetwork, guide: AutoGuide, images: Images, *, batch_size: int = 500, precision: str = "32"
 ) -> Tensor:
     """Outputs [n, d] of the network whose weights are the posterior's locs (0 where ``sparsify`` prunes)."""
-    weights = {}
-    for name, loc in guides.posterior(guide).loc.items():
+    weights: dict[str, Tensor] = {}
+    for name, loc in guides.locs(guide).items():
         mask = guides.active_mask(name, loc.shape)
         weights[name] = loc if mask is None else torch.where(mask.to(loc.device), loc, 0.0)
     with _inference(model):
@@ -83,13 +83,14 @@ def logits_mean(
 
 @contextmanager
 def _inference(model: nn.Module) -> Iterator[None]:
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()  # so that BatchNorm uses, and does not touch, its running statistics
     try:
         with torch.no_grad(), pyro.validation_enabled(False):
             yield
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def _outputs(

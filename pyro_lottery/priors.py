@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from pyro.distributions import constraints
 from torch import Size, Tensor, nn
 
 from pyro_lottery.errors import UserError, unknown
-from pyro_lottery.imports import load_object
+from pyro_lottery.imports import load_callable
 
 Prior = Callable[[str, Size], dist.TorchDistribution]
 
@@ -48,7 +49,7 @@ def by_name(name: str, scale: float) -> Prior:
         return known[name](scale)
     if "." not in name:
         raise unknown("prior", name, [*known, "package.module.function"])
-    return load_object(name, "--prior")
+    return load_callable(name, "--prior")
 
 
 def _loc_scale(name: str, numbers: tuple[float, ...]) -> tuple[float, float]:
@@ -81,17 +82,42 @@ class Flat(dist.TorchDistribution):
 
 
 class SitePrior(nn.Module):
-    """One site's prior, with the distribution's parameters as buffers, so that ``.to()`` moves them (PyroSample alone does not)."""
+    """One site's prior: any distribution per weight that broadcasts to the site's shape.
 
-    def __init__(self, distribution: dist.TorchDistribution, shape: Size):
+    The distribution's tensors, also those of distributions inside it, are this module's buffers, so that ``.to()``
+    moves them and the state dict holds them; a PyroSample alone does neither.
+    """
+
+    def __init__(self, site: str, distribution: Any, shape: Size):
         super().__init__()
+        while isinstance(distribution, dist.Independent):
+            distribution = distribution.base_dist
         self.shape = shape
-        self.kind = type(distribution)
-        names = [n for n in distribution.arg_constraints if n in vars(distribution)]
-        for name in names:
-            self.register_buffer(name, getattr(distribution, name).detach().clone())
-        self.names = names
+        self.distribution = copy.deepcopy(distribution)
+        self._owners: dict[str, tuple[Any, str]] = {}
+        try:
+            self._adopt(self.distribution, "")
+            fits = self().event_shape == shape
+        except Exception as error:
+            raise UserError(f"the prior of {site!r} does not broadcast to {tuple(shape)} ({error})") from error
+        if not fits:
+            raise UserError(f"the prior of {site!r} must be a distribution per weight, not over vectors")
+
+    def _adopt(self, owner: Any, path: str) -> None:
+        for name, value in list(vars(owner).items()):
+            key = f"{path}_{name}" if path else name
+            if isinstance(value, Tensor):
+                setattr(owner, name, value.detach().clone())
+                self.register_buffer(key, getattr(owner, name))
+                self._owners[key] = (owner, name)
+            elif isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
+                self._adopt(value, key)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> SitePrior:
+        super()._apply(*args, **kwargs)
+        for key, (owner, name) in self._owners.items():
+            setattr(owner, name, getattr(self, key))
+        return self
 
     def forward(self) -> dist.TorchDistribution:
-        parameters = {name: getattr(self, name) for name in self.names}
-        return self.kind(**parameters).expand(self.shape).to_event(len(self.shape))
+        return self.distribution.expand(self.shape).to_event(len(self.shape))

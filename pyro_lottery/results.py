@@ -6,17 +6,20 @@ import csv
 import io
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import filelock
+import safetensors
 import torch
 from torch import Tensor
 
 from pyro_lottery import files
 from pyro_lottery.errors import Damaged, UserError
-from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket
+from pyro_lottery.types import LevelResult, Mask, Posterior, Sites, Ticket
 
 RESUMABLE = {"levels", "data_dir", "run_dir", "device"}
 """Options that may differ when a run is resumed: they say how far and where, not what."""
@@ -29,6 +32,7 @@ class LevelFolder:
         self.path = path
         self.checkpoint = path / "checkpoint.safetensors"
         self.checkpoint_before = path / "checkpoint.before.safetensors"
+        self._damaged = False  # whether the newest checkpoint is, and must not replace the one before it
 
     def save_ticket(self, ticket: Ticket) -> None:
         """Write ``ticket.safetensors``: mask/ as uint8 0/1, loc/, scale/, net/."""
@@ -39,8 +43,15 @@ class LevelFolder:
         """Read ``ticket.safetensors``."""
         return load_ticket(self.path / "ticket.safetensors")
 
+    def load_mask(self) -> Mask:
+        """The mask of ``ticket.safetensors`` alone, without reading the rest of the file."""
+        with safetensors.safe_open(self.path / "ticket.safetensors", "pt") as file:
+            names = json.loads(file.metadata()["pyro_lottery"])["info"]["prunable"]
+            return {name: file.get_tensor(f"mask/{name}").bool() for name in names}
+
     def save_posterior(self, posterior: Posterior, net: Sites) -> None:
         """Write ``posterior.safetensors``: loc/, scale/, net/."""
+        self.path.mkdir(parents=True, exist_ok=True)
         _save_state(self.path / "posterior.safetensors", posterior, net)
 
     def load_posterior(self) -> tuple[Posterior, Sites]:
@@ -58,8 +69,10 @@ class LevelFolder:
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
         """Write a checkpoint within the level; the one before is kept until the next."""
-        if self.checkpoint.exists():
+        if self.checkpoint.exists() and not self._damaged:
             self.checkpoint.replace(self.checkpoint_before)
+        self._damaged = False
+        self.path.mkdir(parents=True, exist_ok=True)
         files.save_tensors(self.checkpoint, tensors, info)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -70,7 +83,10 @@ class LevelFolder:
             except FileNotFoundError:
                 continue
             except Damaged as error:
-                warnings.warn(f"{error}; going on from the checkpoint before it", stacklevel=2)
+                self._damaged = True
+                warnings.warn(
+                    f"{error}; going on from the checkpoint before it, or from the level's start", stacklevel=2
+                )
         return None
 
     def drop_checkpoints(self) -> None:
@@ -85,31 +101,72 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    @classmethod
-    def open(cls, path: str | Path, options: Mapping[str, Any], facts: Mapping[str, Any]) -> RunFolder:
-        """Create a run folder, or resume one with the same options; ``UserError`` names the first that differs.
+    def open(self, options: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Create a run folder, or resume one with the same options and data; ``UserError`` names what differs.
 
-        ``facts`` (versions, hardware, data) are recorded when the folder is made.
+        ``facts`` (data, versions, hardware) are recorded when the folder is made.
         """
-        run = cls(path)
-        if run.path.exists() and not run.path.is_dir():
-            raise UserError(f"--run-dir {path} is a file; choose a folder")
-        if (run.path / "config.json").exists():
-            old = run.config
-            for name, value in json.loads(json.dumps(options)).items():
-                if name not in RESUMABLE and old.get(name, value) != value:
-                    raise UserError(
-                        f"--run-dir {path} belongs to other options: {name} is {old[name]} there and {value} here; "
-                        "choose another --run-dir, or repeat the run's own options"
-                    )
-            if options["levels"] > old["levels"]:
-                files.write_json(run.path / "config.json", old | {"levels": options["levels"]})
-        elif run.path.exists() and any(run.path.iterdir()):
-            raise UserError(f"--run-dir {path} is not empty and holds no run; choose another folder")
-        else:
-            run.path.mkdir(parents=True, exist_ok=True)
-            files.write_json(run.path / "config.json", dict(options) | dict(facts))
-        return run
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--run-dir {self.path} is a file; choose a folder")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for leftover in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
+                leftover.unlink()
+            if (self.path / "config.json").exists():
+                self._resume(json.loads(json.dumps(options)), json.loads(json.dumps(facts.get("data"))))
+            elif any(p.name != ".lock" for p in self.path.iterdir()):
+                raise UserError(f"--run-dir {self.path} is not empty and holds no run; choose another folder")
+            else:
+                files.write_json(self.path / "config.json", dict(options) | dict(facts))
+        except OSError as error:
+            raise UserError(
+                f"--run-dir {self.path} cannot be written ({error.strerror}); choose another folder"
+            ) from error
+
+    def _resume(self, options: dict[str, Any], data: Any) -> None:
+        old = self.config
+        missing = [name for name in options if name not in old]
+        if missing:
+            raise UserError(f"{self.path / 'config.json'} lacks the option {missing[0]}; choose another --run-dir")
+        for name, value in options.items():
+            if name not in RESUMABLE and old[name] != value:
+                raise UserError(
+                    f"--run-dir {self.path} belongs to other options: {name} is {old[name]} there and {value} here; "
+                    "choose another --run-dir, or repeat the run's own options"
+                )
+        if old.get("data") != data:
+            raise UserError(
+                f"--run-dir {self.path} was trained on other data than --data-dir {options['data_dir']} holds now; "
+                "choose another --run-dir, or the run's own data"
+            )
+        for row in self.results():  # a kill may have come between a level's row and the end of its checkpoints
+            self.level(row.level).drop_checkpoints()
+        if options["levels"] > old["levels"]:
+            files.write_json(self.path / "config.json", old | {"levels": options["levels"]})
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out of the folder; ``UserError`` if one is at work in it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.path / ".lock", timeout=0)
+            lock.acquire()
+        except filelock.Timeout:
+            raise UserError(
+                f"another process is at work in --run-dir {self.path}; wait for it, or choose another"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"--run-dir {self.path} cannot be written ({error.strerror}); choose another folder"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def figure(self, name: str) -> Path:
+        """Where a picture of the run goes."""
+        return self.path / f"{name}.png"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -138,13 +195,13 @@ class RunFolder:
         if not (self.path / "results.csv").exists():
             return []
         integers = {"level", "remaining", "total"}
-        rows = _read_csv(self.path / "results.csv")
         names = [f.name for f in fields(LevelResult)]
         try:
+            rows = _read_csv(self.path / "results.csv")
             values: list[dict[str, Any]] = [{n: int(r[n]) if n in integers else r.get(n) for n in names} for r in rows]
             return [LevelResult(**value) for value in values]
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self.path / 'results.csv'} is not a table of levels ({error!r})") from error
+            raise UserError(f"{self.path / 'results.csv'} is not a table of levels ({error})") from error
 
     def add_result(self, result: LevelResult) -> None:
         """Add a level's row: from now on the level is finished."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.infer.autoguide import AutoGuide
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_lottery import data, guides, nets, prediction, priors, scores, seeds
 from pyro_lottery.config import Config, from_json
@@ -32,13 +32,17 @@ class Shape:
 
     num_classes: int
     in_channels: int
-    image_size: int
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
     num_data: int
+    checksum: int
+    """Of all pixels and labels."""
 
 
 def shape_of(dataset: Data) -> Shape:
     """The shape of a data set."""
-    return Shape(dataset.num_classes, dataset.in_channels, dataset.image_size, len(dataset.train))
+    size = dataset.image_size
+    return Shape(dataset.num_classes, dataset.in_channels, size, len(dataset.train), dataset.checksum)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -47,6 +51,8 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(device.type)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} is not available here; use auto, cpu, cuda or cuda:N") from error
@@ -77,12 +83,31 @@ def load_data(config: Config, device: torch.device) -> Data:
 def build(config: Config, shape: Shape, device: torch.device) -> tuple[BayesianClassifier, AutoGuide]:
     """Model and guide of a config at their initial values, which follow ``config.seed``."""
     with seeds.stream("cpu", config.seed, "init"):
-        net = nets.create_model(config.arch, shape.num_classes, shape.in_channels, shape.image_size, config.patch_size)
+        height, width = shape.image_size
+        if height != width and config.arch.startswith(("vit_", "lenet")):
+            raise UserError(f"--arch {config.arch} takes square images, not {height}×{width}; try a resnet or vgg")
+        net = nets.create_model(config.arch, shape.num_classes, shape.in_channels, height, config.patch_size)
+        _try_out(net, config.arch, shape)
         point = config.guide == "deterministic"
         prior = priors.flat() if point else priors.by_name(config.prior, config.prior_scale)
         model = BayesianClassifier(net, prior, num_data=shape.num_data, kl_temperature=config.kl_temperature)
         model.to(device)
         return model, guides.by_name(config.guide, model, config.init_scale)
+
+
+def _try_out(net: nn.Module, arch: str, shape: Shape) -> None:
+    size = (1, shape.in_channels, *shape.image_size)
+    net.eval()
+    try:
+        with torch.no_grad():
+            found = tuple(net(torch.zeros(size)).shape)
+    except Exception as error:  # what a network says of images that it cannot take is its own affair
+        text = " ".join(str(error).split())
+        raise UserError(f"--arch {arch} cannot take images of {size[1:]} (channels, height, width): {text}") from error
+    finally:
+        net.train()
+    if found != (1, shape.num_classes):
+        raise UserError(f"--arch {arch} gives {found} for one image; expected (1, {shape.num_classes})")
 
 
 def facts(config: Config, shape: Shape, device: torch.device) -> dict[str, Any]:
@@ -105,12 +130,16 @@ class TrainedNetwork:
     model: BayesianClassifier
     guide: AutoGuide
     mask: Mask
+    level: int
     precision: str
 
     def predict(self, images: prediction.Images, num_samples: int = 10, seed: int = 0) -> Tensor:
-        """Class probabilities [n, classes] of normalised ``images``; one seed gives the same bits every time (CPU)."""
+        """Class probabilities [n, classes] of normalised ``images``; one seed gives the same bits every time (CPU).
+
+        With the run's own seed, ``eval_samples`` and test images they are those that ``results.csv`` was measured on.
+        """
         device = next(iter(self.guide.parameters())).device
-        with sparsify(self.mask), seeds.stream(device, seed, "predict"):
+        with sparsify(self.mask), seeds.stream(device, seed, "predict", self.level):
             return prediction.predict(self.model, self.guide, images, num_samples, precision=self.precision)
 
     def predict_mean(self, images: prediction.Images) -> Tensor:
@@ -122,8 +151,8 @@ class TrainedNetwork:
 class Level:
     """One finished level of a run."""
 
-    def __init__(self, folder: LevelFolder, config: Config, shape: Shape):
-        self._folder, self._config, self._shape = folder, config, shape
+    def __init__(self, number: int, folder: LevelFolder, config: Config, shape: Shape):
+        self.number, self._folder, self._config, self._shape = number, folder, config, shape
 
     @cached_property
     def ticket(self) -> Ticket:
@@ -143,13 +172,13 @@ class Level:
         return pd.DataFrame(self._folder.load_history())
 
     def load_model(self, device: torch.device | str = "cpu") -> TrainedNetwork:
-        """The trained network: for one seed it predicts the bits it predicted when it was saved (CPU)."""
+        """The trained network, with the bits it had when it was saved."""
         model, guide = build(self._config, self._shape, torch.device(device))
         posterior, net = self._folder.load_posterior()
         guides.set_posterior_(guide, posterior)
         model.load_net_state(net)
         model.to(memory_format=torch.channels_last)
-        return TrainedNetwork(model, guide, self.ticket.mask, self._config.precision)
+        return TrainedNetwork(model, guide, self._folder.load_mask(), self.number, self._config.precision)
 
 
 class Run:
@@ -159,7 +188,10 @@ class Run:
         self.folder = RunFolder(path)
         saved = self.folder.config
         self.config = from_json(saved)
-        self.shape = Shape(**saved["data"])
+        try:
+            self.shape = Shape(**saved["data"] | {"image_size": tuple(saved["data"]["image_size"])})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{self.folder.path / 'config.json'} does not describe its data") from error
 
     @cached_property
     def results(self) -> pd.DataFrame:
@@ -173,7 +205,7 @@ class Run:
         finished = [row.level for row in self.folder.results()]
         if number not in finished:
             raise UserError(f"{self.folder.path} has no finished level {number}; finished: {finished}")
-        return Level(self.folder.level(number), self.config, self.shape)
+        return Level(number, self.folder.level(number), self.config, self.shape)
 
     def load_data(self, device: torch.device | str = "cpu") -> Data:
         """The run's data set."""

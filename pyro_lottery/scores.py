@@ -8,7 +8,7 @@ import torch
 
 from pyro_lottery import seeds
 from pyro_lottery.errors import UserError, unknown
-from pyro_lottery.imports import load_object
+from pyro_lottery.imports import load_callable
 from pyro_lottery.types import Posterior, Sites
 
 Score = Callable[[Posterior], Sites]
@@ -62,7 +62,7 @@ def by_name(name: str, seed: int = 0, level: int = 0) -> Score:
         return _SCORES[name]
     if "." not in name:
         raise unknown("score", name, [*_SCORES, "package.module.function"])
-    return load_object(name, "--score")
+    return load_callable(name, "--score")
 
 
 def _scale(posterior: Posterior, name: str) -> Sites:

@@ -31,6 +31,11 @@ def stream(device: torch.device | str, seed: int, *path: str | int) -> Iterator[
     Pyro draws its samples from the global generators, so this is how weight noise gets its own stream.
     """
     device = torch.device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(derive(seed, *path))
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        # not torch.manual_seed, which would seed every other GPU of the machine too
+        torch.default_generator.manual_seed(derive(seed, *path))
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(derive(seed, *path))
         yield

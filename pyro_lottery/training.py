@@ -24,6 +24,7 @@ from pyro_lottery.prediction import autocast, channels_last, predict
 History = list[dict[str, float]]
 CHECK_EVERY = 50
 """Steps between two looks at the loss: the only moments at which a GPU is waited for within an epoch."""
+_REMEDY = "try a lower --lr, a smaller --init-scale or --precision 32"
 NLL, KL, CORRECT, EXAMPLES, FINITE_STEPS = range(5)
 
 
@@ -48,8 +49,12 @@ class Hooks:
     def start(self, optimizer: Adam) -> Progress | None:
         """Called before the first step; training goes on from a returned Progress whose states have been loaded."""
 
-    def step(self, progress: Progress, optimizer: Adam) -> None:
-        """Called after every step but an epoch's last."""
+    def stopping(self) -> bool:
+        """Asked after every step but an epoch's last; True leads to :meth:`stop`."""
+        return False
+
+    def stop(self, progress: Progress, optimizer: Adam) -> None:
+        """Called within an epoch when :meth:`stopping` said so: save ``progress`` and raise."""
 
     def check(self, progress: Progress, steps: int, nll: float, accuracy: float) -> None:
         """Called every ``CHECK_EVERY`` steps and at an epoch's end with the epoch's means so far."""
@@ -102,6 +107,8 @@ def train(
     """
     if model.num_data != len(data.train):
         raise UserError(f"the model's num_data is {model.num_data}, but there are {len(data.train)} training images")
+    if min(batch_size, len(data.train)) < 2 and any(_is_batch_norm(m) for m in model.modules()):
+        raise UserError("--batch-size and --train-size must be at least 2: BatchNorm cannot normalise a batch of one")
     hooks = hooks or Hooks()
     device = data.train.pixels.device
     samples = 1 if guides.is_point(guide) else train_samples
@@ -132,9 +139,12 @@ def train(
                     seen = sums.cpu()
                     _check_finite(seen, progress)
                     hooks.check(progress, len(chunks), *(float(seen[i] / seen[EXAMPLES]) for i in (NLL, CORRECT)))
-                if not last:
-                    progress.sums, progress.generators = sums, _generators(order, device)
-                    hooks.step(progress, optimizer)
+                if not last and hooks.stopping():
+                    progress.sums, progress.generators = sums.cpu(), _generators(order, device)
+                    _check_finite(progress.sums, progress)  # so that no checkpoint holds a diverged state
+                    hooks.stop(progress, optimizer)
+        if not all(bool(p.isfinite().all()) for p in (*guide.parameters(), *model.parameters())):
+            raise Diverged(f"a parameter is not finite at the end of epoch {progress.epoch + 1}; {_REMEDY}")
         row = _row(progress.epoch, seen, len(chunks), model, rate, time.perf_counter() - began)
         for name, split in (("test", data.test), ("val", data.val)):
             if split is not None:
@@ -176,8 +186,7 @@ def _step(
 def _check_finite(sums: Tensor, progress: Progress) -> None:
     if not bool(sums.isfinite().all()):
         raise Diverged(
-            f"the loss is not finite at epoch {progress.epoch + 1}, step {int(sums[FINITE_STEPS]) + 1}; "
-            "try a lower --lr, a smaller --init-scale or --precision 32"
+            f"the loss is not finite at epoch {progress.epoch + 1}, step {int(sums[FINITE_STEPS]) + 1}; {_REMEDY}"
         )
 
 
@@ -208,7 +217,10 @@ def _generators(order: torch.Generator, device: torch.device) -> dict[str, Tenso
 def _set_generators(states: dict[str, Tensor], order: torch.Generator, device: torch.device) -> None:
     if states:
         order.set_state(states["order"])
-        (torch.cuda.set_rng_state if device.type == "cuda" else torch.set_rng_state)(states["noise"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(states["noise"], device)
+        else:
+            torch.set_rng_state(states["noise"])
 
 
 @contextmanager
@@ -216,7 +228,7 @@ def _training_mode(model: nn.Module, samples: int) -> Iterator[None]:
     """Training mode in which a batch weighs the same in BatchNorm's running statistics, however many weight samples
     it passes through: with momentum m and S passes, 1 − (1 − m)^(1/S) a pass makes m together.
     """
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum]
+    layers: list[Any] = [m for m in model.modules() if _is_batch_norm(m) and m.momentum]
     before = [layer.momentum for layer in layers]
     model.train()
     for layer in layers:
@@ -226,3 +238,7 @@ def _training_mode(model: nn.Module, samples: int) -> Iterator[None]:
     finally:
         for layer, momentum in zip(layers, before, strict=True):
             layer.momentum = momentum
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)

@@ -12,7 +12,10 @@ def test_plain_lines_are_rare_without_a_terminal(capsys):
             display.update(1.0, "nll 1.0")
         display.update(5, "done", always=True)
     lines = capsys.readouterr().out.splitlines()
-    assert lines == ["level 1/2, density 80 %: epoch 1/5, nll 1.0", "level 1/2, density 80 %: epoch 5/5, done"]
+    assert lines == [
+        "level 1/2, density 80 %: epoch 1/5, nll 1.0",
+        "level 1/2, density 80 %: epoch 5/5, done, 0 s left",
+    ]
 
 
 def test_a_terminal_gets_a_bar_with_loss_accuracy_density_and_time_left():

@@ -40,7 +40,7 @@ def test_runs(command, tmp_path, monkeypatch, capsys):
 
 def test_python_and_the_side_by_side_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for command in (c for c in COMMANDS if "bayesian_vs_deterministic" in c and "-o" in c or "lenet --preset" in c):
+    for command in (c for c in COMMANDS if ("bayesian_vs_deterministic" in c and "-o" in c) or "lenet --preset" in c):
         module, *arguments = shlex.split(command)[2:]
         short = ["--epochs", "4", "--train-size", "400"] if module.startswith("experiments") else []
         monkeypatch.setattr("sys.argv", [module, *arguments, *short])

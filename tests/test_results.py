@@ -49,8 +49,14 @@ def row(level):
     return LevelResult(level, 0.8**level, 80, 100, 0.5, 0.6, None, 1.25, 0.1, 0.2, 0.3, 12.5, 3.25)
 
 
+def opened(path, options=None, facts=None):
+    run = RunFolder(path)
+    run.open(options or OPTIONS, facts or {})
+    return run
+
+
 def test_results_round_trip_and_have_the_promised_columns(tmp_path):
-    run = RunFolder.open(tmp_path / "run", OPTIONS, {})
+    run = opened(tmp_path / "run")
     assert run.results() == []
     for level in range(3):
         run.add_result(row(level))
@@ -62,28 +68,69 @@ def test_results_round_trip_and_have_the_promised_columns(tmp_path):
 
 def test_a_run_folder_keeps_its_options(tmp_path):
     path = tmp_path / "run"
-    RunFolder.open(path, OPTIONS, {"versions": {"torch": "1"}})
+    opened(path, OPTIONS, {"versions": {"torch": "1"}})
     assert json.loads((path / "config.json").read_text())["versions"] == {"torch": "1"}
-    RunFolder.open(path, OPTIONS | {"run_dir": "elsewhere"}, {})
+    opened(path, OPTIONS | {"run_dir": "elsewhere"})
     with pytest.raises(pl.UserError, match="epochs is 5 there and 6 here"):
-        RunFolder.open(path, OPTIONS | {"epochs": 6}, {})
+        opened(path, OPTIONS | {"epochs": 6})
     with pytest.raises(pl.UserError, match=r"milestones is \[3, 4\] there and \[3\] here"):
-        RunFolder.open(path, OPTIONS | {"milestones": (3,)}, {})
-    assert RunFolder.open(path, OPTIONS | {"levels": 5}, {}).config["levels"] == 5
-    assert RunFolder.open(path, OPTIONS | {"levels": 1}, {}).config["levels"] == 5
+        opened(path, OPTIONS | {"milestones": (3,)})
+    assert opened(path, OPTIONS | {"levels": 5}).config["levels"] == 5
+    assert opened(path, OPTIONS | {"levels": 1}).config["levels"] == 5
 
 
 def test_nothing_foreign_is_written_into(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("do not touch")
     with pytest.raises(pl.UserError, match="not empty and holds no run"):
-        RunFolder.open(tmp_path / "full", OPTIONS, {})
+        opened(tmp_path / "full")
     (tmp_path / "file").write_text("")
     with pytest.raises(pl.UserError, match="is a file"):
-        RunFolder.open(tmp_path / "file", OPTIONS, {})
+        opened(tmp_path / "file")
     with pytest.raises(pl.UserError, match=r"no config\.json"):
         RunFolder(tmp_path / "none").config  # noqa: B018
     assert sorted(p.name for p in (tmp_path / "full").iterdir()) == ["thesis.tex"]
+
+
+def test_other_data_are_noticed(tmp_path):
+    opened(tmp_path, OPTIONS | {"data_dir": "a"}, {"data": {"checksum": 1}})
+    with pytest.raises(pl.UserError, match="trained on other data than --data-dir b holds"):
+        opened(tmp_path, OPTIONS | {"data_dir": "b"}, {"data": {"checksum": 2}})
+
+
+def test_one_process_at_a_time(tmp_path):
+    refused = pytest.raises(pl.UserError, match="another process is at work")
+    with RunFolder(tmp_path).lock(), refused, RunFolder(tmp_path).lock():
+        pass
+    with RunFolder(tmp_path).lock():
+        pass
+
+
+def test_leftovers_of_a_killed_process_are_cleared(tmp_path):
+    (tmp_path / ".config.json.1234.tmp").write_text("{")  # killed during the very first write
+    run = opened(tmp_path)
+    run.level(0).save_checkpoint({"x": torch.ones(1)}, {})
+    (tmp_path / "level_00" / ".checkpoint.safetensors.99.tmp").write_bytes(b"half")
+    run.add_result(row(0))  # killed before the finished level's checkpoints went
+    opened(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["config.json", "level_00", "results.csv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{}", "lacks the option"),
+        ("config.json", "[]", "is not a JSON object"),
+        ("config.json", "{", "is not JSON"),
+        ("results.csv", "level,density\n0,x\n", "is not a table of levels"),
+        ("results.csv", "density\n1.0\n", "is not a table of levels"),
+    ],
+)
+def test_damaged_text_is_named(tmp_path, name, content, message):
+    opened(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(pl.UserError, match=message):
+        opened(tmp_path)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import pyro_lottery as pl
-from pyro_lottery import imp, runs, seeds
+from pyro_lottery import imp, runs
 from pyro_lottery.config import Config
 
 from .test_imp import SMALL
@@ -21,9 +21,7 @@ def test_a_loaded_network_predicts_the_bits_it_predicted_when_saved(run):
     # results.csv was written from the predictive probabilities of the living network; the loaded one must repeat them.
     data = run.load_data()
     for level in (0, 1):
-        network = run.level(level).load_model()
-        with pl.handlers.sparsify(network.mask), seeds.stream("cpu", 0, "predict", level):
-            probs = pl.predict(network.model, network.guide, data.test, 2)
+        probs = run.level(level).load_model().predict(data.test, run.config.eval_samples, run.config.seed)
         row = run.results.iloc[level]
         assert pl.metrics.nll(probs, data.test.labels) == row["nll"]
         assert pl.metrics.mace(probs, data.test.labels) == row["mace"]

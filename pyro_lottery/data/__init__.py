@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyro_lottery import seeds
+from pyro_lottery import files, seeds
 from pyro_lottery.data import sources
 from pyro_lottery.data.batches import Split, batch, crop_and_flip, shuffle
 from pyro_lottery.errors import UserError, unknown
@@ -32,11 +32,14 @@ class Data:
     val: Split | None
     num_classes: int
     augment: str
+    checksum: int
+    """CRC-32 of all pixels and labels, by which a resumed run knows its data."""
 
     @property
-    def image_size(self) -> int:
-        """Height of an image in pixels."""
-        return self.test.pixels.shape[-2]
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of an image in pixels."""
+        height, width = self.test.pixels.shape[-2:]
+        return height, width
 
     @property
     def in_channels(self) -> int:
@@ -72,13 +75,25 @@ def load(
     if name not in _SOURCES:
         raise unknown("dataset", name, list_datasets())
     source, usual = _SOURCES[name]
-    (pixels, labels), test = source(Path(data_dir))
+    try:
+        (pixels, labels), test = source(Path(data_dir))
+    except OSError as error:
+        raise UserError(f"--data-dir {data_dir} cannot be used ({error}); give a folder that can be read") from error
     data = from_tensors(pixels, labels, *test, augment=usual if augment == "auto" else augment)
     train, val = data.train, None
     if train_size is not None:
+        if not 0 < train_size <= len(train):
+            raise UserError(
+                f"--train-size {train_size}: the training set has {len(train)} images; choose 1 to {len(train)}"
+            )
         train, _ = stratified_split(train, train_size, seeds.derive(seed, "train-size"))
     if val_fraction:
-        train, val = stratified_split(train, len(train) - round(val_fraction * len(train)), seeds.derive(seed, "val"))
+        held_out = round(val_fraction * len(train))
+        if not 0 < held_out < len(train):
+            raise UserError(
+                f"--val-fraction {val_fraction} of {len(train)} training images holds out {held_out}; both parts need some"
+            )
+        train, val = stratified_split(train, len(train) - held_out, seeds.derive(seed, "val"))
     return _to(replace(data, train=train, val=val), torch.device(device))
 
 
@@ -92,9 +107,11 @@ def from_tensors(
         raise unknown("augment", augment, ("auto", *AUGMENTATIONS))
     mean, std = _mean_and_std(pixels)
     num_classes = int(max(labels.max(), test_labels.max())) + 1
-    return Data(
-        Split(pixels, labels, mean, std), Split(test_pixels, test_labels, mean, std), None, num_classes, augment
-    )
+    if num_classes < 2:
+        raise UserError("the data have one class; a classifier needs at least two")
+    checksum = files.checksum({"a": pixels, "b": labels, "c": test_pixels, "d": test_labels})
+    train, test = Split(pixels, labels, mean, std), Split(test_pixels, test_labels, mean, std)
+    return Data(train, test, None, num_classes, augment, checksum)
 
 
 def _mean_and_std(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,8 +126,6 @@ def _mean_and_std(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def stratified_split(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     """``count`` examples with every class in its proportion (to one example), and the rest."""
-    if not 0 < count <= len(split):
-        raise UserError(f"--train-size {count}: the training set has {len(split)} images; choose 1 to {len(split)}")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(split), generator=generator)
     labels = split.labels[order]

@@ -68,7 +68,7 @@ def shuffle(count: int, batch_size: int, generator: torch.Generator) -> list[Ten
 def batch(split: Split, indices: Tensor, augment: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Normalised images and labels of the examples ``indices``.
 
-    ``augment`` is ``none``, ``crop`` (padding of one eighth of the image: 4 pixels at 32×32) or ``crop_flip``.
+    ``augment`` is ``none``, ``crop`` (padding of one eighth of the width: 4 pixels at 32×32) or ``crop_flip``.
     """
     pixels = split.pixels[indices]
     if augment != "none":

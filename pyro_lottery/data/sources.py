@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import urllib.error
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import filelock
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from pyro_lottery import files
@@ -19,7 +21,7 @@ Arrays = tuple[Tensor, Tensor]
 """uint8 pixels [n, c, h, w] and int64 labels [n]."""
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
-_NO_NETWORK = (urllib.error.URLError, ConnectionError, TimeoutError)
+_NO_NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
 def digits(_: Path) -> tuple[Arrays, Arrays]:
@@ -42,12 +44,10 @@ def torchvision_source(name: str, archive: str) -> Callable[[Path], tuple[Arrays
 
         kind = getattr(torchvision.datasets, name)
 
-        def split(train: bool) -> Arrays:
+        def split(train: bool, download: bool = False) -> Arrays:
+            # A copy that is there is checked by its hash; even with download=True it never touches the network.
             which = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
-            try:  # an existing copy is checked by its hash and never touches the network
-                dataset = kind(root, download=False, **which)
-            except RuntimeError:
-                dataset = kind(root, download=True, **which)
+            dataset = kind(root, download=download, **which)
             pixels = torch.from_numpy(np.asarray(dataset.data))
             labels = dataset.labels if name == "SVHN" else dataset.targets
             if name != "SVHN":  # SVHN is stored with channels first
@@ -55,10 +55,13 @@ def torchvision_source(name: str, archive: str) -> Callable[[Path], tuple[Arrays
             return pixels.contiguous(), torch.as_tensor(np.asarray(labels), dtype=torch.int64)
 
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            # Jobs started together wait here: the first downloads, torchvision checks the hash, the others read.
-            with filelock.FileLock(root / f".{name}.lock"):
+            try:  # without the lock, so that a read-only copy will do
                 return split(True), split(False)
+            except RuntimeError:
+                root.mkdir(parents=True, exist_ok=True)
+                # Jobs started together wait here: the first downloads, torchvision checks the hash, the others read.
+                with filelock.FileLock(root / f".{name}.lock"):
+                    return split(True, download=True), split(False, download=True)
         except (*_NO_NETWORK, RuntimeError) as error:
             raise UserError(
                 f"--dataset {name.lower()}: {root} holds no complete copy and the download failed ({error}); "
@@ -83,19 +86,33 @@ def folder(root: Path) -> tuple[Arrays, Arrays]:
     found = {part: _files(root / part, classes) for part in ("train", "test")}
     stamp = files.fingerprint(path for part in found.values() for path, _ in part)
     cache = root / "pyro_lottery.safetensors"
-    with filelock.FileLock(root / ".pyro_lottery.lock"):
-        try:
-            tensors, info = files.load_tensors(cache)
-            if info != {"stamp": stamp}:
-                raise Damaged("the images have changed")
-        except (FileNotFoundError, Damaged):
-            tensors = {}
-            for part, listed in found.items():
-                tensors[f"{part}/pixels"] = _decode([path for path, _ in listed])
-                tensors[f"{part}/labels"] = torch.tensor([label for _, label in listed])
-            if tensors["train/pixels"].shape[1:] != tensors["test/pixels"].shape[1:]:
-                raise UserError(f"--data-dir {root}: images in train/ and test/ differ in size") from None
-            files.save_tensors(cache, tensors, {"stamp": stamp})
+    try:
+        return _read_cache(cache, stamp)
+    except (FileNotFoundError, Damaged):
+        pass
+    try:
+        with filelock.FileLock(root / ".pyro_lottery.lock"):
+            try:
+                return _read_cache(cache, stamp)  # another job may have decoded it meanwhile
+            except (FileNotFoundError, Damaged):
+                tensors = _decode_all(root, found)
+                files.save_tensors(cache, tensors, {"stamp": stamp})
+    except OSError as error:  # a read-only folder, a full disk
+        warnings.warn(
+            f"{cache} cannot be written ({error.strerror}); the images are decoded anew each time", stacklevel=2
+        )
+        tensors = _decode_all(root, found)
+    return _arrays(tensors)
+
+
+def _read_cache(cache: Path, stamp: str) -> tuple[Arrays, Arrays]:
+    tensors, info = files.load_tensors(cache)
+    if info != {"stamp": stamp}:
+        raise Damaged("the images have changed")
+    return _arrays(tensors)
+
+
+def _arrays(tensors: dict[str, Tensor]) -> tuple[Arrays, Arrays]:
     return (tensors["train/pixels"], tensors["train/labels"]), (tensors["test/pixels"], tensors["test/labels"])
 
 
@@ -114,25 +131,36 @@ def _files(part: Path, classes: list[str]) -> list[tuple[Path, int]]:
     return listed
 
 
-def _decode(paths: list[Path]) -> Tensor:
-    first = paths[0]
-    mode = "RGB"
-    pixels = None
+def _decode_all(root: Path, found: dict[str, list[tuple[Path, int]]]) -> dict[str, Tensor]:
+    tensors, grey = {}, True
+    for part, listed in found.items():
+        tensors[f"{part}/pixels"], part_grey = _decode([path for path, _ in listed])
+        tensors[f"{part}/labels"] = torch.tensor([label for _, label in listed])
+        grey = grey and part_grey
+    if tensors["train/pixels"].shape[1:] != tensors["test/pixels"].shape[1:]:
+        raise UserError(f"--data-dir {root}: images in train/ and test/ differ in size; all must be equally large")
+    if grey:  # one channel only where every image has one
+        for part in found:
+            tensors[f"{part}/pixels"] = tensors[f"{part}/pixels"][:, :1].contiguous()
+    return tensors
+
+
+def _decode(paths: list[Path]) -> tuple[Tensor, bool]:
+    pixels, grey = None, True
     for index, path in enumerate(paths):
         try:
             with Image.open(path) as image:
-                if index == 0:
-                    mode = "L" if image.mode in ("1", "L") else "RGB"
-                array = torch.from_numpy(np.array(image.convert(mode)))
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+                grey = grey and image.mode in ("1", "L")
+                array = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        except Exception as error:  # decoders fail in many ways; each means that this file is no image
             raise UserError(f"{path} is not a readable image ({error}); repair or remove it") from error
-        array = array.unsqueeze(0) if mode == "L" else array.permute(2, 0, 1)
         if pixels is None:
             pixels = torch.empty((len(paths), *array.shape), dtype=torch.uint8)
         if array.shape != pixels.shape[1:]:
             raise UserError(
-                f"{path} is {tuple(array.shape)} (channels, height, width), but {first} is {tuple(pixels.shape[1:])}; all images must be equally large"
+                f"{path} is {array.shape[2]}×{array.shape[1]} pixels, but {paths[0]} is "
+                f"{pixels.shape[3]}×{pixels.shape[2]}; all images must be equally large"
             )
         pixels[index] = array
     assert pixels is not None
-    return pixels
+    return pixels, grey

@@ -53,11 +53,11 @@ class SparsifyMessenger(Messenger):
                 f"the mask names site {missed[0]!r}, which the network does not have; did you mean {near[0]!r}?"
             )
 
-    def _of(self, name: str, shape: Size, device: torch.device) -> Tensor:
+    def _of(self, name: str, shape: Size, device: torch.device | None) -> Tensor:
         mask = self.mask[name]
         if mask.shape != shape:
             raise UserError(f"the mask of site {name!r} is {tuple(mask.shape)}, but the site is {tuple(shape)}")
-        if mask.device != device:
+        if device is not None and mask.device != device:
             mask = self.mask[name] = mask.to(device)
         return mask
 
@@ -88,7 +88,7 @@ class SparsifyMessenger(Messenger):
             msg["fn"] = dist.Delta(torch.where(mask, fn.v, 0.0), fn.log_density, fn.event_dim)
         elif isinstance(fn, dist.Independent) and not fn.base_dist.event_shape:
             base = fn.base_dist
-            mask = self._of(name, base.batch_shape, _device(base))
+            mask = self._of(name, base.batch_shape, _device(base) if msg["value"] is None else msg["value"].device)
             msg["fn"] = Pruned(base, mask).to_event(fn.reinterpreted_batch_ndims)
         else:
             raise UserError(
@@ -96,12 +96,12 @@ class SparsifyMessenger(Messenger):
             )
 
 
-def _device(distribution: dist.TorchDistribution) -> torch.device:
+def _device(distribution: dist.TorchDistribution) -> torch.device | None:
     for value in vars(distribution).values():
         if isinstance(value, Tensor):
             return value.device
     inner = getattr(distribution, "base_dist", None)
-    return torch.device("cpu") if inner is None else _device(inner)
+    return None if inner is None else _device(inner)
 
 
 def sparsify(mask: Mask) -> SparsifyMessenger:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import timm
 from torch import nn
@@ -56,9 +55,8 @@ def create_model(
     if patch_size is not None and not name.startswith("vit_"):
         raise UserError(f"patch_size is an option of vit_tiny and vit_base; {name} has no patches")
     if name.startswith("timm:"):
-        sized: dict[str, Any] = {} if image_size == 224 else {"img_size": image_size}
         try:  # transformers must be told the image size, convolutional networks do not take it
-            return timm.create_model(name[5:], num_classes=num_classes, in_chans=in_channels, **sized)
+            return timm.create_model(name[5:], num_classes=num_classes, in_chans=in_channels, img_size=image_size)
         except TypeError:
             return timm.create_model(name[5:], num_classes=num_classes, in_chans=in_channels)
     return _NETS[name](num_classes, in_channels, image_size, patch_size)

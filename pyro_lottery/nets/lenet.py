@@ -1,4 +1,4 @@
-"""LeNet-5 (LeCun et al. 1998) with ReLU and max-pooling, for any image size that is a multiple of four."""
+"""LeNet-5 (LeCun et al. 1998) with ReLU and max-pooling."""
 
 from __future__ import annotations
 
