@@ -25,8 +25,8 @@ class Damaged(Exception):
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """An error for a name that is not among ``known``, with near matches first.
 
-    >>> str(unknown("arch", "resnet19", ["lenet", "resnet18"]))
-    "unknown arch 'resnet19': did you mean resnet18? Known: lenet resnet18"
+    >>> str(unknown("arch", "resnet19", ["vgg11", "resnet18"]))
+    "unknown arch 'resnet19': did you mean resnet18? Known: vgg11 resnet18"
     """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3)

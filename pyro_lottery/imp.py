@@ -47,6 +47,7 @@ def run_imp(config: Config) -> Run:
         data = load_data(config, device)
         shape = shape_of(data)
         model, guide = build(config, shape, device)
+        training.check_batches(model, data, config.batch_size)
         if config.levels:  # a score that does not suit the guide shall fail now, not after the first level's hours
             initial = guides.posterior(guide)
             masks.shrink(masks.full(initial), scores.by_name(config.score)(initial), config.prune_fraction)

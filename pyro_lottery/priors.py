@@ -93,25 +93,27 @@ class SitePrior(nn.Module):
         while isinstance(distribution, dist.Independent):
             distribution = distribution.base_dist
         self.shape = shape
-        self.distribution = copy.deepcopy(distribution)
         self._owners: dict[str, tuple[Any, str]] = {}
+        self.distribution = self._adopt(distribution, "")
         try:
-            self._adopt(self.distribution, "")
             fits = self().event_shape == shape
         except Exception as error:
             raise UserError(f"the prior of {site!r} does not broadcast to {tuple(shape)} ({error})") from error
         if not fits:
             raise UserError(f"the prior of {site!r} must be a distribution per weight, not over vectors")
 
-    def _adopt(self, owner: Any, path: str) -> None:
+    def _adopt(self, original: Any, path: str) -> Any:
+        """A copy of a distribution or transform whose tensors are buffers of this module."""
+        owner = copy.copy(original)
         for name, value in list(vars(owner).items()):
             key = f"{path}_{name}" if path else name
             if isinstance(value, Tensor):
-                setattr(owner, name, value.detach().clone())
-                self.register_buffer(key, getattr(owner, name))
+                self.register_buffer(key, value.detach().clone())
                 self._owners[key] = (owner, name)
+                setattr(owner, name, getattr(self, key))
             elif isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
-                self._adopt(value, key)
+                setattr(owner, name, self._adopt(value, key))
+        return owner
 
     def _apply(self, *args: Any, **kwargs: Any) -> SitePrior:
         super()._apply(*args, **kwargs)

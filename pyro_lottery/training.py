@@ -107,8 +107,7 @@ def train(
     """
     if model.num_data != len(data.train):
         raise UserError(f"the model's num_data is {model.num_data}, but there are {len(data.train)} training images")
-    if min(batch_size, len(data.train)) < 2 and any(_is_batch_norm(m) for m in model.modules()):
-        raise UserError("--batch-size and --train-size must be at least 2: BatchNorm cannot normalise a batch of one")
+    check_batches(model, data, batch_size)
     hooks = hooks or Hooks()
     device = data.train.pixels.device
     samples = 1 if guides.is_point(guide) else train_samples
@@ -153,6 +152,12 @@ def train(
         progress = Progress(progress.epoch + 1, history=[*progress.history, row])
         hooks.epoch(progress, optimizer)
     return progress.history
+
+
+def check_batches(model: nn.Module, data: Data, batch_size: int) -> None:
+    """Raise a one-line ``UserError`` for batches that the network cannot be trained on."""
+    if min(batch_size, len(data.train)) < 2 and any(_is_batch_norm(m) for m in model.modules()):
+        raise UserError("--batch-size and --train-size must be at least 2: BatchNorm cannot normalise a batch of one")
 
 
 def _step(

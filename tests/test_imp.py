@@ -234,6 +234,16 @@ def test_the_run_folder_is_as_promised(tmp_path, capsys):
         (["--device", "cuda:77"], "--device cuda:77 is not available"),
         (["--train-size", "99999"], "the training set has 1437 images"),
         (["--guide", "deterministic", "--score", "squared_sum"], "a point guide has none"),
+        (["--guide", "pyro.infer.autoguide.AutoDelta", "--prior", "laplace"], "a point guide has none"),
+        (["--guide", "pyro.infer.autoguide.AutoStructured"], "no loc and scale to read"),
+        (["--guide", "builtins.repr"], "gave a str; expected a Pyro AutoGuide"),
+        (["--score", "math.pi"], "--score math.pi is a float"),
+        (["--score", "..no"], "cannot be imported"),
+        (["--arch", "timm:vit_tiny_patch16_224"], "--arch timm:vit_tiny_patch16_224 cannot take images of (1, 8, 8)"),
+        (["--arch", "vit_tiny", "--patch-size", "64"], "--arch vit_tiny cannot take images"),
+        (["--val-fraction", "0.0001"], "--val-fraction 0.0001 of 1437 training images holds out 0"),
+        (["--arch", "resnet20", "--batch-size", "1"], "BatchNorm cannot normalise a batch of one"),
+        (["--device", "meta"], "--device meta is not available"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(arguments, message, tmp_path, capsys, monkeypatch):

@@ -1,6 +1,8 @@
 import copy
 
+import pyro
 import pytest
+import timm
 import torch
 from pyro import poutine
 from torch import nn
@@ -171,3 +173,36 @@ def test_bad_numbers_are_named():
         pl.BayesianClassifier(nn.Linear(2, 2), num_data=1, kl_temperature=0)
     with pytest.raises(pl.UserError, match="no Linear, Conv"):
         pl.BayesianClassifier(nn.BatchNorm1d(2), num_data=1)
+
+
+def test_no_device_is_guessed():
+    # What a GPU would do, without one: fake tensors know their device and refuse to mix them.
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from tests.conftest import TinyNet
+
+    for prior, make in ((None, pl.guides.mean_field), (pl.priors.flat(), pl.guides.deterministic)):
+        with FakeTensorMode(), pyro.validation_enabled(False):
+            with torch.device("cuda"):
+                net = TinyNet()
+            model = pl.BayesianClassifier(net, prior, num_data=4)
+            guide = make(model)
+            mask = {
+                s: torch.ones(v.shape, dtype=torch.bool) for s, v in model.initial_values().items() if "weight" in s
+            }
+            x, y = torch.zeros(4, 1, 4, 4, device="cuda"), torch.zeros(4, dtype=torch.long, device="cuda")
+            with pl.handlers.sparsify(mask):
+                terms = pl.ELBO().terms(model, guide, x, y)
+                assert (terms.nll + terms.kl).device.type == "cuda"
+
+
+def test_both_heads_of_a_distilled_transformer_are_spared():
+    net = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, patch_size=16, num_classes=5)
+    prunable = prunable_sites(net)
+    assert "blocks.0.attn.qkv.weight" in prunable
+    assert not {"head.weight", "head_dist.weight"} & set(prunable)
+
+
+def test_gains_of_standardised_convolutions_stay_deterministic():
+    names = {name for _, _, name in random_parameters(timm.create_model("nf_resnet26"))}
+    assert names == {"weight", "bias"}

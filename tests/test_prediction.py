@@ -1,5 +1,6 @@
 import pytest
 import torch
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal
 
 import pyro_lottery as pl
 from pyro_lottery import prediction
@@ -66,3 +67,20 @@ def test_bad_numbers_are_named(tiny_model, tiny_data):
         pl.predict(tiny_model, guide, tiny_data.test, 0)
     with pytest.raises(pl.UserError, match="unknown precision"):
         pl.predict(tiny_model, guide, tiny_data.test, precision="16")
+
+
+def test_joint_guides_predict_from_mean_weights_under_a_mask(tiny_model, tiny_data, half_mask):
+    guide = pl.guides.auto(AutoLowRankMultivariateNormal, tiny_model)
+    with pl.handlers.sparsify(half_mask):
+        pruned = pl.predict_mean(tiny_model, guide, tiny_data.test)
+        assert pl.posterior(guide).scale["conv.weight"].shape == (4, 1, 3, 3)
+    pl.guides.zero_pruned_(guide, half_mask)
+    torch.testing.assert_close(pruned, pl.predict_mean(tiny_model, guide, tiny_data.test))
+
+
+def test_frozen_modules_stay_frozen(tiny_model, tiny_data):
+    tiny_model.train()
+    tiny_model.net.bn.eval()
+    pl.predict(tiny_model, pl.guides.mean_field(tiny_model), tiny_data.test, 1)
+    assert tiny_model.net.hidden.training
+    assert not tiny_model.net.bn.training
