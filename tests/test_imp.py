@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import pyro_lottery as pl
-from pyro_lottery import files, imp, nets
+from pyro_lottery import files, imp, levels, nets
 from pyro_lottery.config import Config, preset
 
 SMALL = {
@@ -174,7 +174,7 @@ def test_a_checkpoint_within_an_epoch_holds_all_that_matters(tmp_path, monkeypat
         asked.append(self.folder.path)  # 2 epochs of 2 batches: the second question comes in a level's second epoch
         return asked.count(self.folder.path) == 2
 
-    monkeypatch.setattr(imp._LevelHooks, "stopping", once_a_level)
+    monkeypatch.setattr(levels.LevelHooks, "stopping", once_a_level)
     stops = 0
     while True:
         try:
