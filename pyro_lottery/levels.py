@@ -57,7 +57,7 @@ def train_level(
     folder.save_history(history)
     chosen = max(history, key=lambda row: row["val_accuracy"]) if data.val is not None else None
     seconds = [row["seconds"] for row in history]
-    steps = -(-len(data.train) // config.batch_size)
+    steps = training.steps_per_epoch(len(data.train), config.batch_size)
     return LevelResult(
         level=level,
         density=masks.density(ticket.mask),

@@ -154,6 +154,15 @@ def train(
     return progress.history
 
 
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Batches in an epoch of ``count`` examples: a rest of one example joins the batch before it.
+
+    >>> [steps_per_epoch(count, 4) for count in (1, 8, 9, 10)]
+    [1, 2, 2, 3]
+    """
+    return max(1, count // batch_size + (count % batch_size > 1))
+
+
 def check_batches(model: nn.Module, data: Data, batch_size: int) -> None:
     """Raise a one-line ``UserError`` for batches that the network cannot be trained on."""
     if min(batch_size, len(data.train)) < 2 and any(_is_batch_norm(m) for m in model.modules()):

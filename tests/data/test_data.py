@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision import datasets
 
 import pyro_lottery as pl
-from pyro_lottery import data, files
+from pyro_lottery import data, files, training
 
 
 def test_digits_are_the_published_ones():
@@ -66,6 +66,7 @@ def test_an_epoch_holds_every_example_once_in_a_seeded_order():
 @pytest.mark.parametrize(("count", "sizes"), [(8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (1, [1])])
 def test_no_batch_of_one(count, sizes):
     assert [len(c) for c in data.shuffle(count, 4, torch.Generator())] == sizes
+    assert training.steps_per_epoch(count, 4) == len(sizes)
 
 
 def test_stratified_parts_keep_the_proportions():
@@ -190,6 +191,7 @@ def web():
         server.server_close()
 
 
+@pytest.mark.filterwarnings("ignore:Python 3.14 will, by default, filter:DeprecationWarning")  # older torchvision
 def test_a_download_is_checked_and_unpacked(tmp_path, monkeypatch, web):
     folder = cifar(tmp_path / "server", monkeypatch)
     archive = tmp_path / "server" / "cifar-10-python.tar.gz"
