@@ -1,5 +1,10 @@
 """Shared small networks. Warnings are errors (pyproject.toml) and Pyro validates everything but the hot loop."""
 
+import os
+
+# Before torch is imported: these networks are too small for threads, and some tests run two processes at once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pyro
 import pytest
 import torch
