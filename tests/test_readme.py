@@ -38,16 +38,27 @@ def test_runs(command, tmp_path, monkeypatch, capsys):
     assert "results, tickets" in capsys.readouterr().out
 
 
+def run_as_written(command, monkeypatch, more=()):
+    module, *arguments = shlex.split(command)[2:]
+    monkeypatch.setattr("sys.argv", [module, *arguments, *more])
+    runpy.run_module(module, run_name="__main__")
+
+
+def test_the_command_behind_the_table(tmp_path, monkeypatch, capsys):
+    (command,) = (c for c in COMMANDS if "experiments" in c and "folder" in c)
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path / "data" / "cifar10-jpeg", sizes=((8, 8), (8, 8)))
+    run_as_written(command, monkeypatch, [*SHORT, "--arch", "lenet"])
+    assert capsys.readouterr().out.count("| lenet | folder |") == 4
+
+
 def test_python_and_the_side_by_side_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for command in (c for c in COMMANDS if ("bayesian_vs_deterministic" in c and "-o" in c) or "lenet --preset" in c):
-        module, *arguments = shlex.split(command)[2:]
-        short = ["--epochs", "4", "--train-size", "400"] if module.startswith("experiments") else []
-        monkeypatch.setattr("sys.argv", [module, *arguments, *short])
-        if module.startswith("plots"):  # the shortened runs have other names
-            for path in Path("runs").iterdir():
-                path.rename(path.with_name(re.sub(r"seed0-.*", "seed0-quick", path.name)))
-        runpy.run_module(module, run_name="__main__")
+    experiment, plot = (c for c in COMMANDS if "bayesian_vs_deterministic" in c and "folder" not in c)
+    run_as_written(experiment, monkeypatch, ["--epochs", "4", "--train-size", "400"])
+    for path in Path("runs").iterdir():  # the shortened runs have other names
+        path.rename(path.with_name(re.sub(r"seed0-.*", "seed0-quick", path.name)))
+    run_as_written(plot, monkeypatch)
     assert (tmp_path / "both.png").stat().st_size > 10_000
     assert capsys.readouterr().out.count("| lenet | digits |") == 6
 
