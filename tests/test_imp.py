@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -255,13 +256,27 @@ def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(arguments, message,
     assert os.listdir(tmp_path) == []
 
 
-def test_a_diverging_run_names_the_step_keeps_its_checkpoint_and_exits_1(tmp_path, capsys):
-    path = str(tmp_path / "run")
-    arguments = ["--preset", "quick", "--arch", "lenet", "--lr", "1e30", "--run-dir", path]
+class Poisoned(TenWeights):
+    """Its outputs turn to NaN in the second epoch of training (two batches an epoch)."""
+
+    steps = 0
+
+    def forward(self, x):
+        self.steps += self.training
+        return super().forward(x) * (math.nan if self.steps > 3 else 1.0)
+
+
+def test_a_diverging_run_names_the_step_keeps_its_checkpoint_and_exits_1(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(nets._NETS, "poisoned", lambda classes, channels, size, patch: Poisoned())
+    monkeypatch.setattr(levels, "CHECKPOINT_SECONDS", 0.0)
+    arguments = ["--preset", "quick", "--arch", "poisoned", "--train-size", "128", "--run-dir", str(tmp_path / "run")]
     assert imp.main(arguments) == 1
     error = capsys.readouterr().err
-    assert "not finite at epoch 1, step" in error
+    assert "not finite at epoch 2, step 2" in error
     assert error.count("\n") == 1
+    tensors, info = files.load_tensors(tmp_path / "run" / "level_00" / "checkpoint.safetensors")
+    assert info["epoch"] == 1
+    assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
 
 
 def test_presets_reach_the_run(tmp_path):

@@ -44,17 +44,9 @@ def run_as_written(command, monkeypatch, more=()):
     runpy.run_module(module, run_name="__main__")
 
 
-def test_the_command_behind_the_table(tmp_path, monkeypatch, capsys):
-    (command,) = (c for c in COMMANDS if "experiments" in c and "folder" in c)
-    monkeypatch.chdir(tmp_path)
-    tree(tmp_path / "data" / "cifar10-jpeg", sizes=((8, 8), (8, 8)))
-    run_as_written(command, monkeypatch, [*SHORT, "--arch", "lenet"])
-    assert capsys.readouterr().out.count("| lenet | folder |") == 4
-
-
 def test_python_and_the_side_by_side_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    experiment, plot = (c for c in COMMANDS if "bayesian_vs_deterministic" in c and "folder" not in c)
+    experiment, plot = (c for c in COMMANDS if "bayesian_vs_deterministic" in c)
     run_as_written(experiment, monkeypatch, ["--epochs", "4", "--train-size", "400"])
     for path in Path("runs").iterdir():  # the shortened runs have other names
         path.rename(path.with_name(re.sub(r"seed0-.*", "seed0-quick", path.name)))
