@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -12,6 +13,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_lottery.distributions import Draw, SiteNormal, base, one_number
 from pyro_lottery.errors import UserError, unknown
 
 KL_KINDS = ("analytic", "monte_carlo")
@@ -40,13 +42,18 @@ class ELBO(Trace_ELBO):
             raise unknown("kl", kl, KL_KINDS)
         self.kl = kl
 
-    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Terms:
-        """One weight sample: scalar tensors ``nll`` and ``kl``, and what the model returned."""
+    def terms(self, model: Any, guide: Any, *args: Any, closed_forms: float = 1.0, **kwargs: Any) -> Terms:
+        """One weight sample: scalar tensors ``nll`` and ``kl``, and what the model returned.
+
+        ``closed_forms`` multiplies the closed-form KL of a mean-field guide. It is the same for each of S samples: S
+        for the first and 0 for the others gives the same mean for the cost of one.
+        """
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         posteriors = {n: s for n, s in guide_trace.nodes.items() if _is_random(s)}
         nll: Any = 0.0
         kl: Any = 0.0
+        shared: dict[Draw, list[tuple[Any, Any]]] = {}
         for name, site in model_trace.nodes.items():
             if not _is_random(site):
                 continue
@@ -61,12 +68,21 @@ class ELBO(Trace_ELBO):
                     f"site {name!r}: the prior is scaled by {site['scale']} but the guide by {q['scale']}; "
                     "build the guide with pyro_lottery.guides, which share the KL temperature"
                 )
+            prior = one_number(site["fn"]) if self.kl == "analytic" and site["mask"] is None else None
+            if prior is not None and isinstance(base(q["fn"]), SiteNormal):
+                shared.setdefault(base(q["fn"]).draw, []).append((base(q["fn"]).number, *prior, site["scale"]))
+                del posteriors[name]
+                continue
             closed = self._closed_form(q, site)
-            if closed is None:
-                kl = kl - _log_prob(site)
-            else:
+            if closed is not None:
                 kl = kl + closed
                 del posteriors[name]
+                continue
+            if q["infer"].get("only_moments"):  # under local reparameterization nobody has drawn this weight yet
+                q["value"] = site["value"] = q["fn"].rsample()
+            kl = kl - _log_prob(site)
+        if closed_forms:
+            kl = sum((closed_forms * _shared_kl(draw, sites) for draw, sites in shared.items()), kl)
         for site in posteriors.values():  # sites without a closed form, and a joint guide's auxiliary vector
             kl = kl + _log_prob(site)
         return Terms(torch.as_tensor(nll), torch.as_tensor(kl), model_trace.nodes["_RETURN"]["value"])
@@ -97,6 +113,18 @@ class ELBO(Trace_ELBO):
         return loss.item()
 
 
+def _shared_kl(draw: Draw, sites: list[tuple[int, Tensor, Tensor, Any]]) -> Tensor:
+    """The KL of a draw's sites, given as (number, prior's loc, prior's scale, factor), in one pass over the weights."""
+    number, locs, scales, factors = zip(*sites, strict=True)
+    loc, scale = draw.loc.new_zeros(len(draw.layout.shapes)), draw.loc.new_ones(len(draw.layout.shapes))
+    index = list(number)
+    loc[index], scale[index] = torch.stack(locs), torch.stack(scales)
+    kl = draw.kl(loc, scale)
+    if len(sites) == len(kl) and all(factor is factors[0] or factor == factors[0] for factor in factors):
+        return kl.sum() * factors[0]
+    return sum(kl[i] * factor for i, factor in zip(number, factors, strict=True))
+
+
 def _is_random(site: Any) -> bool:
     return site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
 
@@ -104,7 +132,7 @@ def _is_random(site: Any) -> bool:
 def _is_point_mass(fn: Any) -> bool:
     # torch has a "closed form" for Delta against anything: minus the log-probability of the value, which is Monte
     # Carlo in disguise (AutoNormal) or simply log p (a point guide). Both are counted as what they are.
-    return type(fn).__name__ == "Delta"
+    return isinstance(fn, dist.Delta)
 
 
 def _log_prob(site: Any) -> Tensor:

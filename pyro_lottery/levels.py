@@ -45,7 +45,6 @@ def train_level(
     device = data.train.pixels.device
     folder.save_ticket(ticket)
     guides.set_posterior_(guide, ticket.start)
-    guides.zero_pruned_(guide, ticket.mask)
     model.load_net_state(ticket.net)
     with sparsify(ticket.mask):
         with hooks:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_lottery import guides
 from pyro_lottery.errors import UserError, unknown
+from pyro_lottery.handlers import active_mask
 from pyro_lottery.model import BayesianNetwork
 
 PRECISIONS = ("32", "bf16")
@@ -75,8 +76,8 @@ def logits_mean(
     """Outputs [n, d] of the network whose weights are the posterior's locs (0 where ``sparsify`` prunes)."""
     weights: dict[str, Tensor] = {}
     for name, loc in guides.locs(guide).items():
-        mask = guides.active_mask(name, loc.shape)
-        weights[name] = loc if mask is None else torch.where(mask.to(loc.device), loc, 0.0)
+        mask = active_mask(name, loc.shape)
+        weights[name] = loc if mask is None else loc.masked_fill_(~mask.to(loc.device), 0.0)
     with _inference(model):
         return torch.cat(list(_outputs(model, weights, images, batch_size, precision)))
 

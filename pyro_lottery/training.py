@@ -184,9 +184,9 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad()
-    for _ in range(samples):  # one backward pass a sample, so that memory does not grow with the samples
+    for sample in range(samples):  # one backward pass a sample, so that memory does not grow with the samples
         with autocast(x.device, precision):
-            terms = elbo.terms(model, guide, x, y)
+            terms = elbo.terms(model, guide, x, y, closed_forms=0 if sample else samples)
         ((terms.nll + terms.kl) / (model.num_data * samples)).backward()
         with torch.no_grad():
             correct = (terms.output.argmax(-1) == y).sum()

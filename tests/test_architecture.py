@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"types", "errors"},
-    {"seeds", "files", "imports"},
+    {"seeds", "files", "imports", "kernels"},
+    {"distributions"},
     {"nets", "data", "handlers", "priors", "metrics", "scores", "masks", "elbo"},
     {"guides", "tickets", "results"},
     {"model"},

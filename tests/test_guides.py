@@ -1,5 +1,6 @@
 import copy
 import pickle
+from operator import attrgetter
 
 import pyro.distributions as dist
 import pytest
@@ -28,11 +29,12 @@ def test_starts_at_the_networks_values_and_one_percent_of_the_kaiming_scale(tiny
 def test_parameters_are_complete_before_first_use_and_load_into_a_fresh_object(tiny_model, tiny_data):
     guide = pl.guides.mean_field(tiny_model)
     names = dict(guide.named_parameters())
-    state = {n: torch.randn_like(p) for n, p in names.items()}
+    state = {f"{kind}.{s}": torch.randn(shape) for kind in ("loc", "log_scale") for s, shape in guide.shapes.items()}
+    assert set(guide.state_dict()) == set(state)
     guide.load_state_dict(state, strict=True)
     guide(tiny_data.test[:2])
     assert set(dict(guide.named_parameters())) == set(names)
-    assert torch.equal(guide.state_dict()["loc"], state["loc"])
+    assert all(torch.equal(value, state[name]) for name, value in guide.state_dict().items())
 
 
 def test_kl_equals_the_sum_of_torch_kls(tiny_model, tiny_data):
@@ -59,12 +61,42 @@ def test_same_family_as_stock_autonormal(tiny_model, tiny_data):
     for site in a.loc:
         assert torch.equal(a.loc[site], b.loc[site])
         torch.testing.assert_close(a.scale[site], b.scale[site], rtol=1e-6, atol=0)
-    torch.manual_seed(1)
-    first = ours()
-    torch.manual_seed(1)
-    second = stock()
-    for site in first:
-        torch.testing.assert_close(first[site], second[site])
+    draws = {"ours": [], "stock": []}
+    for _ in range(400):
+        for name, guide in (("ours", ours), ("stock", stock)):
+            sample = guide()
+            noise = [((sample[s] - a.loc[s]) / a.scale[s]).detach().flatten() for s in a.loc]
+            draws[name].append(torch.cat(noise))
+    for name, values in draws.items():  # 400 × 163 standard normal numbers
+        values = torch.cat(values)
+        count = len(values)
+        assert abs(values.mean()) < 4 / count**0.5, name
+        assert abs(values.var() - 1) < 4 * (2 / count) ** 0.5, name
+
+
+def test_gradients_are_stock_autonormals_in_expectation(tiny_model, tiny_data):
+    # Both see the same noise, one through AutoNormal's own graph: then not only the expectations are equal.
+    ours, stock = pl.guides.mean_field(tiny_model, 0.3), pl.guides.auto(AutoNormal, tiny_model, 0.3)
+    x, y = tiny_data.test[:4], tiny_data.test.labels[:4]
+    trace = poutine.trace(ours).get_trace(x, y)
+    values = {name: trace.nodes[name]["value"].detach() for name in tiny_model.sites}
+    (-poutine.trace(poutine.replay(tiny_model, trace=trace)).get_trace(x, y).log_prob_sum()).backward()
+    latent = {f"{name}_unconstrained": value for name, value in values.items()}
+    locs, scales = dict(stock.locs.named_parameters()), dict(stock.scales.named_parameters())
+    weights = {}
+    for name, value in latent.items():
+        noise = (value - locs[name]).detach() / attrgetter(name.removesuffix("_unconstrained"))(stock.scales).detach()
+        weights[name.removesuffix("_unconstrained")] = (
+            locs[name] + attrgetter(name.removesuffix("_unconstrained"))(stock.scales) * noise
+        )
+    (-poutine.trace(poutine.condition(tiny_model, data=weights)).get_trace(x, y).log_prob_sum()).backward()
+    for name, grad in ours.unpack(ours.loc.grad).items():
+        torch.testing.assert_close(grad, locs[f"{name}_unconstrained"].grad, rtol=1e-4, atol=1e-4)
+    for name, grad in ours.unpack(ours.log_scale.grad).items():
+        # d/dlog σ = σ·d/dσ, and AutoNormal's σ is softplus of its parameter, with derivative 1 − exp(−σ)
+        scale = attrgetter(name)(stock.scales).detach()
+        expected = scales[f"{name}_unconstrained"].grad / (1 - (-scale).exp()) * scale
+        torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("make", [pl.guides.mean_field, lambda m: pl.guides.auto(AutoNormal, m)])

@@ -58,7 +58,7 @@ def test_attention_trains_as_sites():
     guide = pl.guides.mean_field(model)
     terms = pl.ELBO().terms(model, guide, torch.randn(6, 5, 4), torch.arange(6) % 3)
     (terms.nll + terms.kl).backward()
-    assert all((g != 0).any() for _, g in guide.unpack(guide.loc.grad))
+    assert all((g != 0).any() for g in guide.unpack(guide.loc.grad).values())
 
 
 def test_likelihood_counts_every_example_once_and_the_kl_once(tiny_model, tiny_data):
@@ -187,13 +187,9 @@ def test_no_device_is_guessed():
                 net = TinyNet()
             model = pl.BayesianClassifier(net, prior, num_data=4)
             guide = make(model)
-            mask = {
-                s: torch.ones(v.shape, dtype=torch.bool) for s, v in model.initial_values().items() if "weight" in s
-            }
             x, y = torch.zeros(4, 1, 4, 4, device="cuda"), torch.zeros(4, dtype=torch.long, device="cuda")
-            with pl.handlers.sparsify(mask):
-                terms = pl.ELBO().terms(model, guide, x, y)
-                assert (terms.nll + terms.kl).device.type == "cuda"
+            terms = pl.ELBO().terms(model, guide, x, y)  # a fake tensor has no value: any .item() would raise
+            assert (terms.nll + terms.kl).device.type == "cuda"
 
 
 def test_both_heads_of_a_distilled_transformer_are_spared():

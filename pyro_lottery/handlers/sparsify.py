@@ -11,25 +11,14 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import Size, Tensor
 
+from pyro_lottery.distributions import Pruned, base
 from pyro_lottery.errors import UserError
 from pyro_lottery.types import Mask
 
 
-class Pruned(dist.MaskedDistribution):
-    """A distribution per weight whose pruned weights are the constant 0, with log-probability and KL 0."""
-
-    _mask: Any  # a Tensor, which Pyro types as bool
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return torch.where(self._mask, self.base_dist.sample(sample_shape), 0.0)
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return torch.where(self._mask, self.base_dist.rsample(sample_shape), 0.0)
-
-
 @effectful(type="active_mask")
-def active_mask(site: str, shape: Size) -> Tensor | None:
-    """The mask that the enclosing ``sparsify`` has for ``site``, or None.
+def active_mask(site: str, shape: Size, device: torch.device | None = None) -> Tensor | None:
+    """The mask that the enclosing ``sparsify`` has for ``site``, or None: the same object each time.
 
     A guide that draws several sites as one vector asks this, since no handler can mask within a joint distribution.
     """
@@ -62,10 +51,12 @@ class SparsifyMessenger(Messenger):
         return mask
 
     def _pyro_active_mask(self, msg: Any) -> None:
-        site = msg["args"][0]
+        site, shape, device = (*msg["args"], None)[:3]
         self._sites.add(site)
         if site in self.mask:
-            msg["value"], msg["done"] = self.mask[site], True
+            mask = self._of(site, shape, device)
+            msg["value"] = mask if msg["value"] is None else mask & msg["value"].to(mask.device)
+            msg["done"] = True
 
     def _pyro_sample(self, msg: Any) -> None:
         # Acts before the value is drawn and changes the distribution itself: a handler that edits the value
@@ -73,11 +64,13 @@ class SparsifyMessenger(Messenger):
         if msg["is_observed"]:
             return
         name, fn = msg["name"], msg["fn"]
+        if getattr(base(fn), "knows_masks", False):
+            return
         if name not in self.mask and msg["infer"].get("is_auxiliary"):
             name = name.removesuffix("_unconstrained")  # AutoNormal's real draw; the named site is its Delta
         self._sites.add(name)
         if name not in self.mask:
-            if msg["infer"].get("is_auxiliary") and name.endswith("_latent") and not getattr(fn, "knows_masks", False):
+            if msg["infer"].get("is_auxiliary") and name.endswith("_latent"):
                 raise UserError(
                     f"{type(fn).__name__} draws all weights as one vector, in which pruned weights cannot be masked; "
                     "build the guide with pyro_lottery.guides.auto"
@@ -87,9 +80,9 @@ class SparsifyMessenger(Messenger):
             mask = self._of(name, fn.v.shape, fn.v.device)
             msg["fn"] = dist.Delta(torch.where(mask, fn.v, 0.0), fn.log_density, fn.event_dim)
         elif isinstance(fn, dist.Independent) and not fn.base_dist.event_shape:
-            base = fn.base_dist
-            mask = self._of(name, base.batch_shape, _device(base) if msg["value"] is None else msg["value"].device)
-            msg["fn"] = Pruned(base, mask).to_event(fn.reinterpreted_batch_ndims)
+            each = fn.base_dist
+            mask = self._of(name, each.batch_shape, _device(each) if msg["value"] is None else msg["value"].device)
+            msg["fn"] = Pruned(each, mask).to_event(fn.reinterpreted_batch_ndims)
         else:
             raise UserError(
                 f"site {name!r}: a {type(fn).__name__} has no distribution per weight to prune; use .to_event()"

@@ -15,6 +15,8 @@ from pyro.infer.autoguide import (
 from torch.distributions import kl_divergence
 
 import pyro_lottery as pl
+from pyro_lottery.guides.families import _marginal
+from pyro_lottery.guides.state import raw_locs
 
 GUIDES = {
     "mean_field": pl.guides.mean_field,
@@ -61,7 +63,7 @@ def test_pruned_weights_add_exactly_nothing_to_the_kl(name, kl, tiny_model, tiny
 
     before = value()
     with torch.no_grad():
-        for site, loc in pl.guides._raw_locs(guide).items():
+        for site, loc in raw_locs(guide).items():
             if site in half_mask:
                 loc[~half_mask[site]] = 1e3
     assert value() == before
@@ -76,7 +78,7 @@ def test_pruned_weights_get_no_gradient(name, tiny_model, tiny_data, half_mask):
     gradients = {id(p): p.grad for p in guide.parameters()}
     if name in ("mean_field", "deterministic"):
         for parameter in guide.parameters():
-            by_site = dict(guide.unpack(parameter.grad))
+            by_site = guide.unpack(parameter.grad)
             assert all((by_site[s][~m] == 0).all() for s, m in half_mask.items())
     assert all(g is None or g.isfinite().all() for g in gradients.values())
 
@@ -109,7 +111,7 @@ def test_stock_trace_elbo_agrees_under_a_mask(tiny_model, tiny_data, half_mask):
 def test_marginals_of_joint_guides_are_the_covariance_of_the_survivors():
     covariance = torch.tensor([[2.0, 0.5, 0.1], [0.5, 1.0, 0.2], [0.1, 0.2, 3.0]])
     joint = dist.MultivariateNormal(torch.arange(3.0), covariance)
-    marginal = pl.guides._marginal(joint, torch.tensor([0, 2]))
+    marginal = _marginal(joint, torch.tensor([0, 2]))
     torch.testing.assert_close(marginal.covariance_matrix, covariance[[0, 2]][:, [0, 2]])
     torch.testing.assert_close(marginal.loc, torch.tensor([0.0, 2.0]))
 

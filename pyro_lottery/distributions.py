@@ -1,0 +1,236 @@
+"""Distributions per weight that know masks, and the shared draw behind a mean-field guide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Size, Tensor
+from torch.distributions import kl_divergence, register_kl
+
+from pyro_lottery import kernels
+from pyro_lottery.kernels import Layout
+from pyro_lottery.kernels.layout import flatten
+
+
+class Pruned(dist.MaskedDistribution):
+    """A distribution per weight whose pruned weights are the constant 0, with log-probability and KL 0."""
+
+    _mask: Any  # a Tensor, which Pyro types as bool
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return torch.where(self._mask, self.base_dist.sample(sample_shape), 0.0)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return torch.where(self._mask, self.base_dist.rsample(sample_shape), 0.0)
+
+
+class PointMass(dist.Delta):
+    """A Delta whose guide has already put zeros where its mask prunes."""
+
+    knows_masks = True
+
+
+class Draw:
+    """One evaluation of a mean-field Normal over all sites, from flat ``loc`` and ``log_scale``, each part on demand.
+
+    The samples of all sites are drawn in one pass, or their means and variances given out, and the closed-form KL
+    comes from the same autograd node, so that the backward pass writes each gradient once.
+    """
+
+    def __init__(self, loc: Tensor, log_scale: Tensor, layout: Layout):
+        self.loc, self.log_scale, self.layout = loc, log_scale, layout
+        self._priors = _Priors()
+
+    @cached_property
+    def _sampled(self) -> tuple[Tensor, ...]:
+        return _Samples.apply(self.loc, self.log_scale, self.layout, self._priors)  # type: ignore[no-untyped-call]
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, ...]:
+        return _Moments.apply(self.loc, self.log_scale, self.layout, self._priors)  # type: ignore[no-untyped-call]
+
+    @property
+    def samples(self) -> tuple[Tensor, ...]:
+        """One weight sample of every site."""
+        return self._sampled[1:]
+
+    @property
+    def means(self) -> tuple[Tensor, ...]:
+        """The mean of every site, 0 where pruned."""
+        return self._moments[1 : 1 + len(self.layout.shapes)]
+
+    @property
+    def variances(self) -> tuple[Tensor, ...]:
+        """The variance of every site, 0 where pruned."""
+        return self._moments[1 + len(self.layout.shapes) :]
+
+    @cached_property
+    def locs(self) -> list[Tensor]:
+        """What :attr:`means` are, in plain autograd operations."""
+        return self.layout.views(self.layout.scatter(self.loc))
+
+    @cached_property
+    def scales(self) -> list[Tensor]:
+        """The scale of every site in plain autograd operations, 0 where pruned."""
+        return self.layout.views(self.layout.scatter(self.log_scale.exp()))
+
+    def kl(self, loc: Tensor, scale: Tensor) -> Tensor:
+        """KL(q ‖ N(loc, scale²)) of every site [sites], for priors with one loc and scale a site.
+
+        To be called once, after the samples or moments were taken and before the backward pass.
+        """
+        out = (self.__dict__.get("_moments") or self._sampled)[0]
+        self._priors.loc, self._priors.scale = loc, scale
+        with torch.no_grad():
+            path = kernels.path(self.loc, loc)
+            out.detach().copy_(path.kl(self.layout, self.loc, self.log_scale, loc, scale))
+        return out
+
+
+@dataclass
+class _Priors:
+    """The priors that a KL was taken from: known only after the model has run, and needed by the backward pass."""
+
+    loc: Tensor | None = None
+    scale: Tensor | None = None
+
+
+class _Samples(torch.autograd.Function):
+    """(loc, log_scale) -> (KL per site, a sample of every site); the KL is filled in by :meth:`Draw.kl`."""
+
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, log_scale: Tensor, layout: Layout, priors: _Priors) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        flat = kernels.path(loc).sample(layout, loc, log_scale)
+        ctx.save_for_backward(loc, log_scale)
+        ctx.flat, ctx.layout, ctx.priors = flat, layout, priors
+        return (loc.new_zeros(len(layout.shapes)), *layout.views(flat))
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        loc, log_scale = ctx.saved_tensors
+        path, m, s, weight = _prior_terms(ctx, loc, weight)
+        g = [None if grad is None else flatten(grad) for grad in grads]
+        return (*path.sample_grad(ctx.layout, g, ctx.flat, loc, log_scale, m, s, weight), None, None)
+
+
+class _Moments(torch.autograd.Function):
+    """(loc, log_scale) -> (KL per site, the mean of every site, the variance of every site)."""
+
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, log_scale: Tensor, layout: Layout, priors: _Priors) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        mean, variance = kernels.path(loc).moments(layout, loc, log_scale)
+        ctx.save_for_backward(loc, log_scale)
+        ctx.layout, ctx.priors = layout, priors
+        return (loc.new_zeros(len(layout.shapes)), *layout.views(mean), *layout.views(variance))
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        loc, log_scale = ctx.saved_tensors
+        path, m, s, weight = _prior_terms(ctx, loc, weight)
+        g = [None if grad is None else flatten(grad) for grad in grads]
+        sites = len(ctx.layout.shapes)
+        return (*path.moments_grad(ctx.layout, g[:sites], g[sites:], loc, log_scale, m, s, weight), None, None)
+
+
+def _prior_terms(ctx: Any, loc: Tensor, weight: Tensor | None) -> tuple[ModuleType, Tensor, Tensor, Tensor | None]:
+    m, s = ctx.priors.loc, ctx.priors.scale
+    if m is None:  # no KL was taken: whatever the loss is, it does not hang on it
+        m, s, weight = loc.new_zeros(len(ctx.layout.shapes)), loc.new_ones(len(ctx.layout.shapes)), None
+    return kernels.path(loc), m, s, weight
+
+
+class SiteNormal(dist.TorchDistribution):
+    """One site of a :class:`Draw`: N(loc, scale²) per weight, and the constant 0 where the draw's mask prunes.
+
+    The first sample is the site's part of the shared draw; further ones are independent.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real
+    has_rsample = True
+    knows_masks = True
+
+    def __init__(self, draw: Draw, number: int):
+        self.draw, self.number = draw, number
+        self._first = True
+        super().__init__(draw.layout.shapes[number], validate_args=False)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Which weights are kept; None for all."""
+        return self.draw.layout.masks[self.number]
+
+    @property
+    def loc(self) -> Tensor:
+        return self.draw.locs[self.number]
+
+    @property
+    def scale(self) -> Tensor:
+        return self.draw.scales[self.number]
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        return self.scale.square()
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        if self._first and not sample_shape:
+            self._first = False
+            return self.draw.samples[self.number]
+        shape = Size(sample_shape) + self.batch_shape
+        return self.loc + self.scale * torch.randn(shape, device=self.loc.device)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.plain().log_prob(value)
+
+    def entropy(self) -> Tensor:
+        return self.plain().entropy()
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> dist.TorchDistribution:
+        return self if Size(batch_shape) == self.batch_shape else self.plain().expand(batch_shape)
+
+    def plain(self) -> dist.TorchDistribution:
+        """The same distribution in Pyro's own classes."""
+        if self.mask is None:
+            return dist.Normal(self.loc, self.scale)
+        return Pruned(dist.Normal(self.loc, torch.where(self.mask, self.scale, 1.0)), self.mask)
+
+
+@register_kl(SiteNormal, torch.distributions.Distribution)
+def _kl_site_normal(q: SiteNormal, p: Any) -> Tensor:
+    if isinstance(p, Pruned):
+        p = p.base_dist
+    plain = q.plain()
+    if isinstance(plain, Pruned):
+        return torch.where(plain._mask, kl_divergence(plain.base_dist, p), 0.0)
+    return kl_divergence(plain, p)
+
+
+def base(fn: Any) -> Any:
+    """The distribution per weight inside ``.to_event()``."""
+    return fn.base_dist if isinstance(fn, dist.Independent) else fn
+
+
+def one_number(fn: Any) -> tuple[Tensor, Tensor] | None:
+    """Loc and scale of a Normal that is the same for every weight, as two scalars; None for anything else."""
+    fn = base(fn)
+    if isinstance(fn, Pruned):
+        fn = fn.base_dist
+    if type(fn) is not dist.Normal:
+        return None
+    for t in (fn.loc, fn.scale):
+        if t.requires_grad or any(stride for stride, n in zip(t.stride(), t.shape, strict=True) if n > 1):
+            return None
+    first = (0,) * fn.loc.ndim
+    return fn.loc.detach()[first], fn.scale.detach()[first]

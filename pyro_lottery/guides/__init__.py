@@ -1,0 +1,30 @@
+"""The variational families, and where a guide keeps loc and scale."""
+
+from pyro_lottery.guides.build import auto, by_name, check_name, deterministic, mean_field
+from pyro_lottery.guides.families import MeanField, Point
+from pyro_lottery.guides.state import (
+    compressed,
+    is_point,
+    locs,
+    parameter_groups,
+    posterior,
+    set_posterior_,
+    zero_pruned_,
+)
+
+__all__ = [
+    "MeanField",
+    "Point",
+    "auto",
+    "by_name",
+    "check_name",
+    "compressed",
+    "deterministic",
+    "is_point",
+    "locs",
+    "mean_field",
+    "parameter_groups",
+    "posterior",
+    "set_posterior_",
+    "zero_pruned_",
+]

@@ -1,0 +1,76 @@
+"""Guides from a model, by function or by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoContinuous, AutoGuide, AutoNormal
+
+from pyro_lottery.errors import UserError, unknown
+from pyro_lottery.guides.families import Joint, MeanField, Point, Tempered, initial_value
+from pyro_lottery.guides.state import raw_locs, set_scales
+from pyro_lottery.imports import load_callable
+
+
+def mean_field(model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any) -> MeanField:
+    """A mean-field Normal guide (paper §3): loc from the network's own initialisation, scale = ``init_scale`` times
+    the Kaiming scale √(2/fan_in) of the layer.
+
+    ``prototype_args`` are arguments with which a model that cannot run without data shows its sites.
+    """
+    return MeanField(model, init_scale, *prototype_args)
+
+
+def deterministic(model: Callable[..., Any], *prototype_args: Any) -> Point:
+    """A point guide: with ``priors.flat`` ordinary deterministic training, with another prior MAP."""
+    return Point(model, *prototype_args)
+
+
+def auto(kind: type[AutoGuide], model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any) -> AutoGuide:
+    """One of Pyro's AutoGuides, started like :func:`mean_field` as far as it can be, ready for masks and the KL
+    temperature, and with its parameters complete before the first batch.
+
+    AutoNormal's scales start per layer; other guides take ``init_scale`` times the median Kaiming scale everywhere.
+    """
+    kaiming = getattr(model, "kaiming_scale", {})
+    usual = init_scale * (float(torch.tensor(list(kaiming.values())).median()) if kaiming else 1.0)
+    base = Joint if issubclass(kind, AutoContinuous) else Tempered
+    adapted = type(kind.__name__, (base, kind), {})
+    options: dict[str, Any] = {"init_loc_fn": initial_value(model), "init_scale": usual}
+    taken = inspect.signature(kind).parameters
+    guide = adapted(model, **{name: value for name, value in options.items() if name in taken})
+    guide._temperature = getattr(model, "kl_temperature", 1.0)
+    with torch.no_grad(), poutine.block():
+        guide(*prototype_args)
+    device = next(iter(model.initial_values().values())).device if hasattr(model, "initial_values") else None
+    if isinstance(guide, AutoNormal):
+        scales = {n: torch.full_like(v, init_scale * kaiming.get(n, 1.0)) for n, v in raw_locs(guide).items()}
+        set_scales(guide, scales)
+    return guide.to(device) if device is not None else guide
+
+
+def check_name(name: str) -> Any:
+    """What a guide's command-line name or import path stands for; ``UserError`` if there is none."""
+    known = {"mean_field": mean_field, "deterministic": deterministic}
+    if name in known:
+        return known[name]
+    if "." not in name:
+        raise unknown("guide", name, [*known, "package.module.AutoGuide"])
+    return load_callable(name, "--guide")
+
+
+def by_name(name: str, model: Callable[..., Any], init_scale: float) -> AutoGuide:
+    """A guide from its command-line name, or from the import path of a Pyro AutoGuide or of ``model -> guide``."""
+    kind = check_name(name)
+    if isinstance(kind, type) and issubclass(kind, AutoGuide):
+        return auto(kind, model, init_scale)
+    guide = mean_field(model, init_scale) if kind is mean_field else kind(model)
+    if not isinstance(guide, AutoGuide):
+        raise UserError(
+            f"--guide {name} gave a {type(guide).__name__}; expected a Pyro AutoGuide, or model -> AutoGuide"
+        )
+    return guide

@@ -1,0 +1,195 @@
+"""The one place that knows where a guide keeps loc and scale: reading, restoring, pruning and grouping them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any
+
+import torch
+from pyro.distributions.transforms import ExpTransform
+from pyro.infer.autoguide import AutoContinuous, AutoDelta, AutoGuide, AutoNormal
+from pyro.poutine.messenger import unwrap
+from torch import Tensor, nn
+from torch.distributions import transform_to
+
+from pyro_lottery.errors import UserError
+from pyro_lottery.guides.families import Joint, MeanField, Point, Sites, latent_shapes, prototype
+from pyro_lottery.handlers import active_mask
+from pyro_lottery.kernels.layout import flatten
+from pyro_lottery.types import Mask, Posterior
+from pyro_lottery.types import Sites as SiteValues
+
+_EXP = ExpTransform()
+
+
+def is_point(guide: AutoGuide) -> bool:
+    """Whether every draw of ``guide`` is the same, so that one sample is enough."""
+    return isinstance(guide, Point | AutoDelta)
+
+
+@torch.no_grad()
+def locs(guide: AutoGuide) -> SiteValues:
+    """Copies of the loc of every site."""
+    return {name: value.detach().clone() for name, value in raw_locs(guide).items()}
+
+
+@torch.no_grad()
+def posterior(guide: AutoGuide) -> Posterior:
+    """Copies of the marginal loc and scale of every site.
+
+    For guides over one joint vector these are its mean and standard deviation, and ``extra`` keeps the guide's raw
+    parameters, since loc and scale alone do not determine it.
+    """
+    loc = locs(guide)
+    scale = None if is_point(guide) else {name: value.detach().clone() for name, value in _scales(guide).items()}
+    extra = {n: t.detach().clone() for n, t in guide.state_dict().items()} if isinstance(guide, AutoContinuous) else {}
+    return Posterior(loc, scale, tuple(getattr(unwrap(guide.model), "prunable", _matrices(loc))), extra)
+
+
+@torch.no_grad()
+def set_posterior_(guide: AutoGuide, posterior: Posterior) -> None:
+    """Put loc and scale back into ``guide`` so that reading them again gives the same bits.
+
+    A scale of 0 (a pruned weight) becomes 1, which no mask lets through. Missing, unknown or mis-shaped sites raise.
+    """
+    raw = raw_locs(guide)
+    for what, sites in (("loc", posterior.loc), ("scale", posterior.scale)):
+        if sites is None:
+            continue
+        for name in dict.fromkeys([*raw, *sites]):
+            if name not in sites or name not in raw:
+                raise UserError(f"{what}/{name} is {'missing' if name not in sites else 'not a site of this network'}")
+            if sites[name].shape != raw[name].shape:
+                raise UserError(
+                    f"{what}/{name} is {tuple(sites[name].shape)}, but the site is {tuple(raw[name].shape)}"
+                )
+    if isinstance(guide, AutoContinuous):
+        if not posterior.extra:
+            raise UserError(f"loc and scale do not determine a {type(guide).__name__}; its raw parameters are missing")
+        guide.load_state_dict(dict(posterior.extra))
+        return
+    for name, value in raw.items():
+        value.copy_(posterior.loc[name])
+    if isinstance(guide, MeanField | AutoNormal):
+        if posterior.scale is None:
+            raise UserError(f"a {type(guide).__name__} needs scales, and this posterior has none")
+        set_scales(guide, posterior.scale)
+
+
+@torch.no_grad()
+def zero_pruned_(guide: AutoGuide, mask: Mask) -> None:
+    """Set the loc of every pruned weight to exactly 0; its gradient and its weight decay are 0 from then on."""
+    for name, value in raw_locs(guide).items():
+        if name in mask:
+            value.mul_(mask[name].to(value.device))
+
+
+@contextmanager
+def compressed(guide: AutoGuide) -> Iterator[None]:
+    """Within this context a pruned weight costs ``guide`` nothing, under the ``sparsify`` that encloses it.
+
+    A mean-field or point guide keeps only the surviving weights as its parameters, so build the optimizer inside; what
+    was trained goes back to the full parameters at the end. Of any guide the loc of a pruned weight becomes 0.
+    """
+    masks = {name: active_mask(name, value.shape, value.device) for name, value in raw_locs(guide).items()}
+    zero_pruned_(guide, {name: mask for name, mask in masks.items() if mask is not None})
+    if not isinstance(guide, Sites):
+        yield
+        return
+    dense = guide.compress_()
+    try:
+        yield
+    finally:
+        guide.expand_(dense)
+
+
+def parameter_groups(model: nn.Module, guide: AutoGuide, weight_decay: float) -> list[dict[str, Any]]:
+    """Adam's parameter groups: locs and the network's own parameters decay, scales do not.
+
+    Decay of a log-scale would pull every scale towards 1, which no prior of the paper asks for.
+    """
+    locs = {id(value) for value in _loc_parameters(guide)}
+    decayed = [p for p in guide.parameters() if id(p) in locs] + list(model.parameters())
+    rest = [p for p in guide.parameters() if id(p) not in locs]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _matrices(loc: Sites) -> tuple[str, ...]:
+    return tuple(name for name, value in loc.items() if value.ndim > 1)
+
+
+def _split(guide: AutoContinuous, flat: Tensor) -> dict[str, Tensor]:
+    shapes = latent_shapes(guide)
+    parts = flat.split([shape.numel() for shape in shapes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def _loc_parameters(guide: AutoGuide) -> list[Tensor]:
+    if isinstance(guide, Sites) or (isinstance(guide, AutoContinuous) and hasattr(guide, "loc")):
+        return [guide.loc]
+    if isinstance(guide, AutoNormal):
+        return list(guide.locs.parameters())
+    if isinstance(guide, AutoDelta):
+        return list(guide.parameters())
+    raise UserError(
+        f"a {type(guide).__name__} guide has no loc and scale to read; use mean_field, deterministic, AutoNormal, "
+        "AutoDelta, AutoDiagonalNormal, AutoLowRankMultivariateNormal or AutoMultivariateNormal"
+    )
+
+
+def raw_locs(guide: AutoGuide) -> dict[str, Tensor]:
+    """Writable views of every site's loc."""
+    if isinstance(guide, Sites):
+        return guide.unpack(guide.loc.data)
+    _loc_parameters(guide)  # raises for a guide that has none
+    if isinstance(guide, AutoContinuous):
+        return _split(guide, guide.loc.data)
+    home = guide.locs if isinstance(guide, AutoNormal) else guide
+    names = [name for name, _ in prototype(guide).iter_stochastic_nodes()]
+    return {name: attrgetter(f"{name}_unconstrained")(home).data for name in names}
+
+
+def _scales(guide: AutoGuide) -> dict[str, Tensor]:
+    if isinstance(guide, MeanField):
+        return guide.unpack(guide.log_scale.exp())
+    if isinstance(guide, AutoContinuous):
+        joint = guide.unmasked() if isinstance(guide, Joint) else guide.get_posterior()
+        return _split(guide, joint.variance.sqrt())
+    assert isinstance(guide, AutoNormal)
+    return {name: attrgetter(name)(guide.scales) for name in raw_locs(guide)}
+
+
+def set_scales(guide: MeanField | AutoNormal, scales: SiteValues) -> None:
+    if isinstance(guide, MeanField):
+        flat = torch.cat([flatten(scales[name]) for name in guide.shapes]).to(guide.log_scale)
+        guide.log_scale.copy_(_preimage(_EXP, flat))
+        return
+    transform = transform_to(guide.scale_constraint)
+    for name in raw_locs(guide):
+        parameter = attrgetter(f"{name}_unconstrained")(guide.scales)
+        parameter.data.copy_(_preimage(transform, scales[name].to(parameter)))
+
+
+def _preimage(transform: Any, scale: Tensor) -> Tensor:
+    """The parameter whose transform is ``scale`` to the last bit, if there is one within 8 units in the last place.
+
+    exp(log(s)) is not s in floating point. Saved scales came out of exp, so a preimage exists close to log(s); with
+    it a ticket is restored bit for bit from the scale alone.
+    """
+    scale = torch.where(scale > 0, scale, 1.0)
+    best = transform.inv(scale)
+    wrong = transform(best) != scale
+    up = down = best
+    for _ in range(8):
+        if not wrong.any():
+            break
+        up = torch.nextafter(up, up.new_tensor(torch.inf))
+        down = torch.nextafter(down, down.new_tensor(-torch.inf))
+        for candidate in (up, down):
+            hit = wrong & (transform(candidate) == scale)
+            best = torch.where(hit, candidate, best)
+            wrong = wrong & ~hit
+    return best

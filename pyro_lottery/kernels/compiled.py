@@ -1,0 +1,160 @@
+"""The kernels in C: built by the system's compiler on first use, kept in the user's cache folder, called by ctypes.
+
+C rather than numba or torch.compile: it starts in a millisecond once built, needs nothing installed beside a compiler,
+and vectorises noise, exponential and sums in one loop (experiments/speed.py measures all of it).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_lottery.kernels.layout import Layout
+from pyro_lottery.kernels.torch_path import Grads, draw_seed
+
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+CHUNK = 4096  # as in kernels.c
+
+
+def problem() -> str | None:
+    """Why there is no compiled path, or None."""
+    return _load()[1]
+
+
+def cache_folder() -> Path:
+    """Where built libraries are kept: ``$XDG_CACHE_HOME/pyro_lottery``, by default under ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro_lottery"
+
+
+@functools.cache
+def _load() -> tuple[Any, str | None]:
+    compiler = shutil.which(os.environ.get("CC") or "cc")
+    name = hashlib.sha256(repr((SOURCE.read_bytes(), FLAGS, compiler, _processor())).encode()).hexdigest()[:16]
+    try:
+        library = cache_folder() / f"kernels-{name}.so"
+        if not library.exists():
+            if compiler is None:
+                return None, "there is no C compiler (cc, or what CC names) to build the fast kernels"
+            library.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+                built = Path(folder) / library.name
+                command = [compiler, *FLAGS, str(SOURCE), "-o", str(built), "-lm"]
+                done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+                if done.returncode:
+                    reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[0]
+                    return None, f"the fast kernels cannot be built ({reason})"
+                os.replace(built, library)  # whole or not at all, also when two processes build it
+        # torch is loaded already, so that the library shares its OpenMP threads instead of bringing its own
+        return ctypes.CDLL(str(library)), None
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, f"the fast kernels cannot be built ({error})"
+
+
+def _processor() -> str:
+    """What -march=native depends on: a cache folder may be shared by machines with different processors."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    except OSError:
+        return platform.processor() + platform.machine()
+
+
+def _call(name: str, *arguments: Any) -> None:
+    getattr(_load()[0], name)(*(_argument(a) for a in arguments))
+
+
+def _argument(value: Any) -> Any:
+    if value is None:
+        return ctypes.c_void_p(None)
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, int):
+        return ctypes.c_uint64(value)
+    return value
+
+
+def _int64(values: Sequence[int]) -> Any:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def _pointers(grads: Grads) -> Any:
+    return (ctypes.c_void_p * len(grads))(*(None if g is None else g.data_ptr() for g in grads))
+
+
+def normal(count: int, device: torch.device) -> Tensor:
+    """``count`` standard normal numbers [count]."""
+    out = torch.empty(count)
+    _call("pl_normal", count, out, draw_seed())
+    return out
+
+
+def sample(layout: Layout, loc: Tensor, log_scale: Tensor) -> Tensor:
+    """A vector of all weights: w = loc + exp(log_scale)·ε where kept, else 0."""
+    out = _output(layout, loc)
+    _call("pl_sample", len(loc), loc, log_scale, layout.index32, out, draw_seed())
+    return out
+
+
+def moments(layout: Layout, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors of all means and variances, 0 where not kept."""
+    mean, variance = _output(layout, loc), _output(layout, loc)
+    _call("pl_moments", len(loc), loc, log_scale, layout.index32, mean, variance)
+    return mean, variance
+
+
+def kl(layout: Layout, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor) -> Tensor:
+    """KL(N(loc, scale²) ‖ N(m, s²)) summed per site [sites]."""
+    out = torch.empty(len(layout.kept))
+    partial = torch.empty(sum(-(-n // CHUNK) for n in layout.kept), dtype=torch.float64)
+    _call("pl_kl", len(layout.kept), _int64(layout.offsets), loc, log_scale, m, s, partial, out)
+    return out
+
+
+def sample_grad(
+    layout: Layout, g: Grads, w: Tensor, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of loc and log_scale from those of every site's sample, and from ``weight`` [sites] times its KL."""
+    g_loc, g_log_scale = torch.empty_like(loc), torch.empty_like(loc)
+    weight = torch.zeros(len(g)) if weight is None else weight.contiguous()
+    _call(
+        "pl_sample_grad", len(g), _int64(layout.offsets), _int64(layout.starts), _pointers(g), layout.index32, w, loc,
+        log_scale, m, s, weight, g_loc, g_log_scale,
+    )  # fmt: skip
+    return g_loc, g_log_scale
+
+
+def moments_grad(
+    layout: Layout, g_mean: Grads, g_variance: Grads, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor,
+    weight: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The same from gradients of every site's mean and variance."""
+    g_loc, g_log_scale = torch.empty_like(loc), torch.empty_like(loc)
+    weight = torch.zeros(len(g_mean)) if weight is None else weight.contiguous()
+    _call(
+        "pl_moments_grad", len(g_mean), _int64(layout.offsets), _int64(layout.starts), _pointers(g_mean),
+        _pointers(g_variance), layout.index32, loc, log_scale, m, s, weight, g_loc, g_log_scale,
+    )  # fmt: skip
+    return g_loc, g_log_scale
+
+
+def perturb(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """mean + √variance·ε and its derivative by the variance, ε / (2√variance), written over the arguments."""
+    _call("pl_perturb", mean.numel(), mean, variance, draw_seed())
+    return mean, variance
+
+
+def _output(layout: Layout, like: Tensor) -> Tensor:
+    return torch.empty(layout.total) if layout.index is None else torch.zeros(layout.total)

@@ -1,0 +1,230 @@
+/* The elementwise work of variational training in one pass over memory each; torch_path.py says the same in torch.
+
+   Noise is a pure function of (seed, position): Philox 4x32 with 7 rounds (Salmon et al. 2011, the fewest that pass
+   BigCrush) and Box-Muller. So the numbers do not depend on the number of threads. Loops are written over arrays of
+   LANES values so that a compiler vectorises them; logarithm, exponential, sine and cosine are polynomials (least
+   squares at Chebyshev nodes, error below 1e-7), since the mathematical library's are scalar. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { LANES = 64, BLOCK = 4 * LANES, CHUNK = 16 * BLOCK };
+
+#define EACH_LANE for (int l = 0; l < LANES; l++)
+
+static inline float polynomial(const float *c, int degree, float x) {
+    float y = c[degree];
+    for (int i = degree - 1; i >= 0; i--) y = y * x + c[i];
+    return y;
+}
+
+static const float SIN[] = {3.14159265f, -5.16771276f, 2.55016332f, -0.599252198f, 0.0820504027f, -0.00702838652f};
+static const float COS[] = {1.0f, -4.93480214f, 4.05870916f, -1.335212f, 0.234937318f, -0.0243963246f};
+static const float LOG[] = {-0.5f, 0.333333226f, -0.249999913f, 0.200014527f, -0.166685825f,
+                            0.142330077f, -0.124027303f, 0.117889439f, -0.116567258f, 0.0694206084f};
+static const float EXP[] = {1.0f, 1.0f, 0.500000011f, 0.166664154f, 0.0416662182f, 0.00837513188f, 0.00139485846f};
+
+static inline float bits_float(int32_t i) { float f; memcpy(&f, &i, 4); return f; }
+static inline int32_t float_bits(float f) { int32_t i; memcpy(&i, &f, 4); return i; }
+
+static inline float exponential(float x) {
+    float y = x < -87.0f ? -87.0f : x;  /* not fmaxf: NaN shall stay NaN */
+    y = y > 88.0f ? 88.0f : y;
+    float shifted = y * 1.44269504f + 0x1.8p23f, n = shifted - 0x1.8p23f;  /* rounds to an integer */
+    float r = (y - n * 0.693145752f) - n * 1.42860677e-6f;
+    return polynomial(EXP, 6, r) * bits_float((float_bits(shifted) - 0x4b400000 + 127) << 23);
+}
+
+static inline float logarithm(float u) {  /* u in (0, 1], normal */
+    int32_t i = float_bits(u) - 0x3f3504f3;  /* so that the mantissa lies in [sqrt(1/2), sqrt(2)) */
+    float e = (float)(i >> 23), f = bits_float((i & 0x7fffff) + 0x3f3504f3) - 1.0f;
+    return e * 0.693147181f + (f + f * f * polynomial(LOG, 9, f));
+}
+
+/* BLOCK standard normals: those at positions block * BLOCK and on of the stream of this seed. */
+static inline void normals(uint64_t seed, uint64_t block, float *z) {
+    uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    EACH_LANE { c0[l] = l; c1[l] = (uint32_t)block; c2[l] = (uint32_t)(block >> 32); c3[l] = 0; }
+    for (int round = 0; round < 7; round++) {
+        EACH_LANE {
+            uint64_t a = (uint64_t)0xD2511F53u * c0[l], b = (uint64_t)0xCD9E8D57u * c2[l];
+            uint32_t n0 = (uint32_t)(b >> 32) ^ c1[l] ^ k0, n2 = (uint32_t)(a >> 32) ^ c3[l] ^ k1;
+            c0[l] = n0; c1[l] = (uint32_t)b; c2[l] = n2; c3[l] = (uint32_t)a;
+        }
+        k0 += 0x9E3779B9u; k1 += 0xBB67AE85u;
+    }
+    for (int pair = 0; pair < 2; pair++) {
+        const uint32_t *p = pair ? c2 : c0, *q = pair ? c3 : c1;
+        float *x = z + 2 * pair * LANES, *y = x + LANES;
+        EACH_LANE {
+            float u = ((float)(int32_t)(p[l] >> 1) + 0.5f) * 0x1p-31f;  /* in (0, 1] */
+            float v = (float)(int32_t)q[l] * 0x1p-31f;  /* the angle is pi v, v in [-1, 1] */
+            float radius = sqrtf(-2.0f * logarithm(u)), t = fabsf(v) - 0.5f, s = t * t;
+            x[l] = radius * -t * polynomial(SIN, 5, s);
+            y[l] = copysignf(radius * polynomial(COS, 5, s), v);
+        }
+    }
+}
+
+#define CHUNKS(n) (((n) + CHUNK - 1) / CHUNK)
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+
+void pl_normal(int64_t n, float *out, uint64_t seed) {
+    #pragma omp parallel for schedule(static)
+    for (int64_t b = 0; b < (n + BLOCK - 1) / BLOCK; b++) {
+        int64_t from = b * BLOCK, count = MIN(BLOCK, n - from);
+        if (count == BLOCK) { normals(seed, b, out + from); continue; }
+        float z[BLOCK];
+        normals(seed, b, z);
+        memcpy(out + from, z, count * sizeof(float));
+    }
+}
+
+/* out[index[i]] = loc[i] + exp(log_scale[i]) noise[i]; without an index, out[i]. */
+void pl_sample(int64_t n, const float *loc, const float *log_scale, const int32_t *index, float *out, uint64_t seed) {
+    #pragma omp parallel for schedule(static)
+    for (int64_t b = 0; b < (n + BLOCK - 1) / BLOCK; b++) {
+        int64_t from = b * BLOCK, count = MIN(BLOCK, n - from);
+        float z[BLOCK];
+        normals(seed, b, z);
+        const float *m = loc + from, *s = log_scale + from;
+        if (index) for (int64_t i = 0; i < count; i++) out[index[from + i]] = m[i] + exponential(s[i]) * z[i];
+        else for (int64_t i = 0; i < count; i++) out[from + i] = m[i] + exponential(s[i]) * z[i];
+    }
+}
+
+/* mean[index[i]] = loc[i], variance[index[i]] = exp(2 log_scale[i]) */
+void pl_moments(int64_t n, const float *loc, const float *log_scale, const int32_t *index, float *mean, float *variance) {
+    #pragma omp parallel for schedule(static)
+    for (int64_t c = 0; c < CHUNKS(n); c++) {
+        int64_t from = c * CHUNK, to = MIN(from + CHUNK, n);
+        if (index) for (int64_t i = from; i < to; i++) {
+            mean[index[i]] = loc[i];
+            variance[index[i]] = exponential(2 * log_scale[i]);
+        }
+        else for (int64_t i = from; i < to; i++) {
+            mean[i] = loc[i];
+            variance[i] = exponential(2 * log_scale[i]);
+        }
+    }
+}
+
+/* KL(N(loc, scale^2) || N(m, s^2)) of every element, summed over [from, to). */
+static double kl_sum(int64_t from, int64_t to, const float *loc, const float *log_scale, float m, float s) {
+    float rate = 1 / (s * s), sum[LANES] = {0};
+    int64_t i = from;
+    for (; i + LANES <= to; i += LANES) EACH_LANE {
+        float d = loc[i + l] - m, x = log_scale[i + l];
+        sum[l] += 0.5f * rate * (exponential(2 * x) + d * d) - x;
+    }
+    for (int l = 0; i < to; i++, l++) {
+        float d = loc[i] - m, x = log_scale[i];
+        sum[l] += 0.5f * rate * (exponential(2 * x) + d * d) - x;
+    }
+    double total = 0;
+    EACH_LANE total += sum[l];
+    return total + (double)(to - from) * (log((double)s) - 0.5);
+}
+
+/* For every site k: out[k] = KL of the elements from offsets[k] to offsets[k + 1] from the prior N(m[k], s[k]^2).
+   partial holds one double per CHUNK of a site, so that the order of summation does not depend on the threads. */
+void pl_kl(int64_t sites, const int64_t *offsets, const float *loc, const float *log_scale, const float *m,
+           const float *s, double *partial, float *out) {
+    #pragma omp parallel
+    {
+        int64_t first = 0;
+        for (int64_t k = 0; k < sites; k++) {
+            int64_t chunks = CHUNKS(offsets[k + 1] - offsets[k]);
+            #pragma omp for schedule(static) nowait
+            for (int64_t c = 0; c < chunks; c++) {
+                int64_t from = offsets[k] + c * CHUNK;
+                partial[first + c] = kl_sum(from, MIN(from + CHUNK, offsets[k + 1]), loc, log_scale, m[k], s[k]);
+            }
+            first += chunks;
+        }
+    }
+    for (int64_t k = 0, first = 0; k < sites; k++) {
+        double total = 0;
+        int64_t chunks = CHUNKS(offsets[k + 1] - offsets[k]);
+        for (int64_t c = 0; c < chunks; c++) total += partial[first + c];
+        first += chunks;
+        out[k] = (float)total;
+    }
+}
+
+/* Gradients from those of the samples, g[k] per site (null: none), and from weight[k] times the KL of site k:
+   d/dloc = g + weight (loc - m) / s^2,  d/dlog_scale = g (w - loc) + weight (scale^2 / s^2 - 1).
+   The noise is not kept: scale * noise = w - loc. */
+void pl_sample_grad(int64_t sites, const int64_t *offsets, const int64_t *starts, const float *const *g,
+                    const int32_t *index, const float *w, const float *loc, const float *log_scale, const float *m,
+                    const float *s, const float *weight, float *g_loc, float *g_log_scale) {
+    #pragma omp parallel
+    for (int64_t k = 0; k < sites; k++) {
+        float a = weight[k] / (s[k] * s[k]), b = weight[k], centre = m[k];
+        const float *gk = g[k];
+        #pragma omp for schedule(static) nowait
+        for (int64_t c = 0; c < CHUNKS(offsets[k + 1] - offsets[k]); c++) {
+            int64_t from = offsets[k] + c * CHUNK, to = MIN(from + CHUNK, offsets[k + 1]);
+            if (b != 0) for (int64_t i = from; i < to; i++) {
+                g_loc[i] = a * (loc[i] - centre);
+                g_log_scale[i] = a * exponential(2 * log_scale[i]) - b;
+            } else {
+                memset(g_loc + from, 0, (to - from) * sizeof(float));
+                memset(g_log_scale + from, 0, (to - from) * sizeof(float));
+            }
+            if (!gk) continue;
+            if (index) for (int64_t i = from; i < to; i++) {
+                float x = gk[index[i] - starts[k]];
+                g_loc[i] += x;
+                g_log_scale[i] += x * (w[index[i]] - loc[i]);
+            }
+            else for (int64_t i = from; i < to; i++) {
+                float x = gk[i - offsets[k]];
+                g_loc[i] += x;
+                g_log_scale[i] += x * (w[i] - loc[i]);
+            }
+        }
+    }
+}
+
+/* The same from gradients of mean and variance: d/dlog_scale = 2 scale^2 g_variance + ... */
+void pl_moments_grad(int64_t sites, const int64_t *offsets, const int64_t *starts, const float *const *g_mean,
+                     const float *const *g_variance, const int32_t *index, const float *loc, const float *log_scale,
+                     const float *m, const float *s, const float *weight, float *g_loc, float *g_log_scale) {
+    #pragma omp parallel
+    for (int64_t k = 0; k < sites; k++) {
+        float a = weight[k] / (s[k] * s[k]), b = weight[k], centre = m[k];
+        const float *gm = g_mean[k], *gv = g_variance[k];
+        #pragma omp for schedule(static) nowait
+        for (int64_t c = 0; c < CHUNKS(offsets[k + 1] - offsets[k]); c++) {
+            int64_t from = offsets[k] + c * CHUNK, to = MIN(from + CHUNK, offsets[k + 1]);
+            const int64_t shift = index ? starts[k] : offsets[k];
+            for (int64_t i = from; i < to; i++) g_loc[i] = a * (loc[i] - centre);
+            if (gm) for (int64_t i = from; i < to; i++) g_loc[i] += gm[(index ? index[i] : i) - shift];
+            if (gv) {
+                if (index) for (int64_t i = from; i < to; i++)
+                    g_log_scale[i] = exponential(2 * log_scale[i]) * (a + 2 * gv[index[i] - shift]) - b;
+                else for (int64_t i = from; i < to; i++)
+                    g_log_scale[i] = exponential(2 * log_scale[i]) * (a + 2 * gv[i - shift]) - b;
+            } else for (int64_t i = from; i < to; i++) g_log_scale[i] = a * exponential(2 * log_scale[i]) - b;
+        }
+    }
+}
+
+/* The epilogue of local reparameterization, in place: mean becomes mean + sqrt(variance) noise, and variance becomes
+   the derivative of that by the variance, noise / (2 sqrt(variance)). Both are exact where nothing varies: 0. */
+void pl_perturb(int64_t n, float *mean, float *variance, uint64_t seed) {
+    #pragma omp parallel for schedule(static)
+    for (int64_t b = 0; b < (n + BLOCK - 1) / BLOCK; b++) {
+        int64_t from = b * BLOCK, count = MIN(BLOCK, n - from);
+        float z[BLOCK], *x = mean + from, *v = variance + from;
+        normals(seed, b, z);
+        for (int64_t i = 0; i < count; i++) {
+            float root = sqrtf(v[i] > 1e-30f ? v[i] : 0.0f), inverse = v[i] > 1e-30f ? 0.5f / root : 0.0f;
+            x[i] += root * z[i];
+            v[i] = inverse * z[i];
+        }
+    }
+}

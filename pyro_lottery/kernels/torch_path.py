@@ -1,0 +1,112 @@
+"""The kernels in plain torch operations: for every device and precision, and the reference for the compiled ones.
+
+m and s are the prior's loc and scale, one number a site; sums run in the order of the sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from pyro_lottery.kernels.layout import Layout
+
+CHUNK = 1 << 20
+"""Normal numbers drawn from one generator: fixed, so that they do not depend on the number of threads."""
+TINY = 1e-30
+"""Variances below this count as 0: a sum of non-negative terms is that small only if nothing varies."""
+
+Grads = Sequence[Tensor | None]
+
+
+def draw_seed() -> int:
+    """A seed from torch's global generator."""
+    return int(torch.randint(2**63 - 1, ()))
+
+
+def normal(count: int, device: torch.device) -> Tensor:
+    """``count`` standard normal numbers [count]; on the processor in fp32, drawn by several threads."""
+    if device.type != "cpu" or count <= CHUNK:
+        return torch.randn(count, device=device)
+    out, seed = torch.empty(count), draw_seed()
+
+    def fill(start: int) -> None:
+        out[start : start + CHUNK].normal_(generator=torch.Generator().manual_seed((seed + start) % 2**63))
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(fill, range(0, count, CHUNK)))
+    return out
+
+
+def sample(layout: Layout, loc: Tensor, log_scale: Tensor) -> Tensor:
+    """A vector of all weights: w = loc + exp(log_scale)·ε where kept, else 0."""
+    noise = normal(len(loc), loc.device)
+    return layout.scatter(torch.addcmul(loc, log_scale.exp(), noise, out=noise))
+
+
+def moments(layout: Layout, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors of all means and variances, 0 where not kept."""
+    return layout.scatter(loc.clone()), layout.scatter((2 * log_scale).exp_())
+
+
+def kl(layout: Layout, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor) -> Tensor:
+    """KL(N(loc, scale²) ‖ N(m, s²)) summed per site [sites]."""
+    rate, variance = 0.5 / s.square(), (2 * log_scale).exp_()
+    parts = zip(layout.parts(loc), layout.parts(log_scale), layout.parts(variance), m, rate, strict=True)
+    sums = [r * (v.sum() + (mu - centre).square_().sum()) - x.sum() for mu, x, v, centre, r in parts]
+    return torch.stack(sums) + (s.log() - 0.5) * torch.tensor(layout.kept, dtype=s.dtype).to(s.device)
+
+
+def sample_grad(
+    layout: Layout, g: Grads, w: Tensor, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of loc and log_scale from those of every site's sample, and from ``weight`` [sites] times its KL.
+
+    d/dloc = g, d/dlog_scale = g·(w − loc): the noise is not kept, since σ·ε = w − loc.
+    """
+    g_loc = layout.keep(_join(layout, g, loc))
+    g_log_scale = (layout.keep(w) - loc).mul_(g_loc)
+    return _add_kl(layout, loc, (2 * log_scale).exp_(), m, s, weight, g_loc, g_log_scale)
+
+
+def moments_grad(
+    layout: Layout, g_mean: Grads, g_variance: Grads, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor,
+    weight: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The same from gradients of every site's mean and variance: d/dlog_scale = 2·scale²·g_variance."""
+    variance = (2 * log_scale).exp_()
+    g_loc = layout.keep(_join(layout, g_mean, loc))
+    g_log_scale = layout.keep(_join(layout, g_variance, loc)).mul_(variance).mul_(2)
+    return _add_kl(layout, loc, variance, m, s, weight, g_loc, g_log_scale)
+
+
+def perturb(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """mean + √variance·ε and its derivative by the variance, ε / (2√variance): 0 where nothing varies.
+
+    Never a clamp: clamped at 1e-12, filters without weights would get gradients of 1e6.
+    """
+    noise = normal(mean.numel(), mean.device).to(mean.dtype).as_strided(mean.shape, mean.stride())
+    varies = variance > TINY
+    rate = torch.where(varies, variance, 1.0).rsqrt_().mul_(varies)
+    return torch.addcmul(mean, variance * rate, noise), noise.mul_(rate).mul_(0.5)
+
+
+def _join(layout: Layout, grads: Grads, like: Tensor) -> Tensor:
+    return torch.cat([like.new_zeros(n) if g is None else g for g, n in zip(grads, layout.sizes, strict=True)])
+
+
+def _add_kl(
+    layout: Layout, loc: Tensor, variance: Tensor, m: Tensor, s: Tensor, weight: Tensor | None, g_loc: Tensor,
+    g_log_scale: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if weight is not None:
+        rate = weight / s.square()
+        parts = zip(
+            layout.parts(loc), layout.parts(variance), layout.parts(g_loc), layout.parts(g_log_scale), strict=True
+        )
+        for (mu, v, a, b), centre, r, c in zip(parts, m, rate, weight, strict=True):
+            a.addcmul_(mu - centre, r)
+            b.addcmul_(v, r).sub_(c)
+    return g_loc, g_log_scale

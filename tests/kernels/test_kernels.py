@@ -1,0 +1,185 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from scipy import stats
+
+from pyro_lottery import kernels
+from pyro_lottery.kernels import Layout, compiled, torch_path
+from pyro_lottery.kernels.layout import flatten
+
+needs_compiler = pytest.mark.skipif(compiled.problem() is not None, reason=str(compiled.problem()))
+PATHS = [pytest.param(compiled, marks=needs_compiler, id="compiled"), pytest.param(torch_path, id="torch")]
+SHAPES = [torch.Size(s) for s in [(5, 3, 3, 2), (5,), (700, 20), (20,), (1,)]]
+
+
+@pytest.fixture(params=[False, True], ids=["dense", "masked"])
+def layout(request):
+    torch.manual_seed(7)
+    masks = [torch.rand(s) < 0.3 if len(s) > 1 and request.param else None for s in SHAPES]
+    return Layout(SHAPES, masks)
+
+
+def parameters(layout):
+    count = layout.offsets[-1]
+    return torch.randn(count), torch.randn(count) - 3
+
+
+def priors(layout):
+    return torch.randn(len(layout.shapes)), torch.rand(len(layout.shapes)) + 0.5
+
+
+def reference_kl(layout, loc, log_scale, m, s):
+    q = [
+        torch.distributions.Normal(a, b.exp()) for a, b in zip(layout.parts(loc), layout.parts(log_scale), strict=True)
+    ]
+    p = [torch.distributions.Normal(a, b) for a, b in zip(m, s, strict=True)]
+    return torch.stack([torch.distributions.kl_divergence(a, b).sum() for a, b in zip(q, p, strict=True)])
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_noise_is_standard_normal_by_kolmogorov_smirnov(path):
+    torch.manual_seed(0)
+    values = path.normal(1_500_000, torch.device("cpu")).double()
+    assert stats.kstest(values.numpy(), "norm").pvalue > 1e-3
+    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs((values**power).mean() - moment) < 4 * (variance / len(values)) ** 0.5
+    for lag in (1, 2, 64, 128, 256):  # the pairs of Box-Muller lie 64 apart
+        assert abs((values[lag:] * values[:-lag]).mean()) < 4 / len(values) ** 0.5
+    assert values.abs().max() > 4.5
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_draws_are_independent_of_each_other(path):
+    torch.manual_seed(0)
+    draws = torch.stack([path.normal(3, torch.device("cpu")) for _ in range(20_000)]).double()
+    assert (draws.mean(0).abs() < 4 / 20_000**0.5).all()
+    assert ((draws[1:] * draws[:-1]).mean(0).abs() < 4 / 20_000**0.5).all()
+
+
+@pytest.mark.parametrize("name", ["compiled", "torch"])
+def test_one_seed_gives_the_same_bits_on_any_number_of_threads(name):
+    if name == "compiled" and compiled.problem():
+        pytest.skip(compiled.problem())
+    code = (
+        "import hashlib, torch; from pyro_lottery import kernels; from pyro_lottery.kernels import Layout\n"
+        f"path = kernels.{'compiled' if name == 'compiled' else 'torch_path'}; torch.manual_seed(3)\n"
+        "layout = Layout([torch.Size((2_500_001,)), torch.Size((9,))]); n = layout.offsets[-1]\n"
+        "loc, log_scale = torch.linspace(-1, 1, n), torch.linspace(-5, -1, n)\n"
+        "out = [path.normal(n, torch.device('cpu')), path.sample(layout, loc, log_scale)]\n"
+        "out += [*path.perturb(loc.clone(), log_scale.exp())]\n"
+        "print(hashlib.sha256(b''.join(t.numpy().tobytes() for t in out)).hexdigest())"
+    )
+    found = {
+        subprocess.run([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": n}, check=True,
+                       capture_output=True, text=True).stdout
+        for n in ("1", "2", "3")
+    }  # fmt: skip
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_sample_is_loc_plus_scale_times_noise_and_zero_elsewhere(path, layout):
+    loc, log_scale = parameters(layout)
+    torch.manual_seed(1)
+    noise = path.normal(len(loc), loc.device)
+    torch.manual_seed(1)
+    dense = path.sample(layout, loc, log_scale)
+    torch.testing.assert_close(layout.keep(dense), loc + log_scale.exp() * noise, rtol=1e-5, atol=1e-6)
+    assert dense.count_nonzero() == len(loc)
+    assert len(dense) == layout.total
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_moments_kl_and_gradients_are_autograds(path, layout):
+    (loc, log_scale), (m, s) = parameters(layout), priors(layout)
+    mean, variance = path.moments(layout, loc, log_scale)
+    torch.testing.assert_close(mean, layout.scatter(loc))
+    torch.testing.assert_close(variance, layout.scatter((2 * log_scale).exp()), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        path.kl(layout, loc, log_scale, m, s), reference_kl(layout, loc, log_scale, m, s), rtol=1e-5, atol=1e-4
+    )
+
+    weight = torch.rand(len(SHAPES))
+    g = [torch.randn(shape) for shape in SHAPES]
+    g_flat = [flatten(x) for x in g]
+    w = path.sample(layout, loc, log_scale)
+    a, b = loc.clone().requires_grad_(), log_scale.clone().requires_grad_()
+    noise = (layout.keep(w) - loc) / log_scale.exp()
+    sample = layout.views(layout.scatter(a + b.exp() * noise))
+    (
+        sum((x * y).sum() for x, y in zip(sample, g, strict=True)) + (weight * reference_kl(layout, a, b, m, s)).sum()
+    ).backward()
+    for got, expected in zip(
+        path.sample_grad(layout, g_flat, w, loc, log_scale, m, s, weight), (a.grad, b.grad), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+    h = [torch.randn(shape) for shape in SHAPES]
+    a, b = loc.clone().requires_grad_(), log_scale.clone().requires_grad_()
+    means, variances = layout.views(layout.scatter(a)), layout.views(layout.scatter((2 * b).exp()))
+    loss = sum((x * y).sum() for x, y in zip([*means, *variances], g + h, strict=True))
+    (loss + (weight * reference_kl(layout, a, b, m, s)).sum()).backward()
+    got = path.moments_grad(layout, g_flat, [flatten(x) for x in h], loc, log_scale, m, s, weight)
+    for mine, expected in zip(got, (a.grad, b.grad), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_sites_without_gradient_and_without_kl_get_zeros(path, layout):
+    (loc, log_scale), (m, s) = parameters(layout), priors(layout)
+    nothing = [None] * len(SHAPES)
+    for grads in (
+        path.sample_grad(layout, nothing, path.sample(layout, loc, log_scale), loc, log_scale, m, s, None),
+        path.moments_grad(layout, nothing, nothing, loc, log_scale, m, s, None),
+    ):
+        assert all(not g.any() for g in grads)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_perturb_has_the_right_moments_and_derivative(path):
+    mean, variance = torch.full((200_000,), 2.0), torch.full((200_000,), 0.25)
+    variance[:10] = 0
+    out, rate = path.perturb(mean.clone(), variance.clone())
+    assert torch.equal(out[:10], mean[:10])
+    assert not rate[:10].any()
+    noise = (out[10:] - 2) / 0.5
+    assert abs(noise.mean()) < 4 / len(noise) ** 0.5
+    assert abs(noise.var() - 1) < 4 * (2 / len(noise)) ** 0.5
+    torch.testing.assert_close(rate[10:], noise / (2 * 0.5), rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+def test_not_a_number_goes_through():
+    layout = Layout([torch.Size((300,))])
+    loc, log_scale = torch.zeros(300), torch.zeros(300)
+    log_scale[7] = torch.nan
+    assert compiled.sample(layout, loc, log_scale)[7].isnan()
+    assert compiled.kl(layout, loc, log_scale, torch.zeros(1), torch.ones(1)).isnan().all()
+    loc[7] = torch.inf
+    assert not compiled.sample(layout, loc, torch.zeros(300)).isfinite().all()
+
+
+def test_without_a_compiler_the_torch_path_is_taken_and_said(tmp_path):
+    code = (
+        "import torch; from pyro_lottery import kernels\n"
+        "assert kernels.path(torch.zeros(1)).__name__.endswith('torch_path')\n"
+        "with kernels.using('torch'): kernels.path(torch.zeros(1))\n"
+    )
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "CC": "no-such-compiler"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("there is no C compiler") == 1
+    broken = environment | {"CC": "false"}
+    done = subprocess.run([sys.executable, "-c", code], env=broken, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be built (exit 1)" in done.stderr
+
+
+def test_other_devices_and_precisions_take_the_torch_path():
+    assert kernels.path(torch.zeros(1, dtype=torch.float64)) is torch_path
+    assert kernels.path(torch.zeros(1, device="meta")) is torch_path
+    with kernels.using("torch"):
+        assert kernels.path(torch.zeros(1)) is torch_path

@@ -1,0 +1,111 @@
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Size
+from torch.distributions import kl_divergence
+
+from pyro_lottery import kernels
+from pyro_lottery.distributions import Draw, Pruned, SiteNormal, base, one_number
+from pyro_lottery.kernels import Layout
+
+SHAPES = [Size((4, 3, 3, 3)), Size((4,)), Size((6, 5))]
+
+
+@pytest.fixture(params=["auto", "torch"])
+def draw(request):
+    masks = [torch.rand(SHAPES[0]) < 0.4, None, torch.zeros(SHAPES[2], dtype=torch.bool)]
+    layout = Layout(SHAPES, masks)
+    loc = torch.randn(layout.offsets[-1]).requires_grad_()
+    log_scale = (torch.randn(layout.offsets[-1]) - 2).requires_grad_()
+    with kernels.using(request.param):
+        yield Draw(loc, log_scale, layout)
+
+
+def test_samples_and_their_gradients_are_the_plain_distributions(draw):
+    sites = [SiteNormal(draw, i) for i in range(3)]
+    values = [site.rsample() for site in sites]
+    noise = [
+        ((v - s.loc) / torch.where(s.scale > 0, s.scale, 1.0)).detach() for v, s in zip(values, sites, strict=True)
+    ]
+    weights = [torch.randn(shape) for shape in SHAPES]
+    inputs = (draw.loc, draw.log_scale)
+    fused = torch.autograd.grad(sum((w * v.sin()).sum() for w, v in zip(weights, values, strict=True)), inputs)
+    plain = [s.loc + s.scale * e for s, e in zip(sites, noise, strict=True)]
+    eager = torch.autograd.grad(sum((w * v.sin()).sum() for w, v in zip(weights, plain, strict=True)), inputs)
+    for a, b in zip(fused, eager, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_pruned_weights_are_zero_in_every_view(draw):
+    for i, mask in enumerate(draw.layout.masks):
+        site = SiteNormal(draw, i)
+        for value in (site.rsample(), site.rsample(), site.loc, site.scale, draw.means[i], draw.variances[i]):
+            assert value.shape == SHAPES[i]
+            if mask is not None:
+                assert not value[~mask].any()
+                assert (value[mask] != 0).all()
+
+
+def test_the_first_sample_is_shared_and_the_next_are_new(draw):
+    site = SiteNormal(draw, 1)
+    first, second, third = site.rsample(), site.rsample(), site.rsample()
+    assert first is draw.samples[1]
+    assert not torch.equal(second, third)
+    many = SiteNormal(draw, 1).rsample((4000,))
+    assert ((many.mean(0) - site.loc).abs() < 4 * site.scale / 4000**0.5).all()
+
+
+def test_log_prob_and_kl_are_those_of_pyros_normal(draw):
+    for i, mask in enumerate(draw.layout.masks):
+        site, value = SiteNormal(draw, i), torch.randn(SHAPES[i])
+        keep = torch.ones(SHAPES[i], dtype=torch.bool) if mask is None else mask
+        normal = dist.Normal(site.loc, torch.where(keep, site.scale, 1.0))
+        torch.testing.assert_close(site.log_prob(value), normal.log_prob(value) * keep)
+        for prior in (dist.Normal(0.3, 2.0), dist.Laplace(0.0, 1.0)):
+            expected = kl_divergence(normal, prior.expand(SHAPES[i])) * keep
+            torch.testing.assert_close(kl_divergence(site, prior.expand(SHAPES[i])), expected)
+    with pytest.raises(NotImplementedError):
+        kl_divergence(SiteNormal(draw, 1), dist.StudentT(3.0).expand(SHAPES[1]))
+
+
+@pytest.mark.parametrize("moments", [False, True])
+def test_the_shared_kl_is_the_sum_of_torchs_and_so_is_its_gradient(draw, moments):
+    (draw.means if moments else draw.samples)[0].sum()
+    m, s = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([1.0, 2.0, 0.5])
+    kl, weight = draw.kl(m, s), torch.tensor([1.0, 0.3, 2.0])
+    sites = [SiteNormal(draw, i) for i in range(3)]
+    expected = torch.stack([kl_divergence(q, dist.Normal(a, b)).sum() for q, a, b in zip(sites, m, s, strict=True)])
+    torch.testing.assert_close(kl, expected, rtol=1e-5, atol=1e-5)
+    inputs = (draw.loc, draw.log_scale)
+    for a, b in zip(
+        torch.autograd.grad((weight * kl).sum(), inputs), torch.autograd.grad((weight * expected).sum(), inputs),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_kl_that_nobody_takes_costs_no_gradient(draw):
+    grads = torch.autograd.grad(draw.samples[1].sum(), (draw.loc, draw.log_scale))
+    start, stop = draw.layout.offsets[1:3]
+    assert torch.equal(grads[0].nonzero().squeeze(1), torch.arange(start, stop))
+    assert not grads[1][:start].any()
+
+
+def test_a_second_backward_pass_gives_the_same_gradient(draw):
+    loss = sum(v.square().sum() for v in draw.samples)
+    inputs = (draw.loc, draw.log_scale)
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(loss, inputs), strict=True))
+
+
+def test_one_number_priors_are_told_from_others():
+    shape = (3, 2)
+    loc, scale = one_number(dist.Normal(torch.tensor(0.5), torch.tensor(2.0)).expand(shape).to_event(2))
+    assert (loc.item(), scale.item()) == (0.5, 2.0)
+    mask = torch.ones(shape, dtype=torch.bool)
+    assert one_number(Pruned(dist.Normal(torch.zeros(()), torch.ones(())).expand(shape), mask).to_event(2)) is not None
+    assert one_number(dist.Normal(torch.zeros(shape), 1.0).to_event(2)) is None
+    assert one_number(dist.Laplace(0.0, 1.0).expand(shape)) is None
+    learned = torch.ones((), requires_grad=True)
+    assert one_number(dist.Normal(torch.zeros(()), learned).expand(shape)) is None
+    assert base(dist.Normal(0.0, 1.0).expand(shape).to_event(2)).batch_shape == shape
