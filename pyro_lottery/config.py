@@ -78,7 +78,7 @@ class Config:
     )
     init_scale: float = _option(0.01, float, "initial scale as a fraction of the layer's Kaiming scale", _POSITIVE)
     estimator: str = _option(
-        "weights", str, "how weight noise enters: weights samples the weights", choices=("weights",)
+        "weights", str, "where noise enters: the weights, or locally what layers compute", choices=elbo.ESTIMATORS
     )
     train_samples: int = _option(10, int, "weight samples per training batch", _AT_LEAST_1)
     eval_samples: int = _option(10, int, "posterior samples per prediction at a level's end", _AT_LEAST_1)

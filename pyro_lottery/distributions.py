@@ -164,7 +164,7 @@ class SiteNormal(dist.TorchDistribution):
         super().__init__(draw.layout.shapes[number], validate_args=False)
 
     @property
-    def mask(self) -> Tensor | None:
+    def kept(self) -> Tensor | None:
         """Which weights are kept; None for all."""
         return self.draw.layout.masks[self.number]
 
@@ -202,9 +202,9 @@ class SiteNormal(dist.TorchDistribution):
 
     def plain(self) -> dist.TorchDistribution:
         """The same distribution in Pyro's own classes."""
-        if self.mask is None:
+        if self.kept is None:
             return dist.Normal(self.loc, self.scale)
-        return Pruned(dist.Normal(self.loc, torch.where(self.mask, self.scale, 1.0)), self.mask)
+        return Pruned(dist.Normal(self.loc, torch.where(self.kept, self.scale, 1.0)), self.kept)
 
 
 @register_kl(SiteNormal, torch.distributions.Distribution)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch.distributions import kl_divergence
 
 from pyro_lottery.distributions import Draw, SiteNormal, base, one_number
 from pyro_lottery.errors import UserError, unknown
+from pyro_lottery.handlers import local_reparameterization
 
 KL_KINDS = ("analytic", "monte_carlo")
+ESTIMATORS = ("weights", "local")
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,18 @@ class ELBO(Trace_ELBO):
 
     ``kl="analytic"`` takes ``kl_divergence(q, p)`` for each site where torch or Pyro has a closed form and otherwise
     the Monte Carlo value log q − log p; ``"monte_carlo"`` always takes the latter, as ``Trace_ELBO`` does.
-    ``poutine.scale`` and ``poutine.mask`` are honoured.
+    ``poutine.scale`` and ``poutine.mask`` are honoured. ``estimator`` says where the noise enters: ``"weights"`` draws
+    every weight once per batch, ``"local"`` the outputs of layers (:func:`pyro_lottery.handlers.local_reparameterization`).
     """
 
-    def __init__(self, kl: str = "analytic", num_particles: int = 1):
+    def __init__(self, kl: str = "analytic", num_particles: int = 1, estimator: str = "weights"):
         super().__init__(num_particles=num_particles)
         if kl not in KL_KINDS:
             raise unknown("kl", kl, KL_KINDS)
+        if estimator not in ESTIMATORS:
+            raise unknown("estimator", estimator, ESTIMATORS)
         self.kl = kl
+        self._noise: Any = local_reparameterization() if estimator == "local" else nullcontext()
 
     def terms(self, model: Any, guide: Any, *args: Any, closed_forms: float = 1.0, **kwargs: Any) -> Terms:
         """One weight sample: scalar tensors ``nll`` and ``kl``, and what the model returned.
@@ -48,12 +55,13 @@ class ELBO(Trace_ELBO):
         ``closed_forms`` multiplies the closed-form KL of a mean-field guide. It is the same for each of S samples: S
         for the first and 0 for the others gives the same mean for the cost of one.
         """
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        with self._noise:
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         posteriors = {n: s for n, s in guide_trace.nodes.items() if _is_random(s)}
         nll: Any = 0.0
         kl: Any = 0.0
-        shared: dict[Draw, list[tuple[Any, Any]]] = {}
+        shared: dict[Draw, list[tuple[int, Tensor, Tensor, Any]]] = {}
         for name, site in model_trace.nodes.items():
             if not _is_random(site):
                 continue
@@ -82,7 +90,8 @@ class ELBO(Trace_ELBO):
                 q["value"] = site["value"] = q["fn"].rsample()
             kl = kl - _log_prob(site)
         if closed_forms:
-            kl = sum((closed_forms * _shared_kl(draw, sites) for draw, sites in shared.items()), kl)
+            for draw, sites in shared.items():
+                kl = kl + closed_forms * _shared_kl(draw, sites)
         for site in posteriors.values():  # sites without a closed form, and a joint guide's auxiliary vector
             kl = kl + _log_prob(site)
         return Terms(torch.as_tensor(nll), torch.as_tensor(kl), model_trace.nodes["_RETURN"]["value"])
@@ -122,7 +131,7 @@ def _shared_kl(draw: Draw, sites: list[tuple[int, Tensor, Tensor, Any]]) -> Tens
     kl = draw.kl(loc, scale)
     if len(sites) == len(kl) and all(factor is factors[0] or factor == factors[0] for factor in factors):
         return kl.sum() * factors[0]
-    return sum(kl[i] * factor for i, factor in zip(number, factors, strict=True))
+    return torch.stack([kl[i] * factor for i, factor in zip(number, factors, strict=True)]).sum()
 
 
 def _is_random(site: Any) -> bool:

@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from pyro_lottery import guides, metrics, seeds
+from pyro_lottery import guides, kernels, metrics, seeds
 from pyro_lottery.data import Data, Split, batch, shuffle
 from pyro_lottery.elbo import ELBO
 from pyro_lottery.errors import Diverged, UserError
@@ -91,6 +91,7 @@ def train(
     train_samples: int = 10,
     history_samples: int | None = None,
     kl: str = "analytic",
+    estimator: str = "weights",
     precision: str = "32",
     seed: int = 0,
     level: int = 0,
@@ -98,7 +99,8 @@ def train(
 ) -> History:
     """Train ``guide`` and the network's own parameters by Adam on the ELBO (paper §3, §4); returns one row an epoch.
 
-    Minimised per example: nll + kl·T/N, averaged over ``train_samples`` weight samples a batch. A row holds
+    Minimised per example: nll + kl·T/N, averaged over ``train_samples`` noise samples a batch; ``estimator`` says whether
+    they are of the weights or of what layers compute (see :class:`ELBO`). A row holds
     ``epoch`` (from 1), ``loss = nll + kl_weight·kl`` in nats (``nll`` per example, ``kl`` whole), ``train_accuracy``,
     ``test_accuracy`` and, with a validation split, ``val_accuracy`` from ``history_samples`` posterior samples
     (default: ``train_samples``), ``lr`` and ``seconds`` of training. Prune with
@@ -112,46 +114,49 @@ def train(
     device = data.train.pixels.device
     samples = 1 if guides.is_point(guide) else train_samples
     model.to(memory_format=torch.channels_last)
-    optimizer = Adam(guides.parameter_groups(model, guide, weight_decay), lr, fused=True)
-    progress = hooks.start(optimizer) or Progress()
-    elbo = ELBO(kl)
+    if device.type == "cpu":
+        kernels.keep_memory()
+    with guides.compressed(guide):  # the parameters are those of surviving weights, so is the optimizer's state
+        optimizer = Adam(guides.parameter_groups(model, guide, weight_decay), lr, fused=True)
+        progress = hooks.start(optimizer) or Progress()
+        elbo = ELBO(kl, estimator="weights" if guides.is_point(guide) else estimator)
 
-    while progress.epoch < epochs:
-        began = time.perf_counter() - progress.seconds
-        order = seeds.generator(device, seed, "batches", level, progress.epoch)
-        with (
-            seeds.stream(device, seed, "noise", level, progress.epoch),
-            pyro.validation_enabled(False),
-            _training_mode(model, samples),
-        ):
-            chunks = shuffle(len(data.train), batch_size, order)
-            _set_generators(progress.generators, order, device)
-            sums = progress.sums.to(device)
-            for indices in chunks[progress.step :]:
-                rate = learning_rate(progress.epoch, progress.step, len(chunks), lr, milestones, warmup_epochs)
-                x, y = batch(data.train, indices, data.augment, order)
-                _step(model, guide, elbo, optimizer, rate, channels_last(x), y, samples, precision, sums)
-                progress.step += 1
-                progress.seconds = time.perf_counter() - began
-                last = progress.step == len(chunks)
-                if last or progress.step % CHECK_EVERY == 0:
-                    seen = sums.cpu()
-                    _check_finite(seen, progress)
-                    hooks.check(progress, len(chunks), *(float(seen[i] / seen[EXAMPLES]) for i in (NLL, CORRECT)))
-                if not last and hooks.stopping():
-                    progress.sums, progress.generators = sums.cpu(), _generators(order, device)
-                    _check_finite(progress.sums, progress)  # so that no checkpoint holds a diverged state
-                    hooks.stop(progress, optimizer)
-        if not all(bool(p.isfinite().all()) for p in (*guide.parameters(), *model.parameters())):
-            raise Diverged(f"a parameter is not finite at the end of epoch {progress.epoch + 1}; {_REMEDY}")
-        row = _row(progress.epoch, seen, len(chunks), model, rate, time.perf_counter() - began)
-        for name, split in (("test", data.test), ("val", data.val)):
-            if split is not None:
-                with seeds.stream(device, seed, f"history-{name}", level, progress.epoch):
-                    row[f"{name}_accuracy"] = _accuracy(model, guide, split, history_samples or samples, precision)
-        progress = Progress(progress.epoch + 1, history=[*progress.history, row])
-        hooks.epoch(progress, optimizer)
-    return progress.history
+        while progress.epoch < epochs:
+            began = time.perf_counter() - progress.seconds
+            order = seeds.generator(device, seed, "batches", level, progress.epoch)
+            with (
+                seeds.stream(device, seed, "noise", level, progress.epoch),
+                pyro.validation_enabled(False),
+                _training_mode(model, samples),
+            ):
+                chunks = shuffle(len(data.train), batch_size, order)
+                _set_generators(progress.generators, order, device)
+                sums = progress.sums.to(device)
+                for indices in chunks[progress.step :]:
+                    rate = learning_rate(progress.epoch, progress.step, len(chunks), lr, milestones, warmup_epochs)
+                    x, y = batch(data.train, indices, data.augment, order)
+                    _step(model, guide, elbo, optimizer, rate, channels_last(x), y, samples, precision, sums)
+                    progress.step += 1
+                    progress.seconds = time.perf_counter() - began
+                    last = progress.step == len(chunks)
+                    if last or progress.step % CHECK_EVERY == 0:
+                        seen = sums.cpu()
+                        _check_finite(seen, progress)
+                        hooks.check(progress, len(chunks), *(float(seen[i] / seen[EXAMPLES]) for i in (NLL, CORRECT)))
+                    if not last and hooks.stopping():
+                        progress.sums, progress.generators = sums.cpu(), _generators(order, device)
+                        _check_finite(progress.sums, progress)  # so that no checkpoint holds a diverged state
+                        hooks.stop(progress, optimizer)
+            if not all(bool(p.isfinite().all()) for p in (*guide.parameters(), *model.parameters())):
+                raise Diverged(f"a parameter is not finite at the end of epoch {progress.epoch + 1}; {_REMEDY}")
+            row = _row(progress.epoch, seen, len(chunks), model, rate, time.perf_counter() - began)
+            for name, split in (("test", data.test), ("val", data.val)):
+                if split is not None:
+                    with seeds.stream(device, seed, f"history-{name}", level, progress.epoch):
+                        row[f"{name}_accuracy"] = _accuracy(model, guide, split, history_samples or samples, precision)
+            progress = Progress(progress.epoch + 1, history=[*progress.history, row])
+            hooks.epoch(progress, optimizer)
+        return progress.history
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:

@@ -36,7 +36,7 @@ class Tempered(AutoGuide):
         return self.__dict__ | {"master": None}
 
 
-class Sites(Tempered):
+class FlatGuide(Tempered):
     """A guide with one independent site per weight tensor, whose parameters are flat vectors over all of them.
 
     Complete from the start: the model is asked for its sites without data, or with ``prototype_args``. The state dict
@@ -102,6 +102,7 @@ class Sites(Tempered):
             if kept is not parameter:
                 if name == "loc":
                     parameter.zero_()
+                assert self.layout.index is not None
                 parameter.index_copy_(0, self.layout.index, kept)
                 parameter.grad = None
                 setattr(self, name, parameter)
@@ -131,7 +132,7 @@ class Sites(Tempered):
             parameter.copy_(self.layout.keep(torch.cat(values).to(parameter.device)))
 
 
-class MeanField(Sites):
+class MeanField(FlatGuide):
     """q(w) = Π N(w; loc, scale²): one Normal site per weight tensor, scale = exp(log_scale) (paper §3).
 
     What Pyro's AutoNormal is, from two flat parameters: all samples and all their gradients are one pass over memory.
@@ -161,7 +162,7 @@ class MeanField(Sites):
             }
 
 
-class Point(Sites):
+class Point(FlatGuide):
     """A Delta at loc for every site: maximum likelihood under ``priors.flat``, MAP under any other prior."""
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.distributions import transform_to
 
 from pyro_lottery.errors import UserError
-from pyro_lottery.guides.families import Joint, MeanField, Point, Sites, latent_shapes, prototype
+from pyro_lottery.guides.families import FlatGuide, Joint, MeanField, Point, latent_shapes, prototype
 from pyro_lottery.handlers import active_mask
 from pyro_lottery.kernels.layout import flatten
-from pyro_lottery.types import Mask, Posterior
-from pyro_lottery.types import Sites as SiteValues
+from pyro_lottery.types import Mask, Posterior, Sites
 
 _EXP = ExpTransform()
 
@@ -30,7 +29,7 @@ def is_point(guide: AutoGuide) -> bool:
 
 
 @torch.no_grad()
-def locs(guide: AutoGuide) -> SiteValues:
+def locs(guide: AutoGuide) -> Sites:
     """Copies of the loc of every site."""
     return {name: value.detach().clone() for name, value in raw_locs(guide).items()}
 
@@ -95,7 +94,7 @@ def compressed(guide: AutoGuide) -> Iterator[None]:
     """
     masks = {name: active_mask(name, value.shape, value.device) for name, value in raw_locs(guide).items()}
     zero_pruned_(guide, {name: mask for name, mask in masks.items() if mask is not None})
-    if not isinstance(guide, Sites):
+    if not isinstance(guide, FlatGuide):
         yield
         return
     dense = guide.compress_()
@@ -128,7 +127,7 @@ def _split(guide: AutoContinuous, flat: Tensor) -> dict[str, Tensor]:
 
 
 def _loc_parameters(guide: AutoGuide) -> list[Tensor]:
-    if isinstance(guide, Sites) or (isinstance(guide, AutoContinuous) and hasattr(guide, "loc")):
+    if isinstance(guide, FlatGuide) or (isinstance(guide, AutoContinuous) and hasattr(guide, "loc")):
         return [guide.loc]
     if isinstance(guide, AutoNormal):
         return list(guide.locs.parameters())
@@ -142,7 +141,7 @@ def _loc_parameters(guide: AutoGuide) -> list[Tensor]:
 
 def raw_locs(guide: AutoGuide) -> dict[str, Tensor]:
     """Writable views of every site's loc."""
-    if isinstance(guide, Sites):
+    if isinstance(guide, FlatGuide):
         return guide.unpack(guide.loc.data)
     _loc_parameters(guide)  # raises for a guide that has none
     if isinstance(guide, AutoContinuous):
@@ -162,7 +161,7 @@ def _scales(guide: AutoGuide) -> dict[str, Tensor]:
     return {name: attrgetter(name)(guide.scales) for name in raw_locs(guide)}
 
 
-def set_scales(guide: MeanField | AutoNormal, scales: SiteValues) -> None:
+def set_scales(guide: MeanField | AutoNormal, scales: Sites) -> None:
     if isinstance(guide, MeanField):
         flat = torch.cat([flatten(scales[name]) for name in guide.shapes]).to(guide.log_scale)
         guide.log_scale.copy_(_preimage(_EXP, flat))

@@ -6,6 +6,9 @@ on any device). :func:`path` picks one for a tensor. Both draw from torch's glob
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +24,7 @@ from pyro_lottery.kernels.layout import Layout
 PATHS = ("auto", "compiled", "torch")
 _choice = "auto"
 
-__all__ = ["PATHS", "Layout", "path", "using"]
+__all__ = ["PATHS", "Layout", "keep_memory", "path", "using"]
 
 
 def path(*tensors: Tensor) -> ModuleType:
@@ -51,3 +54,19 @@ def using(choice: str) -> Iterator[None]:
         yield
     finally:
         _choice = before
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Let this process keep the memory that tensors free instead of giving it back after each use (Linux, glibc).
+
+    A training step frees and takes the same hundreds of megabytes again; fetched anew from the system each time, every
+    page is first filled with zeros, which costs more than the arithmetic of a mean-field guide (experiments/speed.py).
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # names and numbers of glibc's malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)

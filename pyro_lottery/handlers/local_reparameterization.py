@@ -1,0 +1,201 @@
+"""``local_reparameterization``: noise on what a layer computes instead of on its weights."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pyro_lottery import kernels
+from pyro_lottery.distributions import SiteNormal, base
+from pyro_lottery.handlers.sparsify import active_mask
+
+
+class LocalReparameterizationMessenger(Messenger):
+    """The effect behind :func:`local_reparameterization`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mode = _NoisyLayers()
+
+    def __enter__(self) -> LocalReparameterizationMessenger:
+        super().__enter__()
+        self._mode.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._mode.__exit__(*exception)
+        self._mode.weights.clear()
+        super().__exit__(*exception)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["value"] is not None or msg["infer"].get("is_auxiliary"):
+            return
+        moments = _moments(msg["name"], base(msg["fn"]))
+        if moments is None:
+            return
+        # The site's value is its mean. Layers recognise it and add the noise; the ELBO, if it needs the
+        # log-probability of a weight, is told that nobody has drawn one.
+        msg["value"], msg["done"] = moments[0], True
+        msg["infer"] = msg["infer"] | {"only_moments": True}
+        self._mode.weights[id(moments[0])] = _NoisyWeight(msg["name"], *moments)
+
+
+def _moments(name: str, fn: Any) -> tuple[Tensor, Tensor] | None:
+    """Mean and variance of a Normal per weight, 0 where pruned; None for any other distribution."""
+    if isinstance(fn, SiteNormal):
+        return fn.draw.means[fn.number], fn.draw.variances[fn.number]
+    if type(fn) is not dist.Normal:
+        return None
+    loc, variance = fn.loc.view_as(fn.loc), fn.scale.square()  # a tensor of its own, to be recognised by
+    mask = active_mask(name, fn.batch_shape, loc.device)
+    return (loc, variance) if mask is None else (torch.where(mask, loc, 0.0), torch.where(mask, variance, 0.0))
+
+
+class _NoisyWeight:
+    """A site's mean and variance, and one sample for whoever cannot use them."""
+
+    def __init__(self, name: str, mean: Tensor, variance: Tensor):
+        self.name, self.mean, self.variance = name, mean, variance
+        self._sample: Tensor | None = None
+
+    @property
+    def sample(self) -> Tensor:
+        if self._sample is None:
+            self._sample = perturb(self.mean.clone(), self.variance.clone())
+        return self._sample
+
+
+class _NoisyLayers(TorchFunctionMode):
+    """Sees every torch function; one that gets a noisy weight where a layer has its weight adds the noise to its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: dict[int, _NoisyWeight] = {}
+        self._said: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in _QUERIES and self._any([*args, *kwargs.values()]):
+            if func in _LAYERS:
+                return self._layer(func, *args, **kwargs)
+            if func is F.multi_head_attention_forward:
+                return self._attention(*args, **kwargs)
+            args = [self._sampled(a, func) for a in args]
+            kwargs = {key: self._sampled(a, func) for key, a in kwargs.items()}
+        return func(*args, **kwargs)
+
+    def _any(self, values: Any) -> bool:
+        return any(self._any(v) if isinstance(v, tuple | list) else id(v) in self.weights for v in values)
+
+    def _sampled(self, value: Any, func: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(self._sampled(v, func) for v in value)
+        noisy = self.weights.get(id(value))
+        if noisy is None:
+            return value
+        if noisy.name not in self._said:
+            self._said.add(noisy.name)
+            warnings.warn(
+                f"local reparameterization: site {noisy.name!r} is used by {getattr(func, '__name__', func)}, not as "
+                "the weight of a linear or convolution layer; its weights are sampled",
+                stacklevel=5,
+            )
+        return noisy.sample
+
+    def _layer(
+        self, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **more: Any
+    ) -> Tensor:
+        input = self._sampled(input, func)
+        noisy, noisy_bias = self.weights.get(id(weight)), self.weights.get(id(bias))
+        if noisy is None:
+            return func(input, weight, self._sampled(bias, func), *rest, **more)
+        mean = func(input, noisy.mean, bias, *rest, **more)  # a noisy bias is its own mean
+        variance = func(input.square(), noisy.variance, noisy_bias and noisy_bias.variance, *rest, **more)
+        return perturb(mean, variance)
+
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Any:
+        """Attention whose projections are noisy layers: they are made outside and identities given in their place."""
+        names = (
+            "embed_dim_to_check", "num_heads", "in_proj_weight", "in_proj_bias", "bias_k", "bias_v", "add_zero_attn",
+            "dropout_p", "out_proj_weight", "out_proj_bias",
+        )  # fmt: skip
+        a = dict(zip(names, rest, strict=False)) | more
+        rest = rest[len(names) :]
+        width, packed, bias = a["embed_dim_to_check"], a["in_proj_weight"], a["in_proj_bias"]
+        biases = (None,) * 3 if bias is None else self._thirds(bias, width)
+        separate = a.pop("use_separate_proj_weight", False)
+        weights = [a[f"{n}_proj_weight"] for n in "qkv"] if separate else self._thirds(packed, width)
+        projected = [
+            self._layer(F.linear, x, w, b) if self._any([w, b]) else F.linear(x, w, b)
+            for x, w, b in zip((query, key, value), weights, biases, strict=True)
+        ]
+        identity = torch.eye(width, dtype=projected[0].dtype, device=query.device)
+        given = a | dict.fromkeys((f"{n}_proj_weight" for n in "qkv"), identity) | {
+            "in_proj_weight": None, "in_proj_bias": None, "use_separate_proj_weight": True,
+            "bias_k": self._sampled(a["bias_k"], F.multi_head_attention_forward),
+            "bias_v": self._sampled(a["bias_v"], F.multi_head_attention_forward),
+            "out_proj_weight": identity, "out_proj_bias": None,
+        }  # fmt: skip
+        attend: Any = F.multi_head_attention_forward
+        out, attention = attend(*projected, **given)
+        w, b = a["out_proj_weight"], a["out_proj_bias"]
+        return (self._layer(F.linear, out, w, b) if self._any([w, b]) else F.linear(out, w, b)), attention
+
+    def _thirds(self, stacked: Tensor, width: int) -> tuple[Tensor, ...]:
+        """The parts for query, key and value of a stacked weight or bias, each as noisy as it was."""
+        noisy = self.weights.get(id(stacked))
+        if noisy is None:
+            return stacked.split(width)
+        means, variances = noisy.mean.split(width), noisy.variance.split(width)
+        for mean, variance in zip(means, variances, strict=True):
+            self.weights[id(mean)] = _NoisyWeight(noisy.name, mean, variance)
+        return means
+
+
+_LAYERS = {F.linear, torch.conv1d, torch.conv2d, torch.conv3d}
+_LAYERS |= {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
+_QUERIES = {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad")}
+_QUERIES |= {getattr(Tensor, name).__get__ for name in ("is_cuda", "is_leaf", "is_sparse", "is_nested", "grad_fn")}
+_QUERIES |= {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous, Tensor.__len__}
+
+
+def perturb(mean: Tensor, variance: Tensor) -> Tensor:
+    """mean + √variance·ε with ε ~ N(0, 1) per element; may write over its arguments."""
+    return _Perturb.apply(mean, variance)  # type: ignore[no-untyped-call]
+
+
+class _Perturb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
+        dense = mean.is_contiguous() or mean.is_contiguous(memory_format=torch.channels_last)
+        mean = (mean if dense else mean.contiguous()).detach()
+        if variance.stride() != mean.stride():
+            variance = torch.empty_like(mean).copy_(variance)
+        out, ctx.rate = kernels.path(mean, variance).perturb(mean, variance.detach())
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, grad * ctx.rate
+
+
+def local_reparameterization() -> LocalReparameterizationMessenger:
+    """Within this context a layer with a Normal weight draws its output instead of its weights (Kingma et al. 2015).
+
+    y ~ N(x·loc + b, x²·scale² + b's variance) per element: each example has noise of its own, which takes most of the
+    variance out of the gradient for two layer evaluations instead of one. Exact for linear layers; a convolution's
+    outputs have the right mean and variance each, but are independent where weight samples would correlate them.
+
+    For Linear, Conv and transposed convolutions and attention's projections, under ``sparsify`` too. The guide's site
+    must be a Normal per weight; other sites, and weights that something else than a layer uses, are sampled, which a
+    warning says once. It is what ``ELBO(estimator="local")`` runs in: around one batch, not around predictions, and not
+    with an estimator that asks for the log-probability of the weights, since none are drawn.
+    """
+    return LocalReparameterizationMessenger()
