@@ -44,6 +44,7 @@ class Config:
     dataset: str = _option("cifar10", str, "data set", choices=data.list_datasets())
     data_dir: str = _option("data", str, "where downloads go, or the folder with train/ and test/")
     train_size: int | None = _option(None, int, "training images to use, stratified; default: all", _AT_LEAST_1)
+    test_size: int | None = _option(None, int, "test images to use, stratified; default: all", _AT_LEAST_1)
     val_fraction: float = _option(0.0, float, "share of the training images to hold out, stratified", _HALF_OPEN)
     augment: str = _option(
         "auto", str, "random crop and flip of training images", choices=("auto", *data.AUGMENTATIONS)

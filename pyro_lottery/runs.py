@@ -74,6 +74,7 @@ def load_data(config: Config, device: torch.device) -> Data:
         config.data_dir,
         device=device,
         train_size=config.train_size,
+        test_size=config.test_size,
         val_fraction=config.val_fraction,
         augment=config.augment,
         seed=config.seed,

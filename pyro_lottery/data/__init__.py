@@ -62,6 +62,7 @@ def load(
     *,
     device: torch.device | str = "cpu",
     train_size: int | None = None,
+    test_size: int | None = None,
     val_fraction: float = 0.0,
     augment: str = "auto",
     seed: int = 0,
@@ -69,7 +70,8 @@ def load(
     """Load a data set by name onto ``device``.
 
     ``train_size`` images are taken from the training set, stratified by class, and ``val_fraction`` of them are
-    then held out, stratified too; both follow ``seed``. ``augment="auto"`` is crop and flip for natural images,
+    then held out, stratified too; both follow ``seed``. ``test_size`` images are taken from the test set, stratified
+    and always the same ones. ``augment="auto"`` is crop and flip for natural images,
     crop for SVHN and none for digits. Raises ``UserError`` for bad input.
     """
     if name not in _SOURCES:
@@ -80,13 +82,8 @@ def load(
     except OSError as error:
         raise UserError(f"--data-dir {data_dir} cannot be used ({error}); give a folder that can be read") from error
     data = from_tensors(pixels, labels, *test, augment=usual if augment == "auto" else augment)
-    train, val = data.train, None
-    if train_size is not None:
-        if not 0 < train_size <= len(train):
-            raise UserError(
-                f"--train-size {train_size}: the training set has {len(train)} images; choose 1 to {len(train)}"
-            )
-        train, _ = stratified_split(train, train_size, seeds.derive(seed, "train-size"))
+    train = _subset(data.train, "train", train_size, seeds.derive(seed, "train-size"))
+    test_part, val = _subset(data.test, "test", test_size, seeds.derive(0, "test-size")), None
     if val_fraction:
         held_out = round(val_fraction * len(train))
         if not 0 < held_out < len(train):
@@ -94,7 +91,16 @@ def load(
                 f"--val-fraction {val_fraction} of {len(train)} training images holds out {held_out}; both parts need some"
             )
         train, val = stratified_split(train, len(train) - held_out, seeds.derive(seed, "val"))
-    return _to(replace(data, train=train, val=val), torch.device(device))
+    return _to(replace(data, train=train, test=test_part, val=val), torch.device(device))
+
+
+def _subset(split: Split, name: str, size: int | None, seed: int) -> Split:
+    if size is None:
+        return split
+    if not 0 < size <= len(split):
+        full = {"train": "training"}.get(name, name)
+        raise UserError(f"--{name}-size {size}: the {full} set has {len(split)} images; choose 1 to {len(split)}")
+    return stratified_split(split, size, seed)[0]
 
 
 def from_tensors(

@@ -114,10 +114,10 @@ class _NoisyLayers(TorchFunctionMode):
     ) -> Tensor:
         input = self._sampled(input, func)
         noisy, noisy_bias = self.weights.get(id(weight)), self.weights.get(id(bias))
-        if noisy is None:
-            return func(input, weight, self._sampled(bias, func), *rest, **more)
+        if noisy is None:  # the weight itself was sampled before: so is its bias
+            return func(input, weight, noisy_bias.sample if noisy_bias else bias, *rest, **more)
         mean = func(input, noisy.mean, bias, *rest, **more)  # a noisy bias is its own mean
-        variance = func(input.square(), noisy.variance, noisy_bias and noisy_bias.variance, *rest, **more)
+        variance = func(_Square.apply(input), noisy.variance, noisy_bias and noisy_bias.variance, *rest, **more)
         return perturb(mean, variance)
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Any:
@@ -184,6 +184,19 @@ class _Perturb(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         return grad, grad * ctx.rate
+
+
+class _Square(torch.autograd.Function):
+    """x² with its gradient in one temporary; torch's own takes three, and activations are most of the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return (grad * ctx.saved_tensors[0]).mul_(2)
 
 
 def local_reparameterization() -> LocalReparameterizationMessenger:

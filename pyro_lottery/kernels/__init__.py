@@ -1,6 +1,6 @@
 """The elementwise work of mean-field training: noise, samples, moments, KL and their gradients, each in one pass.
 
-Two paths with one interface: ``compiled`` (C, built once, fp32 tensors on the processor) and ``torch_path`` (any tensor
+Two paths with one interface: ``compiled`` (C, built once, for the processor) and ``torch_path`` (any tensor
 on any device). :func:`path` picks one for a tensor. Both draw from torch's global generator.
 """
 
@@ -28,11 +28,11 @@ __all__ = ["PATHS", "Layout", "keep_memory", "path", "using"]
 
 
 def path(*tensors: Tensor) -> ModuleType:
-    """The path for these tensors: compiled code where it can be built and they are fp32 on the processor, else torch.
+    """The path for these tensors: compiled code where it can be built and they are fp32 or bf16 on the processor, else torch.
 
     Says once, as a warning, that there is no compiler.
     """
-    if _choice == "torch" or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
+    if _choice == "torch" or any(t.device.type != "cpu" or t.dtype not in compiled.DTYPES for t in tensors):
         return torch_path
     problem = compiled.problem()
     if problem is None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from pyro_lottery.kernels.layout import Layout
 from pyro_lottery.kernels.torch_path import Grads, draw_seed
 
+DTYPES = (torch.float32, torch.bfloat16)
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 CHUNK = 4096  # as in kernels.c
@@ -152,7 +153,8 @@ def moments_grad(
 
 def perturb(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """mean + √variance·ε and its derivative by the variance, ε / (2√variance), written over the arguments."""
-    _call("pl_perturb", mean.numel(), mean, variance, draw_seed())
+    name = "pl_perturb" if mean.dtype == torch.float32 else "pl_perturb_bf16"
+    _call(name, mean.numel(), mean, variance, draw_seed())
     return mean, variance
 
 

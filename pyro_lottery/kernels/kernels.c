@@ -228,3 +228,26 @@ void pl_perturb(int64_t n, float *mean, float *variance, uint64_t seed) {
         }
     }
 }
+
+static inline float from_bf16(uint16_t x) { return bits_float((int32_t)((uint32_t)x << 16)); }
+static inline uint16_t to_bf16(float x) {  /* to nearest, ties to even */
+    uint32_t i = (uint32_t)float_bits(x), rounded = (i + 0x7fff + ((i >> 16) & 1)) >> 16;
+    return (uint16_t)(x != x ? 0x7fc0 : rounded);
+}
+
+/* The same for bf16 tensors; the noise and the arithmetic are fp32. */
+void pl_perturb_bf16(int64_t n, uint16_t *mean, uint16_t *variance, uint64_t seed) {
+    #pragma omp parallel for schedule(static)
+    for (int64_t b = 0; b < (n + BLOCK - 1) / BLOCK; b++) {
+        int64_t from = b * BLOCK, count = MIN(BLOCK, n - from);
+        float z[BLOCK];
+        uint16_t *x = mean + from, *y = variance + from;
+        normals(seed, b, z);
+        for (int64_t i = 0; i < count; i++) {
+            float v = from_bf16(y[i]);
+            float root = sqrtf(v > 1e-30f ? v : 0.0f), inverse = v > 1e-30f ? 0.5f / root : 0.0f;
+            x[i] = to_bf16(from_bf16(x[i]) + root * z[i]);
+            y[i] = to_bf16(inverse * z[i]);
+        }
+    }
+}

@@ -87,7 +87,7 @@ def perturb(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
 
     Never a clamp: clamped at 1e-12, filters without weights would get gradients of 1e6.
     """
-    noise = normal(mean.numel(), mean.device).to(mean.dtype).as_strided(mean.shape, mean.stride())
+    noise = normal(mean.numel(), mean.device).as_strided(mean.shape, mean.stride()).to(mean.dtype)
     varies = variance > TINY
     rate = torch.where(varies, variance, 1.0).rsqrt_().mul_(varies)
     return torch.addcmul(mean, variance * rate, noise), noise.mul_(rate).mul_(0.5)
