@@ -88,7 +88,9 @@ class Config:
         _AT_LEAST_1,
     )  # fmt: skip
     device: str = _option("auto", str, "auto, cpu, cuda or cuda:N")
-    precision: str = _option("32", str, "32, or bf16 autocast", choices=prediction.PRECISIONS)
+    precision: str = _option(
+        "32", str, "32, bf16 autocast, or auto: bf16 where the device has it", choices=(*prediction.PRECISIONS, "auto")
+    )
     seed: int = _option(0, int, "seed of every random stream", _AT_LEAST_0)
     run_dir: str | None = _option(None, str, "run folder; default: runs/ and the options that differ from the defaults")
 

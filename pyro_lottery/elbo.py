@@ -125,10 +125,10 @@ class ELBO(Trace_ELBO):
 def _shared_kl(draw: Draw, sites: list[tuple[int, Tensor, Tensor, Any]]) -> Tensor:
     """The KL of a draw's sites, given as (number, prior's loc, prior's scale, factor), in one pass over the weights."""
     number, locs, scales, factors = zip(*sites, strict=True)
-    loc, scale = draw.loc.new_zeros(len(draw.layout.shapes)), draw.loc.new_ones(len(draw.layout.shapes))
-    index = list(number)
-    loc[index], scale[index] = torch.stack(locs), torch.stack(scales)
-    kl = draw.kl(loc, scale)
+    loc, scale = [draw.loc.new_zeros(())] * len(draw.layout.shapes), [draw.loc.new_ones(())] * len(draw.layout.shapes)
+    for i, m, s in zip(number, locs, scales, strict=True):
+        loc[i], scale[i] = m, s
+    kl = draw.kl(torch.stack(loc), torch.stack(scale))
     if len(sites) == len(kl) and all(factor is factors[0] or factor == factors[0] for factor in factors):
         return kl.sum() * factors[0]
     return torch.stack([kl[i] * factor for i, factor in zip(number, factors, strict=True)]).sum()

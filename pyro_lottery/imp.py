@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from pyro_lottery.console import results_table
 from pyro_lottery.errors import Damaged, Diverged, Stopped, UserError
 from pyro_lottery.levels import LevelHooks, train_level
 from pyro_lottery.model import BayesianClassifier
+from pyro_lottery.prediction import has_bf16, resolve_precision
 from pyro_lottery.results import RunFolder
 from pyro_lottery.runs import Run, build, check_names, facts, load_data, load_run, resolve_device, shape_of
 from pyro_lottery.types import Ticket
@@ -33,6 +35,7 @@ def run_imp(config: Config) -> Run:
     """Run iterative magnitude pruning to the end, or go on with it, in ``config.run_dir``; returns the run."""
     check_names(config)
     device = resolve_device(config.device)
+    config = replace(config, precision=resolve_precision(config.precision, device))
     _warn_of_slow_bf16(config, device)
     with _signals() as received:
         data = load_data(config, device)
@@ -102,11 +105,9 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _warn_of_slow_bf16(config: Config, device: torch.device) -> None:
-    capability = torch.backends.cpu.get_cpu_capability()
-    if config.precision == "bf16" and device.type == "cpu" and not capability.startswith("AVX512"):
+    if config.precision == "bf16" and device.type == "cpu" and not has_bf16(device):
         warnings.warn(
-            f"this processor ({capability}) has no bf16 instructions: --precision bf16 is emulated, about ten times "
-            "slower than 32",
+            "this processor has no bf16 instructions: --precision bf16 is emulated, about ten times slower than 32",
             stacklevel=2,
         )
 

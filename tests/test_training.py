@@ -1,6 +1,7 @@
 import math
 import warnings
 
+import pyro
 import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
@@ -155,3 +156,23 @@ def test_num_data_must_be_the_training_set(tiny_data):
     model = pl.BayesianClassifier(TinyNet(), num_data=61)
     with pytest.raises(pl.UserError, match="num_data is 61, but there are 60"):
         pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("estimator", ["weights", "local"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_step_never_waits_for_the_gpu(tiny_data, estimator, masked):
+    model = pl.BayesianClassifier(TinyNet().cuda(), num_data=60)
+    guide = pl.guides.mean_field(model)
+    mask = {s: torch.rand(v.shape, device="cuda") < 0.5 for s, v in model.initial_values().items()} if masked else {}
+    optimizer = torch.optim.Adam(pl.guides.parameter_groups(model, guide, 1e-4), fused=True)
+    x, y = tiny_data.test[:8].cuda(), tiny_data.test.labels[:8].cuda()
+    elbo, sums = pl.ELBO(estimator=estimator), torch.zeros(5, device="cuda")
+    with pl.handlers.sparsify(mask), pyro.validation_enabled(False):
+        training._step(model, guide, elbo, optimizer, 1e-3, x, y, 2, "32", sums)  # masks are looked up once
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            training._step(model, guide, elbo, optimizer, 1e-3, x, y, 2, "32", sums)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert sums.isfinite().all()

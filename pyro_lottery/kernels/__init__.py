@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from pyro_lottery.errors import unknown

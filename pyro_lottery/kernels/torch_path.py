@@ -53,10 +53,9 @@ def moments(layout: Layout, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Ten
 
 def kl(layout: Layout, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor) -> Tensor:
     """KL(N(loc, scale²) ‖ N(m, s²)) summed per site [sites]."""
-    rate, variance = 0.5 / s.square(), (2 * log_scale).exp_()
-    parts = zip(layout.parts(loc), layout.parts(log_scale), layout.parts(variance), m, rate, strict=True)
-    sums = [r * (v.sum() + (mu - centre).square_().sum()) - x.sum() for mu, x, v, centre, r in parts]
-    return torch.stack(sums) + (s.log() - 0.5) * torch.tensor(layout.kept, dtype=s.dtype).to(s.device)
+    rate, constant, variance = 0.5 / s.square(), s.log() - 0.5, (2 * log_scale).exp_()
+    parts = zip(layout.parts(loc), layout.parts(log_scale), layout.parts(variance), m, rate, constant, strict=True)
+    return torch.stack([r * (v.sum() + (mu - a).square_().sum()) - x.sum() + c * len(x) for mu, x, v, a, r, c in parts])
 
 
 def sample_grad(

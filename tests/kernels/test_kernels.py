@@ -59,23 +59,20 @@ def test_draws_are_independent_of_each_other(path):
     assert ((draws[1:] * draws[:-1]).mean(0).abs() < 4 / 20_000**0.5).all()
 
 
-@pytest.mark.parametrize("name", ["compiled", "torch"])
-def test_one_seed_gives_the_same_bits_on_any_number_of_threads(name):
-    if name == "compiled" and compiled.problem():
-        pytest.skip(compiled.problem())
+def test_one_seed_gives_the_same_bits_on_any_number_of_threads():
     code = (
-        "import hashlib, torch; from pyro_lottery import kernels; from pyro_lottery.kernels import Layout\n"
-        f"path = kernels.{'compiled' if name == 'compiled' else 'torch_path'}; torch.manual_seed(3)\n"
+        "import hashlib, torch; from pyro_lottery import kernels; from pyro_lottery.kernels import Layout, compiled\n"
         "layout = Layout([torch.Size((2_500_001,)), torch.Size((9,))]); n = layout.offsets[-1]\n"
         "loc, log_scale = torch.linspace(-1, 1, n), torch.linspace(-5, -1, n)\n"
-        "out = [path.normal(n, torch.device('cpu')), path.sample(layout, loc, log_scale)]\n"
-        "out += [*path.perturb(loc.clone(), log_scale.exp())]\n"
-        "print(hashlib.sha256(b''.join(t.numpy().tobytes() for t in out)).hexdigest())"
+        "for path in [kernels.torch_path] + [compiled] * (compiled.problem() is None):\n"
+        "    torch.manual_seed(3); out = [path.normal(n, torch.device('cpu')), path.sample(layout, loc, log_scale)]\n"
+        "    out += path.perturb(loc.clone(), log_scale.exp())\n"
+        "    print(hashlib.sha256(b''.join(t.numpy().tobytes() for t in out)).hexdigest())"
     )
     found = {
         subprocess.run([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": n}, check=True,
                        capture_output=True, text=True).stdout
-        for n in ("1", "2", "3")
+        for n in ("1", "3")
     }  # fmt: skip
     assert len(found) == 1
 
@@ -172,10 +169,15 @@ def test_without_a_compiler_the_torch_path_is_taken_and_said(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("there is no C compiler") == 1
-    broken = environment | {"CC": "false"}
-    done = subprocess.run([sys.executable, "-c", code], env=broken, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "cannot be built (exit 1)" in done.stderr
+
+
+def test_a_compiler_that_fails_is_a_reason_not_a_crash(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "false")
+    library, problem = compiled._load.__wrapped__()
+    assert library is None
+    assert "cannot be built (exit 1)" in problem
+    assert not list(tmp_path.rglob("*.so"))
 
 
 def test_other_devices_and_precisions_take_the_torch_path():

@@ -1,0 +1,336 @@
+"""Question: what does a Bayesian training step cost, beside a deterministic one and beside other libraries?
+
+Takes turns: in every round each candidate does one training step on the same network and batch of random images, so
+that whatever else happens on the machine happens to all. ``det`` is the deterministic step at its fastest here
+(channels_last, fused Adam, the same precision); ``plain`` is what a user writes first (fp32, NCHW, unfused Adam). With
+``--run RUN`` also the variance of every estimator's gradient at that run's trained dense network, one batch held
+fixed, and the efficiency 1 / (time × variance).
+
+Writes ``OUT/steps.csv``, ``OUT/variance.csv`` and prints both as Markdown; ``python -m plots.speed OUT`` draws them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+import torch.nn.functional as F
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor
+
+import pyro_lottery as pl
+from pyro_lottery import guides, kernels, masks, training
+from pyro_lottery.errors import UserError
+from pyro_lottery.kernels import compiled
+from pyro_lottery.prediction import autocast, channels_last, resolve_precision
+from pyro_lottery.runs import resolve_device
+
+Step = Callable[[], Any]
+BATCH = {"resnet20": 128, "resnet18": 32, "vgg11": 64, "vit_tiny": 32}
+NUM_DATA, TEMPERATURE, LR, DENSITY = 50_000, 0.1, 1e-3, 0.012
+OURS = {
+    "one weight sample, compiled": ("weights", 1, "compiled", 1.0),
+    "one weight sample, pure torch": ("weights", 1, "torch", 1.0),
+    "local, compiled": ("local", 1, "compiled", 1.0),
+    "local, pure torch": ("local", 1, "torch", 1.0),
+    "ten weight samples, compiled": ("weights", 10, "compiled", 1.0),
+    f"one weight sample at {100 * DENSITY:g} %, compiled": ("weights", 1, "compiled", DENSITY),
+    f"one weight sample at {100 * DENSITY:g} %, pure torch": ("weights", 1, "torch", DENSITY),
+}
+PEERS = ("bayesian-torch", "torch-blue, sampled KL", "torch-blue, analytic KL")
+
+
+def deterministic(arch: str, x: Tensor, y: Tensor, precision: str, plain: bool) -> Step:
+    """Cross-entropy and Adam on the ordinary network."""
+    net = pl.create_model(arch, num_classes=10).to(x.device)
+    if plain:
+        x, precision = x.contiguous(), "32"
+    else:
+        net.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(net.parameters(), LR, fused=not plain)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with autocast(x.device, precision):
+            output = net(x)
+        F.cross_entropy(output.float(), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def stock(arch: str, x: Tensor, y: Tensor, precision: str) -> Step:
+    """Pyro's own AutoNormal, SVI and Trace_ELBO on our model; its optimizer has one Adam per tensor."""
+    model = _model(arch).to(x.device)
+    guide = pl.guides.auto(AutoNormal, model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": LR}), Trace_ELBO())
+
+    def step() -> None:
+        with autocast(x.device, precision):
+            svi.step(x, y)
+
+    return step
+
+
+def ours(
+    arch: str, x: Tensor, y: Tensor, precision: str, estimator: str, samples: int, path: str, density: float
+) -> Step:
+    """The step that :func:`pyro_lottery.train` takes."""
+    model = _model(arch).to(x.device, memory_format=torch.channels_last)
+    guide = pl.guides.mean_field(model)
+    full = masks.full(pl.posterior(guide))
+    mask = {site: torch.rand(m.shape, device=m.device) < density for site, m in full.items()} if density < 1 else {}
+    sparsify = pl.handlers.sparsify(mask)
+    with sparsify:
+        guide.compress_()
+    optimizer = torch.optim.Adam(guides.parameter_groups(model, guide, 1e-4), LR, fused=True)
+    elbo, sums = pl.ELBO(estimator=estimator), torch.zeros(5, device=x.device)
+
+    def step() -> None:
+        with kernels.using(path), sparsify:
+            training._step(model, guide, elbo, optimizer, LR, x, y, samples, precision, sums)
+
+    return step
+
+
+def _model(arch: str) -> pl.BayesianClassifier:
+    net = pl.create_model(arch, num_classes=10)
+    return pl.BayesianClassifier(net, num_data=NUM_DATA, kl_temperature=TEMPERATURE)
+
+
+def peer(name: str, arch: str, x: Tensor, y: Tensor, precision: str) -> Step:
+    """One weight sample with another library, on its own version of the same network, in channels_last too."""
+    from experiments import peers
+
+    def net(classes: int) -> torch.nn.Module:
+        return pl.create_model(arch, num_classes=classes).to(memory_format=torch.channels_last)
+
+    if name == "bayesian-torch":
+        step = peers.bayesian_torch_step(net, 10, x, y, NUM_DATA)
+    else:
+        step = peers.torch_blue_step(net, 10, x, y, NUM_DATA, kl="analytic" if "analytic" in name else "sampled")
+
+    def timed() -> None:
+        with autocast(x.device, precision):
+            step()
+
+    return timed
+
+
+def candidates(arch: str, x: Tensor, y: Tensor, precision: str, with_peers: bool) -> dict[str, Step]:
+    """Every way to train ``arch`` that is compared."""
+    found = {
+        "det": deterministic(arch, x, y, precision, plain=False),
+        "plain": deterministic(arch, x, y, precision, plain=True),
+        "stock Pyro": stock(arch, x, y, precision),
+    }
+    for name, options in OURS.items():
+        if "compiled" not in options or (compiled.problem() is None and x.device.type == "cpu"):
+            found[name] = ours(arch, x, y, precision, *options)
+    if with_peers:
+        found |= {name: peer(name, arch, x, y, precision) for name in PEERS}
+    return found
+
+
+def time_steps(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds per step: one step each in turn, ``rounds`` times, after two rounds to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 2):
+        for name, step in steps.items():
+            _wait(device)
+            began = time.perf_counter()
+            step()
+            _wait(device)
+            if turn >= 2:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def ratio_rows(arch: str, batch: int, precision: str, seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """One row a candidate: the median step and the ratio to ``det`` of the same round (median, least, greatest)."""
+    rows = []
+    for name, own in seconds.items():
+        ratios = [a / b for a, b in zip(own, seconds["det"], strict=True)]
+        rows.append(
+            {
+                "arch": arch, "batch": batch, "precision": precision, "candidate": name, "rounds": len(own),
+                "step_ms": 1000 * statistics.median(own), "ratio": statistics.median(ratios), "least": min(ratios),
+                "greatest": max(ratios),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def variance_rows(path: str, batch: int, draws: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+    """Trace of the covariance of the gradient of all locs and of all log-scales, per estimator, at a trained state."""
+    run = pl.load_run(path)
+    trained = run.level(0).load_model(device)
+    model, guide, data = trained.model, trained.guide, run.load_data(device)
+    if not isinstance(guide, guides.MeanField):
+        raise UserError(f"--run {path} has a {type(guide).__name__} guide; the variance is measured on mean_field")
+    x, y = channels_last(data.train[:batch]), data.train.labels[:batch]
+    model.train()
+    rows: list[dict[str, Any]] = []
+    for name, (estimator, samples, kernel_path, density) in OURS.items():
+        if density < 1 or kernel_path == "torch":
+            continue
+        elbo = pl.ELBO(estimator=estimator)
+        mean = {"loc": torch.zeros_like(guide.loc), "log_scale": torch.zeros_like(guide.log_scale)}
+        square = {key: torch.zeros_like(value) for key, value in mean.items()}
+        seconds = []
+        for _ in range(draws):
+            _wait(device)
+            began = time.perf_counter()
+            guide.zero_grad()
+            for sample in range(samples):
+                terms = elbo.terms(model, guide, x, y, closed_forms=0 if sample else samples)
+                ((terms.nll + terms.kl) / (model.num_data * samples)).backward()
+            _wait(device)
+            seconds.append(time.perf_counter() - began)
+            for key in mean:
+                grad = getattr(guide, key).grad
+                mean[key] += grad / draws
+                square[key] += grad.square() / draws
+        row: dict[str, Any] = {"arch": run.config.arch, "batch": batch, "candidate": name, "draws": draws}
+        row["ms"] = 1000 * statistics.median(seconds)
+        for key in mean:
+            row[key] = float((square[key] - mean[key].square()).clamp_min(0).sum()) * draws / (draws - 1)
+        rows.append(row)
+    one = rows[0]
+    for row in rows:
+        for key in ("loc", "log_scale"):
+            row[f"{key}_ratio"] = row[key] / one[key]
+            row[f"{key}_efficiency"] = one["ms"] * one[key] / (row["ms"] * row[key])
+    return rows
+
+
+def evaluation_rows(arch: str, images: Tensor, samples: int, rounds: int, precision: str) -> list[dict[str, Any]]:
+    """Class probabilities of all images from ``samples`` weight samples: ours, and the loop a user writes first
+    (fp32, NCHW, plain weights loc + scale·ε put into the plain network).
+    """
+    net = pl.create_model(arch, num_classes=10).to(images.device).eval()
+    model = _model(arch).to(images.device, memory_format=torch.channels_last)
+    guide = pl.guides.mean_field(model)
+    posterior = pl.posterior(guide)
+    loc, scale = ({n: v.contiguous() for n, v in p.items()} for p in (posterior.loc, posterior.scale or {}))
+
+    @torch.no_grad()
+    def plain() -> Tensor:
+        total = torch.zeros(len(images), 10, device=images.device)
+        for _ in range(samples):
+            weights = {name: value + scale[name] * torch.randn_like(value) for name, value in loc.items()}
+            parts = [torch.func.functional_call(net, weights, part.contiguous()) for part in images.split(500)]
+            total += torch.cat(parts).softmax(-1)
+        return total / samples
+
+    loops = {
+        "det": plain,
+        "ours": lambda: pl.predict(model, guide, images, samples, precision=precision),
+    }
+    rows = ratio_rows(arch, len(images), precision, time_steps(loops, rounds, images.device))
+    return [row | {"candidate": name} for row, name in zip(rows, ("plain fp32 loop", "predict"), strict=True)]
+
+
+def markdown(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
+    """The chosen columns of ``rows`` as a Markdown table."""
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return "\n".join(lines + [f"| {' | '.join(text.format(**row) for text in columns.values())} |" for row in rows])
+
+
+STEP_COLUMNS = {
+    "network": "{arch}, B {batch}", "precision": "{precision}", "step": "{candidate}", "ms": "{step_ms:.0f}",
+    "ratio to det": "{ratio:.2f} ({least:.2f} to {greatest:.2f})",
+}  # fmt: skip
+EVALUATION_COLUMNS = {
+    "network": "{arch}, {batch} images", "precision": "{precision}", "evaluation": "{candidate}", "ms": "{step_ms:.0f}",
+    "ratio to the loop": "{ratio:.2f} ({least:.2f} to {greatest:.2f})",
+}  # fmt: skip
+VARIANCE_COLUMNS = {
+    "network": "{arch}, B {batch}", "estimator": "{candidate}", "ms": "{ms:.0f}", "variance of loc's gradient": "{loc_ratio:.3f}",
+    "of log-scale's": "{log_scale_ratio:.3f}", "efficiency, loc": "{loc_efficiency:.2f}", "log-scale": "{log_scale_efficiency:.2f}",
+}  # fmt: skip
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.speed", description=__doc__)
+    parser.add_argument("--arch", nargs="*", default=list(BATCH), help="networks; default: " + " ".join(BATCH))
+    parser.add_argument("--batch-size", type=int, help="default: 128 for resnet20, 64 for vgg11, else 32")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--precision", default="auto", help="32, bf16 or auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--peers", action="store_true", help="also torch-blue and bayesian-torch (extra bench)")
+    parser.add_argument("--evaluate", type=int, default=0, help="also ten posterior samples over so many images")
+    parser.add_argument("--run", help="run folder of a mean_field run, for the gradient's variance")
+    parser.add_argument("--draws", type=int, default=100, help="gradients per estimator for the variance")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--out", default="runs/speed")
+    given = parser.parse_args(arguments)
+    if given.peers and not (importlib.util.find_spec("torch_blue") and importlib.util.find_spec("bayesian_torch")):
+        parser.error("--peers needs the extra bench: pip install -e '.[bench]'")
+    device = resolve_device(given.device)
+    precision = resolve_precision(given.precision, device)
+    pyro.enable_validation(False)
+    kernels.keep_memory()  # for every candidate, so that none is slow for the want of it
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.python_version()}\n")
+    rows: list[dict[str, Any]] = []
+    evaluated: list[dict[str, Any]] = []
+    for arch in given.arch:
+        torch.manual_seed(0)
+        batch = given.batch_size or BATCH.get(arch, 32)
+        x = channels_last(torch.randn(batch, 3, given.image_size, given.image_size, device=device))
+        y = torch.randint(0, 10, (batch,), device=device)
+        steps = candidates(arch, x, y, precision, given.peers)
+        new = ratio_rows(arch, batch, precision, time_steps(steps, given.rounds, device))
+        rows += new
+        write(Path(given.out) / "steps.csv", rows)
+        print(markdown(new, STEP_COLUMNS), end="\n\n", flush=True)
+        pyro.clear_param_store()  # of stock Pyro's SVI
+        if given.evaluate:
+            images = channels_last(torch.randn(given.evaluate, 3, given.image_size, given.image_size, device=device))
+            evaluated += evaluation_rows(arch, images, 10, given.rounds, precision)
+            write(Path(given.out) / "evaluation.csv", evaluated)
+    if evaluated:
+        print(markdown(evaluated, EVALUATION_COLUMNS), end="\n\n", flush=True)
+    if given.run:
+        variance = variance_rows(given.run, given.batch_size or 128, given.draws, given.rounds, device)
+        write(Path(given.out) / "variance.csv", variance)
+        print(markdown(variance, VARIANCE_COLUMNS))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or os.uname().machine
+
+
+if __name__ == "__main__":
+    main()
