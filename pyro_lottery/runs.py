@@ -13,7 +13,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from pyro_lottery import data, guides, nets, prediction, priors, scores, seeds
+from pyro_lottery import data, guides, kernels, nets, prediction, priors, scores, seeds
 from pyro_lottery.config import Config, from_json
 from pyro_lottery.data import Data
 from pyro_lottery.errors import UserError
@@ -121,6 +121,7 @@ def facts(config: Config, shape: Shape, device: torch.device) -> dict[str, Any]:
         "data": asdict(shape),
         "versions": versions | {"python": platform.python_version()},
         "hardware": {"device": device.type, "name": hardware, "threads": torch.get_num_threads()},
+        "kernels": kernels.path(torch.empty(0, device=device)).__name__.rpartition(".")[2],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -78,7 +79,6 @@ class _NoisyLayers(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.weights: dict[int, _NoisyWeight] = {}
-        self._said: set[str] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -100,13 +100,7 @@ class _NoisyLayers(TorchFunctionMode):
         noisy = self.weights.get(id(value))
         if noisy is None:
             return value
-        if noisy.name not in self._said:
-            self._said.add(noisy.name)
-            warnings.warn(
-                f"local reparameterization: site {noisy.name!r} is used by {getattr(func, '__name__', func)}, not as "
-                "the weight of a linear or convolution layer; its weights are sampled",
-                stacklevel=5,
-            )
+        _say_once(noisy.name, getattr(func, "__name__", str(func)))
         return noisy.sample
 
     def _layer(
@@ -184,6 +178,15 @@ class _Perturb(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         return grad, grad * ctx.rate
+
+
+@functools.cache
+def _say_once(site: str, function: str) -> None:
+    warnings.warn(
+        f"local reparameterization: site {site!r} is used by {function}, not as the weight of a linear or convolution "
+        "layer; its weights are sampled",
+        stacklevel=6,
+    )
 
 
 class _Square(torch.autograd.Function):

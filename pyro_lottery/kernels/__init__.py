@@ -38,8 +38,13 @@ def path(*tensors: Tensor) -> ModuleType:
         return compiled
     if _choice == "compiled":
         raise RuntimeError(problem)
-    warnings.warn(f"{problem}; training takes the pure torch path, with other random numbers", stacklevel=2)
+    _say_once(f"{problem}; training takes the pure torch path, with other random numbers")
     return torch_path
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
 
 
 @contextmanager

@@ -77,6 +77,17 @@ def test_stratified_parts_keep_the_proportions():
     assert rest.labels.bincount().tolist() == [30, 15, 5]
 
 
+def test_test_size_takes_the_same_stratified_images_whatever_the_seed():
+    first, second = (data.load("digits", test_size=100, seed=seed) for seed in (0, 1))
+    assert len(first.test) == 100
+    assert torch.equal(first.test.pixels, second.test.pixels)
+    counts = first.test.labels.bincount()
+    full = data.load("digits").test.labels.bincount()
+    assert (abs(counts - full * 100 / full.sum()) <= 1).all()
+    with pytest.raises(pl.UserError, match="--test-size 361: the test set has 360 images"):
+        data.load("digits", test_size=361)
+
+
 def test_train_size_and_validation():
     digits = data.load("digits", train_size=500, val_fraction=0.1, seed=3)
     assert (len(digits.train), len(digits.val), len(digits.test)) == (450, 50, 360)
