@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Sequence
 
 from pyro_lottery.config import Config
@@ -61,7 +60,7 @@ def _cell(values: Sequence[float], unit: str, digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f}{spread}{unit}"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.estimators", description=__doc__)
     parser.add_argument("--arch", default="resnet20")
@@ -69,10 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--shrink", type=int, default=1, help="divide images and epochs, to try the command out")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is not finished and print the table."""
+    given = parser().parse_args(arguments)
     wanted = configs(given.arch, given.dataset, given.data_dir, given.seeds, given.shrink)
     print(markdown({key: [run_imp(config) for config in group] for key, group in wanted.items()}))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -276,7 +276,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.speed", description=__doc__)
     parser.add_argument("--arch", nargs="*", default=list(BATCH), help="networks; default: " + " ".join(BATCH))
@@ -290,9 +290,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=100, help="gradients per estimator for the variance")
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--out", default="runs/speed")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and write."""
+    given = parser().parse_args(arguments)
     if given.peers and not (importlib.util.find_spec("torch_blue") and importlib.util.find_spec("bayesian_torch")):
-        parser.error("--peers needs the extra bench: pip install -e '.[bench]'")
+        parser().error("--peers needs the extra bench: pip install -e '.[bench]'")
     device = resolve_device(given.device)
     precision = resolve_precision(given.precision, device)
     pyro.enable_validation(False)

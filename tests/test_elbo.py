@@ -2,7 +2,7 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 import pyro_lottery as pl
@@ -62,6 +62,29 @@ def test_equals_stock_trace_elbo_draw_by_draw(tiny_model, tiny_data):
         gradients.append((loss.detach(), *torch.autograd.grad(loss, list(guide.parameters()))))
     for ours, stock in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-4)
+
+
+def test_equals_stock_mean_field_elbo_draw_by_draw(tiny_model, tiny_data):
+    # TraceMeanField_ELBO asks torch for the KL of every site, ours takes all in one pass.
+    guide = pl.guides.mean_field(tiny_model, 0.3)
+    x, y = tiny_data.test[:4], tiny_data.test.labels[:4]
+    tiny_model.eval()
+    gradients = []
+    for elbo in (pl.ELBO(), TraceMeanField_ELBO()):
+        torch.manual_seed(2)
+        loss = elbo.differentiable_loss(tiny_model, guide, x, y)
+        gradients.append((loss.detach(), *torch.autograd.grad(loss, list(guide.parameters()))))
+    for ours, stock in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-4)
+
+
+def test_closed_forms_are_counted_once_for_several_samples(tiny_model, tiny_data):
+    guide = pl.guides.mean_field(tiny_model)
+    x, y = tiny_data.test[:4], tiny_data.test.labels[:4]
+    elbo, whole = pl.ELBO(), pl.ELBO().terms(tiny_model, guide, x, y).kl
+    shares = [elbo.terms(tiny_model, guide, x, y, closed_forms=c).kl.item() for c in (3, 0, 0)]
+    assert sum(shares) / 3 == pytest.approx(whole.item())
+    assert shares[1] == 0
 
 
 def test_a_prior_without_closed_form_is_sampled():

@@ -240,9 +240,9 @@ def test_compressed_keeps_only_what_survives_and_puts_it_back(make, tiny_model, 
 def test_a_compressed_guide_refuses_another_mask(tiny_model, half_mask):
     guide = pl.guides.mean_field(tiny_model)
     other = {site: ~mask for site, mask in half_mask.items()}
-    with pl.handlers.sparsify(half_mask), guides.compressed(guide):
-        with pytest.raises(pl.UserError, match="another mask"), pl.handlers.sparsify(other):
-            guide()
+    compressed = (pl.handlers.sparsify(half_mask), guides.compressed(guide))
+    with compressed[0], compressed[1], pytest.raises(pl.UserError, match="another mask"), pl.handlers.sparsify(other):
+        guide()
     guide()
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -166,9 +167,11 @@ def test_sigterm_and_kill_nine_in_the_middle_end_bit_identical(tmp_path):
     assert not list(broken.rglob("*checkpoint*"))
 
 
-def test_a_checkpoint_within_an_epoch_holds_all_that_matters(tmp_path, monkeypatch):
+@pytest.mark.parametrize("estimator", ["weights", "local"])
+def test_a_checkpoint_within_an_epoch_holds_all_that_matters(estimator, tmp_path, monkeypatch):
     """Stop at the first step of every level's second epoch, by the same path a signal takes, and go on."""
-    whole = imp.run_imp(Config(**SMALL, run_dir=str(tmp_path / "whole")))
+    options = SMALL | {"estimator": estimator}
+    whole = imp.run_imp(Config(**options, run_dir=str(tmp_path / "whole")))
     asked = []
 
     def once_a_level(self):
@@ -179,7 +182,7 @@ def test_a_checkpoint_within_an_epoch_holds_all_that_matters(tmp_path, monkeypat
     stops = 0
     while True:
         try:
-            broken = imp.run_imp(Config(**SMALL, run_dir=str(tmp_path / "broken")))
+            broken = imp.run_imp(Config(**options, run_dir=str(tmp_path / "broken")))
             break
         except pl.errors.Stopped:
             stops += 1
@@ -282,3 +285,14 @@ def test_a_diverging_run_names_the_step_keeps_its_checkpoint_and_exits_1(tmp_pat
 def test_presets_reach_the_run(tmp_path):
     config = preset("quick", arch="lenet", levels=0, epochs=1, milestones=(), run_dir=str(tmp_path / "r"))
     assert imp.run_imp(config).config.dataset == "digits"
+
+
+def test_precision_auto_is_what_the_processor_has_and_is_written_down(tmp_path, monkeypatch):
+    for bf16, precision in ((False, "32"), (True, "bf16")):
+        monkeypatch.setattr("pyro_lottery.prediction.has_bf16", lambda device, bf16=bf16: bf16)
+        monkeypatch.setattr("pyro_lottery.imp.has_bf16", lambda device: True)  # no warning of slowness
+        options = SMALL | {"levels": 0, "epochs": 1, "arch": "lenet", "precision": "auto"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch warns where bf16 is emulated
+            run = imp.run_imp(Config(**options, run_dir=str(tmp_path / precision)))
+        assert run.config.precision == precision

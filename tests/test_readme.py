@@ -1,5 +1,6 @@
 """The README is a promise: its commands and its Python run as written, the long ones shortened by options that win."""
 
+import importlib.util
 import re
 import runpy
 import shlex
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments import estimators, speed
 from pyro_lottery import imp
-from pyro_lottery.config import Config
+from pyro_lottery.config import Config, preset
+from pyro_lottery.imp import run_imp
 from tests.data.test_data import tree
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +67,35 @@ def test_python_and_the_side_by_side_commands(tmp_path, monkeypatch, capsys):
     assert float(re.search(r"'accuracy': ([0-9.]+)", out).group(1)) > 0.5
 
 
+def test_the_speed_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = run_imp(preset("quick", arch="lenet", levels=0, epochs=1, milestones=(), train_size=100))
+    toy = ["--arch", "lenet", "--rounds", "1", "--batch-size", "4", "--draws", "4", "--evaluate", "4"]
+    if not importlib.util.find_spec("torch_blue"):  # the extra bench is not for tests
+        monkeypatch.setattr(speed, "PEERS", ())
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    commands = [c for c in COMMANDS if "experiments.speed" in c]
+    assert len(commands) == 2
+    for command in commands:
+        more = ["--run", str(run.folder.path)] if "--run" in command else []
+        speed.main([*shlex.split(command)[3:], *toy, *more])
+    out = capsys.readouterr().out
+    assert out.count("| lenet, B 4 | 32 | local, pure torch |") == 2
+    assert len(re.findall(r"\| lenet, B 4 \| ten weight samples, compiled \|", out)) == 1
+    run_as_written(next(c for c in COMMANDS if "plots.speed" in c), monkeypatch)
+    assert (tmp_path / "speed.png").stat().st_size > 10_000
+
+
+def test_the_estimators_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = shlex.split(next(c for c in COMMANDS if "experiments.estimators" in c))[3:]
+    toy = ["--arch", "lenet", "--dataset", "digits", "--shrink", "30", "--seeds", "1"]
+    estimators.main([*arguments, *toy])
+    assert len(re.findall(r"^\| equal (?:time|epochs) \|", capsys.readouterr().out, re.M)) == 6
+
+
 def test_every_option_it_names_exists():
     fields = {f"--{name.replace('_', '-')}" for name in Config.__dataclass_fields__} | {"--help", "--preset"}
+    for module in (speed, estimators):
+        fields |= set(module.parser()._option_string_actions)
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - fields == set()
