@@ -88,7 +88,7 @@ def train(
     milestones: tuple[int, ...] = (80, 120),
     warmup_epochs: int = 0,
     weight_decay: float = 1e-4,
-    train_samples: int = 10,
+    train_samples: int = 1,
     history_samples: int | None = None,
     kl: str = "analytic",
     estimator: str = "weights",

@@ -10,12 +10,12 @@ from pyro_lottery import config
 from pyro_lottery.config import Config, parse, preset
 
 
-def test_defaults_are_the_papers():
+def test_defaults_are_the_papers_but_for_one_sample_a_batch():
     c = parse("p", "d", [])
     paper = {
         "arch": "resnet18", "dataset": "cifar10", "levels": 20, "prune_fraction": 0.2, "epochs": 160, "lr": 1e-3,
         "milestones": (80, 120), "weight_decay": 1e-4, "batch_size": 128, "kl_temperature": 0.1, "init_scale": 0.01,
-        "train_samples": 10, "eval_samples": 10, "score": "snr", "rewind": "init", "prior": "normal",
+        "train_samples": 1, "eval_samples": 10, "score": "snr", "rewind": "init", "prior": "normal",
         "prior_scale": 1.0, "guide": "mean_field", "warmup_epochs": 0, "val_fraction": 0.0, "data_dir": "data",
     }  # fmt: skip
     assert {name: getattr(c, name) for name in paper} == paper
@@ -25,7 +25,9 @@ def test_options_beside_a_preset_win():
     quick = preset("quick")
     given = parse("p", "d", ["--epochs", "7", "--preset", "quick", "--milestones", "3", "5"])
     assert (given.epochs, given.milestones, given.dataset) == (7, (3, 5), quick.dataset)
-    assert preset("paper") == Config()
+    assert preset("default") == Config()
+    assert preset("paper") == Config(train_samples=10)
+    assert preset("paper").name() == "resnet18-cifar10-mean_field-snr-seed0-paper"
     with pytest.raises(pl.UserError, match="did you mean quick"):
         preset("qick")
 
@@ -69,7 +71,7 @@ def test_a_deterministic_guide_ranks_by_magnitude():
         (["--rewind", "epoch:9", "--epochs", "5"], "after the last of 5 epochs"),
         (["--milestones", "5", "3"], "--milestones must be rising epochs"),
         (["--lr", "nan"], "--lr must be greater than 0"),
-        (["--estimator", "local"], "unknown --estimator 'local'"),
+        (["--estimator", "flipout"], "unknown --estimator 'flipout'"),
         (["--precision", "16"], "unknown --precision '16'"),
         (["--train-samples", "0"], "--train-samples must be at least 1"),
         (["--val-fraction", "1"], "--val-fraction must be from 0 to below 1"),
