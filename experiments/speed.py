@@ -32,7 +32,7 @@ from torch import Tensor
 import pyro_lottery as pl
 from pyro_lottery import guides, kernels, masks, training
 from pyro_lottery.errors import UserError
-from pyro_lottery.kernels import compiled
+from pyro_lottery.kernels import compiled, torch_path
 from pyro_lottery.prediction import autocast, channels_last, resolve_precision
 from pyro_lottery.runs import resolve_device
 
@@ -247,6 +247,34 @@ def evaluation_rows(arch: str, images: Tensor, samples: int, rounds: int, precis
     return [row | {"candidate": name} for row, name in zip(rows, ("plain fp32 loop", "predict"), strict=True)]
 
 
+def kernel_rows(count: int, rounds: int) -> list[dict[str, Any]]:
+    """Each kernel on ``count`` weights: C, plain torch, and for noise and samples what torch.compile makes of them."""
+    layout = kernels.Layout([torch.Size((count,))])
+    loc, log_scale = torch.randn(count), torch.randn(count) - 5
+    m, s, weight = torch.zeros(1), torch.ones(1), torch.ones(1)
+    w, g = torch.randn(count), [torch.randn(count)]
+
+    def of(path: Any) -> dict[str, Step]:
+        return {
+            "noise": lambda: path.normal(count, loc.device),
+            "sample": lambda: path.sample(layout, loc, log_scale),
+            "KL": lambda: path.kl(layout, loc, log_scale, m, s),
+            "gradients of sample and KL": lambda: path.sample_grad(layout, g, w, loc, log_scale, m, s, weight),
+            "perturb": lambda: path.perturb(w.clone(), w.clone()),
+        }
+
+    compiled_noise = torch.compile(torch.randn_like)
+    compiled_sample = torch.compile(lambda a, b: a + b.exp() * torch.randn_like(a))
+    inductor = {"noise": lambda: compiled_noise(loc), "sample": lambda: compiled_sample(loc, log_scale)}
+    rows = []
+    for name, step in of(torch_path).items():
+        ways = {"det": step} | ({"C": of(compiled)[name]} if compiled.problem() is None else {})
+        ways |= {"torch.compile": inductor[name]} if name in inductor else {}
+        for row in ratio_rows(name, count, "32", time_steps(ways, rounds, loc.device)):
+            rows.append(row | {"candidate": "torch" if row["candidate"] == "det" else row["candidate"]})
+    return rows
+
+
 def markdown(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
     """The chosen columns of ``rows`` as a Markdown table."""
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -260,6 +288,10 @@ STEP_COLUMNS = {
 EVALUATION_COLUMNS = {
     "network": "{arch}, {batch} images", "precision": "{precision}", "evaluation": "{candidate}", "ms": "{step_ms:.0f}",
     "ratio to the loop": "{ratio:.2f} ({least:.2f} to {greatest:.2f})",
+}  # fmt: skip
+KERNEL_COLUMNS = {
+    "kernel": "{arch}", "weights": "{batch:,}", "made by": "{candidate}", "ms": "{step_ms:.1f}",
+    "ratio to torch": "{ratio:.2f} ({least:.2f} to {greatest:.2f})",
 }  # fmt: skip
 VARIANCE_COLUMNS = {
     "network": "{arch}, B {batch}", "estimator": "{candidate}", "ms": "{ms:.0f}", "variance of loc's gradient": "{loc_ratio:.3f}",
@@ -286,6 +318,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--peers", action="store_true", help="also torch-blue and bayesian-torch (extra bench)")
     parser.add_argument("--evaluate", type=int, default=0, help="also ten posterior samples over so many images")
+    parser.add_argument("--kernels", type=int, default=0, help="also each kernel alone, on so many weights")
     parser.add_argument("--run", help="run folder of a mean_field run, for the gradient's variance")
     parser.add_argument("--draws", type=int, default=100, help="gradients per estimator for the variance")
     parser.add_argument("--image-size", type=int, default=32)
@@ -323,6 +356,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write(Path(given.out) / "evaluation.csv", evaluated)
     if evaluated:
         print(markdown(evaluated, EVALUATION_COLUMNS), end="\n\n", flush=True)
+    if given.kernels:
+        table = kernel_rows(given.kernels, given.rounds)
+        write(Path(given.out) / "kernels.csv", table)
+        print(markdown(table, KERNEL_COLUMNS), end="\n\n", flush=True)
     if given.run:
         variance = variance_rows(given.run, given.batch_size or 128, given.draws, given.rounds, device)
         write(Path(given.out) / "variance.csv", variance)

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments import estimators, speed
 from pyro_lottery import imp
@@ -74,10 +75,12 @@ def test_the_speed_commands(tmp_path, monkeypatch, capsys):
     if not importlib.util.find_spec("torch_blue"):  # the extra bench is not for tests
         monkeypatch.setattr(speed, "PEERS", ())
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(torch, "compile", lambda function: function)  # the real one takes half a minute to start
     commands = [c for c in COMMANDS if "experiments.speed" in c]
     assert len(commands) == 2
     for command in commands:
         more = ["--run", str(run.folder.path)] if "--run" in command else []
+        more += ["--kernels", "1000"] if "--kernels" in command else []
         speed.main([*shlex.split(command)[3:], *toy, *more])
     out = capsys.readouterr().out
     assert out.count("| lenet, B 4 | 32 | local, pure torch |") == 2
