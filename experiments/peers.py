@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,15 +24,17 @@ from torch_blue.vi.utils.convert import ban_convert
 
 Factory = Callable[[int], nn.Module]  # number of classes -> plain network
 Step = Callable[[], Tensor]  # one training step -> its loss, detached and still on the device
+Context = Callable[[], AbstractContextManager[Any]]  # what the forward pass runs in, such as autocast
 INIT_SCALE = 0.01  # initial posterior scale as a fraction of the weights' own, which only the first losses notice
 
 
-def _training_step(net: nn.Module, loss: Callable[[], Tensor], lr: float) -> Step:
+def _training_step(net: nn.Module, loss: Callable[[], Tensor], lr: float, context: Context) -> Step:
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
 
     def step() -> Tensor:
         optimizer.zero_grad()
-        value = loss()
+        with context():
+            value = loss()
         value.backward()
         optimizer.step()
         return value.detach().as_subclass(Tensor)
@@ -48,6 +51,7 @@ def torch_blue_step(
     samples: int = 1,
     lr: float = 1e-3,
     kl: str = "sampled",
+    context: Context = nullcontext,
 ) -> Step:
     """``kl="sampled"`` is the loss of the library's quickstart, log q(w) - log p(w); ``"analytic"`` is its closed form.
 
@@ -66,7 +70,7 @@ def torch_blue_step(
     exact = {"analytic": True, "sampled": False}[kl]
     loss = partial(vi.AnalyticalKullbackLeiblerLoss, net) if exact else vi.KullbackLeiblerLoss
     criterion: nn.Module = loss(Categorical(), dataset_size=num_data)
-    return _training_step(net, lambda: criterion(net(x, samples=samples), y) / num_data, lr)
+    return _training_step(net, lambda: criterion(net(x, samples=samples), y) / num_data, lr, context)
 
 
 def bayesian_torch_step(
@@ -78,6 +82,7 @@ def bayesian_torch_step(
     samples: int = 1,
     lr: float = 1e-3,
     kind: str = "Reparameterization",
+    context: Context = nullcontext,
 ) -> Step:
     """``kind`` is the library's estimator, ``"Reparameterization"`` or ``"Flipout"``."""
     net = net_factory(num_classes)
@@ -92,7 +97,7 @@ def bayesian_torch_step(
         kl: Tensor = get_kl_loss(net)
         return torch.stack([F.cross_entropy(net(x), y) for _ in range(samples)]).mean() + kl / num_data
 
-    return _training_step(net, loss, lr)
+    return _training_step(net, loss, lr, context)
 
 
 def _kl_sum(kl_mean: Callable[..., Tensor], mu: Tensor, *args: Any) -> Tensor:

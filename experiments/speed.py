@@ -6,7 +6,8 @@ that whatever else happens on the machine happens to all. ``det`` is the determi
 ``--run RUN`` also the variance of every estimator's gradient at that run's trained dense network, one batch held
 fixed, and the efficiency 1 / (time × variance).
 
-Writes ``OUT/steps.csv``, ``OUT/variance.csv`` and prints both as Markdown; ``python -m plots.speed OUT`` draws them.
+``--evaluate`` and ``--kernels`` add predictions and the kernels alone. Writes ``OUT/steps.csv``, ``variance.csv``,
+``evaluation.csv`` and ``kernels.csv`` and prints them as Markdown; ``python -m plots.speed OUT`` draws them.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ OURS = {
     "one weight sample, pure torch": ("weights", 1, "torch", 1.0),
     "local, compiled": ("local", 1, "compiled", 1.0),
     "local, pure torch": ("local", 1, "torch", 1.0),
-    "ten weight samples, compiled": ("weights", 10, "compiled", 1.0),
+    "ten weight samples": ("weights", 10, "auto", 1.0),
     f"one weight sample at {100 * DENSITY:g} %, compiled": ("weights", 1, "compiled", DENSITY),
     f"one weight sample at {100 * DENSITY:g} %, pure torch": ("weights", 1, "torch", DENSITY),
 }
@@ -74,13 +75,13 @@ def stock(arch: str, x: Tensor, y: Tensor, precision: str) -> Step:
     """Pyro's own AutoNormal, SVI and Trace_ELBO on our model; its optimizer has one Adam per tensor."""
     model = _model(arch).to(x.device)
     guide = pl.guides.auto(AutoNormal, model)
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": LR}), Trace_ELBO())
 
-    def step() -> None:
+    def cast(*args: Any, **kwargs: Any) -> Any:
         with autocast(x.device, precision):
-            svi.step(x, y)
+            return model(*args, **kwargs)
 
-    return step
+    svi = SVI(cast, guide, pyro.optim.Adam({"lr": LR}), Trace_ELBO())
+    return lambda: svi.step(x, y)
 
 
 def ours(
@@ -116,16 +117,13 @@ def peer(name: str, arch: str, x: Tensor, y: Tensor, precision: str) -> Step:
     def net(classes: int) -> torch.nn.Module:
         return pl.create_model(arch, num_classes=classes).to(memory_format=torch.channels_last)
 
+    def context() -> Any:
+        return autocast(x.device, precision)
+
     if name == "bayesian-torch":
-        step = peers.bayesian_torch_step(net, 10, x, y, NUM_DATA)
-    else:
-        step = peers.torch_blue_step(net, 10, x, y, NUM_DATA, kl="analytic" if "analytic" in name else "sampled")
-
-    def timed() -> None:
-        with autocast(x.device, precision):
-            step()
-
-    return timed
+        return peers.bayesian_torch_step(net, 10, x, y, NUM_DATA, context=context)
+    kl = "analytic" if "analytic" in name else "sampled"
+    return peers.torch_blue_step(net, 10, x, y, NUM_DATA, kl=kl, context=context)
 
 
 def candidates(arch: str, x: Tensor, y: Tensor, precision: str, with_peers: bool) -> dict[str, Step]:
@@ -136,7 +134,7 @@ def candidates(arch: str, x: Tensor, y: Tensor, precision: str, with_peers: bool
         "stock Pyro": stock(arch, x, y, precision),
     }
     for name, options in OURS.items():
-        if "compiled" not in options or (compiled.problem() is None and x.device.type == "cpu"):
+        if "compiled" not in options or _has_compiled(x.device):
             found[name] = ours(arch, x, y, precision, *options)
     if with_peers:
         found |= {name: peer(name, arch, x, y, precision) for name in PEERS}
@@ -162,11 +160,13 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def ratio_rows(arch: str, batch: int, precision: str, seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """One row a candidate: the median step and the ratio to ``det`` of the same round (median, least, greatest)."""
+def ratio_rows(
+    arch: str, batch: int, precision: str, seconds: dict[str, list[float]], reference: str
+) -> list[dict[str, Any]]:
+    """One row a candidate: the median step and the ratio to ``reference`` in the same round (median, least, greatest)."""
     rows = []
     for name, own in seconds.items():
-        ratios = [a / b for a, b in zip(own, seconds["det"], strict=True)]
+        ratios = [a / b for a, b in zip(own, seconds[reference], strict=True)]
         rows.append(
             {
                 "arch": arch, "batch": batch, "precision": precision, "candidate": name, "rounds": len(own),
@@ -177,7 +177,7 @@ def ratio_rows(arch: str, batch: int, precision: str, seconds: dict[str, list[fl
     return rows
 
 
-def variance_rows(path: str, batch: int, draws: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+def variance_rows(path: str, batch: int, draws: int, precision: str, device: torch.device) -> list[dict[str, Any]]:
     """Trace of the covariance of the gradient of all locs and of all log-scales, per estimator, at a trained state."""
     run = pl.load_run(path)
     trained = run.level(0).load_model(device)
@@ -188,36 +188,39 @@ def variance_rows(path: str, batch: int, draws: int, rounds: int, device: torch.
     model.train()
     rows: list[dict[str, Any]] = []
     for name, (estimator, samples, kernel_path, density) in OURS.items():
-        if density < 1 or kernel_path == "torch":
+        if density < 1 or kernel_path == ("torch" if _has_compiled(device) else "compiled"):
             continue
-        elbo = pl.ELBO(estimator=estimator)
+        elbo, seconds = pl.ELBO(estimator=estimator), []
         mean = {"loc": torch.zeros_like(guide.loc), "log_scale": torch.zeros_like(guide.log_scale)}
-        square = {key: torch.zeros_like(value) for key, value in mean.items()}
-        seconds = []
-        for _ in range(draws):
+        spread = {key: torch.zeros_like(value) for key, value in mean.items()}
+        for draw in range(1, draws + 1):
             _wait(device)
             began = time.perf_counter()
             guide.zero_grad()
             for sample in range(samples):
-                terms = elbo.terms(model, guide, x, y, closed_forms=0 if sample else samples)
+                with kernels.using(kernel_path), autocast(device, precision):
+                    terms = elbo.terms(model, guide, x, y, closed_forms=0 if sample else samples)
                 ((terms.nll + terms.kl) / (model.num_data * samples)).backward()
             _wait(device)
             seconds.append(time.perf_counter() - began)
-            for key in mean:
+            for key in mean:  # Welford's update: the noise may be far smaller than the mean
                 grad = getattr(guide, key).grad
-                mean[key] += grad / draws
-                square[key] += grad.square() / draws
-        row: dict[str, Any] = {"arch": run.config.arch, "batch": batch, "candidate": name, "draws": draws}
-        row["ms"] = 1000 * statistics.median(seconds)
-        for key in mean:
-            row[key] = float((square[key] - mean[key].square()).clamp_min(0).sum()) * draws / (draws - 1)
-        rows.append(row)
+                before = grad - mean[key]
+                mean[key] += before / draw
+                spread[key] += before * (grad - mean[key])
+        row: dict[str, Any] = {"arch": run.config.arch, "batch": batch, "precision": precision, "candidate": name}
+        row |= {"draws": draws, "ms": 1000 * statistics.median(seconds)}
+        rows.append(row | {key: float(value.sum()) / (draws - 1) for key, value in spread.items()})
     one = rows[0]
     for row in rows:
         for key in ("loc", "log_scale"):
             row[f"{key}_ratio"] = row[key] / one[key]
             row[f"{key}_efficiency"] = one["ms"] * one[key] / (row["ms"] * row[key])
     return rows
+
+
+def _has_compiled(device: torch.device) -> bool:
+    return compiled.problem() is None and device.type == "cpu"
 
 
 def evaluation_rows(arch: str, images: Tensor, samples: int, rounds: int, precision: str) -> list[dict[str, Any]]:
@@ -230,21 +233,23 @@ def evaluation_rows(arch: str, images: Tensor, samples: int, rounds: int, precis
     posterior = pl.posterior(guide)
     loc, scale = ({n: v.contiguous() for n, v in p.items()} for p in (posterior.loc, posterior.scale or {}))
 
+    usual = [part.contiguous() for part in images.split(500)]
+
     @torch.no_grad()
     def plain() -> Tensor:
         total = torch.zeros(len(images), 10, device=images.device)
         for _ in range(samples):
             weights = {name: value + scale[name] * torch.randn_like(value) for name, value in loc.items()}
-            parts = [torch.func.functional_call(net, weights, part.contiguous()) for part in images.split(500)]
+            parts = [torch.func.functional_call(net, weights, part) for part in usual]
             total += torch.cat(parts).softmax(-1)
         return total / samples
 
     loops = {
-        "det": plain,
-        "ours": lambda: pl.predict(model, guide, images, samples, precision=precision),
+        "plain fp32 loop": plain,
+        "predict": lambda: pl.predict(model, guide, images, samples, precision=precision),
     }
-    rows = ratio_rows(arch, len(images), precision, time_steps(loops, rounds, images.device))
-    return [row | {"candidate": name} for row, name in zip(rows, ("plain fp32 loop", "predict"), strict=True)]
+    seconds = time_steps(loops, rounds, images.device)
+    return ratio_rows(arch, len(images), precision, seconds, "plain fp32 loop")
 
 
 def kernel_rows(count: int, rounds: int) -> list[dict[str, Any]]:
@@ -256,11 +261,11 @@ def kernel_rows(count: int, rounds: int) -> list[dict[str, Any]]:
 
     def of(path: Any) -> dict[str, Step]:
         return {
-            "noise": lambda: path.normal(count, loc.device),
+            "noise": lambda: path.normal(count, loc),
             "sample": lambda: path.sample(layout, loc, log_scale),
             "KL": lambda: path.kl(layout, loc, log_scale, m, s),
             "gradients of sample and KL": lambda: path.sample_grad(layout, g, w, loc, log_scale, m, s, weight),
-            "perturb": lambda: path.perturb(w.clone(), w.clone()),
+            "perturb, with copy and exp": lambda: path.perturb(loc.clone(), log_scale.exp()),
         }
 
     compiled_noise = torch.compile(torch.randn_like)
@@ -268,10 +273,9 @@ def kernel_rows(count: int, rounds: int) -> list[dict[str, Any]]:
     inductor = {"noise": lambda: compiled_noise(loc), "sample": lambda: compiled_sample(loc, log_scale)}
     rows = []
     for name, step in of(torch_path).items():
-        ways = {"det": step} | ({"C": of(compiled)[name]} if compiled.problem() is None else {})
+        ways = {"torch": step} | ({"C": of(compiled)[name]} if compiled.problem() is None else {})
         ways |= {"torch.compile": inductor[name]} if name in inductor else {}
-        for row in ratio_rows(name, count, "32", time_steps(ways, rounds, loc.device)):
-            rows.append(row | {"candidate": "torch" if row["candidate"] == "det" else row["candidate"]})
+        rows += ratio_rows(name, count, "32", time_steps(ways, rounds, loc.device), "torch")
     return rows
 
 
@@ -345,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         x = channels_last(torch.randn(batch, 3, given.image_size, given.image_size, device=device))
         y = torch.randint(0, 10, (batch,), device=device)
         steps = candidates(arch, x, y, precision, given.peers)
-        new = ratio_rows(arch, batch, precision, time_steps(steps, given.rounds, device))
+        new = ratio_rows(arch, batch, precision, time_steps(steps, given.rounds, device), "det")
         rows += new
         write(Path(given.out) / "steps.csv", rows)
         print(markdown(new, STEP_COLUMNS), end="\n\n", flush=True)
@@ -361,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write(Path(given.out) / "kernels.csv", table)
         print(markdown(table, KERNEL_COLUMNS), end="\n\n", flush=True)
     if given.run:
-        variance = variance_rows(given.run, given.batch_size or 128, given.draws, given.rounds, device)
+        variance = variance_rows(given.run, given.batch_size or 128, given.draws, precision, device)
         write(Path(given.out) / "variance.csv", variance)
         print(markdown(variance, VARIANCE_COLUMNS))
 

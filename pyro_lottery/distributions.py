@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Size, Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributions import kl_divergence, register_kl
 
 from pyro_lottery import kernels
@@ -86,9 +87,10 @@ class Draw:
         To be called once, after the samples or moments were taken and before the backward pass.
         """
         out = (self.__dict__.get("_moments") or self._sampled)[0]
+        loc, scale = loc.to(self.loc), scale.to(self.loc)
         self._priors.loc, self._priors.scale = loc, scale
         with torch.no_grad():
-            path = kernels.path(self.loc, loc)
+            path = kernels.path(self.loc)
             out.detach().copy_(path.kl(self.layout, self.loc, self.log_scale, loc, scale))
         return out
 
@@ -108,16 +110,17 @@ class _Samples(torch.autograd.Function):
     def forward(ctx: Any, loc: Tensor, log_scale: Tensor, layout: Layout, priors: _Priors) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         flat = kernels.path(loc).sample(layout, loc, log_scale)
-        ctx.save_for_backward(loc, log_scale)
-        ctx.flat, ctx.layout, ctx.priors = flat, layout, priors
+        ctx.save_for_backward(loc, log_scale, flat)
+        ctx.layout, ctx.priors = layout, priors
         return (loc.new_zeros(len(layout.shapes)), *layout.views(flat))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, weight: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        loc, log_scale = ctx.saved_tensors
+        loc, log_scale, flat = ctx.saved_tensors
         path, m, s, weight = _prior_terms(ctx, loc, weight)
         g = [None if grad is None else flatten(grad) for grad in grads]
-        return (*path.sample_grad(ctx.layout, g, ctx.flat, loc, log_scale, m, s, weight), None, None)
+        return (*path.sample_grad(ctx.layout, g, flat, loc, log_scale, m, s, weight), None, None)
 
 
 class _Moments(torch.autograd.Function):
@@ -132,6 +135,7 @@ class _Moments(torch.autograd.Function):
         return (loc.new_zeros(len(layout.shapes)), *layout.views(mean), *layout.views(variance))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, weight: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         loc, log_scale = ctx.saved_tensors
         path, m, s, weight = _prior_terms(ctx, loc, weight)
@@ -184,12 +188,16 @@ class SiteNormal(dist.TorchDistribution):
     def variance(self) -> Tensor:
         return self.scale.square()
 
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():  # not the shared draw, which others need the gradient of
+            return self.plain().sample(sample_shape)
+
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         if self._first and not sample_shape:
             self._first = False
             return self.draw.samples[self.number]
         shape = Size(sample_shape) + self.batch_shape
-        return self.loc + self.scale * torch.randn(shape, device=self.loc.device)
+        return self.loc + self.scale * torch.randn(shape, device=self.loc.device, dtype=self.loc.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.plain().log_prob(value)
@@ -209,12 +217,14 @@ class SiteNormal(dist.TorchDistribution):
 
 @register_kl(SiteNormal, torch.distributions.Distribution)
 def _kl_site_normal(q: SiteNormal, p: Any) -> Tensor:
+    masks = [q.kept] if q.kept is not None else []
     if isinstance(p, Pruned):
+        masks.append(p._mask)
         p = p.base_dist
-    plain = q.plain()
-    if isinstance(plain, Pruned):
-        return torch.where(plain._mask, kl_divergence(plain.base_dist, p), 0.0)
-    return kl_divergence(plain, p)
+    kl = kl_divergence(dist.Normal(q.loc, q.scale if q.kept is None else torch.where(q.kept, q.scale, 1.0)), p)
+    for mask in masks:
+        kl = torch.where(mask, kl, 0.0)
+    return kl
 
 
 def base(fn: Any) -> Any:
@@ -222,10 +232,15 @@ def base(fn: Any) -> Any:
     return fn.base_dist if isinstance(fn, dist.Independent) else fn
 
 
-def one_number(fn: Any) -> tuple[Tensor, Tensor] | None:
-    """Loc and scale of a Normal that is the same for every weight, as two scalars; None for anything else."""
+def one_number(fn: Any, kept: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+    """Loc and scale of a Normal that is the same for every weight, as two scalars; None for anything else.
+
+    A pruned one counts if its mask is ``kept``.
+    """
     fn = base(fn)
     if isinstance(fn, Pruned):
+        if fn._mask is not kept:
+            return None
         fn = fn.base_dist
     if type(fn) is not dist.Normal:
         return None

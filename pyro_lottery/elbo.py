@@ -52,8 +52,8 @@ class ELBO(Trace_ELBO):
     def terms(self, model: Any, guide: Any, *args: Any, closed_forms: float = 1.0, **kwargs: Any) -> Terms:
         """One weight sample: scalar tensors ``nll`` and ``kl``, and what the model returned.
 
-        ``closed_forms`` multiplies the closed-form KL of a mean-field guide. It is the same for each of S samples: S
-        for the first and 0 for the others gives the same mean for the cost of one.
+        ``closed_forms`` multiplies the closed-form KL of a mean-field guide from priors N(m, s²). It is the same for
+        each of S samples: S for the first and 0 for the others gives the same mean for the cost of one.
         """
         with self._noise:
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -76,11 +76,13 @@ class ELBO(Trace_ELBO):
                     f"site {name!r}: the prior is scaled by {site['scale']} but the guide by {q['scale']}; "
                     "build the guide with pyro_lottery.guides, which share the KL temperature"
                 )
-            prior = one_number(site["fn"]) if self.kl == "analytic" and site["mask"] is None else None
-            if prior is not None and isinstance(base(q["fn"]), SiteNormal):
-                shared.setdefault(base(q["fn"]).draw, []).append((base(q["fn"]).number, *prior, site["scale"]))
-                del posteriors[name]
-                continue
+            own = base(q["fn"])
+            if isinstance(own, SiteNormal) and self.kl == "analytic" and site["mask"] is None:
+                prior = one_number(site["fn"], own.kept)
+                if prior is not None:
+                    shared.setdefault(own.draw, []).append((own.number, *prior, site["scale"]))
+                    del posteriors[name]
+                    continue
             closed = self._closed_form(q, site)
             if closed is not None:
                 kl = kl + closed

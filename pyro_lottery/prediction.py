@@ -43,8 +43,9 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 def autocast(device: torch.device, precision: str) -> Any:
     """The context of a forward pass: bf16 autocast, or nothing for fp32."""
+    precision = resolve_precision(precision, device)
     if precision not in PRECISIONS:
-        raise unknown("precision", precision, PRECISIONS)
+        raise unknown("precision", precision, (*PRECISIONS, "auto"))
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 

@@ -121,7 +121,7 @@ def facts(config: Config, shape: Shape, device: torch.device) -> dict[str, Any]:
         "data": asdict(shape),
         "versions": versions | {"python": platform.python_version()},
         "hardware": {"device": device.type, "name": hardware, "threads": torch.get_num_threads()},
-        "kernels": kernels.path(torch.empty(0, device=device)).__name__.rpartition(".")[2],
+        "kernels": kernels.path(torch.empty(0, dtype=torch.float32, device=device)).__name__.rpartition(".")[2],
     }
 
 

@@ -104,7 +104,8 @@ def train(
     ``epoch`` (from 1), ``loss = nll + kl_weight·kl`` in nats (``nll`` per example, ``kl`` whole), ``train_accuracy``,
     ``test_accuracy`` and, with a validation split, ``val_accuracy`` from ``history_samples`` posterior samples
     (default: ``train_samples``), ``lr`` and ``seconds`` of training. Prune with
-    :func:`pyro_lottery.handlers.sparsify` around the call. All randomness follows ``(seed, level, epoch)``.
+    :func:`pyro_lottery.handlers.sparsify` around the call; on a processor the process then keeps the memory it frees
+    (:func:`pyro_lottery.kernels.keep_memory`). All randomness follows ``(seed, level, epoch)``.
     Raises ``Diverged`` when a loss is not finite.
     """
     if model.num_data != len(data.train):
@@ -197,6 +198,7 @@ def _step(
             correct = (terms.output.argmax(-1) == y).sum()
             nll = terms.nll * (len(y) / model.num_data)
             sums[:EXAMPLES] += torch.stack([nll, terms.kl, correct]).float() / samples
+        del terms  # or its graph would live until the next sample's is complete
     optimizer.step()
     sums[EXAMPLES] += len(y)
     sums[FINITE_STEPS] += sums.isfinite().all()

@@ -103,9 +103,79 @@ def test_one_number_priors_are_told_from_others():
     loc, scale = one_number(dist.Normal(torch.tensor(0.5), torch.tensor(2.0)).expand(shape).to_event(2))
     assert (loc.item(), scale.item()) == (0.5, 2.0)
     mask = torch.ones(shape, dtype=torch.bool)
-    assert one_number(Pruned(dist.Normal(torch.zeros(()), torch.ones(())).expand(shape), mask).to_event(2)) is not None
+    pruned = Pruned(dist.Normal(torch.zeros(()), torch.ones(())).expand(shape), mask).to_event(2)
+    assert one_number(pruned, mask) is not None
+    assert one_number(pruned, mask.clone()) is None
     assert one_number(dist.Normal(torch.zeros(shape), 1.0).to_event(2)) is None
     assert one_number(dist.Laplace(0.0, 1.0).expand(shape)) is None
     learned = torch.ones((), requires_grad=True)
     assert one_number(dist.Normal(torch.zeros(()), learned).expand(shape)) is None
     assert base(dist.Normal(0.0, 1.0).expand(shape).to_event(2)).batch_shape == shape
+
+
+@pytest.mark.parametrize("moments", [False, True])
+def test_expanded_and_strided_gradients_are_read_as_what_they_are(draw, moments):
+    values = (*draw.means, *draw.variances) if moments else draw.samples
+    plain = (*draw.locs, *(s.square() for s in draw.scales)) if moments else None
+    if plain is None:
+        noise = [(v - m).detach() for v, m in zip(values, draw.locs, strict=True)]
+        plain = [
+            m + s * torch.where(s > 0, e / s, 0.0).detach()
+            for m, s, e in zip(draw.locs, draw.scales, noise, strict=True)
+        ]
+    inputs = (draw.loc, draw.log_scale)
+
+    def gradients(tensors):
+        strided = torch.arange(8.0).view(4, 2)[:, 1]
+        loss = sum(t.sum() for t in tensors) + (tensors[1] * strided).sum() + tensors[0].mean(0).sum()
+        return torch.autograd.grad(loss + (tensors[2].T @ torch.ones(6, 2)).sum(), inputs)
+
+    for a, b in zip(gradients(values), gradients(plain), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_take_the_torch_path_and_keep_their_type(dtype):
+    layout = Layout(SHAPES)
+    loc = torch.randn(layout.total, dtype=dtype).requires_grad_()
+    log_scale = torch.full((layout.total,), -2.0, dtype=dtype).requires_grad_()
+    draw = Draw(loc, log_scale, layout)
+    assert all(v.dtype == dtype for v in draw.samples)
+    kl = draw.kl(torch.zeros(3), torch.ones(3)).sum()
+    kl.backward()
+    torch.testing.assert_close(loc.grad, loc.detach(), rtol=1e-2, atol=1e-2)
+
+
+def test_priors_of_another_precision_give_the_same_kl_and_gradient(draw):
+    inputs = (draw.loc, draw.log_scale)
+    m, s = torch.tensor([0.3, 0.0, 1.0]), torch.tensor([0.7, 1.0, 2.0])
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        again = Draw(*inputs, draw.layout)
+        again.samples[0].sum()
+        found.append(torch.autograd.grad(again.kl(m.to(dtype), s.to(dtype)).sum(), inputs))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_default_type_of_double_changes_nothing(draw):
+    torch.manual_seed(0)
+    usual = Draw(draw.loc, draw.log_scale, draw.layout).samples
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.manual_seed(0)
+        again = Draw(draw.loc, draw.log_scale, draw.layout).samples
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(usual, again, strict=True))
+
+
+def test_second_derivatives_are_refused(draw):
+    (first,) = torch.autograd.grad(sum((v**3).sum() for v in draw.samples), draw.loc, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        first.sum().backward()
+
+
+def test_a_sample_without_gradient_leaves_the_shared_draw_alone(draw):
+    SiteNormal(draw, 0).sample()
+    assert SiteNormal(draw, 1).rsample().requires_grad

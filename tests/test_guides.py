@@ -263,3 +263,26 @@ def test_convolution_weights_lie_in_channels_last_order(tiny_model):
         for v in pl.guides.mean_field(tiny_model)().values()
         if v.ndim == 4
     )
+
+
+def test_compression_nests_keeps_frozen_parameters_frozen_and_copies(tiny_model, half_mask):
+    guide = pl.guides.mean_field(tiny_model)
+    guide.log_scale.requires_grad_(False)
+    size = guide.loc.numel()
+    with pl.handlers.sparsify(half_mask), guides.compressed(guide):
+        kept = guide.loc.numel()
+        with guides.compressed(guide):
+            guide()
+        assert guide.loc.numel() == kept < size
+        assert not guide.log_scale.requires_grad
+        copy.deepcopy(guide)()
+        with pytest.raises(pl.UserError, match="cannot be set"):
+            pl.guides.set_posterior_(guide, pl.posterior(guide))
+    assert guide.loc.numel() == size
+
+
+def test_a_guides_state_is_loaded_though_another_modules_is_missing(tiny_model):
+    both = nn.ModuleDict({"other": nn.Linear(2, 2), "guide": pl.guides.mean_field(tiny_model)})
+    state = {name: torch.ones_like(v) for name, v in both.state_dict().items() if name.startswith("guide.")}
+    both.load_state_dict(state, strict=False)
+    assert (both["guide"].loc == 1).all()

@@ -77,27 +77,30 @@ class FlatGuide(Tempered):
         masks = tuple(active_mask(name, shape, self.loc.device) for name, shape in self.shapes.items())
         parameters = [getattr(self, name) for name in self.flat]
         if _same(masks, self.layout.masks):
+            self.layout.masks = masks  # so that the next comparison is of objects, and a GPU is not waited for
             return self.layout, parameters
         if self.layout.index is not None:
             raise UserError("this guide keeps only the weights of another mask until its training ends")
         if not _same(masks, self._masked.masks):
             self._masked = Layout(self.layout.shapes, masks, self.loc.device)
+        self._masked.masks = masks
         return self._masked, [self._masked.keep(p) for p in parameters]
 
-    def compress_(self) -> dict[str, nn.Parameter]:
+    def compress_(self) -> tuple[Layout, dict[str, nn.Parameter]]:
         """Keep only the weights that the enclosing ``sparsify`` leaves as parameters; returns what :meth:`expand_` needs."""
         layout, kept = self.under_masks()
-        dense = {name: getattr(self, name) for name in self.flat}
+        before = self.layout, {name: getattr(self, name) for name in self.flat}
         if layout is not self.layout:
             self.layout = layout
             for name, values in zip(self.flat, kept, strict=True):
-                setattr(self, name, nn.Parameter(values.detach().clone()))
-        return dense
+                dense = before[1][name]
+                setattr(self, name, nn.Parameter(values.detach().clone(), requires_grad=dense.requires_grad))
+        return before
 
     @torch.no_grad()
-    def expand_(self, dense: dict[str, nn.Parameter]) -> None:
+    def expand_(self, before: tuple[Layout, dict[str, nn.Parameter]]) -> None:
         """Undo :meth:`compress_`: trained values go where they belong; the loc of every pruned weight becomes 0."""
-        for name, parameter in dense.items():
+        for name, parameter in before[1].items():
             kept = getattr(self, name)
             if kept is not parameter:
                 if name == "loc":
@@ -106,7 +109,7 @@ class FlatGuide(Tempered):
                 parameter.index_copy_(0, self.layout.index, kept)
                 parameter.grad = None
                 setattr(self, name, parameter)
-        self.layout = Layout(self.layout.shapes)
+        self.layout = before[0]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for name in self.flat:
@@ -120,11 +123,12 @@ class FlatGuide(Tempered):
         errors: list[str],
     ) -> None:  # fmt: skip
         expected = {f"{prefix}{name}.{site}": shape for name in self.flat for site, shape in self.shapes.items()}
-        missing += [key for key in expected if key not in state]
+        absent = [key for key in expected if key not in state]
+        missing += absent
         unexpected += [key for key in state if key.startswith(prefix) and key not in expected]
         wrong = [key for key, shape in expected.items() if key in state and state[key].shape != shape]
         errors += [f"{key} is {tuple(state[key].shape)}, but the site is {tuple(expected[key])}" for key in wrong]
-        if missing or wrong:
+        if absent or wrong:
             return
         for name in self.flat:
             values = [flatten(state[f"{prefix}{name}.{site}"]) for site in self.shapes]
@@ -262,4 +266,7 @@ def _is_real(support: Any) -> bool:
 
 
 def _same(masks: tuple[Tensor | None, ...], others: tuple[Tensor | None, ...]) -> bool:
-    return all(a is b for a, b in zip(masks, others, strict=True))
+    return all(
+        a is b or (a is not None and b is not None and a.device == b.device and torch.equal(a, b))
+        for a, b in zip(masks, others, strict=True)
+    )

@@ -53,6 +53,8 @@ def set_posterior_(guide: AutoGuide, posterior: Posterior) -> None:
 
     A scale of 0 (a pruned weight) becomes 1, which no mask lets through. Missing, unknown or mis-shaped sites raise.
     """
+    if isinstance(guide, FlatGuide) and guide.layout.index is not None:
+        raise UserError("a guide that keeps only surviving weights while it trains cannot be set; do so before")
     raw = raw_locs(guide)
     for what, sites in (("loc", posterior.loc), ("scale", posterior.scale)):
         if sites is None:
@@ -140,7 +142,7 @@ def _loc_parameters(guide: AutoGuide) -> list[Tensor]:
 
 
 def raw_locs(guide: AutoGuide) -> dict[str, Tensor]:
-    """Writable views of every site's loc."""
+    """Views of every site's loc; writable ones, unless the guide is compressed."""
     if isinstance(guide, FlatGuide):
         return guide.unpack(guide.loc.data)
     _loc_parameters(guide)  # raises for a guide that has none

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from typing import Any
 
@@ -11,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from pyro_lottery import kernels
-from pyro_lottery.distributions import SiteNormal, base
+from pyro_lottery.distributions import Pruned, SiteNormal, base
 from pyro_lottery.handlers.sparsify import active_mask
 
 
@@ -36,10 +36,15 @@ class LocalReparameterizationMessenger(Messenger):
         super().__exit__(*exception)
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["value"] is not None or msg["infer"].get("is_auxiliary"):
+        if msg["is_observed"] or msg["value"] is not None:
+            return
+        if msg["infer"].get("is_auxiliary"):
+            _say_once(msg["name"], "is drawn for other sites")
             return
         moments = _moments(msg["name"], base(msg["fn"]))
         if moments is None:
+            if not isinstance(msg["fn"], dist.Delta):
+                _say_once(msg["name"], f"is a {type(base(msg['fn'])).__name__}, not a Normal per weight")
             return
         # The site's value is its mean. Layers recognise it and add the noise; the ELBO, if it needs the
         # log-probability of a weight, is told that nobody has drawn one.
@@ -52,6 +57,8 @@ def _moments(name: str, fn: Any) -> tuple[Tensor, Tensor] | None:
     """Mean and variance of a Normal per weight, 0 where pruned; None for any other distribution."""
     if isinstance(fn, SiteNormal):
         return fn.draw.means[fn.number], fn.draw.variances[fn.number]
+    if isinstance(fn, Pruned) and type(fn.base_dist) is dist.Normal:
+        return torch.where(fn._mask, fn.base_dist.loc, 0.0), torch.where(fn._mask, fn.base_dist.scale.square(), 0.0)
     if type(fn) is not dist.Normal:
         return None
     loc, variance = fn.loc.view_as(fn.loc), fn.scale.square()  # a tensor of its own, to be recognised by
@@ -100,7 +107,7 @@ class _NoisyLayers(TorchFunctionMode):
         noisy = self.weights.get(id(value))
         if noisy is None:
             return value
-        _say_once(noisy.name, getattr(func, "__name__", str(func)))
+        _say_once(noisy.name, f"is used by {getattr(func, '__name__', func)}, not as the weight of a layer")
         return noisy.sample
 
     def _layer(
@@ -108,7 +115,7 @@ class _NoisyLayers(TorchFunctionMode):
     ) -> Tensor:
         input = self._sampled(input, func)
         noisy, noisy_bias = self.weights.get(id(weight)), self.weights.get(id(bias))
-        if noisy is None:  # the weight itself was sampled before: so is its bias
+        if noisy is None:  # a weight that is sampled or not random: its bias is sampled too
             return func(input, weight, noisy_bias.sample if noisy_bias else bias, *rest, **more)
         mean = func(input, noisy.mean, bias, *rest, **more)  # a noisy bias is its own mean
         variance = func(_Square.apply(input), noisy.variance, noisy_bias and noisy_bias.variance, *rest, **more)
@@ -121,7 +128,6 @@ class _NoisyLayers(TorchFunctionMode):
             "dropout_p", "out_proj_weight", "out_proj_bias",
         )  # fmt: skip
         a = dict(zip(names, rest, strict=False)) | more
-        rest = rest[len(names) :]
         width, packed, bias = a["embed_dim_to_check"], a["in_proj_weight"], a["in_proj_bias"]
         biases = (None,) * 3 if bias is None else self._thirds(bias, width)
         separate = a.pop("use_separate_proj_weight", False)
@@ -170,23 +176,26 @@ class _Perturb(torch.autograd.Function):
     def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
         dense = mean.is_contiguous() or mean.is_contiguous(memory_format=torch.channels_last)
         mean = (mean if dense else mean.contiguous()).detach()
-        if variance.stride() != mean.stride():
+        if variance.stride() != mean.stride() or variance.dtype != mean.dtype:
             variance = torch.empty_like(mean).copy_(variance)
-        out, ctx.rate = kernels.path(mean, variance).perturb(mean, variance.detach())
+        out, rate = kernels.path(mean, bf16=True).perturb(mean, variance.detach())
+        ctx.save_for_backward(rate)
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad, grad * ctx.rate
+        return grad, grad * ctx.saved_tensors[0]
 
 
-@functools.cache
-def _say_once(site: str, function: str) -> None:
-    warnings.warn(
-        f"local reparameterization: site {site!r} is used by {function}, not as the weight of a linear or convolution "
-        "layer; its weights are sampled",
-        stacklevel=6,
-    )
+_said: set[str] = set()
+
+
+def _say_once(site: str, reason: str) -> None:
+    """Warn of the first site of its kind in this process: a network may have hundreds of them."""
+    if reason not in _said:
+        _said.add(reason)
+        warnings.warn(f"local reparameterization: site {site!r} {reason}; weights like it are sampled", stacklevel=2)
 
 
 class _Square(torch.autograd.Function):
@@ -206,8 +215,9 @@ def local_reparameterization() -> LocalReparameterizationMessenger:
     """Within this context a layer with a Normal weight draws its output instead of its weights (Kingma et al. 2015).
 
     y ~ N(x·loc + b, x²·scale² + b's variance) per element: each example has noise of its own, which takes most of the
-    variance out of the gradient for two layer evaluations instead of one. Exact for linear layers; a convolution's
-    outputs have the right mean and variance each, but are independent where weight samples would correlate them.
+    variance out of the gradient for two layer evaluations instead of one. Exact where a linear layer is used once per
+    example. Where a weight is used at several positions (convolutions, tokens) every output has the right mean and
+    variance, but they are independent where weight samples would correlate them.
 
     For Linear, Conv and transposed convolutions and attention's projections, under ``sparsify`` too. The guide's site
     must be a Normal per weight; other sites, and weights that something else than a layer uses, are sampled, which a

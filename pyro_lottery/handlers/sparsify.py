@@ -30,7 +30,8 @@ class SparsifyMessenger(Messenger):
 
     def __init__(self, mask: Mask):
         super().__init__()
-        self.mask = {name: m.bool() for name, m in mask.items()}
+        self.mask = {name: m.bool().clone() for name, m in mask.items()}  # what a caller does to his is his affair
+        self._joined: dict[str, tuple[Tensor, Tensor]] = {}  # an inner handler's mask, and what it shares with ours
         self._sites: set[str] = set()  # every random site met, to tell a misspelt mask from an unused one
 
     def __exit__(self, *exception: Any) -> None:
@@ -54,9 +55,12 @@ class SparsifyMessenger(Messenger):
         site, shape, device = (*msg["args"], None)[:3]
         self._sites.add(site)
         if site in self.mask:
-            mask = self._of(site, shape, device)
-            msg["value"] = mask if msg["value"] is None else mask & msg["value"].to(mask.device)
-            msg["done"] = True
+            mask, inner = self._of(site, shape, device), msg["value"]
+            if inner is not None:
+                if site not in self._joined or self._joined[site][0] is not inner:
+                    self._joined[site] = (inner, mask & inner.to(mask.device))
+                mask = self._joined[site][1]
+            msg["value"], msg["done"] = mask, True
 
     def _pyro_sample(self, msg: Any) -> None:
         # Acts before the value is drawn and changes the distribution itself: a handler that edits the value

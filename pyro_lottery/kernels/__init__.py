@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from pyro_lottery.errors import unknown
@@ -26,12 +27,14 @@ _choice = "auto"
 __all__ = ["PATHS", "Layout", "keep_memory", "path", "using"]
 
 
-def path(*tensors: Tensor) -> ModuleType:
-    """The path for these tensors: compiled code where it can be built and they are fp32 or bf16 on the processor, else torch.
+def path(tensor: Tensor, bf16: bool = False) -> ModuleType:
+    """The path for tensors like this one: compiled code where it can be built and they are fp32 on the processor (for
+    ``perturb`` alone also ``bf16``), else torch.
 
     Says once, as a warning, that there is no compiler.
     """
-    if _choice == "torch" or any(t.device.type != "cpu" or t.dtype not in compiled.DTYPES for t in tensors):
+    known = tensor.dtype == torch.float32 or (bf16 and tensor.dtype == torch.bfloat16)
+    if _choice == "torch" or tensor.device.type != "cpu" or not known:
         return torch_path
     problem = compiled.problem()
     if problem is None:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -24,7 +25,7 @@ from torch import Tensor
 from pyro_lottery.kernels.layout import Layout
 from pyro_lottery.kernels.torch_path import Grads, draw_seed
 
-DTYPES = (torch.float32, torch.bfloat16)
+_LAST = torch.channels_last
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 CHUNK = 4096  # as in kernels.c
@@ -42,17 +43,18 @@ def cache_folder() -> Path:
 
 @functools.cache
 def _load() -> tuple[Any, str | None]:
-    compiler = shutil.which(os.environ.get("CC") or "cc")
-    name = hashlib.sha256(repr((SOURCE.read_bytes(), FLAGS, compiler, _processor())).encode()).hexdigest()[:16]
+    compiler = shlex.split(os.environ.get("CC") or "cc")  # may have arguments, or be run by ccache
+    program = shutil.which(compiler[0])
     try:
-        library = cache_folder() / f"kernels-{name}.so"
+        known = repr((SOURCE.read_bytes(), FLAGS, compiler, program, _processor()))
+        library = cache_folder() / f"kernels-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
         if not library.exists():
-            if compiler is None:
+            if program is None:
                 return None, "there is no C compiler (cc, or what CC names) to build the fast kernels"
             library.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=library.parent) as folder:
                 built = Path(folder) / library.name
-                command = [compiler, *FLAGS, str(SOURCE), "-o", str(built), "-lm"]
+                command = [*compiler, *FLAGS, str(SOURCE), "-o", str(built), "-lm"]
                 done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
                 if done.returncode:
                     reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[0]
@@ -60,7 +62,7 @@ def _load() -> tuple[Any, str | None]:
                 os.replace(built, library)  # whole or not at all, also when two processes build it
         # torch is loaded already, so that the library shares its OpenMP threads instead of bringing its own
         return ctypes.CDLL(str(library)), None
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         return None, f"the fast kernels cannot be built ({error})"
 
 
@@ -81,6 +83,8 @@ def _argument(value: Any) -> Any:
     if value is None:
         return ctypes.c_void_p(None)
     if isinstance(value, Tensor):
+        if value.device.type != "cpu" or not (value.is_contiguous() or value.is_contiguous(memory_format=_LAST)):
+            raise ValueError(f"a kernel got a tensor of strides {value.stride()} on {value.device}")
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, int):
         return ctypes.c_uint64(value)
@@ -92,12 +96,16 @@ def _int64(values: Sequence[int]) -> Any:
 
 
 def _pointers(grads: Grads) -> Any:
-    return (ctypes.c_void_p * len(grads))(*(None if g is None else g.data_ptr() for g in grads))
+    return (ctypes.c_void_p * len(grads))(*(_argument(g).value for g in grads))
 
 
-def normal(count: int, device: torch.device) -> Tensor:
+def _floats(count: int) -> Tensor:
+    return torch.empty(count, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
+
+
+def normal(count: int, like: Tensor) -> Tensor:
     """``count`` standard normal numbers [count]."""
-    out = torch.empty(count)
+    out = _floats(count)
     _call("pl_normal", count, out, draw_seed())
     return out
 
@@ -118,8 +126,8 @@ def moments(layout: Layout, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Ten
 
 def kl(layout: Layout, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor) -> Tensor:
     """KL(N(loc, scale²) ‖ N(m, s²)) summed per site [sites]."""
-    out = torch.empty(len(layout.kept))
-    partial = torch.empty(sum(-(-n // CHUNK) for n in layout.kept), dtype=torch.float64)
+    out = _floats(len(layout.kept))
+    partial = torch.empty(sum(-(-n // CHUNK) for n in layout.kept), dtype=torch.float64, device="cpu")
     _call("pl_kl", len(layout.kept), _int64(layout.offsets), loc, log_scale, m, s, partial, out)
     return out
 
@@ -129,7 +137,7 @@ def sample_grad(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of loc and log_scale from those of every site's sample, and from ``weight`` [sites] times its KL."""
     g_loc, g_log_scale = torch.empty_like(loc), torch.empty_like(loc)
-    weight = torch.zeros(len(g)) if weight is None else weight.contiguous()
+    weight = torch.zeros_like(m) if weight is None else weight.contiguous()
     _call(
         "pl_sample_grad", len(g), _int64(layout.offsets), _int64(layout.starts), _pointers(g), layout.index32, w, loc,
         log_scale, m, s, weight, g_loc, g_log_scale,
@@ -143,7 +151,7 @@ def moments_grad(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The same from gradients of every site's mean and variance."""
     g_loc, g_log_scale = torch.empty_like(loc), torch.empty_like(loc)
-    weight = torch.zeros(len(g_mean)) if weight is None else weight.contiguous()
+    weight = torch.zeros_like(m) if weight is None else weight.contiguous()
     _call(
         "pl_moments_grad", len(g_mean), _int64(layout.offsets), _int64(layout.starts), _pointers(g_mean),
         _pointers(g_variance), layout.index32, loc, log_scale, m, s, weight, g_loc, g_log_scale,
@@ -159,4 +167,4 @@ def perturb(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _output(layout: Layout, like: Tensor) -> Tensor:
-    return torch.empty(layout.total) if layout.index is None else torch.zeros(layout.total)
+    return like.new_empty(layout.total) if layout.index is None else like.new_zeros(layout.total)

@@ -45,6 +45,10 @@ class Layout:
     @cached_property
     def index32(self) -> Tensor | None:
         """:attr:`index` in half the memory."""
+        if self.total >= 2**31:
+            raise OverflowError(
+                f"{self.total} weights are too many for the compiled kernels; use kernels.using('torch')"
+            )
         return None if self.index is None else self.index.int()
 
     def views(self, flat: Tensor) -> list[Tensor]:
@@ -66,7 +70,8 @@ class Layout:
 
 def flatten(value: Tensor) -> Tensor:
     """A site's values in the order in which a flat vector holds them: no copy if they lie so in memory already."""
-    return (value.permute(0, 2, 3, 1) if value.ndim == 4 else value).reshape(-1)
+    # reshape alone leaves the strides of an expanded tensor, such as the gradient of a sum
+    return (value.permute(0, 2, 3, 1) if value.ndim == 4 else value).reshape(-1).contiguous()
 
 
 def unflatten(part: Tensor, shape: Size) -> Tensor:

@@ -23,14 +23,14 @@ Grads = Sequence[Tensor | None]
 
 def draw_seed() -> int:
     """A seed from torch's global generator."""
-    return int(torch.randint(2**63 - 1, ()))
+    return int(torch.randint(2**63 - 1, (), device="cpu"))
 
 
-def normal(count: int, device: torch.device) -> Tensor:
-    """``count`` standard normal numbers [count]; on the processor in fp32, drawn by several threads."""
-    if device.type != "cpu" or count <= CHUNK:
-        return torch.randn(count, device=device)
-    out, seed = torch.empty(count), draw_seed()
+def normal(count: int, like: Tensor) -> Tensor:
+    """``count`` standard normal numbers [count] of ``like``'s device and precision; many of them by several threads."""
+    if like.device.type != "cpu" or count <= CHUNK:
+        return torch.randn(count, device=like.device, dtype=like.dtype)
+    out, seed = like.new_empty(count), draw_seed()
 
     def fill(start: int) -> None:
         out[start : start + CHUNK].normal_(generator=torch.Generator().manual_seed((seed + start) % 2**63))
@@ -42,7 +42,7 @@ def normal(count: int, device: torch.device) -> Tensor:
 
 def sample(layout: Layout, loc: Tensor, log_scale: Tensor) -> Tensor:
     """A vector of all weights: w = loc + exp(log_scale)·ε where kept, else 0."""
-    noise = normal(len(loc), loc.device)
+    noise = normal(len(loc), loc)
     return layout.scatter(torch.addcmul(loc, log_scale.exp(), noise, out=noise))
 
 
@@ -86,7 +86,7 @@ def perturb(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
 
     Never a clamp: clamped at 1e-12, filters without weights would get gradients of 1e6.
     """
-    noise = normal(mean.numel(), mean.device).as_strided(mean.shape, mean.stride()).to(mean.dtype)
+    noise = normal(mean.numel(), mean).as_strided(mean.shape, mean.stride())
     varies = variance > TINY
     rate = torch.where(varies, variance, 1.0).rsqrt_().mul_(varies)
     return torch.addcmul(mean, variance * rate, noise), noise.mul_(rate).mul_(0.5)

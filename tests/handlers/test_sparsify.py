@@ -143,3 +143,34 @@ def test_sparsify_decorates_a_callable(tiny_model, half_mask):
     assert (pruned()["hidden.weight"][~half_mask["hidden.weight"]] == 0).all()
     assert (guide()["hidden.weight"] != 0).all()
     assert not pyro.poutine.runtime._PYRO_STACK
+
+
+def test_nested_masks_keep_what_all_keep_and_stay_the_same_object(tiny_model, half_mask):
+    guide = pl.guides.mean_field(tiny_model)
+    other = {"conv.weight": torch.rand(4, 1, 3, 3) < 0.5}
+    with pl.handlers.sparsify(half_mask), pl.handlers.sparsify(other):
+        shape = torch.Size((4, 1, 3, 3))
+        joined = pl.handlers.active_mask("conv.weight", shape)
+        assert joined is pl.handlers.active_mask("conv.weight", shape)
+        assert torch.equal(joined, half_mask["conv.weight"] & other["conv.weight"])
+        with pl.guides.compressed(guide):
+            assert torch.equal(guide()["conv.weight"] != 0, joined)
+
+
+def test_a_mask_changed_in_place_counts_at_the_next_use(tiny_model, half_mask):
+    guide = pl.guides.mean_field(tiny_model)
+    with pl.handlers.sparsify(half_mask):
+        guide()
+        half_mask["hidden.weight"].zero_()
+        assert guide()["hidden.weight"].any()
+    with pl.handlers.sparsify(half_mask):
+        assert not guide()["hidden.weight"].any()
+
+
+def test_a_mask_around_the_prior_alone_counts_in_the_kl(tiny_model, half_mask, tiny_data):
+    guide = pl.guides.mean_field(tiny_model)
+    x, y = tiny_data.test[:4], tiny_data.test.labels[:4]
+    with pl.handlers.sparsify(half_mask):
+        both = pl.ELBO().terms(tiny_model, guide, x, y).kl
+    one = pl.ELBO().terms(pl.handlers.sparsify(half_mask)(tiny_model), guide, x, y).kl
+    torch.testing.assert_close(one, both)

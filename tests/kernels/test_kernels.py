@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 
@@ -42,7 +43,7 @@ def reference_kl(layout, loc, log_scale, m, s):
 @pytest.mark.parametrize("path", PATHS)
 def test_noise_is_standard_normal_by_kolmogorov_smirnov(path):
     torch.manual_seed(0)
-    values = path.normal(1_500_000, torch.device("cpu")).double()
+    values = path.normal(1_500_000, torch.zeros(1)).double()
     assert stats.kstest(values.numpy(), "norm").pvalue > 1e-3
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs((values**power).mean() - moment) < 4 * (variance / len(values)) ** 0.5
@@ -54,7 +55,7 @@ def test_noise_is_standard_normal_by_kolmogorov_smirnov(path):
 @pytest.mark.parametrize("path", PATHS)
 def test_draws_are_independent_of_each_other(path):
     torch.manual_seed(0)
-    draws = torch.stack([path.normal(3, torch.device("cpu")) for _ in range(20_000)]).double()
+    draws = torch.stack([path.normal(3, torch.zeros(1)) for _ in range(20_000)]).double()
     assert (draws.mean(0).abs() < 4 / 20_000**0.5).all()
     assert ((draws[1:] * draws[:-1]).mean(0).abs() < 4 / 20_000**0.5).all()
 
@@ -65,7 +66,7 @@ def test_one_seed_gives_the_same_bits_on_any_number_of_threads():
         "layout = Layout([torch.Size((2_500_001,)), torch.Size((9,))]); n = layout.offsets[-1]\n"
         "loc, log_scale = torch.linspace(-1, 1, n), torch.linspace(-5, -1, n)\n"
         "for path in [kernels.torch_path] + [compiled] * (compiled.problem() is None):\n"
-        "    torch.manual_seed(3); out = [path.normal(n, torch.device('cpu')), path.sample(layout, loc, log_scale)]\n"
+        "    torch.manual_seed(3); out = [path.normal(n, loc), path.sample(layout, loc, log_scale)]\n"
         "    out += path.perturb(loc.clone(), log_scale.exp())\n"
         "    print(hashlib.sha256(b''.join(t.numpy().tobytes() for t in out)).hexdigest())"
     )
@@ -81,7 +82,7 @@ def test_one_seed_gives_the_same_bits_on_any_number_of_threads():
 def test_sample_is_loc_plus_scale_times_noise_and_zero_elsewhere(path, layout):
     loc, log_scale = parameters(layout)
     torch.manual_seed(1)
-    noise = path.normal(len(loc), loc.device)
+    noise = path.normal(len(loc), loc)
     torch.manual_seed(1)
     dense = path.sample(layout, loc, log_scale)
     torch.testing.assert_close(layout.keep(dense), loc + log_scale.exp() * noise, rtol=1e-5, atol=1e-6)
@@ -185,3 +186,18 @@ def test_other_devices_and_precisions_take_the_torch_path():
     assert kernels.path(torch.zeros(1, device="meta")) is torch_path
     with kernels.using("torch"):
         assert kernels.path(torch.zeros(1)) is torch_path
+
+
+def test_a_compiler_command_may_have_arguments(tmp_path, monkeypatch):
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", f"{compiler} -g0")
+    assert compiled._load.__wrapped__()[1] is None
+    assert len(list(tmp_path.rglob("*.so"))) == 1
+
+
+def test_a_tensor_that_c_would_misread_is_refused():
+    with pytest.raises(ValueError, match="strides"):
+        compiled._argument(torch.ones(3).expand(2, 3))
