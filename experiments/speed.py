@@ -41,6 +41,7 @@ Step = Callable[[], Any]
 BATCH = {"resnet20": 128, "resnet18": 32, "vgg11": 64, "vit_tiny": 32}
 NUM_DATA, TEMPERATURE, LR, DENSITY = 50_000, 0.1, 1e-3, 0.012
 OURS = {
+    "our deterministic guide": ("point", 1, "auto", 1.0),
     "one weight sample, compiled": ("weights", 1, "compiled", 1.0),
     "one weight sample, pure torch": ("weights", 1, "torch", 1.0),
     "local, compiled": ("local", 1, "compiled", 1.0),
@@ -87,16 +88,17 @@ def stock(arch: str, x: Tensor, y: Tensor, precision: str) -> Step:
 def ours(
     arch: str, x: Tensor, y: Tensor, precision: str, estimator: str, samples: int, path: str, density: float
 ) -> Step:
-    """The step that :func:`pyro_lottery.train` takes."""
-    model = _model(arch).to(x.device, memory_format=torch.channels_last)
-    guide = pl.guides.mean_field(model)
+    """The step that :func:`pyro_lottery.train` takes with a mean-field guide, or with a point for ``estimator="point"``."""
+    point = estimator == "point"
+    model = _model(arch, pl.priors.flat() if point else None).to(x.device, memory_format=torch.channels_last)
+    guide = (pl.guides.deterministic if point else pl.guides.mean_field)(model)
     full = masks.full(pl.posterior(guide))
     mask = {site: torch.rand(m.shape, device=m.device) < density for site, m in full.items()} if density < 1 else {}
     sparsify = pl.handlers.sparsify(mask)
     with sparsify:
         guide.compress_()
     optimizer = torch.optim.Adam(guides.parameter_groups(model, guide, 1e-4), LR, fused=True)
-    elbo, sums = pl.ELBO(estimator=estimator), torch.zeros(5, device=x.device)
+    elbo, sums = pl.ELBO(estimator="weights" if point else estimator), torch.zeros(5, device=x.device)
 
     def step() -> None:
         with kernels.using(path), sparsify:
@@ -105,9 +107,9 @@ def ours(
     return step
 
 
-def _model(arch: str) -> pl.BayesianClassifier:
+def _model(arch: str, prior: Any = None) -> pl.BayesianClassifier:
     net = pl.create_model(arch, num_classes=10)
-    return pl.BayesianClassifier(net, num_data=NUM_DATA, kl_temperature=TEMPERATURE)
+    return pl.BayesianClassifier(net, prior, num_data=NUM_DATA, kl_temperature=TEMPERATURE)
 
 
 def peer(name: str, arch: str, x: Tensor, y: Tensor, precision: str) -> Step:
@@ -124,6 +126,11 @@ def peer(name: str, arch: str, x: Tensor, y: Tensor, precision: str) -> Step:
         return peers.bayesian_torch_step(net, 10, x, y, NUM_DATA, context=context)
     kl = "analytic" if "analytic" in name else "sampled"
     return peers.torch_blue_step(net, 10, x, y, NUM_DATA, kl=kl, context=context)
+
+
+def has_peers() -> bool:
+    """Whether the other libraries are installed."""
+    return all(importlib.util.find_spec(name) for name in ("torch_blue", "bayesian_torch"))
 
 
 def candidates(arch: str, x: Tensor, y: Tensor, precision: str, with_peers: bool) -> dict[str, Step]:
@@ -188,7 +195,7 @@ def variance_rows(path: str, batch: int, draws: int, precision: str, device: tor
     model.train()
     rows: list[dict[str, Any]] = []
     for name, (estimator, samples, kernel_path, density) in OURS.items():
-        if density < 1 or kernel_path == ("torch" if _has_compiled(device) else "compiled"):
+        if estimator == "point" or density < 1 or kernel_path == ("torch" if _has_compiled(device) else "compiled"):
             continue
         elbo, seconds = pl.ELBO(estimator=estimator), []
         mean = {"loc": torch.zeros_like(guide.loc), "log_scale": torch.zeros_like(guide.log_scale)}
@@ -333,7 +340,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     given = parser().parse_args(arguments)
-    if given.peers and not (importlib.util.find_spec("torch_blue") and importlib.util.find_spec("bayesian_torch")):
+    if given.peers and not has_peers():
         parser().error("--peers needs the extra bench: pip install -e '.[bench]'")
     device = resolve_device(given.device)
     precision = resolve_precision(given.precision, device)
