@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -22,14 +22,13 @@ from torch_blue import vi
 from torch_blue.vi.distributions import Categorical, MeanFieldNormal
 from torch_blue.vi.utils.convert import ban_convert
 
-Factory = Callable[[int], nn.Module]  # number of classes -> plain network
 Step = Callable[[], Tensor]  # one training step -> its loss, detached and still on the device
 Context = Callable[[], AbstractContextManager[Any]]  # what the forward pass runs in, such as autocast
 INIT_SCALE = 0.01  # initial posterior scale as a fraction of the weights' own, which only the first losses notice
 
 
-def _training_step(net: nn.Module, loss: Callable[[], Tensor], lr: float, context: Context) -> Step:
-    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+def _training_step(net: nn.Module, loss: Callable[[], Tensor], context: Context) -> Step:
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
 
     def step() -> Tensor:
         optimizer.zero_grad()
@@ -42,22 +41,12 @@ def _training_step(net: nn.Module, loss: Callable[[], Tensor], lr: float, contex
     return step
 
 
-def torch_blue_step(
-    net_factory: Factory,
-    num_classes: int,
-    x: Tensor,
-    y: Tensor,
-    num_data: int,
-    samples: int = 1,
-    lr: float = 1e-3,
-    kl: str = "sampled",
-    context: Context = nullcontext,
-) -> Step:
+def torch_blue_step(plain: nn.Module, x: Tensor, y: Tensor, num_data: int, kl: str, context: Context) -> Step:
     """``kl="sampled"`` is the loss of the library's quickstart, log q(w) - log p(w); ``"analytic"`` is its closed form.
 
     The latter also makes the library sample the outputs of Linear layers, not their weights (local reparameterisation).
     """
-    plain = net_factory(num_classes).to(x.device)
+    plain.to(x.device)
     # Else every other layer with parameters of its own would become random too, such as timm's LayerNorm.
     random = (nn.Linear, nn.modules.conv._ConvNd)
     ban_convert([type(m) for m in plain.modules() if m._parameters and not isinstance(m, random)])
@@ -70,24 +59,14 @@ def torch_blue_step(
     exact = {"analytic": True, "sampled": False}[kl]
     loss = partial(vi.AnalyticalKullbackLeiblerLoss, net) if exact else vi.KullbackLeiblerLoss
     criterion: nn.Module = loss(Categorical(), dataset_size=num_data)
-    return _training_step(net, lambda: criterion(net(x, samples=samples), y) / num_data, lr, context)
+    return _training_step(net, lambda: criterion(net(x, samples=1), y) / num_data, context)
 
 
-def bayesian_torch_step(
-    net_factory: Factory,
-    num_classes: int,
-    x: Tensor,
-    y: Tensor,
-    num_data: int,
-    samples: int = 1,
-    lr: float = 1e-3,
-    kind: str = "Reparameterization",
-    context: Context = nullcontext,
-) -> Step:
-    """``kind`` is the library's estimator, ``"Reparameterization"`` or ``"Flipout"``."""
-    net = net_factory(num_classes)
-    options = {"prior_mu": 0.0, "prior_sigma": 1.0, "posterior_mu_init": 0.0, "posterior_rho_init": -3.0, "type": kind}
-    dnn_to_bnn(net, options | {"moped_enable": True, "moped_delta": INIT_SCALE})  # MOPED here: start at the weights
+def bayesian_torch_step(net: nn.Module, x: Tensor, y: Tensor, num_data: int, context: Context) -> Step:
+    """The library's estimator by weight samples, ``Reparameterization``."""
+    options = {"prior_mu": 0.0, "prior_sigma": 1.0, "posterior_mu_init": 0.0, "posterior_rho_init": -3.0}
+    moped = {"moped_enable": True, "moped_delta": INIT_SCALE}  # here: start at the network's own weights
+    dnn_to_bnn(net, options | moped | {"type": "Reparameterization"})
     net.to(x.device)
     for layer in net.modules():
         if isinstance(layer, BaseVariationalLayer_):
@@ -95,9 +74,9 @@ def bayesian_torch_step(
 
     def loss() -> Tensor:
         kl: Tensor = get_kl_loss(net)
-        return torch.stack([F.cross_entropy(net(x), y) for _ in range(samples)]).mean() + kl / num_data
+        return F.cross_entropy(net(x), y) + kl / num_data
 
-    return _training_step(net, loss, lr, context)
+    return _training_step(net, loss, context)
 
 
 def _kl_sum(kl_mean: Callable[..., Tensor], mu: Tensor, *args: Any) -> Tensor:

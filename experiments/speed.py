@@ -122,16 +122,15 @@ def peer(name: str, arch: str, x: Tensor, y: Tensor, precision: str) -> Step:
     """One weight sample with another library, on its own version of the same network, in channels_last too."""
     from experiments import peers
 
-    def net(classes: int) -> torch.nn.Module:
-        return pl.create_model(arch, num_classes=classes).to(memory_format=torch.channels_last)
+    net = pl.create_model(arch, num_classes=10).to(memory_format=torch.channels_last)
 
     def context() -> Any:
         return autocast(x.device, precision)
 
     if name == "bayesian-torch":
-        return peers.bayesian_torch_step(net, 10, x, y, NUM_DATA, context=context)
+        return peers.bayesian_torch_step(net, x, y, NUM_DATA, context)
     kl = "analytic" if "analytic" in name else "sampled"
-    return peers.torch_blue_step(net, 10, x, y, NUM_DATA, kl=kl, context=context)
+    return peers.torch_blue_step(net, x, y, NUM_DATA, kl, context)
 
 
 def has_peers() -> bool:

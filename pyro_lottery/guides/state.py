@@ -164,6 +164,7 @@ def _scales(guide: AutoGuide) -> dict[str, Tensor]:
 
 
 def set_scales(guide: MeanField | AutoNormal, scales: Sites) -> None:
+    """Put scales into a guide whose sites are independent, in its own parametrisation; no check of names or shapes."""
     if isinstance(guide, MeanField):
         flat = torch.cat([flatten(scales[name]) for name in guide.shapes]).to(guide.log_scale)
         guide.log_scale.copy_(_preimage(_EXP, flat))

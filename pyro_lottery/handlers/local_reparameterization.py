@@ -133,8 +133,7 @@ class _NoisyLayers(TorchFunctionMode):
         separate = a.pop("use_separate_proj_weight", False)
         weights = [a[f"{n}_proj_weight"] for n in "qkv"] if separate else self._thirds(packed, width)
         projected = [
-            self._layer(F.linear, x, w, b) if self._any([w, b]) else F.linear(x, w, b)
-            for x, w, b in zip((query, key, value), weights, biases, strict=True)
+            self._layer(F.linear, x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)
         ]
         identity = torch.eye(width, dtype=projected[0].dtype, device=query.device)
         given = a | dict.fromkeys((f"{n}_proj_weight" for n in "qkv"), identity) | {
@@ -145,8 +144,7 @@ class _NoisyLayers(TorchFunctionMode):
         }  # fmt: skip
         attend: Any = F.multi_head_attention_forward
         out, attention = attend(*projected, **given)
-        w, b = a["out_proj_weight"], a["out_proj_bias"]
-        return (self._layer(F.linear, out, w, b) if self._any([w, b]) else F.linear(out, w, b)), attention
+        return self._layer(F.linear, out, a["out_proj_weight"], a["out_proj_bias"]), attention
 
     def _thirds(self, stacked: Tensor, width: int) -> tuple[Tensor, ...]:
         """The parts for query, key and value of a stacked weight or bias, each as noisy as it was."""

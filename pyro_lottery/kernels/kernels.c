@@ -11,6 +11,7 @@
 
 enum { LANES = 64, BLOCK = 4 * LANES, CHUNK = 16 * BLOCK };
 
+#define TINY 1e-30f  /* as in torch_path.py: a smaller variance is 0 */
 #define EACH_LANE for (int l = 0; l < LANES; l++)
 
 static inline float polynomial(const float *c, int degree, float x) {
@@ -111,18 +112,18 @@ void pl_moments(int64_t n, const float *loc, const float *log_scale, const int32
     }
 }
 
-/* KL(N(loc, scale^2) || N(m, s^2)) of every element, summed over [from, to). */
+/* KL(N(loc, exp(x)^2) || N(m, s^2)) of one element less log(s) - 1/2, with rate = 1 / s^2. */
+static inline float kl_term(float loc, float x, float m, float rate) {
+    float d = loc - m;
+    return 0.5f * rate * (exponential(2 * x) + d * d) - x;
+}
+
+/* The KL of every element, summed over [from, to). */
 static double kl_sum(int64_t from, int64_t to, const float *loc, const float *log_scale, float m, float s) {
     float rate = 1 / (s * s), sum[LANES] = {0};
     int64_t i = from;
-    for (; i + LANES <= to; i += LANES) EACH_LANE {
-        float d = loc[i + l] - m, x = log_scale[i + l];
-        sum[l] += 0.5f * rate * (exponential(2 * x) + d * d) - x;
-    }
-    for (int l = 0; i < to; i++, l++) {
-        float d = loc[i] - m, x = log_scale[i];
-        sum[l] += 0.5f * rate * (exponential(2 * x) + d * d) - x;
-    }
+    for (; i + LANES <= to; i += LANES) EACH_LANE sum[l] += kl_term(loc[i + l], log_scale[i + l], m, rate);
+    for (int l = 0; i < to; i++, l++) sum[l] += kl_term(loc[i], log_scale[i], m, rate);
     double total = 0;
     EACH_LANE total += sum[l];
     return total + (double)(to - from) * (log((double)s) - 0.5);
@@ -222,7 +223,7 @@ void pl_perturb(int64_t n, float *mean, float *variance, uint64_t seed) {
         float z[BLOCK], *x = mean + from, *v = variance + from;
         normals(seed, b, z);
         for (int64_t i = 0; i < count; i++) {
-            float root = sqrtf(v[i] > 1e-30f ? v[i] : 0.0f), inverse = v[i] > 1e-30f ? 0.5f / root : 0.0f;
+            float root = sqrtf(v[i] > TINY ? v[i] : 0.0f), inverse = v[i] > TINY ? 0.5f / root : 0.0f;
             x[i] += root * z[i];
             v[i] = inverse * z[i];
         }
@@ -245,7 +246,7 @@ void pl_perturb_bf16(int64_t n, uint16_t *mean, uint16_t *variance, uint64_t see
         normals(seed, b, z);
         for (int64_t i = 0; i < count; i++) {
             float v = from_bf16(y[i]);
-            float root = sqrtf(v > 1e-30f ? v : 0.0f), inverse = v > 1e-30f ? 0.5f / root : 0.0f;
+            float root = sqrtf(v > TINY ? v : 0.0f), inverse = v > TINY ? 0.5f / root : 0.0f;
             x[i] = to_bf16(from_bf16(x[i]) + root * z[i]);
             y[i] = to_bf16(inverse * z[i]);
         }
