@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pyro_lottery.results import RunFolder
 from pyro_lottery.types import LevelResult
 
 PLAIN_SECONDS = 10.0
@@ -63,3 +64,9 @@ def results_table(rows: list[LevelResult]) -> Table:
             f"{r.step_ms:.0f}",
         )  # fmt: skip
     return table
+
+
+def show_results(run: RunFolder) -> None:
+    """Print the finished levels of a run, and where the rest is."""
+    Console().print(results_table(run.results()))
+    print(f"results, tickets, posteriors and figures: {run.path}")

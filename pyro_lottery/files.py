@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pyro_lottery.errors import Damaged
+from pyro_lottery.errors import Damaged, UserError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -71,6 +71,29 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if checksum(tensors) != header.get("crc32"):
         raise Damaged(f"{path} fails its checksum")
     return tensors, header["info"]
+
+
+def load_state_dict(path: Path) -> dict[str, Tensor]:
+    """A plain ``state_dict`` from ``.safetensors``, or from what ``torch.save`` wrote, without running code in it.
+
+    A dictionary under the key ``state_dict`` is taken out of its wrapping. Raises ``UserError`` for anything else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; expected a .safetensors or .pt file with a state_dict") from None
+    except Exception as error:  # a hostile or damaged file may fail in any way
+        text = str(error).split("\n")[0]
+        raise UserError(
+            f"{path} cannot be read as a state_dict ({text}); save it with torch.save or safetensors"
+        ) from error
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"{path} holds no state_dict: expected a dictionary of tensors by name")
+    return dict(found)
 
 
 def fingerprint(paths: Iterable[Path]) -> str:

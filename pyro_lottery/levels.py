@@ -1,6 +1,6 @@
-"""One level: train a ticket under its mask, measure it and save all of it; with checkpoints, display and signals.
+"""Levels: train a ticket under its mask, measure it and save all of it; with checkpoints, display and signals.
 
-Iterative pruning trains its levels here, and so does whatever else trains a ticket.
+Iterative pruning trains its levels here, and so do controls and transplants.
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ import inspect
 import statistics
 import time
 import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from pyro.infer.autoguide import AutoGuide
 from torch.optim import Adam
 
-from pyro_lottery import guides, masks, metrics, seeds, training
+from pyro_lottery import figures, guides, masks, metrics, runs, seeds, tickets, training
 from pyro_lottery.config import Config
 from pyro_lottery.console import LevelDisplay
 from pyro_lottery.data import Data
 from pyro_lottery.errors import Stopped
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.model import BayesianClassifier
-from pyro_lottery.prediction import predict
+from pyro_lottery.prediction import has_bf16, predict, resolve_precision
 from pyro_lottery.results import LevelFolder, RunFolder
 from pyro_lottery.types import LevelResult, Ticket
 
@@ -31,17 +33,73 @@ CHECKPOINT_SECONDS = 5.0
 made so rare that it takes at most a twentieth of the time."""
 
 
-def train_level(
-    folder: LevelFolder,
-    level: int,
-    ticket: Ticket,
-    config: Config,
-    data: Data,
-    model: BayesianClassifier,
-    guide: AutoGuide,
-    hooks: LevelHooks,
-) -> LevelResult:
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What training needs, made from a config."""
+
+    config: Config
+    """With the precision that ``auto`` stands for here."""
+    data: Data
+    model: BayesianClassifier
+    guide: AutoGuide
+    dense: Ticket
+    """All weights at the initial values that ``config.seed`` draws."""
+    facts: dict[str, Any]
+    """What ``config.json`` records beside the options."""
+
+
+def prepare(config: Config) -> Setup:
+    """Load the data and build model and guide of ``config``; ``UserError`` for whatever cannot be trained here."""
+    runs.check_names(config)
+    device = runs.resolve_device(config.device)
+    config = replace(config, precision=resolve_precision(config.precision, device))
+    if config.precision == "bf16" and device.type == "cpu" and not has_bf16(device):
+        warnings.warn(
+            "this processor has no bf16 instructions: --precision bf16 is emulated, about ten times slower than 32",
+            stacklevel=2,
+        )
+    data = runs.load_data(config, device)
+    shape = runs.shape_of(data)
+    model, guide = runs.build(config, shape, device)
+    training.check_batches(model, data, config.batch_size)
+    return Setup(config, data, model, guide, dense_ticket(model, guide), runs.facts(config, shape, device))
+
+
+def dense_ticket(model: BayesianClassifier, guide: AutoGuide) -> Ticket:
+    """All weights of a network that has not been trained, at their initial values."""
+    start = guides.posterior(guide)
+    return tickets.rewind(masks.full(start), start, model.net_state())
+
+
+def train_levels(
+    run: RunFolder,
+    setup: Setup,
+    levels: Iterable[int],
+    ticket_of: Callable[[int], Ticket],
+    received: Sequence[int],
+) -> None:
+    """Train the ticket of each of ``levels`` that is not finished, and draw the run's figures.
+
+    Raises ``Stopped`` between two levels, or within one after saving it, when ``received`` holds a signal.
+    """
+    finished = {row.level for row in run.results()}
+    for level in levels:
+        if level in finished:
+            continue
+        if received:
+            raise Stopped
+        ticket = ticket_of(level)
+        hooks = LevelHooks(run, level, setup, masks.density(ticket.mask), received)
+        run.add_result(train_level(run.level(level), level, ticket, setup, hooks))
+        run.level(level).drop_checkpoints()
+        figures.draw_run(run)
+    if finished:  # a kill may have come before the last level's pictures
+        figures.draw_run(run)
+
+
+def train_level(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, hooks: LevelHooks) -> LevelResult:
     """Train one ticket, measure it, and save all of it in ``folder``; returns its row of ``results.csv``."""
+    config, data, model, guide = setup.config, setup.data, setup.model, setup.guide
     device = data.train.pixels.device
     folder.save_ticket(ticket)
     guides.set_posterior_(guide, ticket.start)
@@ -78,17 +136,9 @@ def train_level(
 class LevelHooks(training.Hooks):
     """Checkpoints, the display and the signals of one level's training."""
 
-    def __init__(
-        self,
-        run: RunFolder,
-        level: int,
-        config: Config,
-        model: BayesianClassifier,
-        guide: AutoGuide,
-        density: float,
-        received: list[int],
-    ):
-        self.folder, self.model, self.guide, self.received = run.level(level), model, guide, received
+    def __init__(self, run: RunFolder, level: int, setup: Setup, density: float, received: Sequence[int]):
+        self.folder, self.model, self.guide, self.received = run.level(level), setup.model, setup.guide, received
+        config = setup.config
         self.epochs = config.epochs
         self.rewind_point, self.rewind_epoch = run.rewind_point, config.rewind_epoch if level == 0 else 0
         self.display = LevelDisplay(level, config.levels, density, config.epochs)

@@ -39,8 +39,31 @@ def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
     count = math.ceil(Fraction(str(fraction)) * len(survivors))
     lowest = values.sort(stable=True).indices[:count]
     flat[survivors[lowest]] = False
-    parts = flat.split([m.numel() for m in mask.values()])
-    return {name: part.view(m.shape).clone() for (name, m), part in zip(mask.items(), parts, strict=True)}
+    return _unflat(flat, mask)
+
+
+def shuffle_global(mask: Mask, generator: torch.Generator) -> Mask:
+    """One permutation over all prunable weights (paper §6): keeps the number of survivors, not where they are."""
+    flat = _flat(mask)
+    return _unflat(flat[torch.randperm(len(flat), generator=generator).to(flat.device)], mask)
+
+
+def shuffle_layerwise(mask: Mask, generator: torch.Generator) -> Mask:
+    """A permutation within each layer (paper §6): keeps every layer's number of survivors."""
+    return {name: shuffle_global({name: m}, generator)[name] for name, m in mask.items()}
+
+
+def shuffle_even(mask: Mask, generator: torch.Generator) -> Mask:
+    """Random within each layer, every layer at the global density d (paper §6): ⌊d·n⌋ or ⌈d·n⌉ of a layer's n weights,
+    the layers with the largest remainders rounded up so that the total is kept.
+    """
+    kept, whole = remaining(mask), total(mask)
+    counts = {name: kept * m.numel() // whole for name, m in mask.items()}
+    largest_remainder = sorted(mask, key=lambda name: -(kept * mask[name].numel() % whole))
+    for name in largest_remainder[: kept - sum(counts.values())]:
+        counts[name] += 1
+    even = {n: (torch.arange(m.numel(), device=m.device) < counts[n]).view(m.shape) for n, m in mask.items()}
+    return shuffle_layerwise(even, generator)
 
 
 def apply(mask: Mask, posterior: Posterior) -> Posterior:
@@ -76,3 +99,8 @@ def density_per_site(mask: Mask) -> dict[str, float]:
 
 def _flat(sites: Sites) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in sites.values()])
+
+
+def _unflat(flat: Tensor, mask: Mask) -> Mask:
+    parts = flat.split([m.numel() for m in mask.values()])
+    return {name: part.view(m.shape).clone() for (name, m), part in zip(mask.items(), parts, strict=True)}

@@ -190,6 +190,17 @@ class RunFolder:
         """The folder of the posterior that late rewinding goes back to."""
         return LevelFolder(self.path / "rewind")
 
+    def load_rewind_point(self) -> tuple[Posterior, Sites]:
+        """What all weights of a rewound ticket go back to: the values at level 0's start, or after K of its epochs."""
+        if self.rewind_point.path.exists():
+            return self.rewind_point.load_posterior()
+        first = self.level(0).load_ticket()
+        return first.start, first.net
+
+    def derived(self, *names: str) -> RunFolder:
+        """The folder within this one of tickets made from this run's, ``controls/reinit`` for instance."""
+        return RunFolder(self.path.joinpath(*names))
+
     def results(self) -> list[LevelResult]:
         """The rows of ``results.csv``, in order of level."""
         if not (self.path / "results.csv").exists():
@@ -205,7 +216,7 @@ class RunFolder:
 
     def add_result(self, result: LevelResult) -> None:
         """Add a level's row: from now on the level is finished."""
-        rows = [asdict(row) for row in [*self.results(), result]]
+        rows = [asdict(row) for row in sorted([*self.results(), result], key=lambda row: row.level)]
         _write_csv(self.path / "results.csv", [f.name for f in fields(LevelResult)], rows)
 
 

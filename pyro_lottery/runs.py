@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
@@ -212,6 +213,18 @@ class Run:
     def load_data(self, device: torch.device | str = "cpu") -> Data:
         """The run's data set."""
         return load_data(self.config, torch.device(device))
+
+
+def check_levels(run: Run, levels: Iterable[int] | None, lowest: int = 0) -> list[int]:
+    """``levels`` in order, or by default all finished ones from ``lowest``; ``UserError`` for one that is not finished."""
+    finished = [row.level for row in run.folder.results() if row.level >= lowest]
+    wanted = finished if levels is None else sorted(set(levels))
+    for level in wanted:
+        if level not in finished:
+            raise UserError(f"--levels {level}: {run.folder.path} has no such finished level; choose among {finished}")
+    if not wanted:
+        raise UserError(f"{run.folder.path} has no finished level to start from; train it first")
+    return wanted
 
 
 def load_run(path: str | Path) -> Run:

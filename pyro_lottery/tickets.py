@@ -2,10 +2,81 @@
 
 from __future__ import annotations
 
-from pyro_lottery import masks
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from pyro_lottery import masks, seeds
+from pyro_lottery.errors import UserError
 from pyro_lottery.types import Mask, Posterior, Sites, Ticket
+
+SHUFFLES: dict[str, Callable[[Mask, torch.Generator], Mask]] = {
+    "shuffle_global": masks.shuffle_global,
+    "shuffle_even": masks.shuffle_even,
+    "shuffle_layerwise": masks.shuffle_layerwise,
+}
+CONTROLS = ("reinit", *SHUFFLES)
+"""The randomised controls of paper §6."""
 
 
 def rewind(mask: Mask, start: Posterior, net: Sites) -> Ticket:
     """mask × rewind point (paper §5): survivors at the values of ``start``, pruned weights at (0, 0)."""
     return Ticket(mask, masks.apply(mask, start), net)
+
+
+def reinit(ticket: Ticket, seed: int, initialise: Callable[[int], Ticket]) -> Ticket:
+    """The ticket's mask with values drawn anew from the initialisation (paper §6).
+
+    ``initialise(seed)`` is the dense network as that seed draws it.
+    """
+    fresh = initialise(seeds.derive(seed, "reinit"))
+    return rewind(ticket.mask, fresh.start, fresh.net)
+
+
+def shuffle(ticket: Ticket, seed: int, dense: Ticket, kind: str) -> Ticket:
+    """A random mask of the ticket's size over the values that the dense network started from (paper §6).
+
+    ``kind``, one of ``SHUFFLES``, says what the mask keeps: ``shuffle_global`` the total alone, ``shuffle_even`` the
+    global density in every layer, ``shuffle_layerwise`` the count of every layer. ``dense`` holds the values, also of
+    weights that the ticket has pruned.
+    """
+    mask = SHUFFLES[kind](ticket.mask, seeds.generator("cpu", seed, kind))
+    return rewind(mask, dense.start, dense.net)
+
+
+def transplant(weights: Sites, mask: Mask | None, into: Ticket) -> Ticket:
+    """A plain network's weights as the starting loc of a Bayesian one (paper §7).
+
+    loc ← ``weights``, mask ← ``mask``, scale ← that of ``into``, the Bayesian network's dense ticket. ``weights`` are
+    named as in the network and hold its normalisation parameters and buffers too. Where ``mask`` is None, zeros among
+    the prunable weights are the mask. Raises ``UserError`` that names an unmatched, missing or mis-shaped key.
+    """
+    start = into.start
+    _check(weights, {**start.loc, **into.net}, "")
+    if mask is None:
+        mask = {name: weights[name] != 0 for name in start.prunable}
+    _check(mask, {name: start.loc[name] for name in start.prunable}, "mask of ")
+    loc = {name: weights[name].to(value) for name, value in start.loc.items()}
+    net = {name: weights[name].to(value) for name, value in into.net.items()}
+    mask = {name: mask[name].to(start.loc[name].device).bool() for name in start.prunable}
+    return rewind(mask, Posterior(loc, start.scale, start.prunable), net)
+
+
+def bake_pruned(state: Sites) -> Sites:
+    """A ``state_dict`` in which what ``torch.nn.utils.prune`` keeps as ``NAME_orig`` and ``NAME_mask`` is their product."""
+    names = {n.removesuffix("_orig") for n in state if n.endswith("_orig") and f"{n.removesuffix('orig')}mask" in state}
+    kept = {n: t for n, t in state.items() if n.removesuffix("_orig").removesuffix("_mask") not in names}
+    return kept | {name: state[f"{name}_orig"] * state[f"{name}_mask"] for name in sorted(names)}
+
+
+def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+    for name in sorted(wanted.keys() - given.keys()):
+        raise UserError(f"{what}{name} is missing; the network has {len(wanted)} such keys")
+    for name in sorted(given.keys() - wanted.keys()):
+        raise UserError(f"{what}{name} is not in the network; remove it, or choose the --arch that it belongs to")
+    for name, value in wanted.items():
+        if given[name].shape != value.shape:
+            raise UserError(f"{what}{name} is {tuple(given[name].shape)}, but the network's is {tuple(value.shape)}")
+        if not given[name].isfinite().all():
+            raise UserError(f"{what}{name} holds values that are not finite")

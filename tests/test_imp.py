@@ -290,7 +290,7 @@ def test_presets_reach_the_run(tmp_path):
 def test_precision_auto_is_what_the_processor_has_and_is_written_down(tmp_path, monkeypatch):
     for bf16, precision in ((False, "32"), (True, "bf16")):
         monkeypatch.setattr("pyro_lottery.prediction.has_bf16", lambda device, bf16=bf16: bf16)
-        monkeypatch.setattr("pyro_lottery.imp.has_bf16", lambda device: True)  # no warning of slowness
+        monkeypatch.setattr("pyro_lottery.levels.has_bf16", lambda device: True)  # no warning of slowness
         options = SMALL | {"levels": 0, "epochs": 1, "arch": "lenet", "precision": "auto"}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch warns where bf16 is emulated

@@ -1,0 +1,76 @@
+"""Randomised controls of a finished run's tickets: ``python -m pyro_lottery.controls RUN --control reinit`` (paper §6).
+
+Each level's ticket is trained again with its mask or its values randomised, by the code that trained the level, on the
+same batches in the same order. Results are in ``RUN/controls/CONTROL/``, a run folder like any other.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+
+from pyro_lottery import seeds, tickets
+from pyro_lottery.commands import run_command, signals
+from pyro_lottery.config import Config, Parser
+from pyro_lottery.console import show_results
+from pyro_lottery.errors import UserError, unknown
+from pyro_lottery.levels import Setup, dense_ticket, prepare, train_levels
+from pyro_lottery.runs import Run, build, check_levels, load_run, shape_of
+from pyro_lottery.types import Ticket
+
+PROG = "python -m pyro_lottery.controls"
+
+
+def run_control(run: Run, control: str, levels: Iterable[int] | None = None, device: str = "auto") -> Run:
+    """Train the tickets of ``levels`` of ``run`` (all finished ones but the dense) as randomised by ``control``, one of
+    ``tickets.CONTROLS``; returns the control's run.
+    """
+    if control not in tickets.CONTROLS:
+        raise unknown("--control", control, tickets.CONTROLS)
+    if control != "reinit" and run.config.rewind == "lr":
+        raise UserError(
+            f"--control {control} needs the values of pruned weights, which --rewind lr does not keep; use reinit"
+        )
+    check_levels(run, [0])  # whose initial values are shuffled; a control or a transplant has none
+    chosen = check_levels(run, levels, lowest=1)
+    folder = run.folder.derived("controls", control)
+    with signals() as received:
+        setup = prepare(replace(run.config, device=device, run_dir=str(folder.path)))
+        with folder.lock():
+            folder.open(setup.config.options(), setup.facts | {"control": control})
+            train_levels(folder, setup, chosen, lambda level: randomised(run, level, control, setup), received)
+    return load_run(folder.path)
+
+
+def randomised(run: Run, level: int, control: str, setup: Setup) -> Ticket:
+    """The ticket of ``level`` of ``run`` as randomised by ``control``; every level draws its own."""
+    ticket, seed = run.level(level).ticket, seeds.derive(run.config.seed, "control", level)
+    if control == "reinit":
+        return tickets.reinit(ticket, seed, lambda fresh: _dense(setup, fresh))
+    return tickets.shuffle(ticket, seed, tickets.rewind(setup.dense.mask, *run.folder.load_rewind_point()), control)
+
+
+def _dense(setup: Setup, seed: int) -> Ticket:
+    return dense_ticket(*build(replace(setup.config, seed=seed), shape_of(setup.data), torch.device("cpu")))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = Parser(PROG, str(__doc__))
+    parser.add_argument("run", help="run folder of python -m pyro_lottery.imp, Bayesian or deterministic")
+    parser.add_argument("--control", required=True, help=f"how to randomise: {', '.join(tickets.CONTROLS)}")
+    parser.add_argument("--levels", type=int, nargs="+", help="levels to train; default: all finished but the dense")
+    parser.add_argument("--device", default="auto", help=Config.__dataclass_fields__["device"].metadata["help"])
+    given = parser.parse_args(arguments)
+
+    def work() -> None:
+        show_results(run_control(load_run(given.run), given.control, given.levels, given.device).folder)
+
+    return run_command(PROG, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

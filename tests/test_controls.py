@@ -1,0 +1,92 @@
+import re
+
+import pytest
+import torch
+
+import pyro_lottery as pl
+from pyro_lottery import controls, imp, masks, tickets
+from pyro_lottery.config import Config
+
+from .test_imp import SMALL
+
+
+@pytest.fixture(scope="module", params=["mean_field", "deterministic"])
+def run(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    return imp.run_imp(Config(**SMALL | {"guide": request.param, "run_dir": str(path)}))
+
+
+@pytest.mark.parametrize("control", tickets.CONTROLS)
+def test_each_level_is_trained_again_from_its_randomised_ticket(run, control):
+    found = controls.run_control(run, control)
+    assert found.folder.path == run.folder.path / "controls" / control
+    assert found.results["level"].tolist() == [1, 2]
+    assert found.results["remaining"].tolist() == run.results["remaining"].tolist()[1:]
+    assert found.folder.config["control"] == control
+    first = run.level(0).ticket
+    for level in (1, 2):
+        ticket, original = found.level(level).ticket, run.level(level).ticket
+        kept = all(torch.equal(ticket.mask[n], m) for n, m in original.mask.items())
+        assert kept == (control == "reinit")
+        same_values = torch.equal(ticket.start.loc["fc3.weight"], first.start.loc["fc3.weight"])
+        assert same_values == (control != "reinit"), "the classifier is not pruned; only reinit changes its values"
+        if control == "shuffle_layerwise":
+            assert masks.density_per_site(ticket.mask) == masks.density_per_site(original.mask)
+        pruned = ~ticket.mask["conv1.weight"]
+        assert (found.level(level).posterior.loc["conv1.weight"][pruned] == 0).all()
+    probs = found.level(2).load_model().predict(run.load_data().test, run.config.eval_samples, run.config.seed)
+    assert pl.metrics.nll(probs, run.load_data().test.labels) == found.results["nll"][1]
+
+
+def test_reinit_draws_another_network_at_every_level_and_the_same_one_again(run):
+    found = [controls.randomised(run, level, "reinit", controls.prepare(run.config)) for level in (1, 2, 1)]
+    values = [ticket.start.loc["fc3.weight"] for ticket in found]
+    assert torch.equal(values[0], values[2])
+    assert not torch.equal(values[0], values[1])
+
+
+def test_the_identity_would_train_to_the_same_bits(run, monkeypatch):
+    # A control differs from its level by the ticket alone: with the ticket unchanged it ends with the level's bits.
+    monkeypatch.setattr(controls, "randomised", lambda run, level, control, setup: run.level(level).ticket)
+    monkeypatch.setitem(tickets.SHUFFLES, "identity", lambda mask, generator: mask)
+    monkeypatch.setattr(tickets, "CONTROLS", ("identity",))
+    found = controls.run_control(run, "identity", [2])
+    for name, value in run.level(2).posterior.loc.items():
+        assert torch.equal(found.level(2).posterior.loc[name], value)
+    assert found.results["nll"][0] == run.results["nll"][2]
+
+
+def test_the_command_adds_levels_to_what_is_finished(run, tmp_path, capsys):
+    path = str(imp.run_imp(Config(**SMALL | {"run_dir": str(tmp_path / "run")})).folder.path)
+    assert controls.main([path, "--control", "reinit", "--levels", "2"]) == 0
+    assert controls.main([path, "--control", "reinit", "--levels", "1"]) == 0
+    assert pl.load_run(f"{path}/controls/reinit").results["level"].tolist() == [1, 2]
+    assert f"{path}/controls/reinit" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_line(run, tmp_path, capsys):
+    path = str(run.folder.path)
+    for arguments, message in [
+        ([path, "--control", "rainit"], "did you mean reinit"),
+        ([path, "--control", "reinit", "--levels", "7"], "--levels 7: .* has no such finished level; choose among"),
+        ([path, "--control", "reinit", "--levels", "0"], "--levels 0: "),
+        ([str(tmp_path), "--control", "reinit"], "is not a run folder"),
+        ([str(controls.run_control(run, "reinit").folder.path), "--control", "reinit"], "--levels 0: "),
+    ]:
+        assert controls.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert re.search(message, error), error
+
+
+def test_rewinding_the_rate_alone_leaves_no_values_to_shuffle(tmp_path):
+    lr = imp.run_imp(Config(**SMALL | {"levels": 1, "rewind": "lr", "run_dir": str(tmp_path / "lr")}))
+    with pytest.raises(pl.UserError, match="which --rewind lr does not keep; use reinit"):
+        controls.run_control(lr, "shuffle_even")
+    assert controls.run_control(lr, "reinit").results["level"].tolist() == [1]
+
+
+def test_late_rewinding_shuffles_over_the_late_values(tmp_path):
+    late = imp.run_imp(Config(**SMALL | {"levels": 1, "rewind": "epoch:1", "run_dir": str(tmp_path / "late")}))
+    ticket = controls.run_control(late, "shuffle_even").level(1).ticket
+    assert torch.equal(ticket.start.loc["fc3.weight"], late.level(1).ticket.start.loc["fc3.weight"])

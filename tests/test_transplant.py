@@ -1,0 +1,138 @@
+import pytest
+import safetensors.torch
+import torch
+
+import pyro_lottery as pl
+from pyro_lottery import imp, levels, nets, prediction, tickets, transplant
+from pyro_lottery.config import Config
+
+from .test_imp import SMALL
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    return imp.run_imp(Config(**SMALL | {"guide": "deterministic", "run_dir": str(path)}))
+
+
+def plain_network(ticket):
+    """The deterministic masked network as plain PyTorch, without anything of this package but the architecture."""
+    net = nets.create_model("lenet", 10, 1, image_size=8)
+    net.load_state_dict({**ticket.start.loc, **ticket.net})
+    with torch.no_grad():
+        for name, mask in ticket.mask.items():
+            net.get_parameter(name).mul_(mask)
+    return net.eval()
+
+
+def test_mean_weight_logits_before_training_are_the_masked_networks(run, monkeypatch):
+    seen = {}
+
+    def look(folder, level, ticket, setup, hooks):
+        pl.guides.set_posterior_(setup.guide, ticket.start)
+        setup.model.load_net_state(ticket.net)
+        with pl.handlers.sparsify(ticket.mask):
+            seen[level] = prediction.logits_mean(setup.model, setup.guide, setup.data.test)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(levels, "train_level", look)
+    data = run.load_data()
+    for level in (1, 2):
+        with pytest.raises(RuntimeError, match="seen"):
+            transplant.transplant_run(run, [level], run_dir=str(run.folder.path.parent / f"look{level}"))
+        net = plain_network(run.level(level).ticket)
+        x, _ = pl.data.batch(data.test, torch.arange(len(data.test)), "none", torch.Generator())
+        with torch.no_grad():
+            assert torch.allclose(seen[level], net(x), atol=1e-5)
+
+
+def test_one_variational_training_a_level_from_the_tickets_values(run):
+    found = transplant.transplant_run(run)
+    assert found.folder.path == run.folder.path / "transplant"
+    assert found.results["level"].tolist() == [1, 2]
+    assert found.config.guide == "mean_field"
+    usual = levels.prepare(found.config).dense.start.scale
+    for level in (1, 2):
+        ticket, source = found.level(level).ticket, run.level(level).ticket
+        for name, mask in source.mask.items():
+            assert torch.equal(ticket.mask[name], mask)
+            assert torch.equal(ticket.start.loc[name], source.start.loc[name])
+            assert torch.equal(ticket.start.scale[name], torch.where(mask, usual[name], 0.0))
+        assert found.level(level).posterior.scale is not None
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_any_state_dict_is_a_source(run, tmp_path, suffix, capsys):
+    ticket = run.level(2).ticket
+    state = plain_network(ticket).state_dict()
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pt":
+        torch.save({"state_dict": state, "epoch": 3}, path)
+    else:
+        safetensors.torch.save_file(state, path)
+    toy = ["--arch", "lenet", "--preset", "smoke", "--run-dir", str(tmp_path / "run")]
+    assert transplant.main([str(path), *toy]) == 0
+    found = pl.load_run(tmp_path / "run").level(0).ticket
+    assert all(torch.equal(found.mask[n], m) for n, m in ticket.mask.items())
+    assert all(torch.equal(found.start.loc[n], t) for n, t in ticket.start.loc.items())
+    assert found.start.scale is not None
+
+
+def test_a_mask_file_wins_over_zeros(run, tmp_path):
+    ticket = run.level(1).ticket
+    state = {**run.level(0).ticket.start.loc, **run.level(0).ticket.net}
+    torch.save(state, tmp_path / "w.pt")
+    safetensors.torch.save_file({n: m.to(torch.uint8) for n, m in ticket.mask.items()}, tmp_path / "m.safetensors")
+    options = ["--arch", "lenet", "--preset", "smoke", "--run-dir", str(tmp_path / "run")]
+    assert transplant.main([str(tmp_path / "w.pt"), "--mask", str(tmp_path / "m.safetensors"), *options]) == 0
+    found = pl.load_run(tmp_path / "run").level(0).ticket
+    assert all(torch.equal(found.mask[n], m) for n, m in ticket.mask.items())
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code of the file was run')",))
+
+
+def test_bad_input_is_one_line(run, tmp_path, capsys):
+    state = plain_network(run.level(1).ticket).state_dict()
+    files = {
+        "missing": {n: t for n, t in state.items() if n != "fc1.weight"},
+        "unmatched": state | {"fc9.weight": torch.ones(1)},
+        "shape": state | {"fc1.weight": torch.ones(2, 2)},
+        "list": [1, 2],
+        "bomb": Bomb(),
+    }
+    for name, content in files.items():
+        torch.save(content, tmp_path / f"{name}.pt")
+    (tmp_path / "half.safetensors").write_bytes(b"half")
+    bayesian = imp.run_imp(Config(**SMALL | {"levels": 0, "epochs": 1, "run_dir": str(tmp_path / "bayes")}))
+    options = ["--arch", "lenet", "--preset", "smoke", "--run-dir", str(tmp_path / "never")]
+    path = str(run.folder.path)
+    for arguments, message in [
+        ([str(tmp_path / "missing.pt"), *options], "fc1.weight is missing"),
+        ([str(tmp_path / "unmatched.pt"), *options], "fc9.weight is not in the network"),
+        ([str(tmp_path / "shape.pt"), *options], "fc1.weight is (2, 2), but the network's is ("),
+        ([str(tmp_path / "list.pt"), *options], "holds no state_dict"),
+        ([str(tmp_path / "bomb.pt"), *options], "cannot be read as a state_dict"),
+        ([str(tmp_path / "half.safetensors"), *options], "cannot be read as a state_dict"),
+        ([str(tmp_path / "none.pt"), *options], "does not exist"),
+        ([str(tmp_path / "missing.pt"), *options, "--levels", "1"], "--levels is for run folders"),
+        ([path, "--levels", "9"], "--levels 9: "),
+        ([path, "--preset", "smoke"], "--preset is for files"),
+        ([path, "--guide", "deterministic"], "a transplant becomes Bayesian"),
+        ([str(bayesian.folder.path)], "a transplant comes from a deterministic run"),
+    ]:
+        assert transplant.main(arguments) == 2, arguments
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1, error
+        assert message in error
+    assert not list((tmp_path / "never").glob("level_*/*")), "nothing is written for a ticket that cannot be made"
+
+
+def test_a_transplant_of_its_own_bayesian_start_is_the_identity():
+    config = Config(**SMALL | {"run_dir": "unused"})
+    dense = levels.prepare(config).dense
+    again = tickets.transplant({**dense.start.loc, **dense.net}, dense.mask, dense)
+    assert all(torch.equal(again.start.loc[n], t) for n, t in dense.start.loc.items())
+    assert all(torch.equal(again.start.scale[n], t) for n, t in dense.start.scale.items())
