@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pyro_lottery.errors import Damaged, Diverged, Stopped, UserError
+from pyro_lottery.errors import Damaged, Diverged, Failed, Stopped, UserError
 
 
 @contextmanager
@@ -53,7 +53,12 @@ def run_command(prog: str, work: Callable[[], Any]) -> int:
         except Stopped:
             complain("stopped, everything is saved; repeat the command to go on")
             return 75
-        except (Diverged, Damaged, OSError) as error:  # anything else is not foreseen, and its traceback is needed
+        except (
+            Diverged,
+            Damaged,
+            Failed,
+            OSError,
+        ) as error:  # anything else is not foreseen, and its traceback is needed
             complain(error)
             return 1
     return 0

@@ -209,10 +209,10 @@ class Parser(argparse.ArgumentParser):
         print(f"{self.prog}: {message}", file=sys.stderr)
         raise SystemExit(2)
 
-    def add_options(self, but: Collection[str] = ()) -> None:
-        """Add the options of :class:`Config` ``but`` some; one that is not given leaves no trace in the namespace."""
+    def add_options(self, only: Collection[str] | None = None, but: Collection[str] = ()) -> None:
+        """Add the options of :class:`Config`; one that is not given leaves no trace in the namespace."""
         for f in fields(Config):
-            if f.name in but:
+            if f.name in but or (only is not None and f.name not in only):
                 continue
             meta = f.metadata
             shown = "" if f.default is None else f" (default: {_text(f.default)})"

@@ -10,15 +10,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-import torch
-
-from pyro_lottery import seeds, tickets
+from pyro_lottery import masks, seeds, tickets
 from pyro_lottery.commands import run_command, signals
 from pyro_lottery.config import Config, Parser
 from pyro_lottery.console import show_results
 from pyro_lottery.errors import UserError, unknown
-from pyro_lottery.levels import Setup, dense_ticket, prepare, train_levels
-from pyro_lottery.runs import Run, build, check_levels, load_run, shape_of
+from pyro_lottery.levels import prepare, train_levels
+from pyro_lottery.runs import Run, check_levels, load_run
 from pyro_lottery.types import Ticket
 
 PROG = "python -m pyro_lottery.controls"
@@ -41,20 +39,17 @@ def run_control(run: Run, control: str, levels: Iterable[int] | None = None, dev
         setup = prepare(replace(run.config, device=device, run_dir=str(folder.path)))
         with folder.lock():
             folder.open(setup.config.options(), setup.facts | {"control": control})
-            train_levels(folder, setup, chosen, lambda level: randomised(run, level, control, setup), received)
+            train_levels(folder, setup, chosen, lambda level: randomised(run, level, control), received)
     return load_run(folder.path)
 
 
-def randomised(run: Run, level: int, control: str, setup: Setup) -> Ticket:
+def randomised(run: Run, level: int, control: str) -> Ticket:
     """The ticket of ``level`` of ``run`` as randomised by ``control``; every level draws its own."""
     ticket, seed = run.level(level).ticket, seeds.derive(run.config.seed, "control", level)
     if control == "reinit":
-        return tickets.reinit(ticket, seed, lambda fresh: _dense(setup, fresh))
-    return tickets.shuffle(ticket, seed, tickets.rewind(setup.dense.mask, *run.folder.load_rewind_point()), control)
-
-
-def _dense(setup: Setup, seed: int) -> Ticket:
-    return dense_ticket(*build(replace(setup.config, seed=seed), shape_of(setup.data), torch.device("cpu")))
+        return tickets.reinit(ticket, seed, run.initial)
+    dense = tickets.rewind(masks.full(ticket.start), *run.folder.load_rewind_point())
+    return tickets.shuffle(ticket, seed, dense, control)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,12 +10,20 @@ class UserError(ValueError):
     """Bad input: the command line prints its one line and exits with 2."""
 
 
+class Busy(UserError):
+    """Another process is at work in a run folder."""
+
+
 class Diverged(RuntimeError):
     """Training met a loss that is not finite."""
 
 
 class Stopped(Exception):
     """A signal asked to stop; everything is saved and the command line exits with 75."""
+
+
+class Failed(Exception):
+    """Some runs of a study failed; the others are finished."""
 
 
 class Damaged(Exception):

@@ -17,7 +17,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch.optim import Adam
 
-from pyro_lottery import figures, guides, masks, metrics, runs, seeds, tickets, training
+from pyro_lottery import figures, guides, masks, metrics, runs, seeds, training
 from pyro_lottery.config import Config
 from pyro_lottery.console import LevelDisplay
 from pyro_lottery.data import Data
@@ -62,13 +62,7 @@ def prepare(config: Config) -> Setup:
     shape = runs.shape_of(data)
     model, guide = runs.build(config, shape, device)
     training.check_batches(model, data, config.batch_size)
-    return Setup(config, data, model, guide, dense_ticket(model, guide), runs.facts(config, shape, device))
-
-
-def dense_ticket(model: BayesianClassifier, guide: AutoGuide) -> Ticket:
-    """All weights of a network that has not been trained, at their initial values."""
-    start = guides.posterior(guide)
-    return tickets.rewind(masks.full(start), start, model.net_state())
+    return Setup(config, data, model, guide, runs.dense_ticket(model, guide), runs.facts(config, shape, device))
 
 
 def train_levels(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_lottery import files
-from pyro_lottery.errors import Damaged, UserError
+from pyro_lottery.errors import Busy, Damaged, UserError
 from pyro_lottery.types import LevelResult, Mask, Posterior, Sites, Ticket
 
 RESUMABLE = {"levels", "data_dir", "run_dir", "device"}
@@ -152,9 +152,7 @@ class RunFolder:
             lock = filelock.FileLock(self.path / ".lock", timeout=0)
             lock.acquire()
         except filelock.Timeout:
-            raise UserError(
-                f"another process is at work in --run-dir {self.path}; wait for it, or choose another"
-            ) from None
+            raise Busy(f"another process is at work in --run-dir {self.path}; wait for it, or choose another") from None
         except OSError as error:
             raise UserError(
                 f"--run-dir {self.path} cannot be written ({error.strerror}); choose another folder"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from pyro_lottery import data, guides, kernels, nets, prediction, priors, scores, seeds
+from pyro_lottery import data, guides, kernels, masks, nets, prediction, priors, scores, seeds, tickets
 from pyro_lottery.config import Config, from_json
 from pyro_lottery.data import Data
 from pyro_lottery.errors import UserError
@@ -95,6 +95,12 @@ def build(config: Config, shape: Shape, device: torch.device) -> tuple[BayesianC
         model = BayesianClassifier(net, prior, num_data=shape.num_data, kl_temperature=config.kl_temperature)
         model.to(device)
         return model, guides.by_name(config.guide, model, config.init_scale)
+
+
+def dense_ticket(model: BayesianClassifier, guide: AutoGuide) -> Ticket:
+    """All weights of a network that has not been trained, at their initial values."""
+    start = guides.posterior(guide)
+    return tickets.rewind(masks.full(start), start, model.net_state())
 
 
 def _try_out(net: nn.Module, arch: str, shape: Shape) -> None:
@@ -209,6 +215,10 @@ class Run:
         if number not in finished:
             raise UserError(f"{self.folder.path} has no finished level {number}; finished: {finished}")
         return Level(number, self.folder.level(number), self.config, self.shape)
+
+    def initial(self, seed: int) -> Ticket:
+        """All weights of the run's network at the initial values that ``seed`` draws."""
+        return dense_ticket(*build(replace(self.config, seed=seed), self.shape, torch.device("cpu")))
 
     def load_data(self, device: torch.device | str = "cpu") -> Data:
         """The run's data set."""

@@ -16,7 +16,7 @@ LAYERS = [
     {"prediction", "figures"},
     {"training", "config", "console", "commands"},
     {"runs"},
-    {"levels"},
+    {"levels", "tables"},
     {"imp", "controls", "transplant"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -39,7 +39,7 @@ def test_each_level_is_trained_again_from_its_randomised_ticket(run, control):
 
 
 def test_reinit_draws_another_network_at_every_level_and_the_same_one_again(run):
-    found = [controls.randomised(run, level, "reinit", controls.prepare(run.config)) for level in (1, 2, 1)]
+    found = [controls.randomised(run, level, "reinit") for level in (1, 2, 1)]
     values = [ticket.start.loc["fc3.weight"] for ticket in found]
     assert torch.equal(values[0], values[2])
     assert not torch.equal(values[0], values[1])
@@ -47,7 +47,7 @@ def test_reinit_draws_another_network_at_every_level_and_the_same_one_again(run)
 
 def test_the_identity_would_train_to_the_same_bits(run, monkeypatch):
     # A control differs from its level by the ticket alone: with the ticket unchanged it ends with the level's bits.
-    monkeypatch.setattr(controls, "randomised", lambda run, level, control, setup: run.level(level).ticket)
+    monkeypatch.setattr(controls, "randomised", lambda run, level, control: run.level(level).ticket)
     monkeypatch.setitem(tickets.SHUFFLES, "identity", lambda mask, generator: mask)
     monkeypatch.setattr(tickets, "CONTROLS", ("identity",))
     found = controls.run_control(run, "identity", [2])

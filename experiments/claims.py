@@ -1,0 +1,510 @@
+"""Question: which of the paper's 14 claims hold here? ``python -m experiments.claims RUNS``.
+
+Each claim is a list of statistics, one number per seed, with a 95 % interval over seeds (Student's t) and a verdict: holds
+where the whole interval is on the claimed side, fails where it is on the other, not enough evidence otherwise, and with
+one seed always. A claim holds if all its parts do and fails if one does. Prints the table and writes ``claims.md`` and
+``claims.json``. Accuracies are in percent, at the end of training unless ``--accuracy`` says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.protocols import LARGER, data_name, describe, protocol_of
+from experiments.statistics import FAILS, HOLDS, UNKNOWN, Curve, Part, above, below, judged, standard_error, together
+from plots.finished import ACCURACIES, read
+from pyro_lottery import files, tables
+from pyro_lottery.commands import run_command
+from pyro_lottery.config import Parser
+from pyro_lottery.errors import UserError
+from pyro_lottery.tickets import CONTROLS
+
+SMALL = {"resnet": ("resnet18", "resnet20"), "vgg": ("vgg11",), "vit": ("vit_tiny",)}
+"""The networks of the paper's main figures by family."""
+SCORES = ("snr", "magnitude", "squared_sum")
+CLOSE, CALIBRATED = 1.0, 0.01
+"""Points of accuracy, and of MACE, within which two curves count as the same; the paper names no margin."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All finished levels (``Finished.all_levels``, with ``base``: at the protocol's own learning rate), and the layers
+    of the last level of each run.
+    """
+
+    levels: pd.DataFrame
+    layers: pd.DataFrame
+
+    def curve(
+        self, arch: str, guide: str = "mean_field", score: str = "snr", treatment: str = "imp", rewind: str = "init"
+    ) -> Curve:
+        """One kind of ticket of one network."""
+        if guide == "deterministic" or treatment == "transplant":
+            score = "magnitude"
+        if treatment == "transplant":
+            guide = "mean_field"
+        wanted = {"arch": arch, "guide": guide, "score": score, "treatment": treatment, "rewind": rewind, "base": True}
+        frame = self.levels
+        for name, value in wanted.items():
+            frame = frame[frame[name] == value]
+        return Curve(frame)
+
+    def networks(self, family: str) -> list[str]:
+        """The networks of a family that have runs, or the family's first."""
+        found = [arch for arch in SMALL[family] if (self.levels["arch"] == arch).any()]
+        return found or [SMALL[family][-1]]
+
+    def all_networks(self) -> list[str]:
+        """The networks of the paper's main figures that have runs, or one of each family."""
+        found = [arch for archs in SMALL.values() for arch in archs if (self.levels["arch"] == arch).any()]
+        return found or [archs[-1] for archs in SMALL.values()]
+
+
+def claim_1(e: Evidence) -> list[Part]:
+    """Winning tickets exist in BNNs: some level of at least 50 % sparsity matches the dense BNN.
+
+    d = accuracy(level) − accuracy(dense) per seed; a level matches if mean(d) ≥ −SE(d). The sparsest such level is
+    reported, else the best. Fails if at every such level the 95 % interval of d is below 0.
+    """
+    return [_winning(arch, e.curve(arch)) for arch in e.all_networks()]
+
+
+def _winning(arch: str, curve: Curve) -> Part:
+    accuracy = curve.by_level("accuracy")
+    density = curve.frame.groupby("level")["density"].mean()
+    found = {
+        level: (accuracy[level] - accuracy[0]).dropna()
+        for level in accuracy.columns
+        if level > 0 and 0 in accuracy.columns and density[level] <= 0.5
+    }
+    enough = {level: d for level, d in found.items() if len(d) > 1}
+    matching = [level for level, d in enough.items() if d.mean() >= -standard_error(d)]
+    verdict = HOLDS if matching else UNKNOWN
+    if enough and all(below("", d, ()).verdict == HOLDS for d in enough.values()):
+        verdict = FAILS
+    if not found:
+        return Part(f"{arch}: accuracy − dense", "≥ −SE", (), UNKNOWN, tuple(curve.runs))
+    level = max(matching) if matching else max(found, key=lambda level: found[level].mean())
+    what = f"{arch}: accuracy − dense at {100 * density[level]:.3g} % remaining"
+    return Part(what, "≥ −SE", tuple(found[level]), verdict, tuple(curve.runs))
+
+
+def claim_2(e: Evidence) -> list[Part]:
+    """ResNet: above 98 % sparsity squared_sum and the deterministic baseline fall faster than snr and magnitude.
+
+    fall = accuracy(dense) − mean accuracy at density ≤ 2 %; the fall of each of the two minus the mean fall of snr and
+    magnitude is above 0. That accuracy "falls gradually" has no threshold in the paper and is left to figure 1.
+    """
+    parts = []
+    for arch in e.networks("resnet"):
+        curves = {score: e.curve(arch, score=score) for score in SCORES}
+        curves["deterministic"] = e.curve(arch, "deterministic")
+        fall = {name: c.dense("accuracy") - c.at("accuracy", 0, 0.02) for name, c in curves.items()}
+        usual = (fall["snr"] + fall["magnitude"]) / 2
+        for name in ("squared_sum", "deterministic"):
+            runs = [run for n in (name, "snr", "magnitude") for run in curves[n].runs]
+            parts.append(above(f"{arch}: fall of {name} − fall of snr, magnitude", fall[name] - usual, runs))
+    return parts
+
+
+def claim_3(e: Evidence) -> list[Part]:
+    """VGG11: up to 90 % sparsity every score stays within 1 point of dense, and the scores do not differ.
+
+    Over the levels of density ≥ 10 %: the mean of accuracy − accuracy(dense) of every score is within ±1, and the
+    range of the three means within 1.
+    """
+    parts = []
+    for arch in e.networks("vgg"):
+        curves = {score: e.curve(arch, score=score) for score in SCORES}
+        gaps = {s: c.at("accuracy", 0.1) - c.dense("accuracy") for s, c in curves.items()}
+        parts += [judged(f"{arch}: {s} − dense", -CLOSE, CLOSE, gap, curves[s].runs) for s, gap in gaps.items()]
+        means = pd.DataFrame({s: c.at("accuracy", 0.1) for s, c in curves.items()}).dropna()
+        runs = [run for c in curves.values() for run in c.runs]
+        parts.append(judged(f"{arch}: range of the scores", 0, CLOSE, means.max(axis=1) - means.min(axis=1), runs))
+    return parts
+
+
+def claim_4(e: Evidence) -> list[Part]:
+    """ViT: Bayesian above deterministic; snr and magnitude rise to about 50 % sparsity and fall past 90 %; squared_sum falls steadily.
+
+    Mean over levels of accuracy(snr) − accuracy(deterministic) above 0; accuracy at density 35 to 65 % minus dense
+    above 0 and accuracy at density ≤ 10 % minus that at 35 to 65 % below 0 (snr, magnitude); both below 0 (squared_sum).
+    """
+    parts = []
+    for arch in e.networks("vit"):
+        snr, deterministic = e.curve(arch), e.curve(arch, "deterministic")
+        ahead = snr.ahead_of(deterministic, "accuracy")
+        parts.append(above(f"{arch}: Bayesian − deterministic", ahead, [*snr.runs, *deterministic.runs]))
+        for score in SCORES:
+            c = e.curve(arch, score=score)
+            middle = c.at("accuracy", 0.35, 0.65)
+            first = below if score == "squared_sum" else above
+            parts.append(first(f"{arch}: {score} at half − dense", middle - c.dense("accuracy"), c.runs))
+            parts.append(below(f"{arch}: {score} past 90 % − at half", c.at("accuracy", 0, 0.1) - middle, c.runs))
+    return parts
+
+
+def claim_5(e: Evidence) -> list[Part]:
+    """MACE falls at high sparsity for ResNet and ViT and stays constant for VGG.
+
+    Mean MACE at density ≤ 5 % minus MACE(dense), score snr: below 0, and for VGG within ±0.01.
+    """
+    parts = []
+    for family in SMALL:
+        for arch in e.networks(family):
+            c = e.curve(arch)
+            change = c.at("mace", 0, 0.05) - c.dense("mace")
+            what = f"{arch}: MACE at high sparsity − dense"
+            same = judged(what, -CALIBRATED, CALIBRATED, change, c.runs)
+            parts.append(same if family == "vgg" else below(what, change, c.runs))
+    return parts
+
+
+def claim_6(e: Evidence) -> list[Part]:
+    """Deeper layers are pruned more, and more so in Bayesian than in deterministic networks.
+
+    ρ = Spearman's rank correlation of depth and sparsity over the layers of the last level; ρ above 0 for both, and
+    ρ(Bayesian, snr) − ρ(deterministic) above 0.
+    """
+    parts = []
+    for arch in e.all_networks():
+        rho, runs = {}, {}
+        for name, curve in (("Bayesian", e.curve(arch)), ("deterministic", e.curve(arch, "deterministic"))):
+            rows = e.layers[e.layers["run"].isin(curve.runs)] if len(e.layers) else e.layers
+            groups = rows.groupby("seed")[["depth", "sparsity"]] if len(rows) else ()
+            rho[name] = pd.Series({s: g["depth"].corr(g["sparsity"], "spearman") for s, g in groups}, dtype=float)
+            runs[name] = curve.runs
+            parts.append(above(f"{arch}: ρ of depth and sparsity, {name}", rho[name], curve.runs))
+        both = [*runs["Bayesian"], *runs["deterministic"]]
+        parts.append(above(f"{arch}: ρ, Bayesian − deterministic", rho["Bayesian"] - rho["deterministic"], both))
+    return parts
+
+
+def claim_7(e: Evidence) -> list[Part]:
+    """The IMP ticket is the ceiling of all randomised controls.
+
+    Mean over levels of accuracy(ticket) − accuracy(control), above 0 for every control, Bayesian and deterministic.
+    """
+    return [
+        _against(e, arch, guide, control, lambda what, d, runs: above(what, d, runs))
+        for arch in e.all_networks()
+        for guide in ("mean_field", "deterministic")
+        for control in CONTROLS
+    ]
+
+
+def _against(e: Evidence, arch: str, guide: str, control: str, judge: Callable[..., Part]) -> Part:
+    ticket, randomised = e.curve(arch, guide), e.curve(arch, guide, treatment=control)
+    name = "Bayesian" if guide == "mean_field" else "deterministic"
+    what = f"{arch}, {name}: ticket − {control}"
+    return judge(what, ticket.ahead_of(randomised, "accuracy"), [*ticket.runs, *randomised.runs])
+
+
+def claim_8(e: Evidence) -> list[Part]:
+    """Even and global shuffling lose the advantage; for ResNet and VGG reinit and layerwise shuffling stay close, reinit above layerwise; for ViT all controls drop.
+
+    Mean over levels of accuracy(ticket) − accuracy(control): above 1 point where the advantage is lost, within ±1 where
+    a control stays close; accuracy(reinit) − accuracy(shuffle_layerwise) above 0. Bayesian networks.
+    """
+    parts = []
+    for family in SMALL:
+        for arch in e.networks(family):
+            for control in CONTROLS:
+                close = family != "vit" and control in ("reinit", "shuffle_layerwise")
+                low, high = (-CLOSE, CLOSE) if close else (CLOSE, math.inf)
+                parts.append(
+                    _against(e, arch, "mean_field", control, lambda w, d, r, ends=(low, high): judged(w, *ends, d, r))
+                )
+            if family != "vit":
+                reinit, layerwise = (e.curve(arch, treatment=c) for c in ("reinit", "shuffle_layerwise"))
+                ahead = reinit.ahead_of(layerwise, "accuracy")
+                parts.append(above(f"{arch}: reinit − shuffle_layerwise", ahead, [*reinit.runs, *layerwise.runs]))
+    return parts
+
+
+def claim_9(e: Evidence) -> list[Part]:
+    """Transplanted tickets reach Bayesian and deterministic tickets for ResNet and VGG, and fall short of the deterministic for ViT.
+
+    Mean over levels of accuracy(transplanted) − accuracy(other): above −1 point; for ViT against deterministic below 0.
+    """
+    parts = []
+    for family in SMALL:
+        for arch in e.networks(family):
+            moved = e.curve(arch, treatment="transplant")
+            for guide, name in (("mean_field", "Bayesian"), ("deterministic", "deterministic")):
+                if family == "vit" and guide == "mean_field":
+                    continue
+                other = e.curve(arch, guide)
+                ahead, runs = moved.ahead_of(other, "accuracy"), [*moved.runs, *other.runs]
+                what = f"{arch}: transplanted − {name}"
+                parts.append(below(what, ahead, runs) if family == "vit" else above(what, ahead, runs, -CLOSE))
+    return parts
+
+
+def claim_10(e: Evidence) -> list[Part]:
+    """Transplanted tickets are calibrated like fully Bayesian ones.
+
+    Mean over levels of MACE(transplanted) − MACE(Bayesian, snr), within ±0.01.
+    """
+    parts = []
+    for arch in e.all_networks():
+        moved, bayesian = e.curve(arch, treatment="transplant"), e.curve(arch)
+        gap = moved.ahead_of(bayesian, "mace")
+        what = f"{arch}: MACE, transplanted − Bayesian"
+        parts.append(judged(what, -CALIBRATED, CALIBRATED, gap, [*moved.runs, *bayesian.runs]))
+    return parts
+
+
+def claim_11(e: Evidence) -> list[Part]:
+    """VI training costs 3 to 7 times deterministic training; transplantation saves at least half of the compute at high sparsity.
+
+    Ratio of the mean training seconds per level, within 3 to 7; and at the sparsest transplanted level k the saving
+    1 − (Σ_{i<k} det_i + transplant_k) / Σ_{i≤k} VI_i, above 0.5.
+    """
+    parts = []
+    for arch in e.all_networks():
+        vi, deterministic, moved = e.curve(arch), e.curve(arch, "deterministic"), e.curve(arch, treatment="transplant")
+        mean = {name: c.by_level("train_seconds").mean(axis=1) for name, c in (("vi", vi), ("det", deterministic))}
+        runs = [*vi.runs, *deterministic.runs]
+        parts.append(judged(f"{arch}: seconds, Bayesian / deterministic", 3, 7, mean["vi"] / mean["det"], runs))
+        saving = {}
+        for seed, row in moved.by_level("train_seconds").iterrows():
+            k = row.last_valid_index()
+            before = deterministic.by_level("train_seconds").loc[[seed], : k - 1].sum(axis=1).iloc[0]
+            whole = vi.by_level("train_seconds").reindex([seed]).loc[:, :k]
+            if whole.shape[1] == k + 1 and whole.notna().all(axis=None):
+                saving[seed] = 1 - (before + row[k]) / whole.sum(axis=1).iloc[0]
+        what = f"{arch}: compute saved by transplantation"
+        parts.append(above(what, pd.Series(saving, dtype=float), [*runs, *moved.runs], 0.5))
+    return parts
+
+
+def claim_12(e: Evidence) -> list[Part]:
+    """LRR beats IMP for ResNet (both) and deterministic VGG; for Bayesian VGG and ViT only at high sparsity.
+
+    Mean over levels of accuracy(LRR) − accuracy(IMP), above 0; for Bayesian VGG and ViT above 0 at density ≤ 10 % and
+    not (below 1 point) at higher density.
+    """
+    parts = []
+    for family, guides in (
+        ("resnet", ("mean_field", "deterministic")),
+        ("vgg", ("mean_field", "deterministic")),
+        ("vit", ("mean_field",)),
+    ):
+        for arch in e.networks(family):
+            for guide in guides:
+                lrr, imp = e.curve(arch, guide, rewind="lr"), e.curve(arch, guide)
+                runs, name = [*lrr.runs, *imp.runs], "Bayesian" if guide == "mean_field" else "deterministic"
+                if family == "resnet" or guide == "deterministic":
+                    parts.append(above(f"{arch}, {name}: LRR − IMP", lrr.ahead_of(imp, "accuracy"), runs))
+                    continue
+                what = f"{arch}, {name}: LRR − IMP at"
+                parts.append(above(f"{what} high sparsity", lrr.ahead_of(imp, "accuracy", 0, 0.1), runs))
+                parts.append(below(f"{what} medium sparsity", lrr.ahead_of(imp, "accuracy", 0.1), runs, CLOSE))
+    return parts
+
+
+def claim_13(e: Evidence) -> list[Part]:
+    """Larger networks score higher with the same shape; VGG19 shows no drop.
+
+    Mean over levels of accuracy(large) − accuracy(small), above 0; correlation of the two curves over levels, above 0;
+    accuracy of vgg19 at the sparsest level minus dense, above −1 point. Score snr.
+    """
+    parts = []
+    for small in e.all_networks():
+        if small not in LARGER:
+            continue
+        a, b = e.curve(small), e.curve(LARGER[small])
+        runs, pair = [*a.runs, *b.runs], f"{LARGER[small]}, {small}"
+        parts.append(above(f"{pair}: accuracy, large − small", b.ahead_of(a, "accuracy"), runs))
+        shape = a.by_level("accuracy").corrwith(b.by_level("accuracy"), axis=1)
+        parts.append(above(f"{pair}: correlation of the curves", shape, runs))
+        if LARGER[small] == "vgg19":
+            parts.append(above("vgg19: sparsest − dense", b.sparsest("accuracy") - b.dense("accuracy"), b.runs, -CLOSE))
+    return parts
+
+
+def claim_14(e: Evidence) -> list[Part]:
+    """A low learning rate gives matching tickets at a lower ceiling; warm-up equals the high rate at medium sparsity; a high rate is best at high sparsity.
+
+    Low and high are the least and the greatest rate of a network's runs by snr. The low rate's best accuracy at
+    density ≤ 50 % minus its dense one, above −1 point; its greatest accuracy minus the protocol's own rate's, below 0;
+    accuracy(high, warm-up) − accuracy(high) at density 10 to 50 %, within ±1; accuracy(high) minus the better of the
+    other rates at density ≤ 5 %, above 0.
+    """
+    return [part for arch in e.all_networks() for part in _rates(e, arch)]
+
+
+def _rates(e: Evidence, arch: str) -> list[Part]:
+    rows = Curve(e.levels).frame
+    for name, value in {
+        "arch": arch,
+        "guide": "mean_field",
+        "score": "snr",
+        "treatment": "imp",
+        "rewind": "init",
+    }.items():
+        rows = rows[rows[name] == value]
+    plain, warm = rows[rows["warmup_epochs"] == 0], rows[rows["warmup_epochs"] > 0]
+    rates = sorted(plain["lr"].unique())
+    curves = {rate: Curve(plain[plain["lr"] == rate]) for rate in rates} or {0.0: Curve(plain)}
+    low, high = min(curves), max(curves)
+    warmed, base = Curve(warm[warm["lr"] == high]), e.curve(arch)
+    single = len(curves) < 2
+    best = {rate: c.by_level("accuracy").max(axis=1) for rate, c in curves.items()}
+    sparse = curves[low].frame[curves[low].frame["density"] <= 0.5].groupby("seed")["accuracy"].max()
+    end = pd.DataFrame({rate: c.at("accuracy", 0, 0.05) for rate, c in curves.items()})
+    none = pd.Series(dtype=float)
+    matching = none if single else sparse - curves[low].dense("accuracy")
+    ceiling = none if single else best[low] - base.by_level("accuracy").max(axis=1)
+    ahead = none if single else end[high] - end.drop(columns=high).max(axis=1)
+    runs = list(rows["run"].unique())
+    return [
+        above(f"{arch}: low rate, best sparse − dense", matching, runs, -CLOSE),
+        below(f"{arch}: low rate's ceiling − the usual rate's", ceiling, runs),
+        judged(
+            f"{arch}: high rate, warm-up − none",
+            -CLOSE,
+            CLOSE,
+            warmed.ahead_of(curves[high], "accuracy", 0.1, 0.5),
+            runs,
+        ),
+        above(f"{arch}: high rate − the others at high sparsity", ahead, runs),
+    ]
+
+
+CLAIMS = (
+    claim_1, claim_2, claim_3, claim_4, claim_5, claim_6, claim_7, claim_8, claim_9, claim_10, claim_11, claim_12,
+    claim_13, claim_14,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim with its statistics and its verdict."""
+
+    number: int
+    text: str
+    parts: list[Part]
+
+    @property
+    def verdict(self) -> str:
+        return together(part.verdict for part in self.parts)
+
+
+def judge(evidence: Evidence) -> list[Claim]:
+    """All claims."""
+    return [
+        Claim(number, str(claim.__doc__).split("\n")[0].rstrip("."), claim(evidence))
+        for number, claim in enumerate(CLAIMS, start=1)
+    ]
+
+
+def gather(
+    root: Path, protocol: str | None = None, data: str | None = None, accuracy: str = "test_accuracy"
+) -> tuple[Evidence, list[str]]:
+    """The evidence in a folder of runs, of one protocol or of all, and a line per protocol that says what it is."""
+    found = sorted({protocol_of(run.config) for run in tables.list_runs(root) if run.folder.results()})
+    studies = [read(root, name, data, accuracy) for name in ([protocol] if protocol else found or [None])]
+    levels = pd.concat([s.all_levels.assign(protocol=s.protocol) for s in studies], ignore_index=True)
+    for arch, names in levels.groupby("arch")["protocol"].unique().items():
+        if len(names) > 1:
+            raise UserError(f"{root} has {arch} under the protocols {', '.join(names)}; choose one with --protocol")
+    lines = []
+    for study in studies:
+        config, seeds = study.runs[0].config, study.all_levels.groupby("arch")["seed"].nunique()
+        counts = ", ".join(f"{arch} ({count} seed{'s' * (count > 1)})" for arch, count in seeds.items())
+        lines.append(f"{counts}: {data_name(config)}, {describe(config)}")
+    layers = pd.concat([tables.layers(s.runs) for s in studies], ignore_index=True)
+    return Evidence(levels, layers), lines
+
+
+def markdown(claims: Sequence[Claim], lines: Sequence[str], accuracy: str) -> str:
+    """A table of verdicts, then the statistics behind each."""
+    out = [*(f"- {line}" for line in lines), f"- accuracy: {ACCURACIES[accuracy]}", ""]
+    out += ["| # | claim | statistics that hold / fail / cannot tell | verdict |", "|---" * 4 + "|"]
+    for claim in claims:
+        verdicts = [part.verdict for part in claim.parts]
+        counts = " / ".join(str(verdicts.count(v)) for v in (HOLDS, FAILS, UNKNOWN))
+        out.append(f"| {claim.number} | {claim.text} | {counts} | **{claim.verdict}** |")
+    out += ["", "| # | statistic | value [95 % interval over seeds] | seeds | holds if | verdict |", "|---" * 6 + "|"]
+    for claim in claims:
+        for part in claim.parts:
+            out.append(
+                f"| {claim.number} | {part.what} | {_value(part)} | {len(part.values)} | {part.wanted} | {part.verdict} |"
+            )
+    return "\n".join(out) + "\n"
+
+
+def _value(part: Part) -> str:
+    if not part.values:
+        return "no runs"
+    low, high = part.interval
+    return f"{part.mean:.3g}" + (f" [{low:.3g}, {high:.3g}]" if len(part.values) > 1 else "")
+
+
+def to_json(claims: Sequence[Claim], lines: Sequence[str], root: Path) -> list[dict[str, object]]:
+    """The claims as plain values: verdict, statistics with value, interval and one number per seed, and their runs."""
+
+    def plain(part: Part) -> dict[str, object]:
+        known = len(part.values) > 1
+        runs = [str(Path(run).relative_to(root)) for run in part.runs]
+        return asdict(part) | {
+            "mean": part.mean if part.values else None, "interval": part.interval if known else None, "runs": runs,
+        }  # fmt: skip
+
+    return [
+        {
+            "claim": c.number,
+            "text": c.text,
+            "verdict": c.verdict,
+            "evidence": list(lines),
+            "parts": [*map(plain, c.parts)],
+        }
+        for c in claims
+    ]
+
+
+def write(
+    root: Path, folder: Path, protocol: str | None = None, data: str | None = None, accuracy: str = "test_accuracy"
+) -> str:
+    """Judge all claims from the runs in ``root`` and write ``claims.md`` and ``claims.json``; returns the Markdown."""
+    evidence, lines = gather(root, protocol, data, accuracy)
+    claims = judge(evidence)
+    text = markdown(claims, lines, accuracy)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(folder / "claims.md", text.encode())
+    files.write_json(folder / "claims.json", to_json(claims, lines, root))
+    return text
+
+
+def parser() -> Parser:
+    """The command line."""
+    parser = Parser("python -m experiments.claims", str(__doc__))
+    parser.add_argument("runs", type=Path, help="folder of runs")
+    parser.add_argument("-o", "--output", type=Path, help="folder for claims.md and claims.json; default: RUNS/figures")
+    parser.add_argument("--protocol", help="judge the runs of one protocol alone")
+    parser.add_argument("--data", help="which runs, where the folder holds those of several data sets")
+    parser.add_argument("--accuracy", default="test_accuracy", help=f"{' or '.join(ACCURACIES)} (the paper's)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    given = parser().parse_args(arguments)
+    folder = given.output or given.runs / "figures"
+
+    def work() -> None:
+        print(write(given.runs, folder, given.protocol, given.data, given.accuracy))
+
+    return run_command("python -m experiments.claims", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""The command line that all experiments share: run what is not finished of a study, then draw its figures."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from experiments.estimate import duration, seconds_left
+from experiments.jobs import Job, Study, unfinished
+from experiments.protocols import PROTOCOLS, data_name, extent
+from plots.command import draw_figures
+from plots.finished import read
+from pyro_lottery import nets
+from pyro_lottery.commands import run_command, signals
+from pyro_lottery.config import Parser
+from pyro_lottery.errors import Busy, Damaged, Diverged, Failed, Stopped, UserError
+
+FIGURES = ("fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "fig9", "table1")
+SHARED = ("dataset", "data_dir", "device", "precision")
+"""Options of ``python -m pyro_lottery.imp`` that hold for every run of a study."""
+WAIT_SECONDS = 5.0
+"""Between two looks at runs that other processes are at work in."""
+
+
+def main(stem: str, arguments: Sequence[str] | None = None) -> int:
+    """``python -m experiments.STEM``: run what its figure needs and draw it; returns the exit code."""
+    module = importlib.import_module(f"experiments.{stem}")
+    given = parser(stem, str(module.__doc__)).parse_args(arguments)
+    return run_command(f"python -m experiments.{stem}", lambda: work([stem], given))
+
+
+def parser(stem: str, description: str) -> Parser:
+    """The options of an experiment."""
+    parser = Parser(f"python -m experiments.{stem}", description)
+    parser.add_argument("--protocol", default="paper", help=f"{', '.join(PROTOCOLS)}: see experiments/protocols.py")
+    parser.add_argument("--arch", nargs="+", help="networks; default: the protocol's")
+    parser.add_argument("--seeds", type=int, help="number of seeds, from 0; default: the protocol's")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    parser.add_argument("--figures", type=Path, help="folder for figures and tables; default: figures within --runs")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs, what is finished and the time left")
+    parser.add_options(only=SHARED)
+    return parser
+
+
+def work(stems: Sequence[str], given: argparse.Namespace) -> None:
+    """Run and draw ``stems``, or print what there is to do."""
+    study = study_of(given)
+    jobs = jobs_of(stems, study)
+    if given.dry_run:
+        print_plan(jobs, given.runs)
+        return
+    failed = carry_out(jobs, given.runs)
+    folder = given.figures or given.runs / "figures"
+    finished = read(given.runs, study.protocol, data_name(jobs[0].config), only=study.archs)
+    for missing in draw_figures(stems, finished, folder):
+        print(f"not drawn: {missing}")
+    print(f"figures: {folder}")
+    if failed:
+        listed = "; ".join(f"{job}: {error}" for job, error in failed.items())
+        raise Failed(f"{len(failed)} of {len(jobs)} runs failed: {listed}")
+
+
+def study_of(given: argparse.Namespace) -> Study:
+    """The study that a command line asks for."""
+    found = extent(given.protocol)
+    count = found.seeds if given.seeds is None else given.seeds
+    if count < 1:
+        raise UserError(f"--seeds must be at least 1, got {count}")
+    for arch in given.arch or ():
+        nets.check_name(arch)
+    options = {name: getattr(given, name) for name in SHARED if hasattr(given, name)}
+    return Study(given.protocol, found, tuple(given.arch or found.archs), tuple(range(count)), options)
+
+
+def jobs_of(stems: Iterable[str], study: Study) -> list[Job]:
+    """The runs that the figures need, each once, in the order of the figures."""
+    modules = [importlib.import_module(f"experiments.{stem}") for stem in stems]
+    return list(dict.fromkeys(job for module in modules for job in module.jobs(study)))
+
+
+def carry_out(jobs: Iterable[Job], root: Path) -> dict[Job, Exception]:
+    """Run every job that is not finished; returns those that failed and why.
+
+    Several processes may share the work: a run at which another one is at work is left for later.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    waiting, failed, idle = deque(job for job in jobs if unfinished(job, root)), {}, 0
+    with signals() as received:
+        while waiting:
+            if received:
+                raise Stopped
+            job = waiting.popleft()
+            needed = job.needs()
+            if needed in failed:
+                failed[job] = Failed("what it is made from failed")
+                continue
+            try:
+                if needed and unfinished(needed, root):
+                    raise Busy(f"{needed} is not finished")
+                if unfinished(job, root):
+                    print(f"{job} ({len(waiting) + 1} to go)", flush=True)
+                    job.run(root)
+                idle = 0
+            except Busy:
+                waiting.append(job)
+                idle += 1
+                if idle >= len(waiting):
+                    time.sleep(WAIT_SECONDS)
+            except (Diverged, Damaged, OSError) as error:
+                failed[job] = error
+    return failed
+
+
+def print_plan(jobs: Iterable[Job], root: Path) -> None:
+    """Print every run, what of it is finished, and the time left as estimated from a measured step."""
+    total = 0.0
+    for job in jobs:
+        left = unfinished(job, root)
+        seconds = seconds_left(job, len(left), root) if left else 0.0
+        total += seconds
+        state = f"{duration(seconds)} left" if left else "finished"
+        print(f"{job}: {len(job.levels) - len(left)} of {len(job.levels)} levels, {state}, {job.folder(root).path}")
+    print(f"together: {duration(total)} left, one run after the other, from a measured step")

@@ -1,0 +1,18 @@
+"""Question: which layers are pruned, and does a Bayesian network prune others than a deterministic one?
+
+The paper's figure 2: sparsity per layer at the last level; the runs are those of figure 1.
+"""
+
+import sys
+
+from experiments.command import main
+from experiments.jobs import Job, Study
+
+
+def jobs(study: Study) -> list[Job]:
+    """The run pruned by snr and the deterministic run, per network and seed."""
+    return [study.imp(arch, seed, guide) for seed, arch in study.each() for guide in ("mean_field", "deterministic")]
+
+
+if __name__ == "__main__":
+    sys.exit(main("fig2"))

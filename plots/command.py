@@ -1,0 +1,48 @@
+"""The command line that all figures of the paper share: read finished runs, draw, write PNG, SVG and CSV."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from plots.finished import ACCURACIES, Finished, read
+from pyro_lottery.commands import run_command
+from pyro_lottery.config import Parser
+from pyro_lottery.errors import UserError
+
+
+def main(stem: str, arguments: Sequence[str] | None = None) -> int:
+    """``python -m plots.STEM RUNS``: draw one figure; returns the exit code."""
+    module = importlib.import_module(f"plots.{stem}")
+    given = parser(stem, str(module.__doc__)).parse_args(arguments)
+
+    def work() -> None:
+        finished = read(given.runs, given.protocol, given.data, given.accuracy, given.arch)
+        for path in module.draw(finished).save(stem, given.output):
+            print(path)
+
+    return run_command(f"python -m plots.{stem}", work)
+
+
+def parser(stem: str, description: str) -> Parser:
+    """The options of a figure."""
+    parser = Parser(f"python -m plots.{stem}", description)
+    parser.add_argument("runs", type=Path, help="folder of runs")
+    parser.add_argument("-o", "--output", type=Path, default=Path("figures"), help="folder for the files")
+    parser.add_argument("--protocol", help="which runs, where the folder holds those of several protocols")
+    parser.add_argument("--data", help="which runs, where the folder holds those of several data sets, 'CIFAR-10' say")
+    parser.add_argument("--arch", nargs="+", default=(), help="networks to show; default: all")
+    parser.add_argument("--accuracy", default="test_accuracy", help=f"{' or '.join(ACCURACIES)} (the paper's)")
+    return parser
+
+
+def draw_figures(stems: Iterable[str], finished: Finished, folder: Path) -> list[str]:
+    """Draw several figures; one without runs of its own is left out, and why is returned."""
+    left_out = []
+    for stem in stems:
+        try:
+            importlib.import_module(f"plots.{stem}").draw(finished).save(stem, folder)
+        except UserError as error:
+            left_out.append(f"{stem}: {error}")
+    return left_out

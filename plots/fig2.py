@@ -1,0 +1,63 @@
+"""Sparsity per layer at the last level (paper, figure 2): ``python -m plots.fig2 RUNS -o FOLDER``."""
+
+import sys
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from plots.command import main
+from plots.finished import Finished
+from plots.style import MARKERS, Drawing, finish, treated
+from pyro_lottery import tables
+from pyro_lottery.errors import UserError
+from pyro_lottery.figures import PALETTE
+
+GUIDES = {"mean_field": ("Bayesian, snr", 0), "deterministic": ("deterministic", 6)}
+
+
+def layers(finished: Finished) -> pd.DataFrame:
+    """Per network, guide and layer: mean and standard deviation of the sparsity over seeds, and the rank correlation
+    (Spearman's ρ, mean over seeds) between depth and sparsity, of the runs pruned by snr or deterministic.
+    """
+    levels = treated(finished.levels)
+    chosen = levels[(levels["guide"] == "deterministic") | (levels["score"] == "snr")]["run"].unique()
+    frame = tables.layers([run for run in finished.runs if str(run.folder.path) in set(chosen)])
+    if not len(frame):
+        raise UserError("no run pruned by snr and no deterministic one is finished; run python -m experiments.fig2")
+    ranks = frame.groupby(["arch", "guide", "seed"])[["depth", "sparsity"]].corr("spearman").xs("depth", level=3)
+    rho = ranks["sparsity"].groupby(["arch", "guide"]).mean().rename("spearman")
+    grouped = frame.groupby(["arch", "guide", "depth", "site", "weights"], sort=False)["sparsity"]
+    found = pd.DataFrame(
+        {"sparsity": grouped.mean(), "std": grouped.std(ddof=1), "seeds": grouped.count()}
+    ).reset_index()
+    return found.merge(rho.reset_index(), on=["arch", "guide"])
+
+
+def draw(finished: Finished) -> Drawing:
+    """One panel per network."""
+    frame = layers(finished)
+    archs = [arch for arch in finished.archs if (frame["arch"] == arch).any()]
+    figure = Figure(figsize=(max(6.4, 4.2 * len(archs)), 4.2), layout="constrained")
+    for axes, arch in zip(figure.subplots(1, len(archs), squeeze=False)[0], archs, strict=True):
+        for guide, (label, look) in GUIDES.items():
+            rows = frame[(frame["arch"] == arch) & (frame["guide"] == guide)]
+            if not len(rows):
+                continue
+            label = f"{label}, ρ = {rows['spearman'].iloc[0]:.2f}"
+            axes.plot(
+                rows["depth"], 100 * rows["sparsity"], MARKERS[look] + "-", color=PALETTE[look], ms=4, label=label
+            )
+            low, high = (100 * (rows["sparsity"] + sign * rows["std"]) for sign in (-1, 1))
+            axes.fill_between(rows["depth"], low, high, color=PALETTE[look], alpha=0.18, lw=0)
+        axes.set(xlabel="layer (from the input)", ylabel="weights pruned (%)", title=arch)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25, lw=0.5)
+        axes.legend(frameon=False, fontsize=8)
+    note = "last level; mean, band: ± one standard deviation; ρ: rank correlation of depth and sparsity"
+    finish(figure, finished, "Sparsity per layer", note)
+    return Drawing(figure, frame)
+
+
+if __name__ == "__main__":
+    sys.exit(main("fig2"))

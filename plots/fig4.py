@@ -1,0 +1,31 @@
+"""Accuracy of tickets and of their randomised controls (paper, figure 4): ``python -m plots.fig4 RUNS -o FOLDER``."""
+
+import sys
+
+import pandas as pd
+
+from plots.command import main
+from plots.finished import ACCURACIES, Finished
+from plots.style import Drawing, Line, Panels, curves, treated
+from pyro_lottery.tickets import CONTROLS
+
+
+def lines(levels: pd.DataFrame, guide: str) -> list[Line]:
+    """The tickets of one guide and their four controls."""
+    levels = levels[(levels["guide"] == guide) & levels["score"].isin(["snr", "magnitude"])]
+    score = "magnitude" if guide == "deterministic" else "snr"
+    controls = [Line(c, treated(levels, treatment=c, score=score), i) for i, c in enumerate(CONTROLS, start=1)]
+    return [Line("IMP ticket", treated(levels, score=score), 0), *controls]
+
+
+def draw(finished: Finished) -> Drawing:
+    """One column per network; Bayesian above, deterministic below."""
+    rows = [
+        Panels("accuracy", f"{name}\n{ACCURACIES[finished.accuracy]}", lambda levels, guide=guide: lines(levels, guide))
+        for guide, name in (("mean_field", "Bayesian"), ("deterministic", "deterministic"))
+    ]
+    return curves(finished, "Tickets and their randomised controls", rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main("fig4"))

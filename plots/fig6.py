@@ -1,0 +1,34 @@
+"""Accuracy of the tickets of small and large networks (paper, figure 6): ``python -m plots.fig6 RUNS -o FOLDER``."""
+
+import sys
+
+from experiments.protocols import LARGER
+from plots.command import main
+from plots.finished import ACCURACIES, Finished
+from plots.style import Drawing, Line, Panels, grid, treated
+from pyro_lottery.errors import UserError
+
+
+def draw(finished: Finished) -> Drawing:
+    """One panel per family of which both networks are there."""
+    levels = treated(finished.levels, guide="mean_field", score="snr")
+    found = set(levels["arch"])
+    families = {small: large for small, large in LARGER.items() if {small, large} <= found}
+    if not families:
+        pairs = ", ".join(f"{a} and {b}" for a, b in LARGER.items())
+        raise UserError(f"no family has both of its networks finished ({pairs}); run python -m experiments.fig6")
+    columns = {f"{a}, {b}": levels[levels["arch"].isin([a, b])] for a, b in families.items()}
+    panels = Panels(
+        "accuracy",
+        ACCURACIES[finished.accuracy],
+        lambda frame: [Line(a, frame[frame["arch"] == a], look) for look, a in enumerate(_small_first(frame))],
+    )
+    return grid(finished, "Tickets of small and large networks (Bayesian, snr)", [panels], columns)
+
+
+def _small_first(frame):
+    return [arch for pair in LARGER.items() for arch in pair if set(pair) == set(frame["arch"])]
+
+
+if __name__ == "__main__":
+    sys.exit(main("fig6"))

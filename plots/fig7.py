@@ -1,0 +1,42 @@
+"""Accuracy of tickets by learning rate and warm-up (paper, figure 7): ``python -m plots.fig7 RUNS -o FOLDER``."""
+
+import sys
+
+import pandas as pd
+
+from plots.command import main
+from plots.finished import ACCURACIES, Finished
+from plots.style import Drawing, Line, Panels, curves, treated
+
+
+def lines(levels: pd.DataFrame, guide: str, score: str) -> list[Line]:
+    """One line per learning rate and warm-up."""
+    levels = treated(levels, guide=guide, score=score)
+    settings = sorted({(warmup, lr) for lr, warmup in zip(levels["lr"], levels["warmup_epochs"], strict=True)})
+    return [
+        Line(
+            f"rate {lr:g}" + (f", warm-up {warmup}" if warmup else ""),
+            levels[(levels["lr"] == lr) & (levels["warmup_epochs"] == warmup)],
+            look,
+            dense=False,
+        )
+        for look, (warmup, lr) in enumerate(settings)
+    ]
+
+
+def draw(finished: Finished) -> Drawing:
+    """One column per network; Bayesian above, deterministic below."""
+    guides = (("mean_field", "snr", "Bayesian"), ("deterministic", "magnitude", "deterministic"))
+    rows = [
+        Panels(
+            "accuracy", f"{name}\n{ACCURACIES[finished.accuracy]}", lambda levels, g=guide, s=score: lines(levels, g, s)
+        )
+        for guide, score, name in guides
+    ]
+    levels = finished.all_levels
+    several = levels.groupby("arch")["lr"].transform("nunique") > 1
+    return curves(finished, "Learning rate and warm-up", rows, levels[several] if several.any() else levels)
+
+
+if __name__ == "__main__":
+    sys.exit(main("fig7"))

@@ -1,0 +1,96 @@
+"""The finished runs behind a figure: those of one protocol on one data set, as tables, with what a title must say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.protocols import FREE, base_rate, data_name, describe, protocol_of
+from pyro_lottery import tables
+from pyro_lottery.config import Config
+from pyro_lottery.errors import UserError
+from pyro_lottery.runs import Run
+
+ACCURACIES = {
+    "test_accuracy": "test accuracy at the end (%)",
+    "max_test_accuracy": "maximum test accuracy over epochs (%)",
+}
+"""The first is free of selection on test images; the second is the paper's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """Runs that may stand in one figure."""
+
+    runs: list[Run]
+    protocol: str
+    accuracy: str = "test_accuracy"
+    only: tuple[str, ...] = ()
+    """The networks to show; none: all."""
+
+    @cached_property
+    def all_levels(self) -> pd.DataFrame:
+        """The finished levels of all runs, controls and transplants; accuracies in percent as ``accuracy``; ``base``
+        says that a run has the protocol's own learning rate and no warm-up.
+        """
+        frame = tables.levels(self.runs)
+        rate = frame["lr"].mode()[0] if self.protocol == "custom" else base_rate(self.protocol)
+        base = (frame["lr"] == rate) & (frame["warmup_epochs"] == 0)
+        return frame.assign(accuracy=100 * frame[self.accuracy], percent=100 * frame["density"], base=base)
+
+    @property
+    def levels(self) -> pd.DataFrame:
+        """The ``base`` rows of ``all_levels``: what every figure but the seventh shows."""
+        return self.all_levels[self.all_levels["base"]]
+
+    @property
+    def archs(self) -> list[str]:
+        """The networks to show."""
+        found = list(self.levels["arch"].unique())
+        return [arch for arch in self.only if arch in found] or found
+
+    @property
+    def description(self) -> str:
+        """Data set, protocol and seeds: what keeps a reduced figure from being taken for the paper's."""
+        config = self.runs[0].config
+        count = max(self.levels.groupby("arch")["seed"].nunique())
+        return f"{data_name(config)}, {describe(config)}, seeds: {count}"
+
+
+def read(
+    root: Path,
+    protocol: str | None = None,
+    data: str | None = None,
+    accuracy: str = "test_accuracy",
+    only: Sequence[str] = (),
+) -> Finished:
+    """The finished runs in ``root`` of one protocol and data set; ``UserError`` if there are none, or it must be said which."""
+    runs = [run for run in tables.list_runs(root) if run.folder.results()]
+    runs = _only(runs, "--protocol", protocol, protocol_of, root)
+    runs = _only(runs, "--data", data, data_name, root)
+    name = protocol_of(runs[0].config)
+    for run in runs[1:]:
+        for option, value in runs[0].config.options().items():
+            if option not in FREE and getattr(run.config, option) != value:
+                raise UserError(
+                    f"{run.folder.path} has {option} {getattr(run.config, option)} and {runs[0].folder.path} {value}; "
+                    "they cannot stand in one figure"
+                )
+    if accuracy not in ACCURACIES:
+        raise UserError(f"--accuracy {accuracy}: choose {' or '.join(ACCURACIES)}")
+    return Finished(runs, name, accuracy, tuple(only))
+
+
+def _only(runs: list[Run], option: str, wanted: str | None, name: Callable[[Config], str], root: Path) -> list[Run]:
+    found = {name(run.config) for run in runs}
+    if wanted is None and len(found) > 1:
+        raise UserError(f"{root} holds runs of {', '.join(sorted(found))}; choose one with {option}")
+    chosen = [run for run in runs if wanted in (None, name(run.config))]
+    if not chosen:
+        what = f" with {option} {wanted}" if wanted else ""
+        raise UserError(f"{root} holds no finished run{what}; train one with python -m experiments.fig1")
+    return chosen

@@ -1,0 +1,123 @@
+"""What all figures share: lines with bands over seeds, one look per kind of ticket, titles, and the files they end in."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from plots.finished import Finished
+from pyro_lottery import files
+from pyro_lottery.errors import UserError
+from pyro_lottery.figures import PALETTE, percent_axis
+
+MARKERS = "osD^vP*"
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """One line of a panel: rows of ``Finished.levels``, and the look by its place in the palette."""
+
+    label: str
+    frame: pd.DataFrame
+    look: int
+    dense: bool = True
+    """Whether its dense level gets a dashed line."""
+
+
+@dataclass(frozen=True, eq=False)
+class Panels:
+    """A row of panels, one per network: what is on the y axis, and the lines for a network's levels."""
+
+    column: str
+    ylabel: str
+    lines: Callable[[pd.DataFrame], Sequence[Line]]
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A figure and the numbers in it."""
+
+    figure: Figure
+    table: pd.DataFrame
+
+    def save(self, stem: str, folder: Path) -> list[Path]:
+        """Write ``STEM.png``, ``STEM.svg`` and ``STEM.csv``; equal runs give equal files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{stem}{suffix}" for suffix in (".png", ".svg", ".csv")]
+        self.figure.savefig(paths[0], dpi=150)
+        with matplotlib.rc_context({"svg.hashsalt": stem}):
+            self.figure.savefig(paths[1], metadata={"Date": None})
+        files.write_atomic(paths[2], self.table.to_csv(index=False, float_format="%.6g").encode())
+        return paths
+
+
+def over_seeds(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Mean, standard deviation and number of seeds of ``column`` per level."""
+    grouped = frame.groupby("level")
+    found = pd.DataFrame({"percent": grouped["percent"].mean(), "mean": grouped[column].mean()})
+    return found.assign(std=grouped[column].std(ddof=1), seeds=grouped["seed"].nunique()).reset_index()
+
+
+def draw_line(axes: Axes, line: Line, column: str) -> pd.DataFrame:
+    """Mean line, band of one standard deviation over seeds, and the dense level as a dashed line."""
+    color, points = PALETTE[line.look % len(PALETTE)], over_seeds(line.frame, column)
+    axes.plot(points["percent"], points["mean"], MARKERS[line.look % 7] + "-", color=color, ms=4, label=line.label)
+    spread = points.dropna()
+    axes.fill_between(
+        spread["percent"], spread["mean"] - spread["std"], spread["mean"] + spread["std"], color=color, alpha=0.18, lw=0
+    )
+    if line.dense and (points["level"] == 0).any():
+        axes.axhline(points["mean"][points["level"] == 0].iloc[0], color=color, ls="--", lw=0.8, alpha=0.8)
+    return points.assign(series=line.label)
+
+
+def curves(finished: Finished, headline: str, rows: Sequence[Panels], levels: pd.DataFrame | None = None) -> Drawing:
+    """A grid of panels of curves against the % of weights remaining: a column per network, a row per ``rows``."""
+    levels = finished.levels if levels is None else levels
+    columns = {arch: levels[levels["arch"] == arch] for arch in finished.archs}
+    drawn = {a: f for a, f in columns.items() if any(len(line.frame) for row in rows for line in row.lines(f))}
+    if not drawn:
+        raise UserError("none of its runs is finished")
+    return grid(finished, headline, rows, drawn)
+
+
+def grid(finished: Finished, headline: str, rows: Sequence[Panels], columns: dict[str, pd.DataFrame]) -> Drawing:
+    figure = Figure(figsize=(max(6.4, 4.2 * len(columns)), 1.2 + 3.0 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), len(columns), squeeze=False, sharex="col")
+    tables = []
+    for place, (name, frame) in enumerate(columns.items()):
+        for axes, row in zip(panels[:, place], rows, strict=True):
+            drawn = [line for line in row.lines(frame) if len(line.frame)]
+            for line in drawn:
+                tables.append(draw_line(axes, line, row.column).assign(network=name, quantity=row.ylabel))
+            axes.set_ylabel(row.ylabel)
+            axes.grid(alpha=0.25, lw=0.5)
+            if drawn:
+                axes.legend(frameon=False, fontsize=8)
+        panels[0, place].set_title(name)
+        percent_axis(panels[-1, place], frame["percent"].min())
+    finish(figure, finished, headline, "mean; band: ± one standard deviation; dashed: dense")
+    order = ["network", "quantity", "series", "level", "percent", "mean", "std", "seeds"]
+    return Drawing(figure, pd.concat(tables, ignore_index=True)[order])
+
+
+def finish(figure: Figure, finished: Finished, headline: str, note: str) -> None:
+    """Put the title on: the headline, then data set and protocol, then how to read it, wrapped to the figure's width."""
+    width = int(13.5 * figure.get_figwidth())  # characters of this size
+    lines = [line for part in (headline, finished.description, note) for line in textwrap.wrap(part, width)]
+    figure.suptitle("\n".join(lines), fontsize=9)
+
+
+def treated(frame: pd.DataFrame, **options: Any) -> pd.DataFrame:
+    """Rows with these options; by default those of IMP's own tickets, rewound to their initial values."""
+    for name, value in ({"treatment": "imp", "rewind": "init"} | options).items():
+        frame = frame[frame[name] == value]
+    return frame

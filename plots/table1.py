@@ -1,0 +1,50 @@
+"""Mean training time per level (paper, table 1): ``python -m plots.table1 RUNS -o FOLDER``."""
+
+import math
+import sys
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from plots.command import main
+from plots.finished import Finished
+from plots.style import Drawing, finish, treated
+
+
+def times(levels: pd.DataFrame) -> pd.DataFrame:
+    """Minutes per level by network, mean over levels and seeds, and their ratio."""
+    levels = treated(levels)
+    levels = levels[(levels["guide"] == "deterministic") | (levels["score"] == "snr")]
+    minutes = levels.pivot_table(index="arch", columns="guide", values="train_seconds", aggfunc="mean") / 60
+    minutes = minutes.reindex(columns=["deterministic", "mean_field"])
+    found = pd.DataFrame({"deterministic_min": minutes["deterministic"], "bayesian_min": minutes["mean_field"]})
+    return found.assign(ratio=minutes["mean_field"] / minutes["deterministic"]).reset_index(names="network")
+
+
+def draw(finished: Finished) -> Drawing:
+    """The table as a picture, with the hardware of the runs."""
+    table = times(finished.levels[finished.levels["arch"].isin(finished.archs)])
+    figure = Figure(figsize=(7.5, 1.9 + 0.3 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_axis_off()
+    cells = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    header = ["network", "deterministic (min)", "Bayesian (min)", "ratio"]
+    axes.table(cells, colLabels=header, loc="center", cellLoc="center").scale(1, 1.4)
+    hardware = {_hardware(run.folder.config) for run in finished.runs}
+    finish(figure, finished, "Training time per level", f"on {'; '.join(sorted(hardware))}")
+    return Drawing(figure, table)
+
+
+def _cell(value):
+    if isinstance(value, str):
+        return value
+    return "–" if math.isnan(value) else f"{value:.3g}"
+
+
+def _hardware(config):
+    found = config["hardware"]
+    return f"{found['device']} {found['name']}, threads: {found['threads']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main("table1"))

@@ -1,0 +1,66 @@
+"""Many runs as one table: what figures and statistics over seeds, networks and scores read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pyro_lottery import masks
+from pyro_lottery.errors import UserError
+from pyro_lottery.runs import Run, load_run
+
+OPTIONS = ("arch", "guide", "score", "rewind", "lr", "warmup_epochs", "seed")
+"""The options that tell the runs of one study apart."""
+
+
+def list_runs(root: str | Path) -> list[Run]:
+    """Every run of ``python -m pyro_lottery.imp`` in ``root``, by name; ``UserError`` if ``root`` is no folder."""
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder of runs")
+    return [load_run(path.parent) for path in sorted(root.glob("*/config.json"))]
+
+
+def with_derived(run: Run) -> Iterator[tuple[str, Run]]:
+    """``(treatment, run)`` of a run, ``imp``, and of what was made from its tickets: each control, and ``transplant``."""
+    yield "imp", run
+    for path in sorted(run.folder.path.glob("controls/*/config.json")):
+        yield path.parent.name, load_run(path.parent)
+    if (run.folder.path / "transplant" / "config.json").exists():
+        yield "transplant", load_run(run.folder.path / "transplant")
+
+
+def levels(runs: list[Run]) -> pd.DataFrame:
+    """One row per finished level of ``runs`` and of what was made from them: the run's path, the treatment (``imp``,
+    ``reinit``, ..., ``transplant``), the options that tell runs apart and the columns of ``results.csv``.
+    """
+    rows = [
+        _key(treatment, derived) | asdict(row)
+        for run in runs
+        for treatment, derived in with_derived(run)
+        for row in derived.folder.results()
+    ]
+    return pd.DataFrame(rows, columns=None if rows else ["run", "treatment", *OPTIONS, "level", "density"])
+
+
+def layers(runs: list[Run], last: bool = True) -> pd.DataFrame:
+    """One row per prunable layer of ``runs``, of the last finished level or of all: its depth (from 1, the input),
+    number of weights, density and sparsity.
+    """
+    rows = []
+    for run in runs:
+        finished = [row.level for row in run.folder.results()]
+        for level in finished[-1:] if last else finished:
+            mask = run.folder.level(level).load_mask()
+            for depth, (site, density) in enumerate(masks.density_per_site(mask).items(), start=1):
+                where = {"level": level, "site": site, "depth": depth, "weights": mask[site].numel()}
+                rows.append(_key("imp", run) | where | {"density": density, "sparsity": 1 - density})
+    return pd.DataFrame(rows)
+
+
+def _key(treatment: str, run: Run) -> dict[str, Any]:
+    return {"run": str(run.folder.path), "treatment": treatment} | {n: getattr(run.config, n) for n in OPTIONS}
