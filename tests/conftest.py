@@ -64,3 +64,13 @@ def half_mask(tiny_model):
     mask = {n: (torch.arange(values[n].numel()) % 2 == 0).view(values[n].shape) for n in tiny_model.prunable}
     mask["conv.weight"][1] = False
     return mask
+
+
+@pytest.fixture(scope="session")
+def smoke_study(tmp_path_factory):
+    """The runs, figures and claims of ``python -m experiments.all --protocol smoke``."""
+    from experiments import all as everything
+
+    root = tmp_path_factory.mktemp("study") / "runs"
+    assert everything.main(["--protocol", "smoke", "--runs", str(root)]) == 0
+    return root

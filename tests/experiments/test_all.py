@@ -1,0 +1,73 @@
+"""All figures and claims from real, tiny runs."""
+
+import json
+
+import pytest
+
+from experiments import all as everything
+from experiments import jobs
+from experiments.command import FIGURES, carry_out, jobs_of, parser, study_of
+from experiments.statistics import FAILS, HOLDS, UNKNOWN
+
+
+def files(root):
+    return {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file() and "figures" not in p.parts}
+
+
+def test_every_figure_and_claim_is_there(smoke_study):
+    figures = smoke_study / "figures"
+    for stem in FIGURES:
+        assert (figures / f"{stem}.png").read_bytes().startswith(b"\x89PNG"), stem
+        assert "<svg" in (figures / f"{stem}.svg").read_text()
+        assert len((figures / f"{stem}.csv").read_text().splitlines()) > 1
+    claims = json.loads((figures / "claims.json").read_text())
+    assert [claim["claim"] for claim in claims] == list(range(1, 15))
+    assert {claim["verdict"] for claim in claims} <= {HOLDS, FAILS, UNKNOWN}
+    text = (figures / "claims.md").read_text()
+    assert "smoke protocol" in text
+    assert str(smoke_study) not in text + json.dumps(claims), "results name runs, not somebody's folders"
+
+
+def test_runs_are_shared(smoke_study):
+    # 4 scores and guides, a larger network, 4 more rates and warm-ups, 2 by learning-rate rewinding
+    assert len(list(smoke_study.glob("*/config.json"))) == 4 + 1 + 4 + 2
+    assert len(list(smoke_study.glob("*/controls/*/config.json"))) == 2 * 4
+    assert len(list(smoke_study.glob("*/transplant/config.json"))) == 1
+
+
+def test_a_finished_study_is_not_run_again(smoke_study, monkeypatch, capsys):
+    for name in ("run_imp", "run_control", "transplant_run"):
+        monkeypatch.setattr(jobs, name, lambda *a, **k: pytest.fail("a finished run was run again"))
+    before = files(smoke_study)
+    study = study_of(parser("all", "").parse_args(["--protocol", "smoke"]))
+    assert carry_out(jobs_of(FIGURES, study), smoke_study) == {}
+    assert files(smoke_study) == before
+    assert everything.main(["--protocol", "smoke", "--runs", str(smoke_study), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert out.count(" finished, ") == 20
+    assert "together: 0 s left" in out
+
+
+def test_a_dry_run_touches_nothing(tmp_path, capsys):
+    arguments = ["--protocol", "reduced", "--arch", "lenet", "--seeds", "1", "--dataset", "digits", "--dry-run"]
+    assert everything.main([*arguments, "--runs", str(tmp_path / "runs")]) == 0
+    out = capsys.readouterr().out
+    assert "lenet, mean_field, snr, seed 0: 0 of 6 levels, " in out
+    assert "lenet, deterministic, magnitude, seed 0: transplant: 0 of 3 levels, " in out
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--protocol", "papper"], "choose among paper, reduced"),
+        (["--arch", "resnet19"], "did you mean resnet1"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--dataset", "folder", "--data-dir", "/nowhere"], "--data-dir /nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, tmp_path, capsys):
+    assert everything.main([*arguments, "--runs", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error

@@ -1,0 +1,183 @@
+"""Every claim against two made-up worlds: one in which all that the paper says is so, and one in which none of it is."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import claims
+from experiments.claims import CLAIMS, Evidence
+from experiments.statistics import FAILS, HOLDS, UNKNOWN, Curve
+from pyro_lottery.tickets import CONTROLS
+
+DENSITIES = [1.0, 0.5, 0.2, 0.1, 0.04, 0.01]
+TICKETS = {  # accuracy by level of Bayesian tickets by snr
+    "resnet20": [90, 90.5, 90.2, 89.5, 88, 80],
+    "vgg11": [92, 92.3, 92.1, 91.9, 91.7, 91.5],
+    "vit_tiny": [70, 72, 71, 70, 66, 60],
+}
+SQUARED_SUM = {"resnet20": [90, 90, 89, 88, 85, 60], "vgg11": TICKETS["vgg11"], "vit_tiny": [70, 68, 66, 64, 60, 50]}
+DETERMINISTIC = {
+    "resnet20": [90.1, 90.2, 89.9, 89.5, 87, 65], "vgg11": TICKETS["vgg11"], "vit_tiny": [68, 69, 69, 68, 64, 58],
+}  # fmt: skip
+LARGE = {"resnet20": "resnet110", "vgg11": "vgg19", "vit_tiny": "vit_base"}
+
+
+class World:
+    def __init__(self, seeds=3):
+        self.rows, self.seeds, self.noise = [], range(seeds), np.random.default_rng(0)
+
+    def add(self, arch, accuracy, mace=(0.05,) * 6, seconds=10.0, levels=range(6), **options):
+        base = {
+            "guide": "mean_field",
+            "score": "snr",
+            "treatment": "imp",
+            "rewind": "init",
+            "lr": 1e-3,
+            "warmup_epochs": 0,
+        }
+        options = base | options
+        if options["guide"] == "deterministic":
+            options["score"] = "magnitude"
+        for seed in self.seeds:
+            name = "-".join(map(str, [arch, *options.values(), seed]))
+            for level in levels:
+                self.rows.append(
+                    options
+                    | {
+                        "arch": arch, "seed": seed, "level": level, "density": DENSITIES[level], "run": name,
+                        "accuracy": accuracy[level] + self.noise.normal(0, 0.02), "mace": mace[level],
+                        "train_seconds": seconds, "base": options["lr"] == 1e-3 and not options["warmup_epochs"],
+                    }
+                )  # fmt: skip
+
+    def evidence(self, layers):
+        frame = pd.DataFrame(self.rows)
+        tickets = frame[(frame["treatment"] == "imp") & (frame["rewind"] == "init") & frame["base"]]
+        rows = [
+            {"run": run, "seed": seed, "depth": depth, "sparsity": sparsity}
+            for run, seed, guide in tickets[["run", "seed", "guide"]].drop_duplicates().itertuples(index=False)
+            for depth, sparsity in enumerate(layers[guide], start=1)
+        ]
+        return Evidence(frame, pd.DataFrame(rows))
+
+
+def shifted(accuracy, by, levels=range(1, 6)):
+    return [a + by * (level in levels) for level, a in enumerate(accuracy)]
+
+
+def paper_world(seeds=3):
+    world = World(seeds)
+    for arch, ticket in TICKETS.items():
+        falling = [0.06, 0.06, 0.06, 0.05, 0.04, 0.04] if arch != "vgg11" else [0.06] * 6
+        world.add(arch, ticket, falling, seconds=40)
+        world.add(arch, shifted(ticket, -0.1), score="magnitude")
+        world.add(arch, SQUARED_SUM[arch], score="squared_sum")
+        world.add(arch, DETERMINISTIC[arch], guide="deterministic")
+        for guide, start in (("mean_field", ticket), ("deterministic", DETERMINISTIC[arch])):
+            lost = dict(zip(CONTROLS, (-0.3, -5, -4, -0.6) if arch != "vit_tiny" else (-3, -5, -4, -3), strict=True))
+            for control, by in lost.items():
+                world.add(arch, shifted(start, by), levels=range(1, 6), guide=guide, treatment=control)
+            late = (3, 4, 5) if arch != "resnet20" and guide == "mean_field" else range(1, 6)
+            world.add(arch, shifted(start, 1.0, late), guide=guide, rewind="lr")
+        moved = shifted(DETERMINISTIC[arch], -2) if arch == "vit_tiny" else ticket
+        world.add(arch, moved, falling, 40, range(1, 6), treatment="transplant", score="magnitude")
+        world.add(LARGE[arch], shifted(ticket, 2, range(6)))
+        world.add(arch, shifted(ticket, -8, range(6)), lr=1e-4)
+        for warmup in (0, 2):
+            world.add(arch, shifted(ticket, 5, (4, 5)), lr=1e-2, warmup_epochs=warmup)
+    return world.evidence({"mean_field": [0.1, 0.2, 0.3, 0.4], "deterministic": [0.1, 0.3, 0.2, 0.4]})
+
+
+def contrary_world():
+    world = World()
+    for arch in TICKETS:
+        ticket = [90, 80, 78, 76, 74, 60]
+        rising = [0.02, 0.02, 0.02, 0.04, 0.06, 0.06]
+        world.add(arch, ticket, rising)
+        world.add(arch, ticket, score="magnitude")
+        world.add(arch, [90] * 6, score="squared_sum")
+        world.add(arch, [91] * 6, guide="deterministic")
+        for guide in ("mean_field", "deterministic"):
+            for control in CONTROLS:
+                world.add(arch, [95] * 6, levels=range(1, 6), guide=guide, treatment=control)
+            world.add(arch, [50] * 6, guide=guide, rewind="lr")
+        world.add(
+            arch,
+            [95 if arch == "vit_tiny" else 20] * 6,
+            [0.3] * 6,
+            10,
+            range(1, 6),
+            treatment="transplant",
+            score="magnitude",
+        )
+        world.add(LARGE[arch], shifted(ticket, -2, range(6)))
+        world.add(arch, [99, 90, 90, 90, 90, 90], lr=1e-4)
+        world.add(arch, [50] * 6, lr=1e-2)
+        world.add(arch, [70] * 6, lr=1e-2, warmup_epochs=2)
+    return world.evidence({"mean_field": [0.4, 0.3, 0.2, 0.1], "deterministic": [0.4, 0.3, 0.2, 0.1]})
+
+
+PAPER, CONTRARY = paper_world(), contrary_world()
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
+class TestEachWay:
+    def test_holds_where_all_is_as_the_paper_says(self, claim):
+        parts = claim(PAPER)
+        assert parts
+        assert {part.what: part.verdict for part in parts} == {part.what: HOLDS for part in parts}
+        assert all(part.runs for part in parts)
+
+    def test_fails_where_the_contrary_is_so(self, claim):
+        assert FAILS in {part.verdict for part in claim(CONTRARY)}
+
+    def test_one_seed_and_no_runs_are_not_enough(self, claim):
+        for evidence in (paper_world(seeds=1), Evidence(PAPER.levels.iloc[:0], PAPER.layers.iloc[:0])):
+            assert {part.verdict for part in claim(evidence)} == {UNKNOWN}
+
+
+def value(claim, what):
+    return next(part for part in claim(PAPER) if part.what == what).mean
+
+
+def test_statistics_by_hand():
+    assert value(claims.claim_1, "resnet20: accuracy − dense at 20 % remaining") == pytest.approx(0.2, abs=0.1)
+    fall = (90 - 60) - (90 - 80)
+    assert value(claims.claim_2, "resnet20: fall of squared_sum − fall of snr") == pytest.approx(fall, abs=0.1)
+    assert value(claims.claim_5, "resnet20: MACE at high sparsity − dense") == pytest.approx(-0.02)
+    assert value(claims.claim_6, "vgg11: ρ of depth and sparsity, deterministic") == pytest.approx(0.8)
+    assert value(claims.claim_11, "vgg11: seconds, Bayesian / deterministic") == pytest.approx(4)
+    saved = 1 - (5 * 10 + 40) / (6 * 40)
+    assert value(claims.claim_11, "vgg11: compute saved by transplantation") == pytest.approx(saved)
+    assert value(claims.claim_14, "vit_tiny: low rate's ceiling − the usual rate's") == pytest.approx(-8, abs=0.1)
+
+
+def test_the_sparsest_matching_level_is_reported():
+    world = World()
+    world.add("resnet20", [90, 91, 89, 92, 85, 80])
+    part = claims.claim_1(world.evidence({"mean_field": [0.1]}))[0]
+    assert part.what == "resnet20: accuracy − dense at 10 % remaining"
+    assert part.verdict == HOLDS
+
+
+def test_controls_of_some_levels_are_compared_at_those():
+    ticket, control = World(), World()
+    ticket.add("resnet20", [90, 80, 70, 60, 50, 40])
+    control.add("resnet20", [0, 79, 0, 57, 0, 0], levels=(1, 3))
+    ahead = Curve(pd.DataFrame(ticket.rows)).ahead_of(Curve(pd.DataFrame(control.rows)), "accuracy")
+    assert ahead.tolist() == pytest.approx([2.0] * 3, abs=0.1)
+
+
+def test_the_written_table_says_value_interval_and_verdict(tmp_path):
+    judged = claims.judge(PAPER)
+    assert [claim.number for claim in judged] == list(range(1, 15))
+    text = claims.markdown(judged, ["made-up data"], "test_accuracy")
+    assert text.count("**holds**") == 14
+    assert "- made-up data\n" in text
+    plain = json.loads(json.dumps(claims.to_json(judged, ["made-up data"], tmp_path.relative_to(tmp_path))))
+    first = plain[0]["parts"][0]
+    assert first["interval"][0] < first["mean"] < first["interval"][1]
+    assert len(first["values"]) == 3
+    assert first["runs"]

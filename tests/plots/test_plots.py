@@ -1,0 +1,121 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+import pyro_lottery as pl
+from experiments.command import FIGURES
+from plots import command, fig1, fig2, fig3, fig5, table1
+from plots.finished import read
+from plots.style import over_seeds
+from pyro_lottery import imp
+from pyro_lottery.config import Config
+
+from ..test_imp import SMALL
+
+
+@pytest.fixture(scope="module")
+def finished(smoke_study):
+    return read(smoke_study)
+
+
+def test_mean_and_standard_deviation_over_seeds_by_hand():
+    frame = pd.DataFrame(
+        {"level": [0, 0, 1], "seed": [0, 1, 0], "percent": [100, 100, 40.0], "accuracy": [1.0, 3.0, 5.0]}
+    )
+    found = over_seeds(frame, "accuracy")
+    assert found["mean"].tolist() == [2.0, 5.0]
+    assert found["std"][0] == pytest.approx(2**0.5)
+    assert np.isnan(found["std"][1]), "one seed has no band"
+    assert found["seeds"].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("stem", (*FIGURES, "squared_sum"))
+def test_every_figure_says_its_protocol_and_data(stem, finished):
+    drawing = __import__(f"plots.{stem}", fromlist=["draw"]).draw(finished)
+    title = " ".join(drawing.figure.get_suptitle().split())
+    for part in ("digits (8×8)", "smoke protocol: 60 training images, 1 epochs a level", "seeds: 1"):
+        assert part in title
+
+
+def test_the_numbers_are_those_of_the_runs(finished, smoke_study):
+    table = fig1.draw(finished).table
+    rows = table[
+        (table["series"] == "Bayesian, squared_sum") & (table["quantity"] == "MACE") & (table["network"] == "lenet")
+    ]
+    run = pl.load_run(smoke_study / "lenet-digits-mean_field-squared_sum-seed0-smoke")
+    assert rows["mean"].tolist() == run.results["mace"].tolist()
+    assert rows["percent"].tolist() == pytest.approx((100 * run.results["density"]).tolist())
+    moved = fig5.draw(finished).table.query("series == 'transplanted'")
+    source = pl.load_run(smoke_study / "lenet-digits-deterministic-magnitude-seed0-smoke" / "transplant")
+    assert moved["mean"].tolist() == (100 * source.results["test_accuracy"]).tolist()
+
+
+def test_the_dense_level_is_a_dashed_line(finished):
+    axes = fig1.draw(finished).figure.axes[0]
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+    solid = [line for line in axes.lines if line.get_linestyle() == "-"]
+    assert len(dashed) == len(solid) == 4
+    assert [line.get_ydata()[0] for line in dashed] == [line.get_ydata()[0] for line in solid]
+
+
+def test_layers_have_their_rank_correlation(finished):
+    table = fig2.layers(finished).query("arch == 'lenet' and guide == 'mean_field'")
+    ranks = pd.Series(table["sparsity"].tolist()).rank()
+    depth = pd.Series(range(1, len(ranks) + 1)).rank()
+    assert table["spearman"].iloc[0] == pytest.approx(np.corrcoef(ranks, depth)[0, 1])
+
+
+def test_the_picture_shows_what_each_control_keeps(finished):
+    table = fig3.draw(finished).table.set_index("kind")
+    assert table["remaining"].nunique() == 1, "all keep the total"
+    assert table["remaining_in_layer"]["shuffle_layerwise"] == table["remaining_in_layer"]["ticket"]
+    assert table["mask_is_the_tickets"].to_dict() == {
+        "ticket": True, "reinit": True, "shuffle_global": False, "shuffle_even": False, "shuffle_layerwise": False,
+    }  # fmt: skip
+
+
+def test_training_times_by_hand():
+    base = {"arch": "a", "treatment": "imp", "rewind": "init", "seed": 0}
+    rows = [
+        base | {"guide": guide, "score": "snr", "level": level, "train_seconds": seconds}
+        for guide, times in (("deterministic", (50, 70)), ("mean_field", (200, 280)))
+        for level, seconds in enumerate(times)
+    ]
+    found = table1.times(pd.DataFrame(rows)).iloc[0]
+    assert (found["deterministic_min"], found["bayesian_min"], found["ratio"]) == (1.0, 4.0, 4.0)
+
+
+def test_equal_runs_give_equal_files(finished, tmp_path):
+    first, again = (fig1.draw(finished).save("fig1", tmp_path / name) for name in ("a", "b"))
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
+
+
+def test_a_figure_is_a_command(smoke_study, tmp_path, capsys):
+    assert command.main("fig8", [str(smoke_study), "-o", str(tmp_path), "--accuracy", "max_test_accuracy"]) == 0
+    assert "maximum test accuracy over epochs" in (tmp_path / "fig8.csv").read_text()
+    capsys.readouterr()
+    for arguments, message in [
+        ([str(tmp_path / "none")], "is not a folder of runs"),
+        ([str(tmp_path)], "holds no finished run"),
+        ([str(smoke_study), "--protocol", "paper"], "no finished run with --protocol paper"),
+        ([str(smoke_study), "--accuracy", "top5"], "--accuracy top5: choose"),
+    ]:
+        assert command.main("fig1", arguments) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert message in error
+
+
+def test_runs_that_do_not_belong_together_are_not_drawn_together(tmp_path):
+    for name, more in (("a", {}), ("b", {"epochs": 1}), ("c", {"preset": "smoke"})):
+        options = SMALL | more | {"levels": 0, "run_dir": str(tmp_path / name)}
+        imp.run_imp(
+            pl.preset("smoke", arch="lenet", levels=0, run_dir=options["run_dir"])
+            if "preset" in more
+            else Config(**options)
+        )
+    with pytest.raises(pl.UserError, match="runs of custom, smoke; choose one with --protocol"):
+        read(tmp_path)
+    with pytest.raises(pl.UserError, match=r"b has epochs 1 and .*a 2; they cannot stand in one figure"):
+        read(tmp_path, "custom")
+    assert len(read(tmp_path, "smoke").runs) == 1

@@ -1,0 +1,51 @@
+import pytest
+
+import pyro_lottery as pl
+from pyro_lottery import controls, imp, tables, transplant
+from pyro_lottery.config import Config
+
+from .test_imp import SMALL
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    for guide in ("mean_field", "deterministic"):
+        run = imp.run_imp(Config(**SMALL | {"guide": guide, "run_dir": str(root / guide)}))
+    controls.run_control(run, "shuffle_even", [2])
+    transplant.transplant_run(run, [1])
+    (root / "figures").mkdir()
+    return root
+
+
+def test_one_row_per_finished_level_with_its_treatment(root):
+    frame = tables.levels(tables.list_runs(root))
+    counts = frame.groupby(["treatment", "guide"])["level"].apply(list).to_dict()
+    assert counts == {
+        ("imp", "deterministic"): [0, 1, 2],
+        ("imp", "mean_field"): [0, 1, 2],
+        ("shuffle_even", "deterministic"): [2],
+        ("transplant", "mean_field"): [1],
+    }
+    run = pl.load_run(root / "mean_field")
+    own = frame[frame["run"] == str(root / "mean_field")]
+    assert own["nll"].tolist() == run.results["nll"].tolist()
+    assert set(own["score"]) == {"snr"}
+
+
+def test_layers_are_those_of_the_mask_by_depth(root):
+    run = pl.load_run(root / "mean_field")
+    frame = tables.layers([run])
+    mask = run.level(2).ticket.mask
+    assert frame["site"].tolist() == list(mask)
+    assert frame["depth"].tolist() == list(range(1, len(mask) + 1))
+    assert frame["density"].tolist() == list(pl.masks.density_per_site(mask).values())
+    assert (frame["weights"] * frame["density"]).sum() == pytest.approx(pl.masks.remaining(mask))
+    assert set(tables.layers([run], last=False)["level"]) == {0, 1, 2}
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    assert tables.list_runs(tmp_path) == []
+    assert list(tables.levels([])["level"]) == []
+    with pytest.raises(pl.UserError, match="is not a folder of runs"):
+        tables.list_runs(tmp_path / "none")
