@@ -31,6 +31,8 @@ from pyro_lottery.types import LevelResult, Ticket
 CHECKPOINT_SECONDS = 5.0
 """Least time between two checkpoints of quick epochs; slower epochs are saved each. Where saving itself is slow, it is
 made so rare that it takes at most a twentieth of the time."""
+DRAW_SECONDS = 10.0
+"""Least time between two drawings of a run's figures, which cost more than a small network's training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ def train_levels(
 
     Raises ``Stopped`` between two levels, or within one after saving it, when ``received`` holds a signal.
     """
-    finished = {row.level for row in run.results()}
+    finished, drawn = {row.level for row in run.results()}, time.monotonic()
     for level in levels:
         if level in finished:
             continue
@@ -86,9 +88,10 @@ def train_levels(
         hooks = LevelHooks(run, level, setup, masks.density(ticket.mask), received)
         run.add_result(train_level(run.level(level), level, ticket, setup, hooks))
         run.level(level).drop_checkpoints()
-        figures.draw_run(run)
-    if finished:  # a kill may have come before the last level's pictures
-        figures.draw_run(run)
+        if time.monotonic() - drawn > DRAW_SECONDS:
+            figures.draw_run(run)
+            drawn = time.monotonic()
+    figures.draw_run(run)
 
 
 def train_level(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, hooks: LevelHooks) -> LevelResult:

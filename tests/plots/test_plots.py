@@ -29,7 +29,7 @@ def test_mean_and_standard_deviation_over_seeds_by_hand():
     assert found["seeds"].tolist() == [2, 1]
 
 
-@pytest.mark.parametrize("stem", (*FIGURES, "squared_sum"))
+@pytest.mark.parametrize("stem", [*FIGURES, "squared_sum"])
 def test_every_figure_says_its_protocol_and_data(stem, finished):
     drawing = __import__(f"plots.{stem}", fromlist=["draw"]).draw(finished)
     title = " ".join(drawing.figure.get_suptitle().split())
