@@ -125,7 +125,8 @@ class Study:
     def imp(self, arch: str, seed: int, guide: str = "mean_field", score: str = "snr", **more: Any) -> Imp:
         """One run of the study."""
         score = "magnitude" if guide == "deterministic" else score
-        return Imp(preset(self.protocol, arch=arch, seed=seed, guide=guide, score=score, **self.options | more))
+        options = self.extent.options(arch) | self.options | more
+        return Imp(preset(self.protocol, arch=arch, seed=seed, guide=guide, score=score, **options))
 
     def each(self) -> Iterator[tuple[int, str]]:
         """``(seed, network)``, seed by seed, so that a study cut short has all networks."""

@@ -7,6 +7,7 @@ of the study: which networks, how many seeds, which levels get controls, which l
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from pyro_lottery.config import PRESETS, Config, preset
 from pyro_lottery.errors import UserError
@@ -24,12 +25,18 @@ class Protocol:
     """Learning rates of figure 7; the paper names none."""
     warmup_epochs: int = 10
     """Of figure 7's second set of runs."""
+    patch_size: int | None = None
+    """Of transformers; None: an eighth of the image."""
+
+    def options(self, arch: str) -> dict[str, Any]:
+        """Options that hold for some networks alone."""
+        return {"patch_size": self.patch_size} if self.patch_size and arch.startswith("vit_") else {}
 
 
 PROTOCOLS = {
     "paper": Protocol(),
     "reduced": Protocol(archs=("resnet20",), seeds=2, derived_levels=(1, 3, 5), warmup_epochs=1),
-    "minimal": Protocol(archs=("vgg11", "vit_tiny"), seeds=1, derived_levels=(1, 3, 5), warmup_epochs=1),
+    "minimal": Protocol(archs=("vgg11", "vit_tiny"), seeds=1, derived_levels=(1, 3, 5), warmup_epochs=1, patch_size=8),
     "smoke": Protocol(archs=("lenet",), seeds=1, derived_levels=(2,), rates=(1e-3, 1e-2), warmup_epochs=1),
 }
 LARGER = {"resnet20": "resnet110", "vgg11": "vgg19", "vit_tiny": "vit_base", "lenet": "resnet20"}
@@ -49,8 +56,8 @@ def protocol_of(config: Config) -> str:
     ('reduced', 'custom')
     """
     fixed = [f.name for f in fields(Config) if f.name not in FREE]
-    for name in PROTOCOLS:
-        usual = preset(name)
+    for name, extent in PROTOCOLS.items():
+        usual = preset(name, arch=config.arch, **extent.options(config.arch))
         if all(getattr(config, option) == getattr(usual, option) for option in fixed):
             return name
     return "custom"
@@ -75,6 +82,7 @@ def describe(config: Config) -> str:
     return (
         f"{protocol_of(config)} protocol: {images}, {config.epochs} epochs a level, batch {config.batch_size}, "
         f"{100 * config.prune_fraction:g} % pruned a level, weight samples: {config.train_samples}"
+        + (f", {config.patch_size}-pixel patches" if config.patch_size else "")
     )
 
 

@@ -158,7 +158,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "minimal": {
         "train_size": 1000, "test_size": 500, "batch_size": 25, "epochs": 8, "milestones": (4, 6),
-        "levels": 5, "prune_fraction": 0.6, "patch_size": 8,
+        "levels": 5, "prune_fraction": 0.6,
     },
     "quick": {
         "dataset": "digits", "levels": 2, "prune_fraction": 0.5, "epochs": 4, "milestones": (3,), "batch_size": 64,
