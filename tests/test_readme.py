@@ -1,22 +1,26 @@
 """The README is a promise: its commands and its Python run as written, the long ones shortened by options that win."""
 
+import importlib
 import importlib.util
 import re
 import runpy
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from experiments import estimators, speed
+from experiments import claims, estimators, speed
+from experiments import command as experimenting
+from plots import command as plotting
 from pyro_lottery import imp
 from pyro_lottery.config import Config, preset
 from pyro_lottery.imp import run_imp
 from tests.data.test_data import tree
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text() + (ROOT / "plots" / "gallery" / "README.md").read_text()
 COMMANDS = [c for line in re.findall(r"^    ((?:pip|python) .*)$", README, re.M) for c in line.split(" && ")]
 SHORT = ["--epochs", "1", "--levels", "1", "--train-samples", "1", "--eval-samples", "1", "--milestones", "1"]
 
@@ -45,6 +49,7 @@ def test_runs(command, tmp_path, monkeypatch, capsys):
 def run_as_written(command, monkeypatch, more=()):
     module, *arguments = shlex.split(command)[2:]
     monkeypatch.setattr("sys.argv", [module, *arguments, *more])
+    monkeypatch.delitem(sys.modules, module, raising=False)  # or runpy warns that it runs it a second time
     runpy.run_module(module, run_name="__main__")
 
 
@@ -63,6 +68,13 @@ def test_python_and_the_side_by_side_commands(tmp_path, monkeypatch, capsys):
     names = {}
     for block in blocks:
         exec(block, names)
+    net, start = names["pl"].create_model("lenet", 10, 1, image_size=8), names["run"].level(2).ticket
+    net.load_state_dict({**start.start.loc, **start.net})
+    torch.save(net.state_dict(), "weights.pt")
+    for command in (c for c in COMMANDS if "pyro_lottery.controls" in c or "pyro_lottery.transplant" in c):
+        module, *arguments = shlex.split(command)[2:]
+        toy = ["--epochs", "1", "--train-size", "40"] if "weights.pt" in arguments else []
+        assert importlib.import_module(module).main([*arguments, *toy, "--milestones", "1"] if toy else arguments) == 0
     assert names["probs"].shape == (360, 10)
     out = capsys.readouterr().out
     assert float(re.search(r"'accuracy': ([0-9.]+)", out).group(1)) > 0.5
@@ -97,8 +109,37 @@ def test_the_estimators_command(tmp_path, monkeypatch, capsys):
     assert len(re.findall(r"^\| equal (?:time|epochs) \|", capsys.readouterr().out, re.M)) == 6
 
 
+OF_THE_PAPER = [
+    c for c in COMMANDS if re.search(r"experiments\.(fig|table|all|claims|squared)|plots\.(fig|table|squared)", c)
+]
+
+
+@pytest.mark.parametrize("command", OF_THE_PAPER)
+def test_the_papers_experiments(command, smoke_study, tmp_path, monkeypatch):
+    """On the smoke protocol's runs, and in an empty folder of its own where it trains others."""
+    monkeypatch.chdir(tmp_path)
+    if "squared_sum" in command and "experiments" in command:
+        Path("runs").mkdir()
+    else:
+        Path("runs").symlink_to(smoke_study)
+    toy = ["--protocol", "smoke"]
+    if "experiments" in command and "claims" not in command:
+        toy += ["--arch", "lenet", "--seeds", "1", "--dataset", "digits", "--figures", "figures"]
+    elif "plots" in command and "--arch" in command:
+        toy += ["--arch", "lenet"]
+    with pytest.raises(SystemExit) as stopped:
+        run_as_written(command, monkeypatch, toy if "--protocol smoke" not in command else ["--figures", "figures"])
+    assert stopped.value.code == 0
+
+
 def test_every_option_it_names_exists():
     fields = {f"--{name.replace('_', '-')}" for name in Config.__dataclass_fields__} | {"--help", "--preset"}
-    for module in (speed, estimators):
-        fields |= set(module.parser()._option_string_actions)
+    parsers = [
+        speed.parser(),
+        estimators.parser(),
+        claims.parser(),
+        experimenting.parser("all", ""),
+        plotting.parser("fig1", ""),
+    ]
+    fields |= {"--control", "--mask"}.union(*(parser._option_string_actions for parser in parsers))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - fields == set()
