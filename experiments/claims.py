@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments.finished import ACCURACIES, read
 from experiments.protocols import LARGER, data_name, describe, protocol_of
 from experiments.statistics import FAILS, HOLDS, UNKNOWN, Curve, Part, above, below, judged, standard_error, together
-from plots.finished import ACCURACIES, read
 from pyro_lottery import files, tables
 from pyro_lottery.commands import run_command
 from pyro_lottery.config import Parser

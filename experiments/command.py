@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from experiments.estimate import duration, seconds_left
+from experiments.finished import read
 from experiments.jobs import Job, Study, unfinished
 from experiments.protocols import PROTOCOLS, data_name, extent
 from plots.command import draw_figures
-from plots.finished import read
 from pyro_lottery import nets
 from pyro_lottery.commands import run_command, signals
 from pyro_lottery.config import Parser

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from plots.finished import ACCURACIES, Finished, read
+from experiments.finished import ACCURACIES, Finished, read
 from pyro_lottery.commands import run_command
 from pyro_lottery.config import Parser
 from pyro_lottery.errors import UserError

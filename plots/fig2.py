@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.finished import Finished
 from plots.command import main
-from plots.finished import Finished
 from plots.style import MARKERS, Drawing, finish, treated
 from pyro_lottery import tables
 from pyro_lottery.errors import UserError

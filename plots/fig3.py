@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments.finished import Finished
 from plots.command import main
-from plots.finished import Finished
 from plots.style import Drawing, finish, treated
 from pyro_lottery import masks
 from pyro_lottery.controls import randomised

@@ -2,9 +2,9 @@
 
 import sys
 
+from experiments.finished import ACCURACIES, Finished
 from experiments.protocols import LARGER
 from plots.command import main
-from plots.finished import ACCURACIES, Finished
 from plots.style import Drawing, Line, Panels, grid, treated
 from pyro_lottery.errors import UserError
 

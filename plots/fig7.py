@@ -4,8 +4,8 @@ import sys
 
 import pandas as pd
 
+from experiments.finished import ACCURACIES, Finished
 from plots.command import main
-from plots.finished import ACCURACIES, Finished
 from plots.style import Drawing, Line, Panels, curves, treated
 
 

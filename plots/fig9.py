@@ -4,9 +4,9 @@ import sys
 
 import pandas as pd
 
+from experiments.finished import Finished
 from plots import fig5
 from plots.command import main
-from plots.finished import Finished
 from plots.style import Drawing, Line, Panels, curves
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from plots.finished import Finished
+from experiments.finished import Finished
 from pyro_lottery import files
 from pyro_lottery.errors import UserError
 from pyro_lottery.figures import PALETTE, percent_axis

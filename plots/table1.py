@@ -6,8 +6,8 @@ import sys
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments.finished import Finished
 from plots.command import main
-from plots.finished import Finished
 from plots.style import Drawing, finish, treated
 
 

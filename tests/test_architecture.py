@@ -1,6 +1,7 @@
 """Data flows one way: a module imports only from lower layers."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,16 @@ def test_imports_go_down(path):
     here = room(path)
     for other in imported(path):
         assert other == here or LAYER[other] < LAYER[here], f"{here} (layer {LAYER[here]}) imports {other}"
+
+
+def test_figures_read_and_never_train():
+    allowed = {"finished", "protocols"}  # of experiments
+    for path in sorted((ROOT / "plots").glob("*.py")):
+        text = path.read_text()
+        assert set(re.findall(r"from experiments\.(\w+) import", text)) <= allowed, path.name
+        assert not re.search(
+            r"pyro_lottery\.?(imp|levels|training|transplant)\b|import .*\b(training|levels)\b", text
+        ), path.name
 
 
 def test_networks_know_nothing_of_pyro():

@@ -4,8 +4,8 @@ import pytest
 
 import pyro_lottery as pl
 from experiments.command import FIGURES
+from experiments.finished import read
 from plots import command, fig1, fig2, fig3, fig5, table1
-from plots.finished import read
 from plots.style import over_seeds
 from pyro_lottery import imp
 from pyro_lottery.config import Config
