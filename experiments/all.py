@@ -5,6 +5,7 @@ Runs that figures share are trained once; a finished run is never run again.
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from experiments import claims
 from experiments.command import FIGURES, parser, work
@@ -15,12 +16,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m experiments.all``: returns the exit code."""
     given = parser("all", str(__doc__)).parse_args(arguments)
 
-    def everything() -> None:
-        work(FIGURES, given)
-        if not given.dry_run:
-            claims.write(given.runs, given.figures or given.runs / "figures", given.protocol)
+    def judge(folder: Path, data: str) -> None:
+        claims.write(given.runs, folder, given.protocol, data)
 
-    return run_command("python -m experiments.all", everything)
+    return run_command("python -m experiments.all", lambda: work(FIGURES, given, judge))
 
 
 if __name__ == "__main__":

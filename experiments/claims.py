@@ -2,23 +2,38 @@
 
 Each claim is a list of statistics, one number per seed, with a 95 % interval over seeds (Student's t) and a verdict: holds
 where the whole interval is on the claimed side, fails where it is on the other, not enough evidence otherwise, and with
-one seed always. A claim holds if all its parts do and fails if one does. Prints the table and writes ``claims.md`` and
-``claims.json``. Accuracies are in percent, at the end of training unless ``--accuracy`` says otherwise.
+fewer than three seeds always. A claim holds if all its parts do and fails if one does. Complete runs alone count. Prints
+the table and writes ``claims.md`` and ``claims.json``. Accuracies are in percent, at the end of training unless
+``--accuracy`` says otherwise.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from experiments.finished import ACCURACIES, read
-from experiments.protocols import LARGER, data_name, describe, protocol_of
-from experiments.statistics import FAILS, HOLDS, UNKNOWN, Curve, Part, above, below, judged, standard_error, together
+from experiments.finished import ACCURACIES, read, treated
+from experiments.protocols import LARGER, data_name, protocol_of
+from experiments.statistics import (
+    FAILS,
+    HOLDS,
+    MIN_SEEDS,
+    UNKNOWN,
+    Curve,
+    Part,
+    above,
+    below,
+    judged,
+    rank_correlation,
+    standard_error,
+    together,
+)
 from pyro_lottery import files, tables
 from pyro_lottery.commands import run_command
 from pyro_lottery.config import Parser
@@ -28,8 +43,11 @@ from pyro_lottery.tickets import CONTROLS
 SMALL = {"resnet": ("resnet18", "resnet20"), "vgg": ("vgg11",), "vit": ("vit_tiny",)}
 """The networks of the paper's main figures by family."""
 SCORES = ("snr", "magnitude", "squared_sum")
+GUIDES = {"mean_field": "Bayesian", "deterministic": "deterministic"}
 CLOSE, CALIBRATED = 1.0, 0.01
 """Points of accuracy, and of MACE, within which two curves count as the same; the paper names no margin."""
+PAPER_SAMPLES = 10
+"""The paper's weight samples a batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +67,7 @@ class Evidence:
             score = "magnitude"
         if treatment == "transplant":
             guide = "mean_field"
-        wanted = {"arch": arch, "guide": guide, "score": score, "treatment": treatment, "rewind": rewind, "base": True}
-        frame = self.levels
-        for name, value in wanted.items():
-            frame = frame[frame[name] == value]
+        frame = treated(self.levels, arch=arch, guide=guide, score=score, treatment=treatment, rewind=rewind, base=True)
         return Curve(frame)
 
     def networks(self, family: str) -> list[str]:
@@ -69,30 +84,26 @@ class Evidence:
 def claim_1(e: Evidence) -> list[Part]:
     """Winning tickets exist in BNNs: some level of at least 50 % sparsity matches the dense BNN.
 
-    d = accuracy(level) − accuracy(dense) per seed; a level matches if mean(d) ≥ −SE(d). The sparsest such level is
-    reported, else the best. Fails if at every such level the 95 % interval of d is below 0.
+    d = accuracy(level) − accuracy(dense) per seed; a level matches if mean(d) ≥ −SE(d) and SE(d) ≤ 1 point, so that
+    noise alone makes no match. The sparsest such level is reported, else the best. Fails if at every such level the
+    95 % interval of d is below 0.
     """
     return [_winning(arch, e.curve(arch)) for arch in e.all_networks()]
 
 
 def _winning(arch: str, curve: Curve) -> Part:
-    accuracy = curve.by_level("accuracy")
+    gaps, wanted = curve.from_dense("accuracy"), f"≥ −SE, SE ≤ {CLOSE:g}"
     density = curve.frame.groupby("level")["density"].mean()
-    found = {
-        level: (accuracy[level] - accuracy[0]).dropna()
-        for level in accuracy.columns
-        if level > 0 and 0 in accuracy.columns and density[level] <= 0.5
-    }
-    enough = {level: d for level, d in found.items() if len(d) > 1}
-    matching = [level for level, d in enough.items() if d.mean() >= -standard_error(d)]
-    verdict = HOLDS if matching else UNKNOWN
-    if enough and all(below("", d, ()).verdict == HOLDS for d in enough.values()):
-        verdict = FAILS
+    found = {level: gaps[level].dropna() for level in gaps.columns if density[level] <= 0.5}
     if not found:
-        return Part(f"{arch}: accuracy − dense", "≥ −SE", (), UNKNOWN, tuple(curve.runs))
+        return Part(f"{arch}: accuracy − dense", wanted, (), UNKNOWN, tuple(curve.runs))
+    enough = {level: d for level, d in found.items() if len(d) >= MIN_SEEDS}
+    matching = [level for level, d in enough.items() if d.mean() >= -standard_error(d) and standard_error(d) <= CLOSE]
+    fails = bool(enough) and all(below("", d, ()).verdict == HOLDS for d in enough.values())
     level = max(matching) if matching else max(found, key=lambda level: found[level].mean())
     what = f"{arch}: accuracy − dense at {100 * density[level]:.3g} % remaining"
-    return Part(what, "≥ −SE", tuple(found[level]), verdict, tuple(curve.runs))
+    verdict = HOLDS if matching else FAILS if fails else UNKNOWN
+    return Part(what, wanted, tuple(found[level]), verdict, tuple(curve.runs))
 
 
 def claim_2(e: Evidence) -> list[Part]:
@@ -116,19 +127,27 @@ def claim_2(e: Evidence) -> list[Part]:
 def claim_3(e: Evidence) -> list[Part]:
     """VGG11: up to 90 % sparsity every score stays within 1 point of dense, and the scores do not differ.
 
-    Over the levels of density ≥ 10 %: the mean of accuracy − accuracy(dense) of every score is within ±1, and the
-    range of the three means within 1.
+    At the level of density ≥ 10 % where it is furthest (by the mean over seeds), accuracy − accuracy(dense) of every
+    score is within ±1, and so is the difference of every two scores.
     """
     parts = []
     for arch in e.networks("vgg"):
-        curves = {score: e.curve(arch, score=score) for score in SCORES}
-        gaps = {s: c.at("accuracy", 0.1) - c.dense("accuracy") for s, c in curves.items()}
-        parts += [judged(f"{arch}: {s} − dense", -CLOSE, CLOSE, gap, curves[s].runs) for s, gap in gaps.items()]
-        means = pd.DataFrame({s: c.at("accuracy", 0.1) for s, c in curves.items()}).dropna()
-        runs = [run for c in curves.values() for run in c.runs]
-        spread = means.max(axis=1) - means.min(axis=1)
-        parts.append(below(f"{arch}: range of the scores", spread, runs, CLOSE))
+        curves = {score: e.curve(arch, score=score).up_to(0.1) for score in SCORES}
+        for score, c in curves.items():
+            parts.append(
+                judged(f"{arch}: {score} − dense", -CLOSE, CLOSE, _worst(c.from_dense("accuracy"), abs), c.runs)
+            )
+        for a, b in itertools.combinations(SCORES, 2):
+            gap, runs = _worst(curves[a].gaps(curves[b], "accuracy"), abs), [*curves[a].runs, *curves[b].runs]
+            parts.append(judged(f"{arch}: {a} − {b}", -CLOSE, CLOSE, gap, runs))
     return parts
+
+
+def _worst(gaps: pd.DataFrame, badness: Callable[[float], float]) -> pd.Series:
+    """The column of the level whose mean over seeds is worst."""
+    if gaps.empty:
+        return pd.Series(dtype=float)
+    return gaps[max(gaps.columns, key=lambda level: badness(gaps[level].mean()))]
 
 
 def claim_4(e: Evidence) -> list[Part]:
@@ -170,17 +189,14 @@ def claim_5(e: Evidence) -> list[Part]:
 def claim_6(e: Evidence) -> list[Part]:
     """Deeper layers are pruned more, and more so in Bayesian than in deterministic networks.
 
-    ρ = Spearman's rank correlation of depth and sparsity over the layers of the last level; ρ above 0 for both, and
-    ρ(Bayesian, snr) − ρ(deterministic) above 0.
+    ρ = Spearman's rank correlation of depth and sparsity over the layers of the last level, without shortcuts; ρ above
+    0 for both, and ρ(Bayesian, snr) − ρ(deterministic) above 0.
     """
     parts = []
     for arch in e.all_networks():
         rho, runs = {}, {}
         for name, curve in (("Bayesian", e.curve(arch)), ("deterministic", e.curve(arch, "deterministic"))):
-            rows = e.layers[e.layers["run"].isin(curve.runs)] if len(e.layers) else e.layers
-            groups = rows.groupby("seed")[["depth", "sparsity"]] if len(rows) else ()
-            rho[name] = pd.Series({s: g["depth"].corr(g["sparsity"], "spearman") for s, g in groups}, dtype=float)
-            runs[name] = curve.runs
+            rho[name], runs[name] = rank_correlation(e.layers[e.layers["run"].isin(curve.runs)]), curve.runs
             parts.append(above(f"{arch}: ρ of depth and sparsity, {name}", rho[name], curve.runs))
         both = [*runs["Bayesian"], *runs["deterministic"]]
         parts.append(above(f"{arch}: ρ, Bayesian − deterministic", rho["Bayesian"] - rho["deterministic"], both))
@@ -190,21 +206,17 @@ def claim_6(e: Evidence) -> list[Part]:
 def claim_7(e: Evidence) -> list[Part]:
     """The IMP ticket is the ceiling of all randomised controls.
 
-    Mean over levels of accuracy(ticket) − accuracy(control), above 0 for every control, Bayesian and deterministic.
+    accuracy(ticket) − accuracy(control) at the level where it is least (by the mean over seeds), above 0 for every
+    control, Bayesian and deterministic.
     """
-    return [
-        _against(e, arch, guide, control, lambda what, d, runs: above(what, d, runs))
-        for arch in e.all_networks()
-        for guide in ("mean_field", "deterministic")
-        for control in CONTROLS
-    ]
-
-
-def _against(e: Evidence, arch: str, guide: str, control: str, judge: Callable[..., Part]) -> Part:
-    ticket, randomised = e.curve(arch, guide), e.curve(arch, guide, treatment=control)
-    name = "Bayesian" if guide == "mean_field" else "deterministic"
-    what = f"{arch}, {name}: ticket − {control}"
-    return judge(what, ticket.ahead_of(randomised, "accuracy"), [*ticket.runs, *randomised.runs])
+    parts = []
+    for arch in e.all_networks():
+        for guide, name in GUIDES.items():
+            for control in CONTROLS:
+                ticket, randomised = e.curve(arch, guide), e.curve(arch, guide, treatment=control)
+                least = _worst(ticket.gaps(randomised, "accuracy"), lambda gap: -gap)
+                parts.append(above(f"{arch}, {name}: ticket − {control}", least, [*ticket.runs, *randomised.runs]))
+    return parts
 
 
 def claim_8(e: Evidence) -> list[Part]:
@@ -216,14 +228,14 @@ def claim_8(e: Evidence) -> list[Part]:
     parts = []
     for family in SMALL:
         for arch in e.networks(family):
-            for control in CONTROLS:
+            ticket, controls = e.curve(arch), {c: e.curve(arch, treatment=c) for c in CONTROLS}
+            for control, c in controls.items():
                 close = family != "vit" and control in ("reinit", "shuffle_layerwise")
                 low, high = (-CLOSE, CLOSE) if close else (CLOSE, math.inf)
-                parts.append(
-                    _against(e, arch, "mean_field", control, lambda w, d, r, ends=(low, high): judged(w, *ends, d, r))
-                )
+                gap = ticket.ahead_of(c, "accuracy")
+                parts.append(judged(f"{arch}: ticket − {control}", low, high, gap, [*ticket.runs, *c.runs]))
             if family != "vit":
-                reinit, layerwise = (e.curve(arch, treatment=c) for c in ("reinit", "shuffle_layerwise"))
+                reinit, layerwise = controls["reinit"], controls["shuffle_layerwise"]
                 ahead = reinit.ahead_of(layerwise, "accuracy")
                 parts.append(above(f"{arch}: reinit − shuffle_layerwise", ahead, [*reinit.runs, *layerwise.runs]))
     return parts
@@ -265,22 +277,26 @@ def claim_10(e: Evidence) -> list[Part]:
 def claim_11(e: Evidence) -> list[Part]:
     """VI training costs 3 to 7 times deterministic training; transplantation saves at least half of the compute at high sparsity.
 
-    Ratio of the mean training seconds per level, within 3 to 7; and at the sparsest transplanted level k the saving
-    1 − (Σ_{i<k} det_i + transplant_k) / Σ_{i≤k} VI_i, above 0.5.
+    Ratio of the mean training seconds per level, within 3 to 7, judged with the paper's ten weight samples alone; and at
+    the sparsest transplanted level k the saving 1 − (Σ_{i<k} det_i + transplant_k) / Σ_{i≤k} VI_i, above 0.5.
     """
     parts = []
     for arch in e.all_networks():
         vi, deterministic, moved = e.curve(arch), e.curve(arch, "deterministic"), e.curve(arch, treatment="transplant")
-        mean = {name: c.by_level("train_seconds").mean(axis=1) for name, c in (("vi", vi), ("det", deterministic))}
+        seconds = {name: c.by_level("train_seconds") for name, c in (("vi", vi), ("det", deterministic))}
         runs = [*vi.runs, *deterministic.runs]
-        parts.append(judged(f"{arch}: seconds, Bayesian / deterministic", 3, 7, mean["vi"] / mean["det"], runs))
+        samples = sorted(vi.frame["train_samples"].unique()) or [PAPER_SAMPLES]
+        what = f"{arch}: seconds, Bayesian / deterministic, weight samples: {' '.join(map(str, samples))}"
+        ratio = judged(what, 3, 7, seconds["vi"].mean(axis=1) / seconds["det"].mean(axis=1), runs)
+        parts.append(ratio if samples == [PAPER_SAMPLES] else replace(ratio, verdict=UNKNOWN))
         saving = {}
         for seed, row in moved.by_level("train_seconds").iterrows():
             k = row.last_valid_index()
-            before = deterministic.by_level("train_seconds").loc[[seed], : k - 1].sum(axis=1).iloc[0]
-            whole = vi.by_level("train_seconds").reindex([seed]).loc[:, :k]
-            if whole.shape[1] == k + 1 and whole.notna().all(axis=None):
-                saving[seed] = 1 - (before + row[k]) / whole.sum(axis=1).iloc[0]
+            needed = {
+                name: frame.reindex(index=[seed], columns=range(k + 1)).loc[seed] for name, frame in seconds.items()
+            }
+            cost = needed["det"][:k].sum(skipna=False) + row[k]
+            saving[seed] = 1 - cost / needed["vi"].sum(skipna=False)
         what = f"{arch}: compute saved by transplantation"
         parts.append(above(what, pd.Series(saving, dtype=float), [*runs, *moved.runs], 0.5))
     return parts
@@ -318,16 +334,16 @@ def claim_13(e: Evidence) -> list[Part]:
     accuracy of vgg19 at the sparsest level minus dense, above −1 point. Score snr.
     """
     parts = []
-    for small in e.all_networks():
-        if small not in LARGER:
-            continue
-        a, b = e.curve(small), e.curve(LARGER[small])
-        runs, pair = [*a.runs, *b.runs], f"{LARGER[small]}, {small}"
-        parts.append(above(f"{pair}: accuracy, large − small", b.ahead_of(a, "accuracy"), runs))
-        shape = a.by_level("accuracy").corrwith(b.by_level("accuracy"), axis=1)
-        parts.append(above(f"{pair}: correlation of the curves", shape, runs))
-        if LARGER[small] == "vgg19":
-            parts.append(above("vgg19: sparsest − dense", b.sparsest("accuracy") - b.dense("accuracy"), b.runs, -CLOSE))
+    for family in SMALL:
+        for small in (arch for arch in e.networks(family) if arch in LARGER):
+            a, b = e.curve(small), e.curve(LARGER[small])
+            runs, pair = [*a.runs, *b.runs], f"{LARGER[small]}, {small}"
+            parts.append(above(f"{pair}: accuracy, large − small", b.ahead_of(a, "accuracy"), runs))
+            shape = a.by_level("accuracy").corrwith(b.by_level("accuracy"), axis=1)
+            parts.append(above(f"{pair}: correlation of the curves", shape, runs))
+            if LARGER[small] == "vgg19":
+                drop = b.sparsest("accuracy") - b.dense("accuracy")
+                parts.append(above("vgg19: sparsest − dense", drop, b.runs, -CLOSE))
     return parts
 
 
@@ -343,39 +359,22 @@ def claim_14(e: Evidence) -> list[Part]:
 
 
 def _rates(e: Evidence, arch: str) -> list[Part]:
-    rows = Curve(e.levels).frame
-    for name, value in {
-        "arch": arch,
-        "guide": "mean_field",
-        "score": "snr",
-        "treatment": "imp",
-        "rewind": "init",
-    }.items():
-        rows = rows[rows[name] == value]
+    rows = treated(e.levels, arch=arch, guide="mean_field", score="snr")
     plain, warm = rows[rows["warmup_epochs"] == 0], rows[rows["warmup_epochs"] > 0]
-    rates = sorted(plain["lr"].unique())
-    curves = {rate: Curve(plain[plain["lr"] == rate]) for rate in rates} or {0.0: Curve(plain)}
-    low, high = min(curves), max(curves)
-    warmed, base = Curve(warm[warm["lr"] == high]), e.curve(arch)
-    single = len(curves) < 2
-    best = {rate: c.by_level("accuracy").max(axis=1) for rate, c in curves.items()}
-    sparse = curves[low].frame[curves[low].frame["density"] <= 0.5].groupby("seed")["accuracy"].max()
-    end = pd.DataFrame({rate: c.at("accuracy", 0, 0.05) for rate, c in curves.items()})
-    none = pd.Series(dtype=float)
-    matching = none if single else sparse - curves[low].dense("accuracy")
-    ceiling = none if single else best[low] - base.by_level("accuracy").max(axis=1)
-    ahead = none if single else end[high] - end.drop(columns=high).max(axis=1)
-    runs = list(rows["run"].unique())
+    curves = {rate: Curve(plain[plain["lr"] == rate]) for rate in sorted(plain["lr"].unique())}
+    base, none, runs = e.curve(arch), pd.Series(dtype=float), list(rows["run"].unique())
+    low, high = (curves[min(curves)], curves[max(curves)]) if len(curves) > 1 else (Curve(plain[:0]), Curve(plain[:0]))
+    sparse = low.frame[low.frame["density"] <= 0.5].groupby("seed")["accuracy"].max()
+    best = {name: c.by_level("accuracy").max(axis=1) for name, c in (("low", low), ("base", base))}
+    lowest_is_base = bool(set(low.runs) & set(base.runs))
+    others = pd.DataFrame({rate: c.at("accuracy", 0, 0.05) for rate, c in curves.items() if c is not high})
+    warmed = Curve(warm[warm["lr"].isin(high.frame["lr"])]).ahead_of(high, "accuracy", 0.1, 0.5)
+    ceiling = none if lowest_is_base else best["low"] - best["base"]
+    ahead = high.at("accuracy", 0, 0.05) - others.max(axis=1)
     return [
-        above(f"{arch}: low rate, best sparse − dense", matching, runs, -CLOSE),
+        above(f"{arch}: low rate, best sparse − dense", sparse - low.dense("accuracy"), runs, -CLOSE),
         below(f"{arch}: low rate's ceiling − the usual rate's", ceiling, runs),
-        judged(
-            f"{arch}: high rate, warm-up − none",
-            -CLOSE,
-            CLOSE,
-            warmed.ahead_of(curves[high], "accuracy", 0.1, 0.5),
-            runs,
-        ),
+        judged(f"{arch}: high rate, warm-up − none", -CLOSE, CLOSE, warmed, runs),
         above(f"{arch}: high rate − the others at high sparsity", ahead, runs),
     ]
 
@@ -410,20 +409,28 @@ def judge(evidence: Evidence) -> list[Claim]:
 def gather(
     root: Path, protocol: str | None = None, data: str | None = None, accuracy: str = "test_accuracy"
 ) -> tuple[Evidence, list[str]]:
-    """The evidence in a folder of runs, of one protocol or of all, and a line per protocol that says what it is."""
-    found = sorted({protocol_of(run.config) for run in tables.list_runs(root) if run.folder.results()})
-    studies = [read(root, name, data, accuracy) for name in ([protocol] if protocol else found or [None])]
-    levels = pd.concat([s.all_levels.assign(protocol=s.protocol) for s in studies], ignore_index=True)
-    for arch, names in levels.groupby("arch")["protocol"].unique().items():
-        if len(names) > 1:
-            raise UserError(f"{root} has {arch} under the protocols {', '.join(names)}; choose one with --protocol")
+    """The evidence in a folder of runs, of one protocol or of all but ``custom``, and a line per protocol that says what
+    it is.
+    """
+    runs = [run for run in tables.list_runs(root) if run.folder.results()]
+    found = {protocol_of(run.config) for run in runs if data in (None, data_name(run.config))}
+    names = [protocol] if protocol else sorted(found - {"custom"}) or [None]
+    studies = [read(root, name, data, accuracy) for name in names]
+    parts = []
+    for study in studies:
+        complete = {str(r.folder.path) for r in study.runs if len(r.folder.results()) == r.config.levels + 1}
+        frame = study.all_levels.assign(protocol=study.protocol)
+        parts.append(frame[(frame["treatment"] != "imp") | frame["run"].isin(complete)])
+    levels = pd.concat(parts, ignore_index=True)
+    for arch, several in levels.groupby("arch")["protocol"].unique().items():
+        if len(several) > 1:
+            raise UserError(f"{root} has {arch} under the protocols {', '.join(several)}; choose one with --protocol")
     lines = []
     for study in studies:
-        config, seeds = study.runs[0].config, study.all_levels.groupby("arch")["seed"].nunique()
+        seeds = levels[levels["protocol"] == study.protocol].groupby("arch")["seed"].nunique()
         counts = ", ".join(f"{arch} ({count} seed{'s' * (count > 1)})" for arch, count in seeds.items())
-        lines.append(f"{counts}: {data_name(config)}, {describe(config)}")
-    layers = pd.concat([tables.layers(s.runs) for s in studies], ignore_index=True)
-    return Evidence(levels, layers), lines
+        lines.append(f"{counts}: {study.description}")
+    return Evidence(levels, pd.concat([s.layers for s in studies], ignore_index=True)), lines
 
 
 def markdown(claims: Sequence[Claim], lines: Sequence[str], accuracy: str) -> str:
@@ -450,7 +457,7 @@ def _value(part: Part) -> str:
     return f"{part.mean:.3g}" + (f" [{low:.3g}, {high:.3g}]" if len(part.values) > 1 else "")
 
 
-def to_json(claims: Sequence[Claim], lines: Sequence[str], root: Path) -> list[dict[str, object]]:
+def to_json(claims: Sequence[Claim], lines: Sequence[str], accuracy: str, root: Path) -> list[dict[str, object]]:
     """The claims as plain values: verdict, statistics with value, interval and one number per seed, and their runs."""
 
     def plain(part: Part) -> dict[str, object]:
@@ -460,14 +467,9 @@ def to_json(claims: Sequence[Claim], lines: Sequence[str], root: Path) -> list[d
             "mean": part.mean if part.values else None, "interval": part.interval if known else None, "runs": runs,
         }  # fmt: skip
 
+    evidence = {"evidence": list(lines), "accuracy": accuracy}
     return [
-        {
-            "claim": c.number,
-            "text": c.text,
-            "verdict": c.verdict,
-            "evidence": list(lines),
-            "parts": [*map(plain, c.parts)],
-        }
+        {"claim": c.number, "text": c.text, "verdict": c.verdict, **evidence, "parts": [*map(plain, c.parts)]}
         for c in claims
     ]
 
@@ -481,7 +483,7 @@ def write(
     text = markdown(claims, lines, accuracy)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_atomic(folder / "claims.md", text.encode())
-    files.write_json(folder / "claims.json", to_json(claims, lines, root))
+    files.write_json(folder / "claims.json", to_json(claims, lines, accuracy, root))
     return text
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from experiments.estimate import duration, seconds_left
@@ -46,22 +45,29 @@ def parser(stem: str, description: str) -> Parser:
     return parser
 
 
-def work(stems: Sequence[str], given: argparse.Namespace) -> None:
-    """Run and draw ``stems``, or print what there is to do."""
+def work(stems: Sequence[str], given: argparse.Namespace, then: Callable[[Path, str], object] | None = None) -> None:
+    """Run and draw ``stems``, and do ``then`` with the folder of figures and the name of the data; or print what there
+    is to do. Runs that failed are reported at the end, when all that is finished has been drawn.
+    """
     study = study_of(given)
     jobs = jobs_of(stems, study)
     if given.dry_run:
         print_plan(jobs, given.runs)
         return
     failed = carry_out(jobs, given.runs)
-    folder = given.figures or given.runs / "figures"
-    finished = read(given.runs, study.protocol, data_name(jobs[0].config), only=study.archs)
-    for missing in draw_figures(stems, finished, folder):
-        print(f"not drawn: {missing}")
-    print(f"figures: {folder}")
+    listed = "; ".join(f"{job}: {error}" for job, error in failed.items())
+    failure = Failed(f"{len(failed)} of {len(jobs)} runs failed: {listed}")
+    folder, data = given.figures or given.runs / "figures", data_name(jobs[0].config)
+    try:
+        for missing in draw_figures(stems, read(given.runs, study.protocol, data, only=study.archs), folder):
+            print(f"not drawn: {missing}")
+        if then:
+            then(folder, data)
+        print(f"figures: {folder}")
+    except UserError as error:
+        raise (failure if failed else error) from error
     if failed:
-        listed = "; ".join(f"{job}: {error}" for job, error in failed.items())
-        raise Failed(f"{len(failed)} of {len(jobs)} runs failed: {listed}")
+        raise failure
 
 
 def study_of(given: argparse.Namespace) -> Study:
@@ -88,30 +94,29 @@ def carry_out(jobs: Iterable[Job], root: Path) -> dict[Job, Exception]:
     Several processes may share the work: a run at which another one is at work is left for later.
     """
     root.mkdir(parents=True, exist_ok=True)
-    waiting, failed, idle = deque(job for job in jobs if unfinished(job, root)), {}, 0
+    waiting, failed = [job for job in jobs if unfinished(job, root)], {}
     with signals() as received:
         while waiting:
-            if received:
-                raise Stopped
-            job = waiting.popleft()
-            needed = job.needs()
-            if needed in failed:
-                failed[job] = Failed("what it is made from failed")
-                continue
-            try:
-                if needed and unfinished(needed, root):
-                    raise Busy(f"{needed} is not finished")
-                if unfinished(job, root):
-                    print(f"{job} ({len(waiting) + 1} to go)", flush=True)
-                    job.run(root)
-                idle = 0
-            except Busy:
-                waiting.append(job)
-                idle += 1
-                if idle >= len(waiting):
-                    time.sleep(WAIT_SECONDS)
-            except (Diverged, Damaged, OSError) as error:
-                failed[job] = error
+            later = []
+            for place, job in enumerate(waiting):
+                if received:
+                    raise Stopped
+                needed = job.needs()
+                if needed in failed:
+                    failed[job] = Failed("what it is made from failed")
+                elif (needed and unfinished(needed, root)) or job.folder(root).busy():
+                    later.append(job)
+                elif unfinished(job, root):
+                    print(f"{job} ({len(waiting) - place + len(later)} to go)", flush=True)
+                    try:
+                        job.run(root)
+                    except Busy:  # another process was quicker
+                        later.append(job)
+                    except (Diverged, Damaged, OSError) as error:
+                        failed[job] = error
+            if len(later) == len(waiting):
+                time.sleep(WAIT_SECONDS)
+            waiting = later
     return failed
 
 

@@ -26,7 +26,8 @@ def seconds_left(job: Job, levels: int, root: Path) -> float:
     and at the end.
     """
     config = job.config
-    train, test = _sizes(config)
+    train, test = _sizes(config.dataset, config.data_dir)
+    train, test = config.train_size or train, config.test_size or test
     step = _finished_step(config, root)
     measured, forward = measure(_like(config))
     step = step or measured
@@ -68,13 +69,12 @@ def _moved(split: data.Split, device: torch.device) -> data.Split:
     return data.Split(*(t.to(device) for t in (split.pixels, split.labels, split.mean, split.std)))
 
 
-def _sizes(config: Config) -> tuple[int, int]:
-    if config.dataset in DOWNLOADS:
-        train, test, _ = DOWNLOADS[config.dataset]
-    else:
-        known = data.load(config.dataset, config.data_dir)
-        train, test = len(known.train), len(known.test)
-    return config.train_size or train, config.test_size or test
+@cache
+def _sizes(dataset: str, data_dir: str) -> tuple[int, int]:
+    if dataset in DOWNLOADS:
+        return DOWNLOADS[dataset][:2]
+    known = data.load(dataset, data_dir)
+    return len(known.train), len(known.test)
 
 
 def _like(config: Config) -> Config:

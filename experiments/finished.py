@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from experiments.protocols import FREE, base_rate, data_name, describe, protocol_of
+from experiments.protocols import FREE, LARGER, base_rate, data_name, describe, protocol_of
 from pyro_lottery import tables
 from pyro_lottery.config import Config
 from pyro_lottery.errors import UserError
@@ -35,9 +36,13 @@ class Finished:
     @cached_property
     def all_levels(self) -> pd.DataFrame:
         """The finished levels of all runs, controls and transplants; accuracies in percent as ``accuracy``; ``base``
-        says that a run has the protocol's own learning rate and no warm-up.
+        says that a run has the protocol's own learning rate and no warm-up. Raises ``UserError`` for two runs that are
+        one and the same, since a copy is no further seed.
         """
         frame = tables.levels(self.runs)
+        key = ["treatment", *tables.OPTIONS, "level"]
+        for _, copies in frame[frame.duplicated(key, keep=False)].groupby(key):
+            raise UserError(f"{' and '.join(copies['run'])} are the same run; keep one of them in the folder")
         rate = frame["lr"].mode()[0] if self.protocol == "custom" else base_rate(self.protocol)
         base = (frame["lr"] == rate) & (frame["warmup_epochs"] == 0)
         return frame.assign(accuracy=100 * frame[self.accuracy], percent=100 * frame["density"], base=base)
@@ -47,18 +52,37 @@ class Finished:
         """The ``base`` rows of ``all_levels``: what every figure but the seventh shows."""
         return self.all_levels[self.all_levels["base"]]
 
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """``tables.layers`` of the runs pruned by snr and of the deterministic ones, of each network at the last level
+        that all of them have finished.
+        """
+        levels = treated(self.levels)
+        snr = (levels["guide"] == "mean_field") & (levels["score"] == "snr")
+        magnitude = (levels["guide"] == "deterministic") & (levels["score"] == "magnitude")
+        last = levels[snr | magnitude].groupby(["arch", "run"])["level"].max()
+        runs = {str(run.folder.path): run for run in self.runs}
+        parts = [tables.layers([runs[run]], int(last[arch].min())) for arch, run in last.index]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arch", "run"])
+
     @property
     def archs(self) -> list[str]:
         """The networks to show."""
-        found = list(self.levels["arch"].unique())
+        found = list(self.all_levels["arch"].unique())
         return [arch for arch in self.only if arch in found] or found
 
     @property
     def description(self) -> str:
-        """Data set, protocol and seeds: what keeps a reduced figure from being taken for the paper's."""
-        config = self.runs[0].config
-        count = max(self.levels.groupby("arch")["seed"].nunique())
-        return f"{data_name(config)}, {describe(config)}, seeds: {count}"
+        """Data set and protocol: what keeps a reduced figure from being taken for the paper's."""
+        config = max((run.config for run in self.runs), key=lambda config: config.patch_size or 0)
+        return f"{data_name(config)}, {describe(config)}"
+
+
+def treated(frame: pd.DataFrame, **options: Any) -> pd.DataFrame:
+    """Rows with these options; by default those of IMP's own tickets, rewound to their initial values."""
+    for name, value in ({"treatment": "imp", "rewind": "init"} | options).items():
+        frame = frame[frame[name] == value]
+    return frame
 
 
 def read(
@@ -69,20 +93,24 @@ def read(
     only: Sequence[str] = (),
 ) -> Finished:
     """The finished runs in ``root`` of one protocol and data set; ``UserError`` if there are none, or it must be said which."""
+    if accuracy not in ACCURACIES:
+        raise UserError(f"--accuracy {accuracy}: choose {' or '.join(ACCURACIES)}")
     runs = [run for run in tables.list_runs(root) if run.folder.results()]
-    runs = _only(runs, "--protocol", protocol, protocol_of, root)
+    for arch in only:
+        if runs and all(run.config.arch != arch for run in runs):
+            raise UserError(f"--arch {arch}: {root} holds finished runs of {', '.join({r.config.arch for r in runs})}")
+    wanted = {*only, *(LARGER[arch] for arch in only if arch in LARGER)}
+    runs = [run for run in runs if not only or run.config.arch in wanted]
     runs = _only(runs, "--data", data, data_name, root)
-    name = protocol_of(runs[0].config)
+    runs = _only(runs, "--protocol", protocol, protocol_of, root)
     for run in runs[1:]:
         for option, value in runs[0].config.options().items():
             if option not in FREE and getattr(run.config, option) != value:
                 raise UserError(
                     f"{run.folder.path} has {option} {getattr(run.config, option)} and {runs[0].folder.path} {value}; "
-                    "they cannot stand in one figure"
+                    "they cannot stand in one figure: keep them in folders of their own, or choose a --protocol"
                 )
-    if accuracy not in ACCURACIES:
-        raise UserError(f"--accuracy {accuracy}: choose {' or '.join(ACCURACIES)}")
-    return Finished(runs, name, accuracy, tuple(only))
+    return Finished(runs, protocol_of(runs[0].config), accuracy, tuple(only))
 
 
 def _only(runs: list[Run], option: str, wanted: str | None, name: Callable[[Config], str], root: Path) -> list[Run]:

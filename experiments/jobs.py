@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.protocols import Protocol
+from experiments.protocols import Protocol, data_name
 from pyro_lottery.config import Config, preset
 from pyro_lottery.controls import run_control
 from pyro_lottery.imp import run_imp
@@ -38,8 +38,8 @@ class Imp:
 
     def folder(self, root: Path) -> RunFolder:
         """The run in ``root`` with this config, whatever its name, or where it will be."""
-        wanted = _what(self.config)
-        found = (run.folder for run in (list_runs(root) if root.is_dir() else []) if _what(run.config) == wanted)
+        runs = list_runs(root) if root.is_dir() else []
+        found = (run.folder for run in runs if _same(self.config, run.config))
         return next(found, RunFolder(root / self.config.name()))
 
     def needs(self) -> Imp | None:
@@ -107,9 +107,13 @@ def unfinished(job: Job, root: Path) -> list[int]:
     return [level for level in job.levels if level not in done]
 
 
-def _what(config: Config) -> dict[str, Any]:
-    """What a run is, apart from how far and where; ``auto`` has become one of two precisions when a run is saved."""
-    return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in RESUMABLE | {"precision"}}
+def _same(wanted: Config, found: Config) -> bool:
+    """Whether ``found`` is the run that is ``wanted``, wherever and however far: on the same data, and at the wanted
+    precision, of which ``auto`` has become one or the other when a run is saved.
+    """
+    free = RESUMABLE | ({"precision"} if wanted.precision == "auto" else set())
+    options = [f.name for f in fields(Config) if f.name not in free]
+    return data_name(wanted) == data_name(found) and all(getattr(wanted, o) == getattr(found, o) for o in options)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Protocol:
 
 PROTOCOLS = {
     "paper": Protocol(),
-    "reduced": Protocol(archs=("resnet20",), seeds=2, derived_levels=(1, 3, 5), warmup_epochs=1),
+    "reduced": Protocol(archs=("resnet20",), seeds=3, derived_levels=(1, 3, 5), warmup_epochs=1),
     "minimal": Protocol(archs=("vgg11", "vit_tiny"), seeds=1, derived_levels=(1, 3, 5), warmup_epochs=1, patch_size=8),
     "smoke": Protocol(archs=("lenet",), seeds=1, derived_levels=(2,), rates=(1e-3, 1e-2), warmup_epochs=1),
 }
@@ -43,8 +43,8 @@ LARGER = {"resnet20": "resnet110", "vgg11": "vgg19", "vit_tiny": "vit_base", "le
 """The larger network of each family (paper, appendix A). The smoke protocol's lenet has none, and resnet20 stands in."""
 
 FREE = {
-    "arch", "dataset", "data_dir", "guide", "score", "rewind", "lr", "warmup_epochs", "seed", "levels", "device",
-    "precision", "run_dir",
+    "arch", "patch_size", "dataset", "data_dir", "guide", "score", "rewind", "lr", "warmup_epochs", "seed", "levels",
+    "device", "precision", "run_dir",
 }  # fmt: skip
 """Options that may differ between the runs of one protocol: what a study compares, and where it runs."""
 
@@ -55,7 +55,7 @@ def protocol_of(config: Config) -> str:
     >>> protocol_of(preset("reduced", arch="vgg11", score="magnitude")), protocol_of(preset("reduced", epochs=3))
     ('reduced', 'custom')
     """
-    fixed = [f.name for f in fields(Config) if f.name not in FREE]
+    fixed = [f.name for f in fields(Config) if f.name not in FREE - {"patch_size"}]
     for name, extent in PROTOCOLS.items():
         usual = preset(name, arch=config.arch, **extent.options(config.arch))
         if all(getattr(config, option) == getattr(usual, option) for option in fixed):

@@ -57,13 +57,30 @@ def standard_error(values: Iterable[float]) -> float:
     return float(series.std(ddof=1) / math.sqrt(len(series)))
 
 
-def between(low: float, high: float, values: Iterable[float]) -> str:
-    """Holds if the 95 % interval lies within [low, high], fails if it lies outside, else not enough evidence.
+MIN_SEEDS = 3
+"""Fewer seeds are not enough evidence: of two, the interval says next to nothing, and two equal accuracies, which come
+in steps of one test image, would make it nothing.
+"""
 
-    >>> between(0, math.inf, [1.0, 1.2, 1.1]), between(0, math.inf, [-1.0, -1.2, -1.1]), between(0, math.inf, [-1.0, 1.2])
+
+def between(low: float, high: float, values: Iterable[float]) -> str:
+    """Holds if the 95 % interval lies within [low, high], fails if it lies outside, else not enough evidence; a finite
+    bound itself is inside only where both are finite.
+
+    >>> up = (0.0, math.inf)
+    >>> between(*up, [1.0, 1.2, 1.1]), between(*up, [-1.0, -1.2, -1.1]), between(*up, [-1.0, 1.2, 0.5])
     ('holds', 'fails', 'not enough evidence')
+    >>> between(*up, [0.0, 0.0, 0.0]), between(*up, [1.0, 1.2])
+    ('fails', 'not enough evidence')
     """
+    values = list(values)
+    if len(values) < MIN_SEEDS:
+        return UNKNOWN
     least, most = interval(values)
+    if high == math.inf:
+        return HOLDS if least > low else FAILS if most <= low else UNKNOWN
+    if low == -math.inf:
+        return HOLDS if most < high else FAILS if least >= high else UNKNOWN
     if low <= least and most <= high:
         return HOLDS
     return FAILS if most < low or least > high else UNKNOWN
@@ -98,6 +115,15 @@ def together(verdicts: Iterable[str]) -> str:
     return HOLDS if verdicts and all(v == HOLDS for v in verdicts) else UNKNOWN
 
 
+def rank_correlation(layers: pd.DataFrame) -> pd.Series:
+    """Per seed Spearman's ρ of depth and sparsity over the layers of the main path: the convolutions of shortcuts run
+    beside it and have no depth of their own.
+    """
+    path = layers[~layers["site"].str.contains("shortcut|downsample")]
+    groups = path.groupby("seed")[["depth", "sparsity"]]
+    return pd.Series({seed: g["depth"].corr(g["sparsity"], "spearman") for seed, g in groups}, dtype=float)
+
+
 @dataclass(frozen=True, eq=False)
 class Curve:
     """The finished levels of one kind of ticket of one network, over seeds."""
@@ -117,11 +143,27 @@ class Curve:
         """Per seed ``column`` of the dense level."""
         return self.frame[self.frame["level"] == 0].set_index("seed")[column]
 
+    def from_dense(self, column: str) -> pd.DataFrame:
+        """The difference to the dense level by seed (rows) and pruned level (columns)."""
+        values = self.by_level(column)
+        if 0 not in values.columns:
+            return values.iloc[:, :0]
+        return values.drop(columns=0).sub(values[0], axis=0)
+
+    def up_to(self, density: float) -> Curve:
+        """The levels of at least this density."""
+        return Curve(self.frame[self.frame["density"] >= density - 1e-9])
+
     def sparsest(self, column: str) -> pd.Series:
         """Per seed ``column`` of the sparsest level that all seeds have finished."""
         levels = self.frame.groupby("level")["seed"].nunique()
         last = levels[levels == levels.max()].index.max() if len(levels) else -1
         return self.frame[self.frame["level"] == last].set_index("seed")[column]
+
+    def gaps(self, other: Curve, column: str) -> pd.DataFrame:
+        """The difference to ``other`` by seed (rows) and pruned level that both have (columns)."""
+        both = self.by_level(column) - other.by_level(column)
+        return both.loc[:, [level for level in both.columns if level > 0 and both[level].notna().any()]]
 
     def by_level(self, column: str) -> pd.DataFrame:
         """``column`` by seed (rows) and level (columns)."""

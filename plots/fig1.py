@@ -4,16 +4,16 @@ import sys
 
 import pandas as pd
 
-from experiments.finished import ACCURACIES, Finished
+from experiments.finished import ACCURACIES, Finished, treated
 from plots.command import main
-from plots.style import Drawing, Line, Panels, curves, treated
+from plots.style import Drawing, Line, Panels, curves
 
 
 def lines(levels: pd.DataFrame) -> list[Line]:
     """The three scores of a Bayesian network, and the deterministic one."""
     scores = ("snr", "magnitude", "squared_sum")
     bayesian = [Line(f"Bayesian, {s}", treated(levels, guide="mean_field", score=s), i) for i, s in enumerate(scores)]
-    return [*bayesian, Line("deterministic", treated(levels, guide="deterministic"), 6)]
+    return [*bayesian, Line("deterministic", treated(levels, guide="deterministic", score="magnitude"), 6)]
 
 
 def draw(finished: Finished) -> Drawing:

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.finished import Finished
+from experiments.statistics import rank_correlation
 from plots.command import main
-from plots.style import MARKERS, Drawing, finish, treated
-from pyro_lottery import tables
+from plots.style import MARKERS, Drawing, finish
 from pyro_lottery.errors import UserError
 from pyro_lottery.figures import PALETTE
 
@@ -17,21 +17,18 @@ GUIDES = {"mean_field": ("Bayesian, snr", 0), "deterministic": ("deterministic",
 
 
 def layers(finished: Finished) -> pd.DataFrame:
-    """Per network, guide and layer: mean and standard deviation of the sparsity over seeds, and the rank correlation
-    (Spearman's ρ, mean over seeds) between depth and sparsity, of the runs pruned by snr or deterministic.
+    """Per network, guide and layer: mean and standard deviation of the sparsity over seeds, and the rank correlation of
+    depth and sparsity (mean over seeds), at the last level that all runs pruned by snr and all deterministic ones have.
     """
-    levels = treated(finished.levels)
-    chosen = levels[(levels["guide"] == "deterministic") | (levels["score"] == "snr")]["run"].unique()
-    frame = tables.layers([run for run in finished.runs if str(run.folder.path) in set(chosen)])
+    frame = finished.layers[finished.layers["arch"].isin(finished.archs)]
     if not len(frame):
         raise UserError("no run pruned by snr and no deterministic one is finished; run python -m experiments.fig2")
-    ranks = frame.groupby(["arch", "guide", "seed"])[["depth", "sparsity"]].corr("spearman").xs("depth", level=3)
-    rho = ranks["sparsity"].groupby(["arch", "guide"]).mean().rename("spearman")
-    grouped = frame.groupby(["arch", "guide", "depth", "site", "weights"], sort=False)["sparsity"]
+    grouped = frame.groupby(["arch", "guide", "level", "depth", "site", "weights"], sort=False)["sparsity"]
     found = pd.DataFrame(
         {"sparsity": grouped.mean(), "std": grouped.std(ddof=1), "seeds": grouped.count()}
     ).reset_index()
-    return found.merge(rho.reset_index(), on=["arch", "guide"])
+    rho = [(arch, guide, rank_correlation(rows).mean()) for (arch, guide), rows in frame.groupby(["arch", "guide"])]
+    return found.merge(pd.DataFrame(rho, columns=["arch", "guide", "spearman"]), on=["arch", "guide"])
 
 
 def draw(finished: Finished) -> Drawing:
@@ -54,8 +51,11 @@ def draw(finished: Finished) -> Drawing:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25, lw=0.5)
         axes.legend(frameon=False, fontsize=8)
-    note = "last level; mean, band: ± one standard deviation; ρ: rank correlation of depth and sparsity"
-    finish(figure, finished, "Sparsity per layer", note)
+    note = (
+        "last level that all runs have finished; mean, band: ± one standard deviation; "
+        "ρ: rank correlation of depth and sparsity, without shortcuts"
+    )
+    finish(figure, finished, "Sparsity per layer", note, frame["seeds"])
     return Drawing(figure, frame)
 
 

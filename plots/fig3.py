@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.finished import Finished
+from experiments.finished import Finished, treated
 from plots.command import main
-from plots.style import Drawing, finish, treated
+from plots.style import Drawing, finish
 from pyro_lottery import masks
 from pyro_lottery.controls import randomised
 from pyro_lottery.errors import UserError
@@ -21,7 +21,7 @@ COLUMNS = 72
 def draw(finished: Finished) -> Drawing:
     """Initial locs of one layer, pruned weights white, at the level nearest to a density of a fifth."""
     rows = treated(finished.levels, guide="mean_field", score="snr")
-    rows = rows[rows["level"] > 0]
+    rows = rows[(rows["level"] > 0) & rows["arch"].isin(finished.archs)]
     if not len(rows):
         raise UserError("no pruned level of a run by snr is finished; run python -m experiments.fig3")
     row = rows.loc[(rows["density"] - 0.2).abs().idxmin()]
@@ -42,7 +42,7 @@ def draw(finished: Finished) -> Drawing:
     figure.axes[0].set_ylabel("filter")
     figure.colorbar(image, ax=figure.axes, shrink=0.8, label="initial loc")
     what = f"{run.config.arch}, layer {site}, level {level} ({100 * row['density']:.3g} % of all weights remaining)"
-    finish(figure, finished, f"A ticket and its randomised controls: {what}", "white: pruned")
+    finish(figure, finished, f"A ticket and its randomised controls: {what}", "white: pruned", [1])
     return Drawing(figure, _table(tickets, site))
 
 

@@ -4,18 +4,17 @@ import sys
 
 import pandas as pd
 
-from experiments.finished import ACCURACIES, Finished
+from experiments.finished import ACCURACIES, Finished, treated
 from plots.command import main
-from plots.style import Drawing, Line, Panels, curves, treated
+from plots.style import Drawing, Line, Panels, curves
 from pyro_lottery.tickets import CONTROLS
 
 
 def lines(levels: pd.DataFrame, guide: str) -> list[Line]:
     """The tickets of one guide and their four controls."""
-    levels = levels[(levels["guide"] == guide) & levels["score"].isin(["snr", "magnitude"])]
-    score = "magnitude" if guide == "deterministic" else "snr"
-    controls = [Line(c, treated(levels, treatment=c, score=score), i) for i, c in enumerate(CONTROLS, start=1)]
-    return [Line("IMP ticket", treated(levels, score=score), 0), *controls]
+    of = {"guide": guide, "score": "magnitude" if guide == "deterministic" else "snr"}
+    controls = [Line(c, treated(levels, treatment=c, **of), i) for i, c in enumerate(CONTROLS, start=1)]
+    return [Line("IMP ticket", treated(levels, **of), 0), *controls]
 
 
 def draw(finished: Finished) -> Drawing:

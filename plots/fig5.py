@@ -4,16 +4,16 @@ import sys
 
 import pandas as pd
 
-from experiments.finished import ACCURACIES, Finished
+from experiments.finished import ACCURACIES, Finished, treated
 from plots.command import main
-from plots.style import Drawing, Line, Panels, curves, treated
+from plots.style import Drawing, Line, Panels, curves
 
 
 def lines(levels: pd.DataFrame) -> list[Line]:
     """The three kinds of ticket."""
     return [
         Line("Bayesian, snr", treated(levels, guide="mean_field", score="snr"), 0),
-        Line("deterministic", treated(levels, guide="deterministic"), 6),
+        Line("deterministic", treated(levels, guide="deterministic", score="magnitude"), 6),
         Line("transplanted", treated(levels, treatment="transplant"), 3),
     ]
 

@@ -2,10 +2,10 @@
 
 import sys
 
-from experiments.finished import ACCURACIES, Finished
+from experiments.finished import ACCURACIES, Finished, treated
 from experiments.protocols import LARGER
 from plots.command import main
-from plots.style import Drawing, Line, Panels, grid, treated
+from plots.style import Drawing, Line, Panels, grid
 from pyro_lottery.errors import UserError
 
 

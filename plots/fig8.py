@@ -4,9 +4,9 @@ import sys
 
 import pandas as pd
 
-from experiments.finished import ACCURACIES, Finished
+from experiments.finished import ACCURACIES, Finished, treated
 from plots.command import main
-from plots.style import Drawing, Line, Panels, curves, treated
+from plots.style import Drawing, Line, Panels, curves
 
 
 def lines(levels: pd.DataFrame) -> list[Line]:

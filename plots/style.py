@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -104,20 +103,21 @@ def grid(finished: Finished, headline: str, rows: Sequence[Panels], columns: dic
                 axes.legend(frameon=False, fontsize=8)
         panels[0, place].set_title(name)
         percent_axis(panels[-1, place], frame["percent"].min())
-    finish(figure, finished, headline, "mean; band: ± one standard deviation; dashed: dense")
     order = ["network", "quantity", "series", "level", "percent", "mean", "std", "seeds"]
-    return Drawing(figure, pd.concat(tables, ignore_index=True)[order])
+    table = pd.concat(tables, ignore_index=True)[order]
+    dashed = any(line.get_linestyle() == "--" for axes in panels.flat for line in axes.lines)
+    note = "mean; band: ± one standard deviation" + ("; dashed: dense" if dashed else "")
+    finish(figure, finished, headline, note, table["seeds"])
+    return Drawing(figure, table)
 
 
-def finish(figure: Figure, finished: Finished, headline: str, note: str) -> None:
-    """Put the title on: the headline, then data set and protocol, then how to read it, wrapped to the figure's width."""
+def finish(figure: Figure, finished: Finished, headline: str, note: str, seeds: Iterable[int]) -> None:
+    """Put the title on, wrapped to the figure's width: the headline, then data set, protocol and the number of seeds
+    behind each point, then how to read it.
+    """
+    least, most = min(seeds), max(seeds)
+    count = f"seeds: {least}" if least == most else f"seeds: {least} to {most}"
     width = int(13.5 * figure.get_figwidth())  # characters of this size
-    lines = [line for part in (headline, finished.description, note) for line in textwrap.wrap(part, width)]
+    parts = (headline, f"{finished.description}, {count}", note)
+    lines = [line for part in parts for line in textwrap.wrap(part, width)]
     figure.suptitle("\n".join(lines), fontsize=9)
-
-
-def treated(frame: pd.DataFrame, **options: Any) -> pd.DataFrame:
-    """Rows with these options; by default those of IMP's own tickets, rewound to their initial values."""
-    for name, value in ({"treatment": "imp", "rewind": "init"} | options).items():
-        frame = frame[frame[name] == value]
-    return frame

@@ -6,15 +6,18 @@ import sys
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.finished import Finished
+from experiments.finished import Finished, treated
 from plots.command import main
-from plots.style import Drawing, finish, treated
+from plots.style import Drawing, finish
+from pyro_lottery.errors import UserError
 
 
 def times(levels: pd.DataFrame) -> pd.DataFrame:
     """Minutes per level by network, mean over levels and seeds, and their ratio."""
-    levels = treated(levels)
-    levels = levels[(levels["guide"] == "deterministic") | (levels["score"] == "snr")]
+    kinds = [("mean_field", "snr"), ("deterministic", "magnitude")]
+    levels = pd.concat([treated(levels, guide=guide, score=score) for guide, score in kinds])
+    if not len(levels):
+        raise UserError("no run pruned by snr and no deterministic one is finished; run python -m experiments.table1")
     minutes = levels.pivot_table(index="arch", columns="guide", values="train_seconds", aggfunc="mean") / 60
     minutes = minutes.reindex(columns=["deterministic", "mean_field"])
     found = pd.DataFrame({"deterministic_min": minutes["deterministic"], "bayesian_min": minutes["mean_field"]})
@@ -23,7 +26,8 @@ def times(levels: pd.DataFrame) -> pd.DataFrame:
 
 def draw(finished: Finished) -> Drawing:
     """The table as a picture, with the hardware of the runs."""
-    table = times(finished.levels[finished.levels["arch"].isin(finished.archs)])
+    levels = finished.levels[finished.levels["arch"].isin(finished.archs)]
+    table, seeds = times(levels), levels.groupby("arch")["seed"].nunique()
     figure = Figure(figsize=(7.5, 1.9 + 0.3 * len(table)), layout="constrained")
     axes = figure.subplots()
     axes.set_axis_off()
@@ -31,7 +35,7 @@ def draw(finished: Finished) -> Drawing:
     header = ["network", "deterministic (min)", "Bayesian (min)", "ratio"]
     axes.table(cells, colLabels=header, loc="center", cellLoc="center").scale(1, 1.4)
     hardware = {_hardware(run.folder.config) for run in finished.runs}
-    finish(figure, finished, "Training time per level", f"on {'; '.join(sorted(hardware))}")
+    finish(figure, finished, "Training time per level", f"on {'; '.join(sorted(hardware))}", seeds)
     return Drawing(figure, table)
 
 

@@ -32,7 +32,8 @@ def run_control(run: Run, control: str, levels: Iterable[int] | None = None, dev
         raise UserError(
             f"--control {control} needs the values of pruned weights, which --rewind lr does not keep; use reinit"
         )
-    check_levels(run, [0])  # whose initial values are shuffled; a control or a transplant has none
+    if run.folder.origin:
+        raise UserError(f"{run.folder.path} is itself a {run.folder.origin}; name the run that it was made from")
     chosen = check_levels(run, levels, lowest=1)
     folder = run.folder.derived("controls", control)
     with signals() as received:

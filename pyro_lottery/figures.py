@@ -31,6 +31,8 @@ def draw_run(run: RunFolder) -> list[Path]:
     """
     rows = run.results()
     title = "{arch}, {dataset}, {guide}, score {score}".format(**run.config)
+    if run.origin:
+        title += f"\n{run.origin}: {run.config[run.origin]}"
     return [_accuracy(run.figure("accuracy"), rows, title), _layers(run, title)]
 
 
@@ -42,7 +44,8 @@ def _accuracy(path: Path, rows: list[LevelResult], title: str) -> Path:
         percent, [100 * row.max_test_accuracy for row in rows], "o-", color=PALETTE[0], label="maximum over epochs"
     )
     top.plot(percent, [100 * row.test_accuracy for row in rows], "s--", color=PALETTE[1], label="at the end")
-    top.axhline(100 * rows[0].test_accuracy, color="0.6", ls=":", label="dense, at the end")
+    if rows[0].level == 0 and rows[0].density == 1:
+        top.axhline(100 * rows[0].test_accuracy, color="0.6", ls=":", label="dense, at the end")
     top.set(ylabel="test accuracy (%)", title=title)
     top.legend(frameon=False)
     bottom.plot(percent, [row.mace for row in rows], "o-", color=PALETTE[2])

@@ -21,6 +21,8 @@ from pyro_lottery import files
 from pyro_lottery.errors import Busy, Damaged, UserError
 from pyro_lottery.types import LevelResult, Mask, Posterior, Sites, Ticket
 
+ORIGINS = ("control", "transplant")
+"""Facts of ``config.json`` that say from what, and how, the tickets of a folder were made, if not by pruning."""
 RESUMABLE = {"levels", "data_dir", "run_dir", "device"}
 """Options that may differ when a run is resumed: they say how far and where, not what."""
 
@@ -45,9 +47,13 @@ class LevelFolder:
 
     def load_mask(self) -> Mask:
         """The mask of ``ticket.safetensors`` alone, without reading the rest of the file."""
-        with safetensors.safe_open(self.path / "ticket.safetensors", "pt") as file:
-            names = json.loads(file.metadata()["pyro_lottery"])["info"]["prunable"]
-            return {name: file.get_tensor(f"mask/{name}").bool() for name in names}
+        path = self.path / "ticket.safetensors"
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                names = json.loads(file.metadata()["pyro_lottery"])["info"]["prunable"]
+                return {name: file.get_tensor(f"mask/{name}").bool() for name in names}
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise Damaged(f"{path} cannot be read: {error}") from error
 
     def save_posterior(self, posterior: Posterior, net: Sites) -> None:
         """Write ``posterior.safetensors``: loc/, scale/, net/."""
@@ -113,7 +119,7 @@ class RunFolder:
             for leftover in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
                 leftover.unlink()
             if (self.path / "config.json").exists():
-                self._resume(json.loads(json.dumps(options)), json.loads(json.dumps(facts.get("data"))))
+                self._resume(json.loads(json.dumps(options)), json.loads(json.dumps(facts)))
             elif any(p.name != ".lock" for p in self.path.iterdir()):
                 raise UserError(f"--run-dir {self.path} is not empty and holds no run; choose another folder")
             else:
@@ -123,7 +129,7 @@ class RunFolder:
                 f"--run-dir {self.path} cannot be written ({error.strerror}); choose another folder"
             ) from error
 
-    def _resume(self, options: dict[str, Any], data: Any) -> None:
+    def _resume(self, options: dict[str, Any], facts: dict[str, Any]) -> None:
         old = self.config
         missing = [name for name in options if name not in old]
         if missing:
@@ -134,7 +140,10 @@ class RunFolder:
                     f"--run-dir {self.path} belongs to other options: {name} is {old[name]} there and {value} here; "
                     "choose another --run-dir, or repeat the run's own options"
                 )
-        if old.get("data") != data:
+        for name in ORIGINS:
+            if old.get(name) != facts.get(name):
+                raise UserError(f"--run-dir {self.path} holds tickets of another {name}; choose another --run-dir")
+        if old.get("data") != facts.get("data"):
             raise UserError(
                 f"--run-dir {self.path} was trained on other data than --data-dir {options['data_dir']} holds now; "
                 "choose another --run-dir, or the run's own data"
@@ -143,6 +152,16 @@ class RunFolder:
             self.level(row.level).drop_checkpoints()
         if options["levels"] > old["levels"]:
             files.write_json(self.path / "config.json", old | {"levels": options["levels"]})
+
+    def busy(self) -> bool:
+        """Whether another process is at work in the folder now."""
+        if not (self.path / ".lock").exists():
+            return False
+        try:
+            with self.lock():
+                return False
+        except Busy:
+            return True
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -178,6 +197,12 @@ class RunFolder:
         if not isinstance(config, dict):
             raise UserError(f"{self.path / 'config.json'} is not a JSON object")
         return config
+
+    @property
+    def origin(self) -> str:
+        """Whether the folder's tickets are a ``control`` or a ``transplant``, or empty: made by pruning."""
+        config = self.config
+        return next((name for name in ORIGINS if name in config), "")
 
     def level(self, number: int) -> LevelFolder:
         """The folder of one level."""

@@ -13,16 +13,19 @@ from pyro_lottery import masks
 from pyro_lottery.errors import UserError
 from pyro_lottery.runs import Run, load_run
 
-OPTIONS = ("arch", "guide", "score", "rewind", "lr", "warmup_epochs", "seed")
+OPTIONS = ("arch", "guide", "score", "rewind", "lr", "warmup_epochs", "train_samples", "seed")
 """The options that tell the runs of one study apart."""
 
 
 def list_runs(root: str | Path) -> list[Run]:
-    """Every run of ``python -m pyro_lottery.imp`` in ``root``, by name; ``UserError`` if ``root`` is no folder."""
+    """Every run of ``python -m pyro_lottery.imp`` in ``root``, by name, and neither controls nor transplants;
+    ``UserError`` if ``root`` is no folder.
+    """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder of runs")
-    return [load_run(path.parent) for path in sorted(root.glob("*/config.json"))]
+    found = [load_run(path.parent) for path in sorted(root.glob("*/config.json"))]
+    return [run for run in found if not run.folder.origin]
 
 
 def with_derived(run: Run) -> Iterator[tuple[str, Run]]:
@@ -47,18 +50,17 @@ def levels(runs: list[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=None if rows else ["run", "treatment", *OPTIONS, "level", "density"])
 
 
-def layers(runs: list[Run], last: bool = True) -> pd.DataFrame:
-    """One row per prunable layer of ``runs``, of the last finished level or of all: its depth (from 1, the input),
-    number of weights, density and sparsity.
+def layers(runs: list[Run], level: int | None = None) -> pd.DataFrame:
+    """One row per prunable layer of ``runs`` at ``level``, or at each run's last finished one: its depth (its place
+    from 1, the input), number of weights, density and sparsity.
     """
     rows = []
     for run in runs:
-        finished = [row.level for row in run.folder.results()]
-        for level in finished[-1:] if last else finished:
-            mask = run.folder.level(level).load_mask()
-            for depth, (site, density) in enumerate(masks.density_per_site(mask).items(), start=1):
-                where = {"level": level, "site": site, "depth": depth, "weights": mask[site].numel()}
-                rows.append(_key("imp", run) | where | {"density": density, "sparsity": 1 - density})
+        chosen = run.folder.results()[-1].level if level is None else level
+        mask = run.folder.level(chosen).load_mask()
+        for depth, (site, density) in enumerate(masks.density_per_site(mask).items(), start=1):
+            where = {"level": chosen, "site": site, "depth": depth, "weights": mask[site].numel()}
+            rows.append(_key("imp", run) | where | {"density": density, "sparsity": 1 - density})
     return pd.DataFrame(rows)
 
 

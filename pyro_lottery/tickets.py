@@ -67,7 +67,12 @@ def bake_pruned(state: Sites) -> Sites:
     """A ``state_dict`` in which what ``torch.nn.utils.prune`` keeps as ``NAME_orig`` and ``NAME_mask`` is their product."""
     names = {n.removesuffix("_orig") for n in state if n.endswith("_orig") and f"{n.removesuffix('orig')}mask" in state}
     kept = {n: t for n, t in state.items() if n.removesuffix("_orig").removesuffix("_mask") not in names}
-    return kept | {name: state[f"{name}_orig"] * state[f"{name}_mask"] for name in sorted(names)}
+    for name in sorted(names):
+        weight, mask = state[f"{name}_orig"], state[f"{name}_mask"]
+        if weight.shape != mask.shape:
+            raise UserError(f"{name}_mask is {tuple(mask.shape)}, but {name}_orig is {tuple(weight.shape)}")
+        kept[name] = weight * mask
+    return kept
 
 
 def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:

@@ -21,7 +21,7 @@ from pyro_lottery.errors import UserError
 from pyro_lottery.levels import prepare, train_levels
 from pyro_lottery.results import RunFolder
 from pyro_lottery.runs import Run, check_levels, load_run
-from pyro_lottery.types import Mask, Sites
+from pyro_lottery.types import Mask, Sites, Ticket
 
 PROG = "python -m pyro_lottery.transplant"
 
@@ -41,14 +41,20 @@ def transplant_run(run: Run, levels: Iterable[int] | None = None, **options: Any
         ticket = run.level(level).ticket
         return {**ticket.start.loc, **ticket.net}, ticket.mask
 
-    return _train(replace(run.config, **own | options), chosen, weights, str(run.folder.path))
+    return _train(replace(run.config, **own | options), chosen, weights, "the run's tickets")
 
 
 def transplant_file(path: Path, mask: Path | None, config: Config) -> Run:
-    """Transplant a plain network's ``state_dict`` from a file and train it, as level 0 of the run of ``config``."""
+    """Transplant a plain network's ``state_dict`` from a file and train it, as level 0 of the run of ``config``.
+
+    Without a ``run_dir`` of its own, the run's name says which weights and mask it was made from, by their checksum.
+    """
     weights = tickets.bake_pruned(files.load_state_dict(path))
     given = files.load_state_dict(mask) if mask else None
-    return _train(config, [0], lambda level: (weights, given), str(path))
+    checksum = f"{files.checksum({**weights} | {f'mask of {n}': t for n, t in (given or {}).items()}):08x}"
+    if config.run_dir == str(Path("runs") / config.name()):
+        config = replace(config, run_dir=str(Path("runs") / f"transplant-{path.stem}-{checksum}-{config.name()}"))
+    return _train(config, [0], lambda level: (weights, given), checksum)
 
 
 def _train(
@@ -59,13 +65,16 @@ def _train(
             "--guide deterministic has no scale; a transplant becomes Bayesian, with mean_field for instance"
         )
     with signals() as received:
-        setup = prepare(config)
+        setup, levels = prepare(config), list(levels)
+
+        def ticket(level: int) -> Ticket:
+            return tickets.transplant(*weights(level), setup.dense)
+
+        ticket(levels[0])  # what does not fit shall fail before anything is written
         folder = RunFolder(str(config.run_dir))
         with folder.lock():
             folder.open(setup.config.options(), setup.facts | {"transplant": source})
-            train_levels(
-                folder, setup, levels, lambda level: tickets.transplant(*weights(level), setup.dense), received
-            )
+            train_levels(folder, setup, levels, ticket, received)
     return load_run(folder.path)
 
 
@@ -93,10 +102,7 @@ def _transplant(source: Path, levels: list[int] | None, mask: Path | None, base:
         return transplant_run(load_run(source), levels, **given)
     if levels:
         raise UserError(f"--levels is for run folders; {source} has one level")
-    config = preset(base, **given)
-    if "run_dir" not in given:
-        config = replace(config, run_dir=str(Path("runs") / f"transplant-{source.stem}-{config.name()}"))
-    return transplant_file(source, mask, config)
+    return transplant_file(source, mask, preset(base, **given))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
         ([path, "--control", "reinit", "--levels", "7"], "--levels 7: .* has no such finished level; choose among"),
         ([path, "--control", "reinit", "--levels", "0"], "--levels 0: "),
         ([str(tmp_path), "--control", "reinit"], "is not a run folder"),
-        ([str(controls.run_control(run, "reinit").folder.path), "--control", "reinit"], "--levels 0: "),
+        ([str(controls.run_control(run, "reinit").folder.path), "--control", "reinit"], "is itself a control"),
     ]:
         assert controls.main(arguments) == 2
         error = capsys.readouterr().err

@@ -41,7 +41,12 @@ def test_layers_are_those_of_the_mask_by_depth(root):
     assert frame["depth"].tolist() == list(range(1, len(mask) + 1))
     assert frame["density"].tolist() == list(pl.masks.density_per_site(mask).values())
     assert (frame["weights"] * frame["density"]).sum() == pytest.approx(pl.masks.remaining(mask))
-    assert set(tables.layers([run], last=False)["level"]) == {0, 1, 2}
+    assert tables.layers([run], 0)["density"].tolist() == [1.0] * len(mask)
+
+
+def test_runs_made_from_tickets_are_no_runs_of_pruning(root):
+    assert [run.folder.path.name for run in tables.list_runs(root)] == ["deterministic", "mean_field"]
+    assert tables.list_runs(root / "deterministic" / "controls") == []
 
 
 def test_a_missing_folder_is_named(tmp_path):

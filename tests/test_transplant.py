@@ -89,6 +89,25 @@ def test_a_mask_file_wins_over_zeros(run, tmp_path):
     assert all(torch.equal(found.mask[n], m) for n, m in ticket.mask.items())
 
 
+def test_other_weights_are_another_run(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    state = {**run.level(0).ticket.start.loc, **run.level(0).ticket.net}
+    for name, sparse in (("a", False), ("b", True)):
+        (tmp_path / name).mkdir()
+        torch.save(state | {"fc1.weight": state["fc1.weight"] * (0.0 if sparse else 1.0)}, f"{name}/weights.pt")
+        assert transplant.main([f"{name}/weights.pt", "--arch", "lenet", "--preset", "smoke"]) == 0
+    folders = list((tmp_path / "runs").iterdir())
+    assert len(folders) == 2
+    assert len({pl.load_run(folder).results["remaining"][0] for folder in folders}) == 2
+    options = ["--arch", "lenet", "--preset", "smoke", "--run-dir"]
+    assert (
+        transplant.main(["a/weights.pt", *options, str(folders[0])])
+        + transplant.main(["b/weights.pt", *options, str(folders[0])])
+        == 2
+    ), "one of the two is another's folder"
+    assert "holds tickets of another transplant" in capsys.readouterr().err
+
+
 class Bomb:
     def __reduce__(self):
         return (exec, ("raise SystemExit('code of the file was run')",))
@@ -101,6 +120,10 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
         "unmatched": state | {"fc9.weight": torch.ones(1)},
         "shape": state | {"fc1.weight": torch.ones(2, 2)},
         "list": [1, 2],
+        "number": {1: torch.ones(1)},
+        "complex": state | {"fc1.weight": torch.ones(2, dtype=torch.complex64)},
+        "sparse": state | {"fc1.weight": torch.eye(2).to_sparse()},
+        "pruned": {"fc1.weight_orig": torch.ones(2, 2), "fc1.weight_mask": torch.ones(3)},
         "bomb": Bomb(),
     }
     for name, content in files.items():
@@ -114,6 +137,10 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
         ([str(tmp_path / "unmatched.pt"), *options], "fc9.weight is not in the network"),
         ([str(tmp_path / "shape.pt"), *options], "fc1.weight is (2, 2), but the network's is ("),
         ([str(tmp_path / "list.pt"), *options], "holds no state_dict"),
+        ([str(tmp_path / "number.pt"), *options], "holds no state_dict"),
+        ([str(tmp_path / "complex.pt"), *options], "fc1.weight is a torch.complex64 tensor"),
+        ([str(tmp_path / "sparse.pt"), *options], "sparse.pt"),
+        ([str(tmp_path / "pruned.pt"), *options], "fc1.weight_mask is (3,), but fc1.weight_orig is (2, 2)"),
         ([str(tmp_path / "bomb.pt"), *options], "cannot be read as a state_dict"),
         ([str(tmp_path / "half.safetensors"), *options], "cannot be read as a state_dict"),
         ([str(tmp_path / "none.pt"), *options], "does not exist"),
@@ -127,7 +154,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.count("\n") == 1, error
         assert message in error
-    assert not list((tmp_path / "never").glob("level_*/*")), "nothing is written for a ticket that cannot be made"
+    assert not (tmp_path / "never").exists(), "nothing is written for a ticket that cannot be made"
 
 
 def test_a_transplant_of_its_own_bayesian_start_is_the_identity():

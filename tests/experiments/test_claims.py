@@ -8,7 +8,7 @@ import pytest
 
 from experiments import claims
 from experiments.claims import CLAIMS, Evidence
-from experiments.statistics import FAILS, HOLDS, UNKNOWN, Curve
+from experiments.statistics import FAILS, HOLDS, UNKNOWN, Curve, rank_correlation
 from pyro_lottery.tickets import CONTROLS
 
 DENSITIES = [1.0, 0.5, 0.2, 0.1, 0.04, 0.01]
@@ -48,7 +48,7 @@ class World:
                     | {
                         "arch": arch, "seed": seed, "level": level, "density": DENSITIES[level], "run": name,
                         "accuracy": accuracy[level] + self.noise.normal(0, 0.02), "mace": mace[level],
-                        "train_seconds": seconds, "base": options["lr"] == 1e-3 and not options["warmup_epochs"],
+                        "train_seconds": seconds, "train_samples": 10, "base": options["lr"] == 1e-3 and not options["warmup_epochs"],
                     }
                 )  # fmt: skip
 
@@ -56,7 +56,7 @@ class World:
         frame = pd.DataFrame(self.rows)
         tickets = frame[(frame["treatment"] == "imp") & (frame["rewind"] == "init") & frame["base"]]
         rows = [
-            {"run": run, "seed": seed, "depth": depth, "sparsity": sparsity}
+            {"run": run, "seed": seed, "site": "conv", "depth": depth, "sparsity": sparsity}
             for run, seed, guide in tickets[["run", "seed", "guide"]].drop_duplicates().itertuples(index=False)
             for depth, sparsity in enumerate(layers[guide], start=1)
         ]
@@ -133,8 +133,8 @@ class TestEachWay:
     def test_fails_where_the_contrary_is_so(self, claim):
         assert FAILS in {part.verdict for part in claim(CONTRARY)}
 
-    def test_one_seed_and_no_runs_are_not_enough(self, claim):
-        for evidence in (paper_world(seeds=1), Evidence(PAPER.levels.iloc[:0], PAPER.layers.iloc[:0])):
+    def test_two_seeds_and_no_runs_are_not_enough(self, claim):
+        for evidence in (paper_world(seeds=2), Evidence(PAPER.levels.iloc[:0], PAPER.layers.iloc[:0])):
             assert {part.verdict for part in claim(evidence)} == {UNKNOWN}
 
 
@@ -148,7 +148,7 @@ def test_statistics_by_hand():
     assert value(claims.claim_2, "resnet20: fall of squared_sum − fall of snr") == pytest.approx(fall, abs=0.1)
     assert value(claims.claim_5, "resnet20: MACE at high sparsity − dense") == pytest.approx(-0.02)
     assert value(claims.claim_6, "vgg11: ρ of depth and sparsity, deterministic") == pytest.approx(0.8)
-    assert value(claims.claim_11, "vgg11: seconds, Bayesian / deterministic") == pytest.approx(4)
+    assert value(claims.claim_11, "vgg11: seconds, Bayesian / deterministic, weight samples: 10") == pytest.approx(4)
     saved = 1 - (5 * 10 + 40) / (6 * 40)
     assert value(claims.claim_11, "vgg11: compute saved by transplantation") == pytest.approx(saved)
     assert value(claims.claim_14, "vit_tiny: low rate's ceiling − the usual rate's") == pytest.approx(-8, abs=0.1)
@@ -157,9 +157,55 @@ def test_statistics_by_hand():
 def test_the_sparsest_matching_level_is_reported():
     world = World()
     world.add("resnet20", [90, 91, 89, 92, 85, 80])
-    part = claims.claim_1(world.evidence({"mean_field": [0.1]}))[0]
+    part = claims.claim_1(world.evidence({"mean_field": [0.1, 0.2]}))[0]
     assert part.what == "resnet20: accuracy − dense at 10 % remaining"
     assert part.verdict == HOLDS
+
+
+def one(claim, world, what):
+    evidence = world.evidence({"mean_field": [0.1, 0.2], "deterministic": [0.1, 0.2]})
+    return next(part for part in claim(evidence) if part.what.startswith(what))
+
+
+def test_noise_alone_matches_nothing():
+    world = World()
+    world.add("resnet20", [90, 80, 80, 80, 80, 80])
+    for row in world.rows:
+        row["accuracy"] += {0: 25.0, 1: -15.0, 2: 0.0}[row["seed"]] * (row["level"] > 0)
+    assert one(claims.claim_1, world, "resnet20").verdict == UNKNOWN, "a standard error of 11 points"
+
+
+def test_a_tie_is_on_neither_side():
+    world = World()
+    for options in ({}, {"score": "magnitude"}, {"score": "squared_sum"}, {"guide": "deterministic"}):
+        world.add("resnet20", [10] * 6, **options)
+    for row in world.rows:
+        row["accuracy"] = 10.0
+    assert one(claims.claim_2, world, "resnet20: fall of squared_sum").verdict == FAILS
+
+
+def test_one_level_far_off_is_not_averaged_away():
+    world = World()
+    for score in ("snr", "magnitude", "squared_sum"):
+        world.add("vgg11", [92, 94.5, 93, 88.6, 80, 70], score=score)
+    part = one(claims.claim_3, world, "vgg11: snr − dense")
+    assert part.verdict == FAILS
+    assert part.mean == pytest.approx(-3.4, abs=0.1)
+
+
+def test_the_cost_is_judged_with_the_papers_samples_alone():
+    world = World()
+    world.add("resnet20", [90] * 6, seconds=10)
+    world.add("resnet20", [90] * 6, seconds=10, guide="deterministic")
+    assert one(claims.claim_11, world, "resnet20: seconds").verdict == FAILS
+    for row in world.rows:
+        row["train_samples"] = 1
+    assert one(claims.claim_11, world, "resnet20: seconds").verdict == UNKNOWN
+
+
+def test_shortcuts_have_no_depth():
+    layers = pd.DataFrame({"seed": 0, "site": ["conv", "shortcut.0", "conv2", "conv3"], "depth": [1, 2, 3, 4]})
+    assert rank_correlation(layers.assign(sparsity=[0.1, 0.0, 0.2, 0.3])).tolist() == [1.0]
 
 
 def test_controls_of_some_levels_are_compared_at_those():
@@ -176,7 +222,9 @@ def test_the_written_table_says_value_interval_and_verdict(tmp_path):
     text = claims.markdown(judged, ["made-up data"], "test_accuracy")
     assert text.count("**holds**") == 14
     assert "- made-up data\n" in text
-    plain = json.loads(json.dumps(claims.to_json(judged, ["made-up data"], tmp_path.relative_to(tmp_path))))
+    plain = json.loads(
+        json.dumps(claims.to_json(judged, ["made-up data"], "test_accuracy", tmp_path.relative_to(tmp_path)))
+    )
     first = plain[0]["parts"][0]
     assert first["interval"][0] < first["mean"] < first["interval"][1]
     assert len(first["values"]) == 3

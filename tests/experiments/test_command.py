@@ -30,6 +30,8 @@ def test_a_run_is_found_by_its_config_whatever_its_name(smoke_study, tmp_path):
     assert unfinished(job, tmp_path / "runs") == []
     assert unfinished(study().imp("lenet", 1), tmp_path / "runs") == [0, 1, 2]
     assert unfinished(study().imp("lenet", 0, lr=0.5), tmp_path / "runs") == [0, 1, 2]
+    assert unfinished(study("--precision", "auto").imp("lenet", 0), tmp_path / "runs") == []
+    assert unfinished(study("--precision", "bf16").imp("lenet", 0), tmp_path / "runs") == [0, 1, 2]
     assert unfinished(Control(job, "reinit", (1, 2)), smoke_study) == [1]
 
 
@@ -54,6 +56,15 @@ def test_one_failed_run_does_not_stop_the_others(tmp_path, monkeypatch):
     assert done == [run]
     assert set(failed) == set(jobs[:3])
     assert str(failed[bad]) == "the loss is not finite"
+
+
+def test_what_failed_is_said_whatever_can_be_drawn(tmp_path, monkeypatch, capsys):
+    def diverge(job, root):
+        raise Diverged("the loss is not finite")
+
+    monkeypatch.setattr(Imp, "run", diverge)
+    assert main("fig3", ["--protocol", "smoke", "--runs", str(tmp_path)]) == 1
+    assert "1 of 1 runs failed: lenet, mean_field, snr, seed 0: the loss is not finite" in capsys.readouterr().err
 
 
 def test_a_run_at_which_another_process_is_at_work_comes_later(tmp_path, monkeypatch):

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,8 @@ from plots import command, fig1, fig2, fig3, fig5, table1
 from plots.style import over_seeds
 from pyro_lottery import imp
 from pyro_lottery.config import Config
+from pyro_lottery.results import RunFolder
+from pyro_lottery.types import LevelResult
 
 from ..test_imp import SMALL
 
@@ -77,8 +81,8 @@ def test_the_picture_shows_what_each_control_keeps(finished):
 def test_training_times_by_hand():
     base = {"arch": "a", "treatment": "imp", "rewind": "init", "seed": 0}
     rows = [
-        base | {"guide": guide, "score": "snr", "level": level, "train_seconds": seconds}
-        for guide, times in (("deterministic", (50, 70)), ("mean_field", (200, 280)))
+        base | {"guide": guide, "score": score, "level": level, "train_seconds": seconds}
+        for guide, score, times in (("deterministic", "magnitude", (50, 70)), ("mean_field", "snr", (200, 280)))
         for level, seconds in enumerate(times)
     ]
     found = table1.times(pd.DataFrame(rows)).iloc[0]
@@ -99,6 +103,7 @@ def test_a_figure_is_a_command(smoke_study, tmp_path, capsys):
         ([str(tmp_path)], "holds no finished run"),
         ([str(smoke_study), "--protocol", "paper"], "no finished run with --protocol paper"),
         ([str(smoke_study), "--accuracy", "top5"], "--accuracy top5: choose"),
+        ([str(smoke_study), "--arch", "vgg11"], "--arch vgg11: "),
     ]:
         assert command.main("fig1", arguments) == 2
         error = capsys.readouterr().err
@@ -116,6 +121,22 @@ def test_runs_that_do_not_belong_together_are_not_drawn_together(tmp_path):
         )
     with pytest.raises(pl.UserError, match="runs of custom, smoke; choose one with --protocol"):
         read(tmp_path)
+    shutil.copytree(tmp_path / "c", tmp_path / "d")
+    twice = read(tmp_path, "smoke")
+    with pytest.raises(pl.UserError, match="are the same run; keep one of them"):
+        twice.levels  # noqa: B018
+    shutil.rmtree(tmp_path / "d")
     with pytest.raises(pl.UserError, match=r"b has epochs 1 and .*a 2; they cannot stand in one figure"):
         read(tmp_path, "custom")
     assert len(read(tmp_path, "smoke").runs) == 1
+
+
+def test_networks_of_one_protocol_may_differ_in_patches(tmp_path):
+    for arch, patch in (("lenet", None), ("vit_tiny", 8)):
+        facts = {"data": {"num_classes": 10, "in_channels": 3, "image_size": [32, 32], "num_data": 1, "checksum": 0}}
+        folder = RunFolder(tmp_path / arch)
+        folder.open(pl.preset("minimal", arch=arch, patch_size=patch).options(), facts)
+        folder.add_result(LevelResult(0, 1.0, 10, 10, 0.5, 0.5, None, 1.0, 0.1, 0.1, 0.1, 1.0, 1.0))
+    finished = read(tmp_path, "minimal")
+    assert "8-pixel patches" in finished.description
+    assert finished.archs == ["lenet", "vit_tiny"]
