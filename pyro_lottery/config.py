@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pyro_lottery import data, elbo, prediction
+from pyro_lottery import data, elbo, prediction, priors
 from pyro_lottery.errors import UserError, unknown
 
 Check = tuple[Callable[[Any], bool], str]
@@ -51,7 +51,7 @@ class Config:
     )
     guide: str = _option("mean_field", str, "mean_field, deterministic, or the import path of a Pyro AutoGuide")
     prior: str = _option(
-        "normal", str, "normal, laplace, student_t, or the import path of (site, shape) -> distribution"
+        "normal", str, f"{', '.join(priors.KINDS)}, or the import path of (site, shape) -> distribution"
     )
     prior_scale: float = _option(1.0, float, "scale of the prior", _POSITIVE)
     score: str = _option(

@@ -15,7 +15,7 @@ from pyro.nn.module import pyro_method, to_pyro_module_
 from torch import Tensor, nn
 
 from pyro_lottery.errors import UserError
-from pyro_lottery.priors import Prior, SitePrior, normal
+from pyro_lottery.priors import AnyPrior, SitePrior, normal, of_sites
 from pyro_lottery.types import Sites
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -58,10 +58,10 @@ def kaiming_scale(layer: Any, name: str) -> float:
     return math.sqrt(2.0 / fan_in)
 
 
-def bayesianize_(net: nn.Module, prior: Prior) -> dict[str, float]:
+def bayesianize_(net: nn.Module, prior: AnyPrior) -> dict[str, float]:
     """Turn every weight and bias of Linear, Conv and MultiheadAttention layers into a Pyro sample site, in place.
 
-    The site is named as the parameter was, its prior is ``prior(site, shape)``, and the value it had is kept beside
+    The site is named as the parameter was, its prior is ``prior`` or what that says of the site (:mod:`pyro_lottery.priors`), and the value it had is kept beside
     it as the buffer ``NAME_init`` (not in the state dict), where a guide finds its initial loc. Returns the Kaiming
     scale of every site. Raises ``UserError`` if the network has no such layer.
     """
@@ -70,6 +70,7 @@ def bayesianize_(net: nn.Module, prior: Prior) -> dict[str, float]:
         raise UserError("the network has no Linear, Conv or MultiheadAttention layer to make Bayesian")
     scales = {site: kaiming_scale(layer, name) for site, layer, name in found}
     values = {site: getattr(layer, name).detach().clone() for site, layer, name in found}
+    prior = of_sites(prior, values)
     to_pyro_module_(net)
     for site, layer, name in found:
         value = values[site]
@@ -103,7 +104,7 @@ class BayesianNetwork(nn.Module):
     too, so that the ELBO is E_q[log p(D|w)] − T·KL(q‖p). Subclasses say the likelihood.
     """
 
-    def __init__(self, net: nn.Module, prior: Prior | None = None, *, num_data: int, kl_temperature: float = 1.0):
+    def __init__(self, net: nn.Module, prior: AnyPrior | None = None, *, num_data: int, kl_temperature: float = 1.0):
         super().__init__()
         if num_data < 1:
             raise UserError(f"num_data must be at least 1, got {num_data}")
@@ -180,7 +181,7 @@ class BayesianRegressor(BayesianNetwork):
     def __init__(
         self,
         net: nn.Module,
-        prior: Prior | None = None,
+        prior: AnyPrior | None = None,
         *,
         num_data: int,
         noise_scale: float,

@@ -1,9 +1,11 @@
-"""Priors on weights: a prior is any function ``(site, shape) -> distribution`` that broadcasts to the site's shape."""
+"""Priors on weights: a distribution per weight, a function ``(site, shape) -> distribution``, or a dict of these by glob."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -15,6 +17,37 @@ from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.imports import load_callable
 
 Prior = Callable[[str, Size], dist.TorchDistribution]
+AnyPrior = Prior | dist.TorchDistribution | Mapping[str, Prior | dist.TorchDistribution]
+
+
+def of_sites(prior: AnyPrior, sites: Iterable[str]) -> Prior:
+    """Any kind of prior as a function of site and shape.
+
+    In a dict of globs over site names the first that matches a site counts: ``{"*.conv1.weight": laplace(0.1), "*":
+    normal(1.0)}``. Raises ``UserError`` for a glob that matches no site, with near matches, and for a site without one.
+    """
+    if not isinstance(prior, Mapping):
+        return _function(prior)
+    sites, globs = list(sites), {glob: _function(value) for glob, value in prior.items()}
+    for glob in globs:
+        if not any(fnmatchcase(site, glob) for site in sites):
+            near = difflib.get_close_matches(glob.replace("*", ""), sites, n=3, cutoff=0.3) or sites[:3]
+            raise UserError(f"the prior's glob {glob!r} matches no site; near: {', '.join(near)}")
+    chosen = {site: next((globs[glob] for glob in globs if fnmatchcase(site, glob)), None) for site in sites}
+    for site, value in chosen.items():
+        if value is None:
+            raise UserError(f"no glob of the prior matches site {site!r}; add '*' for all others")
+    return lambda site, shape: chosen[site](site, shape)  # type: ignore[misc]
+
+
+def _function(prior: Any) -> Prior:
+    if isinstance(prior, torch.distributions.Distribution):
+        return lambda site, shape: prior  # type: ignore[return-value]
+    if not callable(prior):
+        raise UserError(
+            f"a prior is a distribution, a function (site, shape) -> distribution, or a dict of these by glob; got {prior!r}"
+        )
+    return prior
 
 
 def normal(*loc_scale: float) -> Prior:
@@ -37,18 +70,46 @@ def student_t(scale: float = 1.0, df: float = 3.0) -> Prior:
     return lambda site, shape: dist.StudentT(torch.tensor(df), torch.tensor(0.0), torch.tensor(scale))
 
 
+def mixture(scale: float = 1.0, narrow: float = 0.0025, weight: float = 0.5) -> Prior:
+    """π·N(0, scale²) + (1 − π)·N(0, narrow²) with π = ``weight``, the scale mixture of Bayes by Backprop (Blundell et al. 2015)."""
+    for name, value in (("scale", scale), ("narrow", narrow)):
+        _loc_scale(f"mixture ({name})", (value,))
+    if not 0 < weight < 1:
+        raise UserError(f"mixture prior: weight must be between 0 and 1, got {weight}")
+    shares, scales = torch.tensor([weight, 1 - weight]), torch.tensor([scale, narrow])
+    return lambda site, shape: dist.MixtureSameFamily(dist.Categorical(shares), dist.Normal(torch.zeros(2), scales))
+
+
+def fan_in(scale: float = 1.0) -> Prior:
+    """N(0, scale²/fan_in) on weights, by the layer's number of inputs, so that activations keep their size through a
+    network; N(0, scale²) on what has one dimension, biases.
+    """
+    _loc_scale("fan_in", (scale,))
+
+    def prior(site: str, shape: Size) -> dist.TorchDistribution:
+        inputs = shape[1:].numel() if len(shape) > 1 else 1
+        return dist.Normal(torch.tensor(0.0), torch.tensor(scale / inputs**0.5))
+
+    return prior
+
+
 def flat() -> Prior:
     """The improper uniform prior: log p(w) = 0, so that a point guide is maximum likelihood."""
     return lambda site, shape: Flat()
 
 
+KINDS: dict[str, Callable[[float], Prior]] = {
+    "normal": normal, "laplace": laplace, "student_t": student_t, "mixture": mixture, "fan_in": fan_in,
+}  # fmt: skip
+"""Priors by their command-line names, from one scale."""
+
+
 def by_name(name: str, scale: float) -> Prior:
     """A prior from its command-line name, or from the import path of ``(site, shape) -> distribution``."""
-    known: dict[str, Callable[[float], Prior]] = {"normal": normal, "laplace": laplace, "student_t": student_t}
-    if name in known:
-        return known[name](scale)
+    if name in KINDS:
+        return KINDS[name](scale)
     if "." not in name:
-        raise unknown("prior", name, [*known, "package.module.function"])
+        raise unknown("prior", name, [*KINDS, "package.module.function"])
     return load_callable(name, "--prior")
 
 

@@ -1,3 +1,5 @@
+import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -85,3 +87,75 @@ def test_a_prior_that_does_not_fit_is_named():
     ):
         with pytest.raises(pl.UserError, match=message):
             pl.BayesianClassifier(TinyNet(), lambda s, shape, wrong=wrong: wrong, num_data=1)
+
+
+def scales(model):
+    return {
+        site: float(model.net.get_submodule(path).__getattr__(f"{name}_prior")().base_dist.scale.flatten()[0])
+        for site, (path, name) in model._sites.items()
+    }
+
+
+def test_a_dict_of_globs_where_the_first_match_counts():
+    from tests.conftest import TinyNet
+
+    prior = {"conv.*": priors.laplace(0.1), "*.weight": dist.Normal(0.0, 2.0), "*": priors.normal(3.0)}
+    found = scales(pl.BayesianClassifier(TinyNet(), prior, num_data=1))
+    expected = {
+        "conv.weight": 0.1, "conv.bias": 0.1, "hidden.weight": 2.0, "hidden.bias": 3.0, "out.weight": 2.0, "out.bias": 3.0,
+    }  # fmt: skip
+    assert found == pytest.approx(expected)
+
+
+def test_globs_that_do_not_fit_are_named():
+    from tests.conftest import TinyNet
+
+    for prior, message in [
+        (
+            {"*.wieght": priors.normal(1.0), "*": priors.normal(1.0)},
+            r"glob '\*\.wieght' matches no site; near: .*weight",
+        ),
+        ({"*.weight": priors.normal(1.0)}, r"no glob of the prior matches site 'conv\.bias'; add '\*'"),
+        ({"*": 3}, "a prior is a distribution, a function"),
+        (3, "a prior is a distribution, a function"),
+    ]:
+        with pytest.raises(pl.UserError, match=message):
+            pl.BayesianClassifier(TinyNet(), prior, num_data=1)
+
+
+def test_fan_in_scales_by_the_inputs_of_a_layer():
+    from tests.conftest import TinyNet
+
+    found = scales(pl.BayesianClassifier(TinyNet(), priors.fan_in(2.0), num_data=1))
+    assert found["conv.weight"] == pytest.approx(2 / 3)  # 1 channel of 3×3
+    assert found["hidden.weight"] == pytest.approx(2 / 4)  # 16 inputs
+    assert found["hidden.bias"] == 2
+
+
+def test_kl_of_a_mixture_prior_by_monte_carlo_is_its_integral():
+    """KL(N(μ, σ²) ‖ π·N(0, a²) + (1−π)·N(0, b²)) without closed form, against numerical integration."""
+    from scipy import integrate, stats
+
+    from tests.conftest import TinyNet
+
+    mean, scale, wide, narrow, weight = 0.3, 0.2, 1.0, 0.1, 0.25
+    model = pl.BayesianClassifier(TinyNet(), priors.mixture(wide, narrow, weight), num_data=1)
+    guide = pl.guides.mean_field(model)
+    posterior = pl.posterior(guide)
+    loc = {n: torch.full_like(t, mean) for n, t in posterior.loc.items()}
+    pl.guides.set_posterior_(guide, pl.Posterior(loc, {n: torch.full_like(t, scale) for n, t in loc.items()}, ()))
+    x, y = torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.long)
+    with torch.no_grad():
+        draws = torch.stack([pl.ELBO("analytic").terms(model, guide, x, y).kl for _ in range(300)])
+
+    def integrand(w):
+        q, p = (
+            stats.norm(mean, scale),
+            weight * stats.norm.pdf(w, 0, wide) + (1 - weight) * stats.norm.pdf(w, 0, narrow),
+        )
+        return q.pdf(w) * (q.logpdf(w) - np.log(p))
+
+    weights = sum(t.numel() for t in loc.values())
+    expected = weights * integrate.quad(integrand, mean - 10 * scale, mean + 10 * scale, points=[0.0])[0]
+    assert abs(float(draws.mean()) - expected) < 4 * float(draws.std()) / 300**0.5
+    assert float(draws.std()) / 300**0.5 < 0.01 * expected, "the test can tell"

@@ -260,7 +260,7 @@ def initial_value(model: Any) -> Callable[[Any], Tensor]:
 
 
 def _is_real(support: Any) -> bool:
-    while isinstance(support, constraints.independent):
+    while hasattr(support, "base_constraint"):  # of an independent one, or of a mixture
         support = support.base_constraint
     return support is constraints.real
 
