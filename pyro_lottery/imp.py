@@ -9,10 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from pyro_lottery import guides, masks, scores, tickets
 from pyro_lottery.commands import run_command, signals
 from pyro_lottery.config import Config, parse
 from pyro_lottery.console import show_results
+from pyro_lottery.handlers import sparsify
 from pyro_lottery.levels import Setup, prepare, train_levels
 from pyro_lottery.results import RunFolder
 from pyro_lottery.runs import Run, load_run
@@ -25,9 +28,8 @@ def run_imp(config: Config) -> Run:
     """Run iterative magnitude pruning to the end, or go on with it, in ``config.run_dir``; returns the run."""
     with signals() as received:
         setup = prepare(config)
-        if config.levels:  # a score that does not suit the guide shall fail now, not after the first level's hours
-            initial = guides.posterior(setup.guide)
-            masks.shrink(masks.full(initial), scores.by_name(config.score)(initial), config.prune_fraction)
+        if config.levels:
+            _try_out(setup)
         run = RunFolder(str(config.run_dir))
         with run.lock():
             run.open(setup.config.options(), setup.facts)
@@ -47,6 +49,17 @@ def next_ticket(run: RunFolder, level: int, setup: Setup) -> Ticket:
     score = scores.by_name(config.score, config.seed, level)(trained[0])
     mask = masks.shrink(before.load_ticket().mask, score, config.prune_fraction)
     return tickets.rewind(mask, *(trained if config.rewind == "lr" else run.load_rewind_point()))
+
+
+def _try_out(setup: Setup) -> None:
+    """Prune once: a score that does not suit the guide, or a guide that cannot be pruned, shall fail before the first
+    level's hours.
+    """
+    initial = guides.posterior(setup.guide)
+    score = scores.by_name(setup.config.score)(initial)
+    mask = masks.shrink(masks.full(initial), score, setup.config.prune_fraction)
+    with torch.no_grad(), sparsify(mask):
+        setup.guide()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -260,7 +260,8 @@ def _save_state(path: Path, posterior: Posterior, net: Sites, more: Sites | None
     tensors = {f"{group}/{name}": t for group, sites in groups.items() for name, t in sites.items()}
     # safetensors sorts its tensors; the network's order, in which ties are settled, is kept here.
     order = {"sites": list(posterior.loc), "prunable": list(posterior.prunable)}
-    files.save_tensors(path, tensors | dict(more or {}), order)
+    drawn = {"draws": posterior.draws} if posterior.draws else {}
+    files.save_tensors(path, tensors | dict(more or {}), order | drawn)
 
 
 def _load_groups(path: Path) -> dict[str, Any]:
@@ -269,13 +270,13 @@ def _load_groups(path: Path) -> dict[str, Any]:
     for key, tensor in tensors.items():
         group, _, name = key.partition("/")
         groups.setdefault(group, {})[name] = tensor
-    return groups | {"sites": order["sites"], "prunable": order["prunable"]}
+    return groups | {"sites": order["sites"], "prunable": order["prunable"], "draws": order.get("draws", 0)}
 
 
 def _posterior(groups: Mapping[str, Any]) -> Posterior:
     loc = {name: groups["loc"][name] for name in groups["sites"]}
     scale = {name: groups["scale"][name] for name in loc} if groups["scale"] else None
-    return Posterior(loc, scale, tuple(groups["prunable"]), groups["guide"])
+    return Posterior(loc, scale, tuple(groups["prunable"]), groups["guide"], groups["draws"])
 
 
 def _write_csv(path: Path, names: list[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -25,6 +25,8 @@ class Posterior:
     scale: Sites | None
     prunable: tuple[str, ...]
     extra: Sites = field(default_factory=dict)
+    draws: int = 0
+    """Draws that loc and scale are estimated from, with standard errors scale/√draws and scale/√(2·draws); 0: exact."""
 
 
 @dataclass(frozen=True, eq=False)

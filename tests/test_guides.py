@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoNormal
 from torch import nn
 from torch.distributions import kl_divergence
@@ -286,3 +287,61 @@ def test_a_guides_state_is_loaded_though_another_modules_is_missing(tiny_model):
     state = {name: torch.ones_like(v) for name, v in both.state_dict().items() if name.startswith("guide.")}
     both.load_state_dict(state, strict=False)
     assert (both["guide"].loc == 1).all()
+
+
+def test_low_rank_marginals_are_its_covariances_diagonal(tiny_model):
+    guide = pl.guides.auto(autoguide.AutoLowRankMultivariateNormal, tiny_model)
+    with torch.no_grad():
+        guide.cov_factor.copy_(torch.randn_like(guide.cov_factor))
+    joint = guide.unmasked()
+    posterior = pl.posterior(guide)
+    flat = torch.cat([t.reshape(-1) for t in posterior.scale.values()])
+    torch.testing.assert_close(flat**2, joint.covariance_matrix.diagonal())
+    torch.testing.assert_close(torch.cat([t.reshape(-1) for t in posterior.loc.values()]), joint.loc)
+    assert posterior.draws == 0
+
+
+def test_a_covariance_too_large_for_the_machine_says_what_it_needs():
+    model = pl.BayesianClassifier(pl.create_model("resnet20", 10), num_data=1)
+    # n = 272,474 weights: n² numbers of 4 bytes, four times, are 1,106.2 GiB
+    n = sum(t.numel() for t in model.initial_values().values())
+    with pytest.raises(pl.UserError, match=f"over {n:,} weights needs {16 * n * n / 2**30:,.1f} GiB to train"):
+        pl.guides.auto(autoguide.AutoMultivariateNormal, model)
+
+
+class Skewed(autoguide.AutoIAFNormal):
+    """A normalising flow: its marginals have no closed form."""
+
+
+def test_marginals_without_closed_form_come_from_stated_draws(tiny_model):
+    guide = pl.guides.auto(Skewed, tiny_model)
+    first, again = pl.posterior(guide), pl.posterior(guide)
+    assert first.draws == pl.guides.DRAWS
+    assert all(torch.equal(first.loc[n], again.loc[n]) for n in first.loc), "the same draws each time"
+    samples = [guide() for _ in range(400)]
+    for name in first.loc:
+        values = torch.stack([s[name] for s in samples])
+        error = values.std(0) * (1 / 400 + 1 / first.draws) ** 0.5
+        assert ((values.mean(0) - first.loc[name]).abs() < 5 * error).all()
+        assert ((first.scale[name] / values.std(0)).log().abs() < 5 * (0.5 / 400 + 0.5 / first.draws) ** 0.5).all()
+    few = pl.posterior(guide, draws=20)
+    assert few.draws == 20
+    with pytest.raises(pl.UserError, match="at least 2"):
+        pl.posterior(guide, draws=1)
+
+
+def test_a_guide_without_marginals_trains_is_scored_and_comes_back(tiny_model, tiny_data):
+    guide = pl.guides.auto(Skewed, tiny_model)
+    pl.train(tiny_model, guide, tiny_data, epochs=2, milestones=())
+    posterior = pl.posterior(guide)
+    scores = pl.scores.snr(posterior)
+    assert all(t.isfinite().all() for t in scores.values())
+    other = pl.guides.auto(Skewed, tiny_model)
+    pl.guides.set_posterior_(other, posterior)
+    assert all(torch.equal(t, pl.posterior(other).loc[n]) for n, t in posterior.loc.items())
+    mask = pl.masks.shrink(pl.masks.full(posterior), scores, 0.5)
+    with (
+        pytest.raises(pl.UserError, match="no closed-form marginal over the surviving weights"),
+        pl.handlers.sparsify(mask),
+    ):
+        other()

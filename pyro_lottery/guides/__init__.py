@@ -3,6 +3,7 @@
 from pyro_lottery.guides.build import auto, by_name, check_name, deterministic, mean_field
 from pyro_lottery.guides.families import MeanField, Point
 from pyro_lottery.guides.state import (
+    DRAWS,
     compressed,
     is_point,
     locs,
@@ -13,6 +14,7 @@ from pyro_lottery.guides.state import (
 )
 
 __all__ = [
+    "DRAWS",
     "MeanField",
     "Point",
     "auto",

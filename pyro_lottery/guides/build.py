@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoContinuous, AutoGuide, AutoNormal
+from pyro.infer.autoguide import (
+    AutoContinuous,
+    AutoGuide,
+    AutoIAFNormal,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.guides.families import Joint, MeanField, Point, Tempered, initial_value
@@ -35,13 +43,16 @@ def auto(kind: type[AutoGuide], model: Callable[..., Any], init_scale: float = 0
     temperature, and with its parameters complete before the first batch.
 
     AutoNormal's scales start per layer; other guides take ``init_scale`` times the median Kaiming scale everywhere.
+    Raises ``UserError`` for a covariance that is larger than the machine's memory, with the memory it would need.
     """
+    _check_memory(kind, model)
     kaiming = getattr(model, "kaiming_scale", {})
     usual = init_scale * (float(torch.tensor(list(kaiming.values())).median()) if kaiming else 1.0)
     base = Joint if issubclass(kind, AutoContinuous) else Tempered
     adapted = type(kind.__name__, (base, kind), {})
     options: dict[str, Any] = {"init_loc_fn": initial_value(model), "init_scale": usual}
-    taken = inspect.signature(kind).parameters
+    taken = inspect.signature(kind).parameters.keys()
+    taken = taken - {"init_loc_fn"} if issubclass(kind, AutoIAFNormal) else taken  # which it takes, and warns of
     guide = adapted(model, **{name: value for name, value in options.items() if name in taken})
     guide._temperature = getattr(model, "kl_temperature", 1.0)
     with torch.no_grad(), poutine.block():
@@ -51,6 +62,29 @@ def auto(kind: type[AutoGuide], model: Callable[..., Any], init_scale: float = 0
         scales = {n: torch.full_like(v, init_scale * kaiming.get(n, 1.0)) for n, v in raw_locs(guide).items()}
         set_scales(guide, scales)
     return guide.to(device) if device is not None else guide
+
+
+_PARAMETERS: dict[type[AutoGuide], Callable[[int], float]] = {
+    AutoMultivariateNormal: lambda n: n**2,
+    AutoLowRankMultivariateNormal: lambda n: n**1.5,  # its rank is √n
+    AutoIAFNormal: lambda n: 4 * n**2,  # an autoregressive network with two hidden layers of n units
+}
+"""How many parameters Pyro's guides over one joint vector of n weights have, to leading order."""
+
+
+def _check_memory(kind: type[AutoGuide], model: Any) -> None:
+    weights = sum(value.numel() for value in model.initial_values().values()) if hasattr(model, "initial_values") else 0
+    size = next((size for known, size in _PARAMETERS.items() if issubclass(kind, known)), None)
+    if size is None:
+        return
+    numbers = size(weights)
+    needed = 4 * 4 * numbers  # float32: the parameters, their gradients and Adam's two moments
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > here:
+        raise UserError(
+            f"a {kind.__name__} over {weights:,} weights needs {needed / 2**30:,.1f} GiB to train, and there are "
+            f"{here / 2**30:,.1f} GiB; use mean_field or a smaller network"
+        )
 
 
 def check_name(name: str) -> Any:

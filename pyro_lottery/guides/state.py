@@ -8,12 +8,14 @@ from operator import attrgetter
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions.transforms import ExpTransform
 from pyro.infer.autoguide import AutoContinuous, AutoDelta, AutoGuide, AutoNormal
 from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 from torch.distributions import transform_to
 
+from pyro_lottery import seeds
 from pyro_lottery.errors import UserError
 from pyro_lottery.guides.families import FlatGuide, Joint, MeanField, Point, latent_shapes, prototype
 from pyro_lottery.handlers import active_mask
@@ -28,23 +30,60 @@ def is_point(guide: AutoGuide) -> bool:
     return isinstance(guide, Point | AutoDelta)
 
 
+DRAWS = 200
+"""Draws from which loc and scale of a guide without closed-form marginals are estimated."""
+
+
+def has_marginals(guide: AutoGuide) -> bool:
+    """Whether loc and scale of every site can be read from ``guide``; otherwise they are estimated from draws."""
+    if isinstance(guide, AutoContinuous):
+        return hasattr(guide, "loc")
+    return isinstance(guide, FlatGuide | AutoNormal | AutoDelta)
+
+
 @torch.no_grad()
 def locs(guide: AutoGuide) -> Sites:
     """Copies of the loc of every site."""
+    if not has_marginals(guide):
+        return posterior(guide).loc
     return {name: value.detach().clone() for name, value in raw_locs(guide).items()}
 
 
 @torch.no_grad()
-def posterior(guide: AutoGuide) -> Posterior:
+def posterior(guide: AutoGuide, draws: int = DRAWS) -> Posterior:
     """Copies of the marginal loc and scale of every site.
 
-    For guides over one joint vector these are its mean and standard deviation, and ``extra`` keeps the guide's raw
-    parameters, since loc and scale alone do not determine it.
+    For guides over one joint Gaussian these are its mean and standard deviation. A guide without closed-form marginals
+    (a normalising flow, say) is drawn from ``draws`` times, always the same draws: loc then has the standard error
+    scale/√draws and scale about scale/√(2·draws), and the posterior's ``draws`` says so. ``extra`` keeps the raw
+    parameters of every guide that loc and scale do not determine.
     """
-    loc = locs(guide)
-    scale = None if is_point(guide) else {name: value.detach().clone() for name, value in _scales(guide).items()}
-    extra = {n: t.detach().clone() for n, t in guide.state_dict().items()} if isinstance(guide, AutoContinuous) else {}
-    return Posterior(loc, scale, tuple(getattr(unwrap(guide.model), "prunable", _matrices(loc))), extra)
+    if has_marginals(guide):
+        loc = locs(guide)
+        scale = None if is_point(guide) else {name: value.detach().clone() for name, value in _scales(guide).items()}
+        draws = 0
+    else:
+        loc, scale = _moments(guide, draws)
+    determined = draws == 0 and not isinstance(guide, AutoContinuous)
+    extra = {} if determined else {n: t.detach().clone() for n, t in guide.state_dict().items()}
+    return Posterior(loc, scale, tuple(getattr(unwrap(guide.model), "prunable", _matrices(loc))), extra, draws)
+
+
+def _moments(guide: AutoGuide, draws: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Mean and standard deviation of draws, by Welford's recurrence, so that memory does not grow with their number."""
+    if draws < 2:
+        raise UserError(f"draws must be at least 2 for a standard deviation, got {draws}")
+    mean: dict[str, Tensor] = {}
+    square: dict[str, Tensor] = {}
+    device = next(iter(guide.parameters())).device
+    with seeds.stream(device, 0, "posterior"), poutine.block():
+        for count in range(1, draws + 1):
+            for name, value in guide().items():
+                before = mean.get(name, torch.zeros_like(value))
+                mean[name] = before + (value - before) / count
+                square[name] = square.get(name, 0.0) + (value - before) * (value - mean[name])
+    order = getattr(unwrap(guide.model), "sites", tuple(mean))  # the network's, in which ties are settled
+    return {n: mean[n] for n in order}, {n: (square[n] / (draws - 1)).sqrt() for n in order}
 
 
 @torch.no_grad()
@@ -55,7 +94,7 @@ def set_posterior_(guide: AutoGuide, posterior: Posterior) -> None:
     """
     if isinstance(guide, FlatGuide) and guide.layout.index is not None:
         raise UserError("a guide that keeps only surviving weights while it trains cannot be set; do so before")
-    raw = raw_locs(guide)
+    raw = raw_locs(guide) if has_marginals(guide) else posterior.loc
     for what, sites in (("loc", posterior.loc), ("scale", posterior.scale)):
         if sites is None:
             continue
@@ -66,7 +105,7 @@ def set_posterior_(guide: AutoGuide, posterior: Posterior) -> None:
                 raise UserError(
                     f"{what}/{name} is {tuple(sites[name].shape)}, but the site is {tuple(raw[name].shape)}"
                 )
-    if isinstance(guide, AutoContinuous):
+    if isinstance(guide, AutoContinuous) or not has_marginals(guide):
         if not posterior.extra:
             raise UserError(f"loc and scale do not determine a {type(guide).__name__}; its raw parameters are missing")
         guide.load_state_dict(dict(posterior.extra))
@@ -94,6 +133,9 @@ def compressed(guide: AutoGuide) -> Iterator[None]:
     A mean-field or point guide keeps only the surviving weights as its parameters, so build the optimizer inside; what
     was trained goes back to the full parameters at the end. Of any guide the loc of a pruned weight becomes 0.
     """
+    if not has_marginals(guide):
+        yield
+        return
     masks = {name: active_mask(name, value.shape, value.device) for name, value in raw_locs(guide).items()}
     zero_pruned_(guide, {name: mask for name, mask in masks.items() if mask is not None})
     if not isinstance(guide, FlatGuide):
@@ -135,17 +177,13 @@ def _loc_parameters(guide: AutoGuide) -> list[Tensor]:
         return list(guide.locs.parameters())
     if isinstance(guide, AutoDelta):
         return list(guide.parameters())
-    raise UserError(
-        f"a {type(guide).__name__} guide has no loc and scale to read; use mean_field, deterministic, AutoNormal, "
-        "AutoDelta, AutoDiagonalNormal, AutoLowRankMultivariateNormal or AutoMultivariateNormal"
-    )
+    return []  # of a guide without closed-form marginals, no parameter is known to be a loc
 
 
 def raw_locs(guide: AutoGuide) -> dict[str, Tensor]:
-    """Views of every site's loc; writable ones, unless the guide is compressed."""
+    """Views of every site's loc in a guide that :func:`has_marginals`; writable ones, unless it is compressed."""
     if isinstance(guide, FlatGuide):
         return guide.unpack(guide.loc.data)
-    _loc_parameters(guide)  # raises for a guide that has none
     if isinstance(guide, AutoContinuous):
         return _split(guide, guide.loc.data)
     home = guide.locs if isinstance(guide, AutoNormal) else guide

@@ -120,8 +120,7 @@ def test_a_guide_that_cannot_be_masked_says_so(tiny_model, half_mask):
     stock = AutoMultivariateNormal(tiny_model)
     with pytest.raises(pl.UserError, match=r"guides\.auto"), pl.handlers.sparsify(half_mask):
         stock()
-    with pytest.warns(FutureWarning, match="init_loc_fn"):
-        flow = pl.guides.auto(AutoIAFNormal, tiny_model)
+    flow = pl.guides.auto(AutoIAFNormal, tiny_model)
     assert flow()["conv.weight"].shape == (4, 1, 3, 3)
     with pytest.raises(pl.UserError, match="no closed-form marginal"), pl.handlers.sparsify(half_mask):
         flow()
