@@ -17,8 +17,6 @@ from pyro_lottery.tables import list_runs, with_derived
 
 STEPS = 4
 """Steps to measure, after as many to warm up."""
-DOWNLOADS = {"cifar10": (50_000, 10_000, 10), "cifar100": (50_000, 10_000, 100), "svhn": (73_257, 26_032, 10)}
-"""Training images, test images and classes of data sets that a plan shall not download; all are 3×32×32."""
 
 
 def seconds_left(job: Job, levels: int, root: Path) -> float:
@@ -53,8 +51,8 @@ def measure(config: Config) -> tuple[float, float]:
 
 
 def _random_images(config: Config, device: torch.device) -> Data:
-    if config.dataset in DOWNLOADS:
-        shape, classes = (3, 32, 32), DOWNLOADS[config.dataset][2]
+    if config.dataset in data.DOWNLOADS:
+        shape, classes = (3, 32, 32), data.DOWNLOADS[config.dataset][2]
     else:
         known = data.load(config.dataset, config.data_dir)
         shape, classes = (known.in_channels, *known.image_size), known.num_classes
@@ -71,8 +69,8 @@ def _moved(split: data.Split, device: torch.device) -> data.Split:
 
 @cache
 def _sizes(dataset: str, data_dir: str) -> tuple[int, int]:
-    if dataset in DOWNLOADS:
-        return DOWNLOADS[dataset][:2]
+    if dataset in data.DOWNLOADS:
+        return data.DOWNLOADS[dataset][:2]
     known = data.load(dataset, data_dir)
     return len(known.train), len(known.test)
 

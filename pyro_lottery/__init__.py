@@ -15,6 +15,7 @@ from pyro_lottery.model import BayesianClassifier, BayesianRegressor, bayesianiz
 from pyro_lottery.nets import create_model, list_models  # noqa: E402
 from pyro_lottery.prediction import predict, predict_mean  # noqa: E402
 from pyro_lottery.runs import load_run  # noqa: E402
+from pyro_lottery.tickets import compare  # noqa: E402
 from pyro_lottery.training import train  # noqa: E402
 from pyro_lottery.types import LevelResult, Mask, Posterior, Ticket  # noqa: E402
 
@@ -31,6 +32,7 @@ __all__ = [
     "Ticket",
     "UserError",
     "bayesianize_",
+    "compare",
     "create_model",
     "data",
     "guides",

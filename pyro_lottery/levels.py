@@ -99,9 +99,7 @@ def train_level(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, h
     config, data, model, guide = setup.config, setup.data, setup.model, setup.guide
     device = data.train.pixels.device
     folder.save_ticket(ticket)
-    guides.set_posterior_(guide, ticket.start)
-    model.load_net_state(ticket.net)
-    with sparsify(ticket.mask):
+    with sparsify(model.start_from_(guide, ticket)):
         with hooks:
             history = training.train(model, guide, data, **_train_options(config), level=level, hooks=hooks)
         with seeds.stream(device, config.seed, "predict", level):

@@ -10,13 +10,15 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroSample
 from pyro.nn.module import pyro_method, to_pyro_module_
 from torch import Tensor, nn
 
+from pyro_lottery import guides
 from pyro_lottery.errors import UserError
 from pyro_lottery.priors import AnyPrior, SitePrior, normal, of_sites
-from pyro_lottery.types import Sites
+from pyro_lottery.types import Mask, Sites, Ticket
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
@@ -147,6 +149,24 @@ class BayesianNetwork(nn.Module):
         for name in self._net_names:
             own[name].copy_(state[name])
 
+    def start_from_(self, guide: AutoGuide, ticket: Ticket) -> Mask:
+        """Put a ticket into this network and its guide; returns the mask, for :func:`pyro_lottery.handlers.sparsify`.
+
+        Raises one ``UserError`` with the names that differ where the ticket is of another architecture.
+        """
+        shapes = {f"loc/{n}": t.shape for n, t in guides.locs(guide).items()}
+        shapes |= {f"net/{n}": t.shape for n, t in self.net_state().items()}
+        given = {f"loc/{n}": t.shape for n, t in ticket.start.loc.items()}
+        given |= {f"net/{n}": t.shape for n, t in ticket.net.items()}
+        differing = [name for name in {**shapes, **given} if shapes.get(name) != given.get(name)]
+        if differing:
+            listed = ", ".join(f"{n} {_size(given.get(n))} and {_size(shapes.get(n))}" for n in differing[:5])
+            more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+            raise UserError(f"the ticket is of another network; ticket's and network's: {listed}{more}")
+        guides.set_posterior_(guide, ticket.start)
+        self.load_net_state(ticket.net)
+        return ticket.mask
+
     def likelihood(self, output: Tensor) -> dist.TorchDistribution:
         """The distribution of one target per example given the network's output."""
         raise NotImplementedError
@@ -166,6 +186,10 @@ class BayesianNetwork(nn.Module):
         with pyro.plate("data", self.num_data, subsample=index):
             pyro.sample("y", self.likelihood(output), obs=y)
         return output
+
+
+def _size(shape: Any) -> str:
+    return "none" if shape is None else "×".join(map(str, shape)) or "number"
 
 
 class BayesianClassifier(BayesianNetwork):

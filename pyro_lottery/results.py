@@ -14,7 +14,6 @@ from typing import Any
 
 import filelock
 import safetensors
-import torch
 from torch import Tensor
 
 from pyro_lottery import files
@@ -39,11 +38,11 @@ class LevelFolder:
     def save_ticket(self, ticket: Ticket) -> None:
         """Write ``ticket.safetensors``: mask/ as uint8 0/1, loc/, scale/, net/."""
         self.path.mkdir(parents=True, exist_ok=True)
-        save_ticket(self.path / "ticket.safetensors", ticket)
+        ticket.save(self.path / "ticket.safetensors")
 
     def load_ticket(self) -> Ticket:
         """Read ``ticket.safetensors``."""
-        return load_ticket(self.path / "ticket.safetensors")
+        return Ticket.load(self.path / "ticket.safetensors")
 
     def load_mask(self) -> Mask:
         """The mask of ``ticket.safetensors`` alone, without reading the rest of the file."""
@@ -58,12 +57,11 @@ class LevelFolder:
     def save_posterior(self, posterior: Posterior, net: Sites) -> None:
         """Write ``posterior.safetensors``: loc/, scale/, net/."""
         self.path.mkdir(parents=True, exist_ok=True)
-        _save_state(self.path / "posterior.safetensors", posterior, net)
+        posterior.save(self.path / "posterior.safetensors", net)
 
     def load_posterior(self) -> tuple[Posterior, Sites]:
         """Read ``posterior.safetensors``: the posterior, and what is not random."""
-        groups = _load_groups(self.path / "posterior.safetensors")
-        return _posterior(groups), groups["net"]
+        return Posterior.load(self.path / "posterior.safetensors")
 
     def save_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Write ``history.csv``: one row per epoch."""
@@ -241,42 +239,6 @@ class RunFolder:
         """Add a level's row: from now on the level is finished."""
         rows = [asdict(row) for row in sorted([*self.results(), result], key=lambda row: row.level)]
         _write_csv(self.path / "results.csv", [f.name for f in fields(LevelResult)], rows)
-
-
-def save_ticket(path: Path, ticket: Ticket) -> None:
-    """Write a ticket to a safetensors file of its own."""
-    _save_state(path, ticket.start, ticket.net, {f"mask/{n}": m.to(torch.uint8) for n, m in ticket.mask.items()})
-
-
-def load_ticket(path: Path) -> Ticket:
-    """Read a ticket from a safetensors file."""
-    groups = _load_groups(path)
-    start = _posterior(groups)
-    return Ticket({name: groups["mask"][name].bool() for name in start.prunable}, start, groups["net"])
-
-
-def _save_state(path: Path, posterior: Posterior, net: Sites, more: Sites | None = None) -> None:
-    groups = {"loc": posterior.loc, "scale": posterior.scale or {}, "net": net, "guide": posterior.extra}
-    tensors = {f"{group}/{name}": t for group, sites in groups.items() for name, t in sites.items()}
-    # safetensors sorts its tensors; the network's order, in which ties are settled, is kept here.
-    order = {"sites": list(posterior.loc), "prunable": list(posterior.prunable)}
-    drawn = {"draws": posterior.draws} if posterior.draws else {}
-    files.save_tensors(path, tensors | dict(more or {}), order | drawn)
-
-
-def _load_groups(path: Path) -> dict[str, Any]:
-    tensors, order = files.load_tensors(path)
-    groups: dict[str, Any] = {group: {} for group in ("mask", "loc", "scale", "net", "guide")}
-    for key, tensor in tensors.items():
-        group, _, name = key.partition("/")
-        groups.setdefault(group, {})[name] = tensor
-    return groups | {"sites": order["sites"], "prunable": order["prunable"], "draws": order.get("draws", 0)}
-
-
-def _posterior(groups: Mapping[str, Any]) -> Posterior:
-    loc = {name: groups["loc"][name] for name in groups["sites"]}
-    scale = {name: groups["scale"][name] for name in loc} if groups["scale"] else None
-    return Posterior(loc, scale, tuple(groups["prunable"]), groups["guide"], groups["draws"])
 
 
 def _write_csv(path: Path, names: list[str], rows: Iterable[Mapping[str, Any]]) -> None:

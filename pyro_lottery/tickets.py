@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from pyro_lottery import masks, seeds
 from pyro_lottery.errors import UserError
 from pyro_lottery.types import Mask, Posterior, Sites, Ticket
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SHUFFLES: dict[str, Callable[[Mask, torch.Generator], Mask]] = {
     "shuffle_global": masks.shuffle_global,
@@ -63,6 +67,26 @@ def transplant(weights: Sites, mask: Mask | None, into: Ticket) -> Ticket:
     return rewind(mask, Posterior(loc, start.scale, start.prunable), net)
 
 
+def compare(a: Ticket, b: Ticket) -> pd.DataFrame:
+    """How far two masks of one architecture agree: a row per layer and one, ``all``, for the network.
+
+    ``density_a``, ``density_b``, ``jaccard`` = |A∩B| / |A∪B|, and ``chance``, what two random masks of the same
+    densities p and q share on average: pq / (p + q − pq). Raises ``UserError`` that names what differs.
+    """
+    import pandas as pd
+
+    _check(b.mask, a.mask, "mask of ")
+    rows = []
+    for name in [*a.mask, "all"]:
+        one, other = ([t.mask[name]] if name != "all" else list(t.mask.values()) for t in (a, b))
+        x, y = (torch.cat([m.cpu().reshape(-1).bool() for m in part]) for part in (one, other))
+        p, q, union = float(x.double().mean()), float(y.double().mean()), int((x | y).sum())
+        jaccard = int((x & y).sum()) / union if union else 1.0
+        chance = p * q / (p + q - p * q) if union else 1.0
+        rows.append({"layer": name, "density_a": p, "density_b": q, "jaccard": jaccard, "chance": chance})
+    return pd.DataFrame(rows)
+
+
 def bake_pruned(state: Sites) -> Sites:
     """A ``state_dict`` in which what ``torch.nn.utils.prune`` keeps as ``NAME_orig`` and ``NAME_mask`` is their product."""
     names = {n.removesuffix("_orig") for n in state if n.endswith("_orig") and f"{n.removesuffix('orig')}mask" in state}
@@ -79,7 +103,7 @@ def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str)
     for name in sorted(wanted.keys() - given.keys()):
         raise UserError(f"{what}{name} is missing; the network has {len(wanted)} such keys")
     for name in sorted(given.keys() - wanted.keys()):
-        raise UserError(f"{what}{name} is not in the network; remove it, or choose the --arch that it belongs to")
+        raise UserError(f"{what}{name} is not in the network; remove it, or choose the network that it belongs to")
     for name, value in wanted.items():
         if given[name].shape != value.shape:
             raise UserError(f"{what}{name} is {tuple(given[name].shape)}, but the network's is {tuple(value.shape)}")

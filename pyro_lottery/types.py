@@ -1,11 +1,17 @@
-"""The values that pass between stages: frozen, without behaviour."""
+"""The values that pass between stages: frozen, and without behaviour but to be written to a file and read from it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
+
+from pyro_lottery import files
+from pyro_lottery.errors import Damaged
 
 Sites = Mapping[str, Tensor]
 """One tensor per site, in the network's order; a site is named as in the network: ``layer1.0.conv1.weight``."""
@@ -28,6 +34,21 @@ class Posterior:
     draws: int = 0
     """Draws that loc and scale are estimated from, with standard errors scale/√draws and scale/√(2·draws); 0: exact."""
 
+    def save(self, path: str | Path, net: Sites, mask: Mask | None = None) -> None:
+        """Write loc/, scale/, the ``net``/ that belongs to it and perhaps a mask/ as safetensors."""
+        groups = {"loc": self.loc, "scale": self.scale or {}, "net": net, "guide": self.extra}
+        tensors = {f"{group}/{name}": t for group, sites in groups.items() for name, t in sites.items()}
+        tensors |= {f"mask/{name}": m.to(torch.uint8) for name, m in (mask or {}).items()}
+        # safetensors sorts its tensors; the network's order, in which ties are settled, is kept here.
+        info: dict[str, Any] = {"sites": list(self.loc), "prunable": list(self.prunable)}
+        files.save_tensors(Path(path), tensors, info | ({"draws": self.draws} if self.draws else {}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> tuple[Posterior, Sites]:
+        """Read what :meth:`save` wrote: the posterior, and the ``net`` that belongs to it."""
+        posterior, net, _ = _load(Path(path))
+        return posterior, net
+
 
 @dataclass(frozen=True, eq=False)
 class Ticket:
@@ -36,6 +57,33 @@ class Ticket:
     mask: Mask
     start: Posterior
     net: Sites
+
+    def save(self, path: str | Path) -> None:
+        """Write the ticket to a safetensors file of its own: mask/ as uint8 0/1, loc/, scale/, net/."""
+        self.start.save(path, self.net, self.mask)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Ticket:
+        """Read a ticket from its file; ``Damaged`` if it is not whole, or no ticket."""
+        start, net, mask = _load(Path(path))
+        if set(mask) != set(start.prunable):
+            raise Damaged(f"{path} is no ticket: its masks are not of its prunable sites")
+        return cls({name: mask[name].bool() for name in start.prunable}, start, net)
+
+
+def _load(path: Path) -> tuple[Posterior, Sites, Sites]:
+    tensors, info = files.load_tensors(path)
+    groups: dict[str, dict[str, Tensor]] = {group: {} for group in ("mask", "loc", "scale", "net", "guide")}
+    for key, tensor in tensors.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = tensor
+    try:
+        loc = {name: groups["loc"][name] for name in info["sites"]}
+        scale = {name: groups["scale"][name] for name in loc} if groups["scale"] else None
+        posterior = Posterior(loc, scale, tuple(info["prunable"]), groups["guide"], info.get("draws", 0))
+    except (KeyError, TypeError) as error:
+        raise Damaged(f"{path} holds no posterior: {error} is missing") from error
+    return posterior, groups["net"], groups["mask"]
 
 
 @dataclass(frozen=True)

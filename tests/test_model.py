@@ -202,3 +202,27 @@ def test_both_heads_of_a_distilled_transformer_are_spared():
 def test_gains_of_standardised_convolutions_stay_deterministic():
     names = {name for _, _, name in random_parameters(timm.create_model("nf_resnet26"))}
     assert names == {"weight", "bias"}
+
+
+def test_a_ticket_drops_into_a_fresh_network_and_says_what_differs(tmp_path):
+    from tests.conftest import TinyNet
+
+    def fresh(classes=3):
+        model = pl.BayesianClassifier(TinyNet(classes), num_data=60)
+        return model, pl.guides.mean_field(model)
+
+    model, guide = fresh()
+    start = pl.posterior(guide)
+    mask = pl.masks.shrink(pl.masks.full(start), pl.scores.magnitude(start), 0.5)
+    pl.tickets.rewind(mask, start, model.net_state()).save(tmp_path / "ticket.safetensors")
+
+    other, its_guide = fresh()
+    found = other.start_from_(its_guide, pl.Ticket.load(tmp_path / "ticket.safetensors"))
+    assert all(torch.equal(found[n], m) for n, m in mask.items())
+    expected = pl.masks.apply(mask, start)
+    assert all(torch.equal(pl.posterior(its_guide).loc[n], t) for n, t in expected.loc.items())
+    larger, its_guide = fresh(classes=5)
+    with pytest.raises(
+        pl.UserError, match=r"of another network; .*: loc/out\.weight 3×6 and 5×6, loc/out\.bias 3 and 5$"
+    ):
+        larger.start_from_(its_guide, pl.Ticket.load(tmp_path / "ticket.safetensors"))

@@ -156,3 +156,28 @@ def test_masks_of_torch_prune_are_baked_in():
     assert set(baked) == {"weight", "bias"}
     assert int((baked["weight"] == 0).sum()) == 7
     assert torch.equal(baked["weight"], weight * layer.weight_mask)
+
+
+def test_overlap_by_hand():
+    def with_mask(**sites):
+        mask = {n: torch.tensor(v).bool() for n, v in sites.items()}
+        return Ticket(mask, Posterior({n: m.float() for n, m in mask.items()}, None, tuple(mask)), {})
+
+    a = with_mask(x=[1, 1, 0, 0], y=[0, 0])
+    b = with_mask(x=[1, 0, 1, 0], y=[0, 0])
+    table = pl.compare(a, b).set_index("layer")
+    assert table["jaccard"].to_dict() == {"x": 1 / 3, "y": 1.0, "all": 1 / 3}
+    # two random halves: 0.25 shared of 0.75
+    assert table["chance"]["x"] == pytest.approx(0.25 / 0.75)
+    assert table["chance"]["all"] == pytest.approx((1 / 9) / (2 / 3 - 1 / 9))
+    assert (table["density_a"]["all"], table["density_b"]["x"]) == (2 / 6, 0.5)
+    with pytest.raises(pl.UserError, match="mask of y is missing"):
+        pl.compare(a, with_mask(x=[1, 0, 1, 0], z=[0, 0]))
+
+
+def test_chance_is_what_random_masks_share():
+    generator = torch.Generator().manual_seed(0)
+    p, q, n = 0.3, 0.6, 4000
+    x, y = torch.rand(200, n, generator=generator) < p, torch.rand(200, n, generator=generator) < q
+    shared = ((x & y).sum(1) / (x | y).sum(1)).mean()
+    assert float(shared) == pytest.approx(p * q / (p + q - p * q), abs=0.002)

@@ -21,6 +21,8 @@ _SOURCES = {
     "folder": (sources.folder, "crop_flip"),
 }
 AUGMENTATIONS = ("none", "crop", "crop_flip")
+DOWNLOADS = {"cifar10": (50_000, 10_000, 10), "cifar100": (50_000, 10_000, 100), "svhn": (73_257, 26_032, 10)}
+"""Training images, test images and classes of the data sets that are downloaded; all images are 3×32×32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +161,6 @@ def _to(data: Data, device: torch.device) -> Data:
 
 
 __all__ = [
-    "AUGMENTATIONS", "Data", "Split", "batch", "crop_and_flip", "from_tensors", "list_datasets", "load", "shuffle",
+    "AUGMENTATIONS", "DOWNLOADS", "Data", "Split", "batch", "crop_and_flip", "from_tensors", "list_datasets", "load", "shuffle",
     "stratified_split",
 ]  # fmt: skip

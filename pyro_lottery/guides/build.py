@@ -51,8 +51,9 @@ def auto(kind: type[AutoGuide], model: Callable[..., Any], init_scale: float = 0
     base = Joint if issubclass(kind, AutoContinuous) else Tempered
     adapted = type(kind.__name__, (base, kind), {})
     options: dict[str, Any] = {"init_loc_fn": initial_value(model), "init_scale": usual}
-    taken = inspect.signature(kind).parameters.keys()
-    taken = taken - {"init_loc_fn"} if issubclass(kind, AutoIAFNormal) else taken  # which it takes, and warns of
+    taken = set(inspect.signature(kind).parameters)
+    if issubclass(kind, AutoIAFNormal):
+        taken.discard("init_loc_fn")  # which it takes, and warns of
     guide = adapted(model, **{name: value for name, value in options.items() if name in taken})
     guide._temperature = getattr(model, "kl_temperature", 1.0)
     with torch.no_grad(), poutine.block():

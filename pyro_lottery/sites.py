@@ -1,0 +1,91 @@
+"""Every random weight of a network: ``python -m pyro_lottery.sites --arch resnet20`` (name, shape, prior, guide, scale)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pyro_lottery import data, guides
+from pyro_lottery.commands import run_command
+from pyro_lottery.config import PRESET_HELP, Config, Parser, preset
+from pyro_lottery.model import BayesianNetwork
+from pyro_lottery.runs import Shape, build, check_names, load_data, shape_of
+
+PROG = "python -m pyro_lottery.sites"
+OPTIONS = ("arch", "patch_size", "dataset", "data_dir", "guide", "prior", "prior_scale", "init_scale", "seed")
+
+
+def describe(model: BayesianNetwork, guide: Any) -> list[dict[str, Any]]:
+    """One row per site, in the network's order: ``site``, ``shape``, ``weights``, ``prunable``, ``prior``, ``guide``,
+    and the initial ``scale`` (the mean over the site's weights; None for a point guide).
+    """
+    posterior = guides.posterior(guide)
+    return [
+        {
+            "site": site,
+            "shape": tuple(loc.shape),
+            "weights": loc.numel(),
+            "prunable": site in model.prunable,
+            "prior": _prior(model, site),
+            "guide": type(guide).__name__,
+            "scale": None if posterior.scale is None else float(posterior.scale[site].mean()),
+        }
+        for site, loc in ((site, posterior.loc[site]) for site in model.sites)
+    ]
+
+
+def _prior(model: BayesianNetwork, site: str) -> str:
+    path, _, name = site.rpartition(".")
+    each = getattr(model.net.get_submodule(path), f"{name}_prior")().base_dist
+    numbers = {n: getattr(each, n) for n in each.arg_constraints if isinstance(getattr(each, n, None), torch.Tensor)}
+    known = ", ".join(f"{n} {float(t.flatten()[0]):.4g}" for n, t in numbers.items() if t.unique().numel() == 1)
+    return f"{type(each).__name__}({known})"
+
+
+def _shape(config: Config) -> Shape:
+    if config.dataset in data.DOWNLOADS:  # whose shape is known without the images
+        count, _, classes = data.DOWNLOADS[config.dataset]
+        return Shape(classes, 3, (32, 32), count, 0)
+    return shape_of(load_data(config, torch.device("cpu")))
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the sites as a table, and how many weights there are, random and prunable."""
+    table = Table(
+        "site", "shape", "weights", "prunable", "prior", "guide", "initial scale", box=None, header_style="bold"
+    )
+    for row in rows:
+        table.add_row(
+            row["site"], "×".join(map(str, row["shape"])), f"{row['weights']:,}", "yes" if row["prunable"] else "",
+            row["prior"], row["guide"], "" if row["scale"] is None else f"{row['scale']:.4g}",
+        )  # fmt: skip
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    prunable = [row["weights"] for row in rows if row["prunable"]]
+    total = sum(row["weights"] for row in rows)
+    print(
+        f"{len(rows)} sites, {total:,} random weights; {len(prunable)} prunable sites, {sum(prunable):,} prunable weights"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = Parser(PROG, str(__doc__))
+    parser.add_argument("--preset", default="default", help=PRESET_HELP)
+    parser.add_options(only=OPTIONS)
+    given = vars(parser.parse_args(arguments))
+
+    def work() -> None:
+        config = preset(given.pop("preset"), **given)
+        check_names(config)
+        show(describe(*build(config, _shape(config), torch.device("cpu"))))
+
+    return run_command(PROG, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+import runpy
+
+import torch
+
+import pyro_lottery as pl
+from pyro_lottery import sites
+
+
+def test_sites_are_the_networks_with_what_was_asked_for(tiny_model):
+    guide = pl.guides.mean_field(tiny_model, init_scale=0.01)
+    rows = {row["site"]: row for row in sites.describe(tiny_model, guide)}
+    assert list(rows) == ["conv.weight", "conv.bias", "hidden.weight", "hidden.bias", "out.weight", "out.bias"]
+    assert [name for name, row in rows.items() if row["prunable"]] == ["conv.weight", "hidden.weight"]
+    conv = rows["conv.weight"]
+    assert (conv["shape"], conv["weights"], conv["guide"]) == ((4, 1, 3, 3), 36, "MeanField")
+    assert conv["prior"] == "Normal(loc 0, scale 1)"
+    torch.testing.assert_close(conv["scale"], 0.01 * (2 / 9) ** 0.5)
+
+
+def test_the_command_counts_by_hand(capsys):
+    assert sites.main(["--arch", "lenet", "--dataset", "digits", "--prior", "fan_in"]) == 0
+    out = capsys.readouterr().out
+    assert "conv1.weight" in out
+    assert "10 sites, " in out
+    assert "4 prunable sites, " in out
+    assert sites.main(["--arch", "resnet20", "--guide", "deterministic"]) == 0  # CIFAR-10's shape, without its images
+    out = capsys.readouterr().out
+    assert "21 prunable sites, 270,256 prunable weights" in out
+
+
+def test_bad_input_is_one_line(capsys):
+    assert sites.main(["--arch", "lenett"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_commands_are_listed(capsys):
+    runpy.run_module("pyro_lottery", run_name="__main__")
+    out = capsys.readouterr().out
+    for name in ("imp", "controls", "transplant", "sites"):
+        assert f"python -m pyro_lottery.{name} " in out
