@@ -2,7 +2,7 @@
 
 import importlib
 
-COMMANDS = ("imp", "controls", "transplant", "sites")
+COMMANDS = ("imp", "controls", "transplant", "evaluate", "sites")
 
 
 def text() -> str:

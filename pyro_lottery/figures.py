@@ -1,8 +1,10 @@
-"""The two pictures of a run folder, drawn from its finished levels."""
+"""The pictures of a run folder: of its finished levels, and of what an evaluation found."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -69,3 +71,50 @@ def _layers(run: RunFolder, title: str) -> Path:
     axes.set_title(f"{title}\ndensity per layer, level 0 (light) to {rows[-1].level} (black)")
     figure.savefig(run.figure("layers"), dpi=150)
     return run.figure("layers")
+
+
+def draw_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Path]:
+    """Write ``evaluation/NAME.png`` for each table of :func:`pyro_lottery.evaluate.evaluate`; returns their paths."""
+
+    def entropies(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+        for look, column in enumerate(("total", "aleatoric", "epistemic")):
+            _line(axes, rows, "density", column, look, label=f"{column} entropy (nats)")
+
+    drawn = {
+        "uncertainty": entropies,
+        "samples": lambda axes, rows: _by(axes, rows, "level", "samples", "nll"),
+        "selective": lambda axes, rows: _by(axes, rows, "level", "coverage", "accuracy"),
+        "ood": lambda axes, rows: _by(axes, [r for r in rows if r["score"] == "total"], "ood", "density", "auroc"),
+        "corruptions": lambda axes, rows: _by(
+            axes, [r for r in rows if r["level"] == rows[-1]["level"]], "corruption", "severity", "accuracy"
+        ),
+    }
+    titles = {
+        "uncertainty": "entropy of the predictive", "samples": "NLL against posterior samples, by level",
+        "selective": "accuracy on the most confident images, by level",
+        "ood": "AUROC of other images, by total entropy", "corruptions": "accuracy on corrupted images, last level",
+    }  # fmt: skip
+    paths = []
+    for name, rows in tables.items():
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        drawn[name](axes, rows)
+        if name in ("uncertainty", "ood"):
+            percent_axis(axes, 100 * min(row["density"] for row in rows))
+        axes.legend(frameon=False, fontsize=8)
+        axes.set_title("{arch}, {dataset}, {guide}: ".format(**run.config) + titles[name], fontsize=9)
+        figure.savefig(run.evaluation_figure(name), dpi=150)
+        paths.append(run.evaluation_figure(name))
+    return paths
+
+
+def _by(axes: Axes, rows: Sequence[Mapping[str, Any]], group: str, x: str, y: str) -> None:
+    for look, value in enumerate(dict.fromkeys(row[group] for row in rows)):
+        _line(axes, [row for row in rows if row[group] == value], x, y, look, label=f"{group} {value}")
+    axes.set(xlabel=x, ylabel=y)
+
+
+def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], x: str, y: str, look: int, label: str) -> None:
+    scale = 100 if x == "density" else 1
+    color = PALETTE[look % len(PALETTE)]
+    axes.plot([scale * row[x] for row in rows], [row[y] for row in rows], ".-", color=color, label=label)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    binary_roc,
+    multiclass_accuracy,
+    multiclass_calibration_error,
+)
 
 BINS = 20
 """Equal-width confidence bins of MACE and ECE (paper §4)."""
@@ -46,3 +51,42 @@ def mace(probs: Tensor, labels: Tensor, bins: int = BINS) -> float:
 def all_metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:
     """Accuracy, NLL, MACE, ECE and Brier score by name."""
     return {f.__name__: f(probs, labels) for f in (accuracy, nll, mace, ece, brier)}
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """−Σ_c p_c log p_c in nats [n]; 0·log 0 is 0."""
+    return torch.special.entr(probs.double()).sum(-1)
+
+
+def selective(confidence: Tensor, correct: Tensor) -> Tensor:
+    """Share of wrong answers [n] among the k most confident, for k = 1 to n; answers of equal confidence count alike."""
+    order = confidence.double().argsort(descending=True, stable=True)
+    ordered, wrong = confidence.double()[order], 1 - correct.double()[order]
+    _, ties, counts = ordered.unique_consecutive(return_inverse=True, return_counts=True)
+    share = torch.zeros(len(counts), dtype=torch.double, device=wrong.device).index_add_(0, ties, wrong) / counts
+    return share[ties].cumsum(0) / torch.arange(1, len(wrong) + 1, device=wrong.device)
+
+
+def aurc(confidence: Tensor, correct: Tensor) -> float:
+    """Area under the risk-coverage curve: the mean of :func:`selective` over all coverages (Geifman et al. 2019)."""
+    return float(selective(confidence, correct).mean())
+
+
+def auroc(inside: Tensor, outside: Tensor) -> float:
+    """Probability that a score of ``outside`` is above one of ``inside``, ties half (area under the ROC curve)."""
+    return float(binary_auroc(*_scored(inside, outside)))
+
+
+def fpr95(inside: Tensor, outside: Tensor) -> float:
+    """Share of ``inside`` taken for outside at the threshold at which 95 % of ``outside`` are found."""
+    false_positive, true_positive, _ = binary_roc(*_scored(inside, outside))
+    return float(false_positive[true_positive >= 0.95][0])
+
+
+def _scored(inside: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
+    scores = torch.cat([inside, outside]).double()
+    spread = scores.max() - scores.min()
+    # torchmetrics takes scores beyond [0, 1] for logits, and its sigmoid would merge large ones
+    scores = (scores - scores.min()) / spread if spread > 0 else torch.zeros_like(scores)
+    labels = torch.cat([torch.zeros(len(inside)), torch.ones(len(outside))]).long()
+    return scores, labels.to(scores.device)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyro
@@ -12,7 +14,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from pyro_lottery import guides
+from pyro_lottery import guides, metrics
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.handlers import active_mask
 from pyro_lottery.model import BayesianNetwork
@@ -63,18 +65,57 @@ def predict(
     Every draw is used for all images. Buffers, training mode and gradients are left as they were. Draws follow
     torch's global generator; a point guide takes one sample whatever is asked for.
     """
+    every = predictives(model, guide, images, num_samples, batch_size=batch_size, precision=precision)
+    return deque(every, maxlen=1).pop().probs  # keeps the last alone
+
+
+@dataclass(frozen=True, eq=False)
+class Predictive:
+    """What draws of the weights say of images: class probabilities, and how much of their entropy is of which kind."""
+
+    probs: Tensor
+    """Softmax averaged over draws, p̄ [n, classes]."""
+    aleatoric: Tensor
+    """Mean entropy of a draw's softmax [n], in nats: what the data leave open whatever the weights."""
+    num_samples: int
+
+    @property
+    def total(self) -> Tensor:
+        """Entropy of p̄ [n], in nats: aleatoric + epistemic."""
+        return metrics.entropy(self.probs)
+
+    @property
+    def epistemic(self) -> Tensor:
+        """total − aleatoric [n]: the mutual information of label and weights, at least 0."""
+        return self.total - self.aleatoric
+
+
+def predictives(
+    model: BayesianNetwork,
+    guide: AutoGuide,
+    images: Images,
+    num_samples: int = 10,
+    *,
+    batch_size: int = 500,
+    precision: str = "32",
+) -> Iterator[Predictive]:
+    """The predictive from 1, 2, ... ``num_samples`` draws of the weights, as :func:`predict` draws them; memory does not
+    grow with their number.
+    """
     if num_samples < 1:
         raise UserError(f"num_samples must be at least 1, got {num_samples}; predict_mean uses the mean weights")
-    count = 1 if guides.is_point(guide) else num_samples
-    with _inference(model):
-        total: Any = 0.0
-        for _ in range(count):
+    total: Any = 0.0
+    entropies: Any = 0.0
+    for count in range(1, (1 if guides.is_point(guide) else num_samples) + 1):
+        with _inference(model):
             trace = poutine.trace(guide).get_trace()
             weights: dict[str, Any] = {
                 name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample"
             }
-            total = total + _softmax(model, weights, images, batch_size, precision)
-        return total / count
+            probs = _softmax(model, weights, images, batch_size, precision)
+            total, entropies = total + probs, entropies + metrics.entropy(probs)
+            predictive = Predictive(total / count, entropies / count, count)
+        yield predictive
 
 
 def predict_mean(

@@ -183,6 +183,17 @@ class RunFolder:
         """Where a picture of the run goes."""
         return self.path / f"{name}.png"
 
+    def evaluation_figure(self, name: str) -> Path:
+        """Where a picture of what an evaluation found goes."""
+        return self.path / "evaluation" / f"{name}.png"
+
+    def save_evaluation(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+        """Write a table of what ``python -m pyro_lottery.evaluate`` found to ``evaluation/NAME.csv``; returns its path."""
+        path = self.path / "evaluation" / f"{name}.csv"
+        path.parent.mkdir(exist_ok=True)
+        _write_csv(path, list(rows[0]) if rows else ["level"], rows)
+        return path
+
     @property
     def config(self) -> dict[str, Any]:
         """What ``config.json`` holds: every option, and the facts recorded when the run began."""

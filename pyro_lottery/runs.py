@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
@@ -147,9 +148,15 @@ class TrainedNetwork:
 
         With the run's own seed, ``eval_samples`` and test images they are those that ``results.csv`` was measured on.
         """
+        return deque(self.predictives(images, num_samples, seed), maxlen=1).pop().probs
+
+    def predictives(
+        self, images: prediction.Images, num_samples: int = 10, seed: int = 0
+    ) -> Iterator[prediction.Predictive]:
+        """What 1, 2, ... ``num_samples`` draws say of ``images``: probabilities, total, aleatoric and epistemic entropy."""
         device = next(iter(self.guide.parameters())).device
         with sparsify(self.mask), seeds.stream(device, seed, "predict", self.level):
-            return prediction.predict(self.model, self.guide, images, num_samples, precision=self.precision)
+            yield from prediction.predictives(self.model, self.guide, images, num_samples, precision=self.precision)
 
     def predict_mean(self, images: prediction.Images) -> Tensor:
         """Class probabilities [n, classes] of the mean weights."""

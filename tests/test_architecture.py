@@ -19,7 +19,7 @@ LAYERS = [
     {"training", "config", "console", "commands"},
     {"runs"},
     {"levels", "tables"},
-    {"imp", "controls", "transplant", "sites"},
+    {"imp", "controls", "transplant", "evaluate", "sites"},
     {"__main__"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -50,3 +50,30 @@ def test_mace_and_ece_agree_with_torchmetrics_bin_by_bin():
 
 def test_an_impossible_label_costs_a_finite_nll():
     assert 80 < metrics.nll(torch.tensor([[1.0, 0.0]]), torch.tensor([1])) < 90
+
+
+def test_entropy_by_hand():
+    probs = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3]])
+    assert metrics.entropy(probs).tolist() == pytest.approx([math.log(2), 0.0, math.log(3)])
+
+
+def test_risk_and_coverage_by_hand():
+    confidence = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    correct = torch.tensor([True, False, True, False])
+    assert metrics.selective(confidence, correct).tolist() == pytest.approx([0, 1 / 2, 1 / 3, 1 / 2])
+    assert metrics.aurc(confidence, correct) == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
+    assert metrics.aurc(confidence, torch.ones(4)) == 0
+    tied = torch.tensor([0.5, 0.5])  # neither comes first, so that the order of the images does not matter
+    assert metrics.selective(tied, torch.tensor([True, False])).tolist() == [0.5, 0.5]
+
+
+def test_told_apart_by_made_up_scores():
+    low, high = torch.tensor([0.1, 0.2, 0.3, 5.0]), torch.tensor([10.0, 20.0, 30.0])
+    assert (metrics.auroc(low, high), metrics.fpr95(low, high)) == (1.0, 0.0)
+    assert metrics.auroc(high, low) == 0.0
+    assert metrics.auroc(low, low) == 0.5
+    assert metrics.fpr95(low, low) == 1.0
+    # of 4 × 2 pairs 5 are in order and one is tied: 5.5 / 8
+    assert metrics.auroc(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([3.0, 4.5])) == pytest.approx(6.5 / 8)
+    # all of the outside lie above 2.9, and so do two of four inside
+    assert metrics.fpr95(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([2.9, 4.5])) == 0.5

@@ -100,3 +100,27 @@ def test_peak_memory_does_not_grow_with_the_samples():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.05
+
+
+def test_total_entropy_is_aleatoric_plus_epistemic(tiny_model, tiny_data):
+    guide = pl.guides.mean_field(tiny_model, init_scale=1.0)
+    torch.manual_seed(3)
+    found = list(prediction.predictives(tiny_model, guide, tiny_data.test, 5))
+    torch.manual_seed(3)
+    each = [pl.predict(tiny_model, guide, tiny_data.test, 1).double() for _ in range(5)]
+    last = found[-1]
+    assert [p.num_samples for p in found] == [1, 2, 3, 4, 5]
+    entropies = torch.stack([-(p * p.log()).sum(1) for p in each])
+    mean = torch.stack(each).mean(0)
+    torch.testing.assert_close(last.aleatoric, entropies.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(last.total, -(mean * mean.log()).sum(1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(last.aleatoric + last.epistemic, last.total)
+    assert (last.epistemic >= -1e-6).all(), "mutual information"
+    assert found[0].epistemic.abs().max() < 1e-6, "one draw knows no doubt of its own"
+
+
+def test_entropies_of_hand_made_predictives():
+    certain_but_opposed = prediction.Predictive(torch.tensor([[0.5, 0.5]]), torch.tensor([0.0]), 2)
+    assert float(certain_but_opposed.epistemic) == pytest.approx(float(torch.tensor(2.0).log()))
+    agreed = prediction.Predictive(torch.tensor([[0.5, 0.5]]), torch.tensor([2.0]).log(), 2)
+    assert float(agreed.epistemic) == pytest.approx(0.0, abs=1e-7)

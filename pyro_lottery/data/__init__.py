@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_lottery import files, seeds
 from pyro_lottery.data import sources
 from pyro_lottery.data.batches import Split, batch, crop_and_flip, shuffle
+from pyro_lottery.data.shifts import CORRUPTIONS, OOD, SEVERITIES, corrupt, out_of_distribution
 from pyro_lottery.errors import UserError, unknown
 
 _SOURCES = {
@@ -161,6 +162,20 @@ def _to(data: Data, device: torch.device) -> Data:
 
 
 __all__ = [
-    "AUGMENTATIONS", "DOWNLOADS", "Data", "Split", "batch", "crop_and_flip", "from_tensors", "list_datasets", "load", "shuffle",
+    "AUGMENTATIONS",
+    "CORRUPTIONS",
+    "DOWNLOADS",
+    "OOD",
+    "SEVERITIES",
+    "Data",
+    "Split",
+    "batch",
+    "corrupt",
+    "crop_and_flip",
+    "from_tensors",
+    "list_datasets",
+    "load",
+    "out_of_distribution",
+    "shuffle",
     "stratified_split",
 ]  # fmt: skip

@@ -40,28 +40,14 @@ def torchvision_source(name: str, archive: str) -> Callable[[Path], tuple[Arrays
     """A loader for one of torchvision's data sets; ``archive`` is the file that a user without network must bring."""
 
     def load(root: Path) -> tuple[Arrays, Arrays]:
-        import torchvision
-
-        kind = getattr(torchvision.datasets, name)
-
-        def split(train: bool, download: bool = False) -> Arrays:
-            # A copy that is there is checked by its hash; even with download=True it never touches the network.
-            which = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
-            dataset = kind(root, download=download, **which)
-            pixels = torch.from_numpy(np.asarray(dataset.data))
-            labels = dataset.labels if name == "SVHN" else dataset.targets
-            if name != "SVHN":  # SVHN is stored with channels first
-                pixels = pixels.permute(0, 3, 1, 2)
-            return pixels.contiguous(), torch.as_tensor(np.asarray(labels), dtype=torch.int64)
-
         try:
             try:  # without the lock, so that a read-only copy will do
-                return split(True), split(False)
+                return _split(name, root, True), _split(name, root, False)
             except RuntimeError:
                 root.mkdir(parents=True, exist_ok=True)
                 # Jobs started together wait here: the first downloads, torchvision checks the hash, the others read.
                 with filelock.FileLock(root / f".{name}.lock"):
-                    return split(True, download=True), split(False, download=True)
+                    return _split(name, root, True, download=True), _split(name, root, False, download=True)
         except (*_NO_NETWORK, RuntimeError) as error:
             raise UserError(
                 f"--dataset {name.lower()}: {root} holds no complete copy and the download failed ({error}); "
@@ -69,6 +55,27 @@ def torchvision_source(name: str, archive: str) -> Callable[[Path], tuple[Arrays
             ) from error
 
     return load
+
+
+def _split(name: str, root: Path, train: bool, download: bool = False) -> Arrays:
+    import torchvision
+
+    # A copy that is there is checked by its hash; even with download=True it never touches the network.
+    which = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
+    dataset = getattr(torchvision.datasets, name)(root, download=download, **which)
+    pixels = torch.from_numpy(np.asarray(dataset.data))
+    labels = dataset.labels if name == "SVHN" else dataset.targets
+    if name != "SVHN":  # SVHN is stored with channels first
+        pixels = pixels.permute(0, 3, 1, 2)
+    return pixels.contiguous(), torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+
+
+def present(name: str, root: Path) -> Tensor:
+    """The test images of one of torchvision's data sets where a copy is in ``root``; ``UserError`` where none is."""
+    try:
+        return _split(name, root, False)[0]
+    except RuntimeError as error:
+        raise UserError(f"{root} holds no complete copy of {name} ({error}); put one there, or leave it out") from error
 
 
 def folder(root: Path) -> tuple[Arrays, Arrays]:

@@ -1,0 +1,84 @@
+"""Images that a network has not been trained for: other images altogether, and its own test images corrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from pyro_lottery import seeds
+from pyro_lottery.data import sources
+from pyro_lottery.data.batches import Split
+from pyro_lottery.errors import UserError, unknown
+
+SEVERITIES = range(1, 6)
+_LEVELS = {
+    "noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # standard deviation, of pixels from 0 to 1
+    "blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # standard deviation in pixels
+    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # what is left of the deviation from the mean grey
+    "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),  # added
+    "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),  # size of the image in between
+}
+"""The parameter of each corruption at severities 1 to 5, those that CIFAR-10-C uses (Hendrycks and Dietterich 2019)."""
+CORRUPTIONS = tuple(_LEVELS)
+OOD = ("noise", "permuted", "svhn", "cifar100")
+
+
+def corrupt(split: Split, kind: str, severity: int) -> Split:
+    """``split`` with every image corrupted, drawn on the fly and always alike.
+
+    ``kind`` is one of ``CORRUPTIONS`` and ``severity`` 1 to 5; pixels stay uint8. Raises ``UserError`` for others.
+    """
+    if kind not in _LEVELS:
+        raise unknown("corruption", kind, CORRUPTIONS)
+    if severity not in SEVERITIES:
+        raise UserError(f"severity must be 1 to 5, got {severity}")
+    level, pixels = _LEVELS[kind][severity - 1], split.pixels
+    if kind == "noise":
+        noise = torch.randn(pixels.shape, generator=seeds.generator("cpu", 0, "corrupt"))
+        changed = pixels.float() + 255 * level * noise.to(pixels.device)
+    elif kind == "blur":
+        changed = F.gaussian_blur(pixels.float(), [7, 7], [level, level])
+    elif kind == "contrast":
+        changed = F.adjust_contrast(pixels, level).float()
+    elif kind == "brightness":
+        changed = pixels.float() + 255 * level
+    else:
+        size = list(pixels.shape[-2:])
+        small = F.resize(pixels, [max(1, round(level * s)) for s in size], antialias=True)
+        changed = F.resize(small, size, interpolation=F.InterpolationMode.NEAREST).float()
+    return _like(split, changed.round().clamp(0, 255).to(torch.uint8))
+
+
+def out_of_distribution(test: Split, name: str, data_dir: str | Path) -> Split:
+    """Images of another kind than ``test``, as many and as large, normalised alike; their labels mean nothing.
+
+    ``noise``: every pixel uniform; ``permuted``: the pixels of each test image in an order of its own; ``svhn`` and
+    ``cifar100``: their test images, where a copy is in ``data_dir``. Raises ``UserError`` for others, or where the
+    images do not fit.
+    """
+    generator, pixels = seeds.generator("cpu", 0, "ood", name), test.pixels
+    if name == "noise":
+        return _like(test, torch.randint(0, 256, pixels.shape, dtype=torch.uint8, generator=generator))
+    if name == "permuted":
+        flat = pixels.cpu().flatten(2)
+        order = torch.rand((len(flat), 1, flat.shape[2]), generator=generator).argsort(2).expand_as(flat)
+        return _like(test, flat.gather(2, order).view(pixels.shape))
+    kinds: dict[str, Callable[[], Tensor]] = {
+        "svhn": lambda: sources.present("SVHN", Path(data_dir)),
+        "cifar100": lambda: sources.present("CIFAR100", Path(data_dir)),
+    }
+    if name not in kinds:
+        raise unknown("--ood", name, OOD)
+    others = kinds[name]()[: len(pixels)]
+    if others.shape[1:] != pixels.shape[1:]:
+        raise UserError(f"--ood {name}: its images are {tuple(others.shape[1:])}, the run's {tuple(pixels.shape[1:])}")
+    return _like(test, others)
+
+
+def _like(split: Split, pixels: Tensor) -> Split:
+    labels = split.labels[: len(pixels)]
+    return Split(pixels.to(split.pixels.device), labels, split.mean, split.std)

@@ -1,0 +1,127 @@
+"""Uncertainty of a run's levels: ``python -m pyro_lottery.evaluate RUN --ood noise permuted --corruptions``.
+
+Per level: accuracy, calibration, the entropies, how risk falls when doubtful images are left out, metrics against the
+number of samples; other images told from the run's own; corrupted test images. Tables and pictures go to
+``RUN/evaluation/``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pyro_lottery import data, metrics
+from pyro_lottery.commands import run_command
+from pyro_lottery.config import Config, Parser
+from pyro_lottery.data import Split
+from pyro_lottery.errors import UserError
+from pyro_lottery.figures import draw_evaluation
+from pyro_lottery.prediction import Predictive
+from pyro_lottery.runs import Run, TrainedNetwork, check_levels, load_run, resolve_device
+
+PROG = "python -m pyro_lottery.evaluate"
+COVERAGES = [k / 20 for k in range(1, 21)]
+Rows = list[dict[str, Any]]
+
+
+def evaluate(
+    run: Run,
+    levels: Iterable[int] | None = None,
+    *,
+    samples: int | None = None,
+    ood: Sequence[str] = (),
+    corruptions: bool = False,
+    device: str = "auto",
+) -> dict[str, Rows]:
+    """Measure the uncertainty of ``levels`` (all finished ones) with ``samples`` draws (the run's ``eval_samples``).
+
+    Returns and writes ``uncertainty``, ``samples``, ``selective`` and, where asked for, ``ood`` and ``corruptions``, each
+    a list of rows. Everything is drawn from the run's seed, so that it comes out the same again.
+    """
+    chosen, where = check_levels(run, levels), resolve_device(device)
+    count = run.config.eval_samples if samples is None else samples
+    if count < 1:
+        raise UserError(f"--samples must be at least 1, got {count}")
+    test = run.load_data(where).test
+    others = {name: data.out_of_distribution(test, name, run.config.data_dir) for name in dict.fromkeys(ood)}
+    tables: dict[str, Rows] = {"uncertainty": [], "samples": [], "selective": []}
+    tables |= ({"ood": []} if others else {}) | ({"corruptions": []} if corruptions else {})
+    for number in chosen:
+        level = run.level(number)
+        network, density = level.load_model(where), run.results.set_index("level")["density"][number]
+        for name, rows in _of_level(network, run.config, test, others, tables, count):
+            tables[name] += [{"level": number, "density": density} | row for row in rows]
+    for name, rows in tables.items():
+        run.folder.save_evaluation(name, rows)
+    draw_evaluation(run.folder, tables)
+    return tables
+
+
+def _of_level(
+    network: TrainedNetwork, config: Config, test: Split, others: dict[str, Split], asked: Iterable[str], count: int
+) -> Iterator[tuple[str, Rows]]:
+    def last(images: Split) -> Predictive:
+        return deque(network.predictives(images, count, config.seed), maxlen=1).pop()
+
+    for inside in network.predictives(test, count, config.seed):
+        measured = metrics.all_metrics(inside.probs, test.labels)
+        yield "samples", [{"samples": inside.num_samples} | measured]
+    confidence, predicted = inside.probs.max(1)
+    correct = predicted == test.labels
+    entropies = {name: float(getattr(inside, name).mean()) for name in ("total", "aleatoric", "epistemic")}
+    yield "uncertainty", [measured | entropies | {"aurc": metrics.aurc(confidence, correct)}]
+    risk = metrics.selective(confidence, correct)
+    kept = [max(1, round(coverage * len(risk))) for coverage in COVERAGES]
+    yield "selective", [{"coverage": k / len(risk), "accuracy": 1 - float(risk[k - 1])} for k in kept]
+    for name, split in others.items():
+        outside = last(split)
+        yield "ood", [
+            {
+                "ood": name, "score": score, "auroc": metrics.auroc(a, b), "fpr95": metrics.fpr95(a, b),
+                "mean_inside": float(a.mean()), "mean_outside": float(b.mean()),
+            }
+            for score, a, b in _scores(inside, outside)
+        ]  # fmt: skip
+    if "corruptions" in asked:
+        for kind in data.CORRUPTIONS:
+            for severity in data.SEVERITIES:
+                changed = data.corrupt(test, kind, severity)
+                found = metrics.all_metrics(last(changed).probs, changed.labels)
+                yield "corruptions", [{"corruption": kind, "severity": severity} | found]
+
+
+def _scores(inside: Predictive, outside: Predictive) -> Iterator[tuple[str, Tensor, Tensor]]:
+    for name in ("total", "aleatoric", "epistemic"):
+        yield name, getattr(inside, name), getattr(outside, name)
+    yield "confidence", 1 - inside.probs.max(1).values, 1 - outside.probs.max(1).values
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = Parser(PROG, str(__doc__))
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--levels", type=int, nargs="+", help="levels to evaluate; default: all finished")
+    parser.add_argument("--samples", type=int, help="posterior samples; default: the run's --eval-samples")
+    parser.add_argument("--ood", nargs="+", default=(), help=f"images of another kind: {', '.join(data.OOD)}")
+    parser.add_argument(
+        "--corruptions", action="store_true", help=f"corrupt: {', '.join(data.CORRUPTIONS)}, severity 1-5"
+    )
+    parser.add_argument("--device", default="auto", help=Config.__dataclass_fields__["device"].metadata["help"])
+    given = parser.parse_args(arguments)
+
+    def work() -> None:
+        run = load_run(given.run)
+        options = {"samples": given.samples, "ood": given.ood, "corruptions": given.corruptions, "device": given.device}
+        for row in evaluate(run, given.levels, **options)["uncertainty"]:
+            print(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+        print(f"tables and figures: {run.folder.path / 'evaluation'}")
+
+    return run_command(PROG, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

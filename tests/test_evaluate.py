@@ -1,0 +1,68 @@
+import pandas as pd
+import pytest
+
+import pyro_lottery as pl
+from pyro_lottery import evaluate, imp
+from pyro_lottery.config import Config
+
+from .test_imp import SMALL
+
+
+@pytest.fixture(scope="module", params=["mean_field", "deterministic"])
+def run(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    return imp.run_imp(Config(**SMALL | {"guide": request.param, "levels": 1, "epochs": 3, "run_dir": str(path)}))
+
+
+@pytest.fixture(scope="module")
+def tables(run):
+    return evaluate.evaluate(run, ood=["noise", "permuted"], corruptions=True)
+
+
+def test_the_metrics_are_those_of_the_run(run, tables):
+    for row, level in zip(tables["uncertainty"], run.results.itertuples(), strict=True):
+        assert (row["accuracy"], row["nll"], row["mace"]) == (level.test_accuracy, level.nll, level.mace)
+        assert row["total"] == pytest.approx(row["aleatoric"] + row["epistemic"])
+    samples = [row for row in tables["samples"] if row["level"] == 1]
+    assert [row["samples"] for row in samples] == ([1, 2] if run.config.guide == "mean_field" else [1])
+    assert samples[-1]["nll"] == tables["uncertainty"][1]["nll"]
+
+
+def test_selective_prediction_ends_at_the_accuracy(run, tables):
+    for level in (0, 1):
+        rows = [row for row in tables["selective"] if row["level"] == level]
+        assert rows[-1]["coverage"] == 1.0
+        assert rows[-1]["accuracy"] == pytest.approx(run.results["test_accuracy"][level])
+
+
+def test_other_images_and_corruptions_have_a_row_each(run, tables):
+    assert {(r["ood"], r["score"]) for r in tables["ood"]} == {
+        (name, score) for name in ("noise", "permuted") for score in ("total", "aleatoric", "epistemic", "confidence")
+    }
+    assert len(tables["corruptions"]) == 2 * 5 * 5
+    if run.config.guide == "deterministic":
+        assert {r["auroc"] for r in tables["ood"] if r["score"] == "epistemic"} == {0.5}, "a point has no such doubt"
+
+
+def test_tables_and_pictures_are_written(run, tables):
+    folder = run.folder.path / "evaluation"
+    for name, rows in tables.items():
+        assert len(pd.read_csv(folder / f"{name}.csv")) == len(rows)
+        assert (folder / f"{name}.png").stat().st_size > 5000
+
+
+def test_the_command(run, capsys):
+    assert evaluate.main([str(run.folder.path), "--levels", "1", "--samples", "3"]) == 0
+    assert "level 1, density 0.8, accuracy " in capsys.readouterr().out
+    for arguments, message in [
+        (["--levels", "7"], "--levels 7: "),
+        (["--samples", "0"], "--samples must be at least 1"),
+        (["--ood", "svhn"], "holds no complete copy of SVHN"),
+        (["--ood", "cats"], "unknown --ood 'cats'"),
+    ]:
+        assert evaluate.main([str(run.folder.path), *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert message in error
+    with pytest.raises(pl.UserError, match="is not a run folder"):
+        pl.load_run("/nowhere")
