@@ -6,7 +6,7 @@ import pyro as _pyro
 # global store. Pyro reads this setting whenever a PyroModule is touched, so it is set once, for the process.
 _pyro.settings.set(module_local_params=True)
 
-from pyro_lottery import data, guides, handlers, masks, metrics, priors, scores, tickets  # noqa: E402
+from pyro_lottery import data, draw, guides, handlers, masks, metrics, priors, scores, tables, tickets  # noqa: E402
 from pyro_lottery.config import Config, preset  # noqa: E402
 from pyro_lottery.elbo import ELBO  # noqa: E402
 from pyro_lottery.errors import UserError  # noqa: E402
@@ -35,6 +35,7 @@ __all__ = [
     "compare",
     "create_model",
     "data",
+    "draw",
     "guides",
     "handlers",
     "list_models",
@@ -47,6 +48,7 @@ __all__ = [
     "preset",
     "priors",
     "scores",
+    "tables",
     "tickets",
     "train",
 ]  # fmt: skip

@@ -35,32 +35,36 @@ def draw_run(run: RunFolder) -> list[Path]:
     title = "{arch}, {dataset}, {guide}, score {score}".format(**run.config)
     if run.origin:
         title += f"\n{run.origin}: {run.config[run.origin]}"
-    return [_accuracy(run.figure("accuracy"), rows, title), _layers(run, title)]
-
-
-def _accuracy(path: Path, rows: list[LevelResult], title: str) -> Path:
     figure = Figure(figsize=(6, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
-    percent = [100 * row.density for row in rows]
-    top.plot(
-        percent, [100 * row.max_test_accuracy for row in rows], "o-", color=PALETTE[0], label="maximum over epochs"
-    )
-    top.plot(percent, [100 * row.test_accuracy for row in rows], "s--", color=PALETTE[1], label="at the end")
-    if rows[0].level == 0 and rows[0].density == 1:
-        top.axhline(100 * rows[0].test_accuracy, color="0.6", ls=":", label="dense, at the end")
-    top.set(ylabel="test accuracy (%)", title=title)
-    top.legend(frameon=False)
-    bottom.plot(percent, [row.mace for row in rows], "o-", color=PALETTE[2])
-    bottom.set_ylabel("MACE")
-    bottom.set_ylim(0, 1.1 * max(row.mace for row in rows))
-    percent_axis(bottom, min(percent))
-    figure.savefig(path, dpi=150)
-    return path
-
-
-def _layers(run: RunFolder, title: str) -> Path:
+    accuracy(top, rows)
+    top.set(title=title, xlabel="")
+    bottom.plot([100 * row.density for row in rows], [row.mace for row in rows], "o-", color=PALETTE[2])
+    bottom.set(ylabel="MACE", ylim=(0, 1.1 * max(row.mace for row in rows)))
+    percent_axis(bottom, 100 * min(row.density for row in rows))
+    figure.savefig(run.figure("accuracy"), dpi=150)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
+    layers(axes, run)
+    axes.set_title(f"{title}\ndensity per layer, level {rows[0].level} (light) to {rows[-1].level} (black)")
+    figure.savefig(run.figure("layers"), dpi=150)
+    return [run.figure("accuracy"), run.figure("layers")]
+
+
+def accuracy(axes: Axes, rows: Sequence[LevelResult]) -> None:
+    """Test accuracy against the % of weights remaining: at the end, its maximum over epochs, and that of the dense level."""
+    percent = [100 * row.density for row in rows]
+    axes.plot(percent, [100 * r.max_test_accuracy for r in rows], "o-", color=PALETTE[0], label="maximum over epochs")
+    axes.plot(percent, [100 * r.test_accuracy for r in rows], "s--", color=PALETTE[1], label="at the end")
+    if rows[0].level == 0 and rows[0].density == 1:
+        axes.axhline(100 * rows[0].test_accuracy, color="0.6", ls=":", label="dense, at the end")
+    axes.set_ylabel("test accuracy (%)")
+    axes.legend(frameon=False)
+    percent_axis(axes, min(percent))
+
+
+def layers(axes: Axes, run: RunFolder) -> None:
+    """Density per layer, a line per finished level of ``run``, later ones darker."""
     rows = run.results()
     for row in rows:
         density = masks.density_per_site(run.level(row.level).load_mask())
@@ -68,9 +72,6 @@ def _layers(run: RunFolder, title: str) -> Path:
         axes.plot(range(1, len(density) + 1), [100 * d for d in density.values()], ".-", color=shade, lw=1)
     axes.set(xlabel="layer (from the input)", ylabel="weights remaining (%)", ylim=(0, 105))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(f"{title}\ndensity per layer, level 0 (light) to {rows[-1].level} (black)")
-    figure.savefig(run.figure("layers"), dpi=150)
-    return run.figure("layers")
 
 
 def draw_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Path]:

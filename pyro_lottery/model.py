@@ -125,6 +125,12 @@ class BayesianNetwork(nn.Module):
         """Names of all random weights and biases, in the network's order."""
         return tuple(self._sites)
 
+    def prior_of(self, site: str) -> dist.TorchDistribution:
+        """The prior of each weight of ``site``: a distribution that broadcasts to the site's shape."""
+        path, name = self._sites[site]
+        layer = self.net.get_submodule(path) if path else self.net
+        return getattr(layer, f"{name}_prior").distribution
+
     def initial_values(self) -> Sites:
         """What every site was when the network was made Bayesian: the starting loc of a guide."""
         return {

@@ -40,8 +40,7 @@ def describe(model: BayesianNetwork, guide: Any) -> list[dict[str, Any]]:
 
 
 def _prior(model: BayesianNetwork, site: str) -> str:
-    path, _, name = site.rpartition(".")
-    each = getattr(model.net.get_submodule(path), f"{name}_prior")().base_dist
+    each: Any = model.prior_of(site)
     numbers = {n: getattr(each, n) for n in each.arg_constraints if isinstance(getattr(each, n, None), torch.Tensor)}
     known = ", ".join(f"{n} {float(t.flatten()[0]):.4g}" for n, t in numbers.items() if t.unique().numel() == 1)
     return f"{type(each).__name__}({known})"

@@ -18,7 +18,7 @@ LAYERS = [
     {"prediction", "figures"},
     {"training", "config", "console", "commands"},
     {"runs"},
-    {"levels", "tables"},
+    {"levels", "tables", "draw"},
     {"imp", "controls", "transplant", "evaluate", "sites"},
     {"__main__"},
 ]
