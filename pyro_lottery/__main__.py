@@ -2,7 +2,7 @@
 
 import importlib
 
-COMMANDS = ("imp", "controls", "transplant", "evaluate", "sites")
+COMMANDS = ("imp", "controls", "transplant", "evaluate", "report", "sites")
 
 
 def text() -> str:

@@ -19,7 +19,7 @@ LAYERS = [
     {"training", "config", "console", "commands"},
     {"runs"},
     {"levels", "tables", "draw"},
-    {"imp", "controls", "transplant", "evaluate", "sites"},
+    {"imp", "controls", "transplant", "evaluate", "report", "sites"},
     {"__main__"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

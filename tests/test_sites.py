@@ -36,5 +36,5 @@ def test_bad_input_is_one_line(capsys):
 def test_commands_are_listed(capsys):
     runpy.run_module("pyro_lottery", run_name="__main__")
     out = capsys.readouterr().out
-    for name in ("imp", "controls", "transplant", "evaluate", "sites"):
+    for name in ("imp", "controls", "transplant", "evaluate", "report", "sites"):
         assert f"python -m pyro_lottery.{name} " in out

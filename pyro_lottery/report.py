@@ -1,0 +1,175 @@
+"""A page to share: ``python -m pyro_lottery.report RUN [RUN ...] -o report.html``, one file that needs no network.
+
+Config, results as sortable tables, figures as vectors, layer densities, calibration, and the command that trains each run
+again. Everything that comes from a file is escaped, and the page allows no script but its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import io
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from jinja2 import Environment
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pyro_lottery import draw, figures, files
+from pyro_lottery.commands import run_command
+from pyro_lottery.config import Config, Parser
+from pyro_lottery.errors import UserError
+from pyro_lottery.figures import PALETTE
+from pyro_lottery.runs import Run, load_run
+
+PROG = "python -m pyro_lottery.report"
+BYTES = 8
+"""Of a surviving weight of a Bayesian network: loc and scale as float32; a deterministic one needs half."""
+COLUMNS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
+    ("level", lambda row: row.level, "d"),
+    ("density %", lambda row: 100 * row.density, ".2f"),
+    ("non-zero", lambda row: row.remaining, ",d"),
+    ("dense", lambda row: row.total, ",d"),
+    ("KiB", lambda row: row.remaining * BYTES / 1024, ",.1f"),
+    ("accuracy %", lambda row: 100 * row.test_accuracy, ".2f"),
+    ("max %", lambda row: 100 * row.max_test_accuracy, ".2f"),
+    ("NLL", lambda row: row.nll, ".4f"),
+    ("MACE", lambda row: row.mace, ".4f"),
+    ("ECE", lambda row: row.ece, ".4f"),
+    ("Brier", lambda row: row.brier, ".4f"),
+    ("seconds", lambda row: row.train_seconds, ".0f"),
+    ("ms/step", lambda row: row.step_ms, ".1f"),
+)
+SCRIPT = """
+for (const table of document.querySelectorAll("table")) {
+  table.querySelectorAll("th").forEach((head, column) => {
+    head.querySelector("button").addEventListener("click", () => {
+      const up = head.getAttribute("aria-sort") !== "ascending";
+      table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const body = table.tBodies[0];
+      const value = row => Number(row.cells[column].dataset.value);
+      [...body.rows].sort((a, b) => (up ? 1 : -1) * (value(a) - value(b))).forEach(row => body.append(row));
+    });
+  });
+}
+"""
+
+
+def report(runs: Sequence[Run], title: str = "pyro_lottery report") -> str:
+    """The page about ``runs`` as HTML."""
+    for run in runs:
+        if not run.folder.results():
+            raise UserError(f"{run.folder.path} has no finished level to report")
+    environment = Environment(autoescape=True)
+    template = environment.from_string(resources.files("pyro_lottery").joinpath("report.html").read_text())
+    return template.render(
+        title=title,
+        written=datetime.date.today().isoformat(),
+        columns=[{"name": name} for name, _, _ in COLUMNS],
+        runs=[_section(run) for run in runs],
+        comparison=_svg("comparison", lambda axes: _compare(axes, runs), (9, 4.5)) if len(runs) > 1 else "",
+        script=SCRIPT,
+        script_hash=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
+    )
+
+
+def _section(run: Run) -> dict[str, Any]:
+    name, config = run.folder.path.name, run.config
+    share = 1 if config.guide != "deterministic" else 0.5  # a point has no scale to keep
+    cells = [
+        [{"value": value, "text": format(value, form)} for value, form in _values(row, share)]
+        for row in run.folder.results()
+    ]
+    pictures = [
+        ("Test accuracy against the share of weights remaining.", lambda axes: draw.accuracy(run, axes)),
+        ("Calibration errors.", lambda axes: draw.calibration(run, axes)),
+        ("Density per layer, from the first level (light) to the last (black).", lambda axes: draw.layers(run, axes)),
+    ]
+    origin = f", {run.folder.origin}: {run.folder.config[run.folder.origin]}" if run.folder.origin else ""
+    return {
+        "name": name,
+        "summary": f"{config.arch} on {config.dataset}, guide {config.guide}, score {config.score}, seed {config.seed}{origin}",
+        "rows": cells,
+        "figures": [
+            {"svg": _svg(f"{name}{place}", picture, (5.2, 3.6)), "caption": caption}
+            for place, (caption, picture) in enumerate(pictures)
+        ],
+        "command": command(config),
+        "config": [
+            (key, value if isinstance(value, str) else json.dumps(value)) for key, value in run.folder.config.items()
+        ],
+    }
+
+
+def _values(row: Any, share: float) -> list[tuple[Any, str]]:
+    return [((share if name == "KiB" else 1) * value(row), form) for name, value, form in COLUMNS]
+
+
+def command(config: Config) -> str:
+    """The shell command that trains a run with ``config``.
+
+    >>> command(Config(arch="lenet", epochs=3, milestones=(1, 2)))
+    'python -m pyro_lottery.imp --arch lenet --epochs 3 --milestones 1 2 --run-dir runs/lenet-cifar10-mean_field-snr-seed0-epochs3-milestones1+2'
+    """
+    usual, words = Config(run_dir=""), ["python", "-m", "pyro_lottery.imp"]
+    for name, value in config.options().items():
+        if value != getattr(usual, name) and name != "history_samples":
+            many = value if isinstance(value, tuple | list) else (value,)
+            words += [f"--{name.replace('_', '-')}", *map(str, many)]
+    if config.history_samples != min(config.train_samples, config.eval_samples):
+        words += ["--history-samples", str(config.history_samples)]
+    return shlex.join(words)
+
+
+def _svg(salt: str, picture: Callable[[Axes], object], size: tuple[float, float]) -> str:
+    figure = Figure(figsize=size, layout="constrained")
+    picture(figure.subplots())
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _compare(axes: Axes, runs: Sequence[Run]) -> None:
+    lowest = 100.0
+    for look, run in enumerate(runs):
+        rows = run.folder.results()
+        percent = [100 * row.density for row in rows]
+        lowest = min(lowest, *percent)
+        color = PALETTE[look % len(PALETTE)]
+        label = run.folder.path.name.replace("$", r"\$")  # matplotlib would read it as a formula
+        axes.plot(percent, [100 * row.test_accuracy for row in rows], "o-", ms=4, color=color, label=label[:60])
+    axes.set_ylabel("test accuracy (%)")
+    figures.percent_axis(axes, lowest)
+    axes.legend(frameon=False, fontsize=7)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = Parser(PROG, str(__doc__))
+    parser.add_argument("runs", nargs="+", help="run folders")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the file to write")
+    parser.add_argument("--title", default="pyro_lottery report", help="heading of the page")
+    given = parser.parse_args(arguments)
+
+    def work() -> None:
+        page = report([load_run(path) for path in given.runs], given.title)
+        if not given.output.parent.is_dir():
+            raise UserError(f"-o {given.output}: there is no folder {given.output.parent}")
+        files.write_atomic(given.output, page.encode())
+        print(given.output)
+
+    return run_command(PROG, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+import json
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+import pyro_lottery as pl
+from pyro_lottery import imp, report
+from pyro_lottery.config import Config, parse
+
+from .test_imp import SMALL
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A Bayesian run, and a deterministic one whose files and folder say what they should not be able to do."""
+    root = tmp_path_factory.mktemp("runs")
+    names = {"mean_field": "bayesian", "deterministic": "<img src=x onerror=alert(2)> $x$"}
+    for guide, name in names.items():
+        imp.run_imp(Config(**SMALL | {"guide": guide, "run_dir": str(root / name)}))
+    path = root / names["deterministic"] / "config.json"
+    config = json.loads(path.read_text())
+    config["hardware"]["name"] = HOSTILE
+    config[HOSTILE] = {"x": HOSTILE}
+    path.write_text(json.dumps(config))
+    return [str(root / name) for name in names.values()]
+
+
+@pytest.fixture(scope="module")
+def page(runs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    assert report.main([*runs, "-o", str(path), "--title", HOSTILE]) == 0
+    return path
+
+
+def test_everything_from_a_file_stays_text(page):
+    text = page.read_text()
+    assert text.count("<script") == 1
+    assert "<img" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "&lt;img src=x onerror=alert(2)&gt;" in text
+
+
+def test_it_needs_no_network(page):
+    class Addresses(HTMLParser):
+        found = re.findall(r"url\(([^)]+)\)", page.read_text())
+
+        def handle_starttag(self, tag, attributes):
+            self.found += [value for name, value in attributes if name in ("src", "href", "xlink:href", "action")]
+
+    parser = Addresses()
+    parser.feed(page.read_text())
+    assert parser.found
+    assert [address for address in parser.found if not address.startswith("#")] == []
+
+
+def test_the_numbers_are_those_of_the_runs(runs, page):
+    text = page.read_text()
+    for path in runs:
+        for row in pl.load_run(path).folder.results():
+            assert f'<td data-value="{row.nll}">{row.nll:.4f}</td>' in text
+            assert f'<td data-value="{row.remaining}">{row.remaining:,}</td>' in text
+    first = pl.load_run(runs[0]).folder.results()[1]
+    assert f">{first.remaining * 8 / 1024:,.1f}<" in text, "loc and scale of every surviving weight"
+
+
+def test_the_command_trains_the_same_run(runs):
+    for path in runs:
+        config = pl.load_run(path).config
+        words = shlex.split(report.command(config))
+        assert words[:3] == ["python", "-m", "pyro_lottery.imp"]
+        assert parse("x", "", words[3:]) == config
+
+
+def test_bad_input_is_one_line(runs, tmp_path, capsys):
+    for arguments, message in [
+        ([str(tmp_path)], "is not a run folder"),
+        ([runs[0], "-o", str(tmp_path / "no" / "r.html")], "there is no folder"),
+    ]:
+        assert report.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert message in error
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    for switch in (
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    ):  # fmt: skip
+        options.add_argument(switch)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def column(browser, place):
+    script = "return [...document.querySelector('tbody').rows].map(r => Number(r.cells[arguments[0]].dataset.value))"
+    return browser.execute_script(script, place)
+
+
+def test_in_a_browser_it_sorts_without_complaint(browser, page):
+    browser.get(page.as_uri())
+    assert browser.title == HOSTILE
+    buttons = browser.find_elements("css selector", "table:first-of-type th button")[: len(report.COLUMNS)]
+    nll = [name for name, _, _ in report.COLUMNS].index("NLL")
+    before = column(browser, nll)
+    assert len(before) == 3
+    buttons[nll].click()
+    assert column(browser, nll) == sorted(before)
+    buttons[nll].click()
+    assert column(browser, nll) == sorted(before, reverse=True)
+    head = browser.find_elements("css selector", "th")[nll]
+    assert head.get_attribute("aria-sort") == "descending"
+    buttons[0].click()
+    assert column(browser, nll) == before
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser_nothing_overflows(browser, page, width):
+    # A window of a headless Chromium is at least 500 pixels wide; the device's width is emulated.
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+    root = "document.documentElement"
+    inner, scroll, client = browser.execute_script(f"return [innerWidth, {root}.scrollWidth, {root}.clientWidth]")
+    assert (inner, scroll) == (width, client)
+    outside = f"""
+      return [...document.querySelectorAll("h1,h2,p,pre,figure,svg,dl,.wide")]
+        .filter(e => e.getBoundingClientRect().right > {root}.clientWidth + 0.5).map(e => e.tagName)"""
+    assert browser.execute_script(outside) == []
+
+
+def test_a_page_of_one_run(runs):
+    text = report.report([pl.load_run(runs[0])])
+    assert "1 run," in text
+    assert text.count("<svg") == 3
