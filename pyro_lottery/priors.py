@@ -16,6 +16,14 @@ from torch import Size, Tensor, nn
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.imports import load_callable
 
+# Torch does not say how a mixture's support is reached from the real line, which Pyro's guides ask of every site: as
+# that of its components is.
+for _registry in (torch.distributions.biject_to, torch.distributions.transform_to):
+    _registry.register(
+        torch.distributions.constraints.MixtureSameFamilyConstraint,
+        lambda constraint, registry=_registry: registry(constraint.base_constraint),
+    )
+
 Prior = Callable[[str, Size], dist.TorchDistribution]
 AnyPrior = Prior | dist.TorchDistribution | Mapping[str, Prior | dist.TorchDistribution]
 

@@ -159,3 +159,15 @@ def test_kl_of_a_mixture_prior_by_monte_carlo_is_its_integral():
     expected = weights * integrate.quad(integrand, mean - 10 * scale, mean + 10 * scale, points=[0.0])[0]
     assert abs(float(draws.mean()) - expected) < 4 * float(draws.std()) / 300**0.5
     assert float(draws.std()) / 300**0.5 < 0.01 * expected, "the test can tell"
+
+
+@pytest.mark.parametrize("kind", [None, "AutoNormal", "AutoLowRankMultivariateNormal", "AutoDelta"])
+def test_every_guide_takes_a_mixture_prior(kind, tiny_data):
+    from pyro.infer import autoguide
+
+    from tests.conftest import TinyNet
+
+    model = pl.BayesianClassifier(TinyNet(), priors.mixture(1.0, 0.1), num_data=60)
+    guide = pl.guides.auto(getattr(autoguide, kind), model) if kind else pl.guides.mean_field(model)
+    history = pl.train(model, guide, tiny_data, epochs=2, milestones=())
+    assert np.isfinite(history[-1]["loss"])
