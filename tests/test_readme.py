@@ -65,13 +65,15 @@ def test_python_and_the_side_by_side_commands(tmp_path, monkeypatch, capsys):
 
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len(blocks) == 2
+    assert blocks[0].count("\n") <= 25
     names = {}
     for block in blocks:
         exec(block, names)
     net, start = names["pl"].create_model("lenet", 10, 1, image_size=8), names["run"].level(2).ticket
     net.load_state_dict({**start.start.loc, **start.net})
     torch.save(net.state_dict(), "weights.pt")
-    for command in (c for c in COMMANDS if "pyro_lottery.controls" in c or "pyro_lottery.transplant" in c):
+    of_runs = ("controls", "transplant", "evaluate", "report", "sites")
+    for command in (c for c in COMMANDS if re.match(rf"python -m pyro_lottery\.({'|'.join(of_runs)}) ", c)):
         module, *arguments = shlex.split(command)[2:]
         toy = ["--epochs", "1", "--train-size", "40"] if "weights.pt" in arguments else []
         assert importlib.import_module(module).main([*arguments, *toy, "--milestones", "1"] if toy else arguments) == 0
@@ -141,5 +143,7 @@ def test_every_option_it_names_exists():
         experimenting.parser("all", ""),
         plotting.parser("fig1", ""),
     ]
-    fields |= {"--control", "--mask"}.union(*(parser._option_string_actions for parser in parsers))
+    fields |= {"--control", "--mask", "--ood", "--corruptions"}.union(
+        *(parser._option_string_actions for parser in parsers)
+    )
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - fields == set()
