@@ -239,7 +239,10 @@ def test_the_run_folder_is_as_promised(tmp_path, capsys):
         (["--train-size", "99999"], "the training set has 1437 images"),
         (["--guide", "deterministic", "--score", "squared_sum"], "a point guide has none"),
         (["--guide", "pyro.infer.autoguide.AutoDelta", "--prior", "laplace"], "a point guide has none"),
-        (["--guide", "pyro.infer.autoguide.AutoMultivariateNormal"], "GiB to train, and there are"),
+        (
+            ["--arch", "resnet20", "--guide", "pyro.infer.autoguide.AutoMultivariateNormal"],
+            "GiB to train, and there are",
+        ),
         (["--guide", "builtins.repr"], "gave a str; expected a Pyro AutoGuide"),
         (["--score", "math.pi"], "--score math.pi is a float"),
         (["--score", "..no"], "cannot be imported"),
