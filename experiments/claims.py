@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.finished import ACCURACIES, read, treated
-from experiments.protocols import LARGER, data_name, protocol_of
+from experiments.protocols import LARGER, protocol_of
 from experiments.statistics import (
     FAILS,
     HOLDS,
@@ -250,7 +250,7 @@ def claim_9(e: Evidence) -> list[Part]:
     for family in SMALL:
         for arch in e.networks(family):
             moved = e.curve(arch, treatment="transplant")
-            for guide, name in (("mean_field", "Bayesian"), ("deterministic", "deterministic")):
+            for guide, name in GUIDES.items():
                 if family == "vit" and guide == "mean_field":
                     continue
                 other = e.curve(arch, guide)
@@ -317,7 +317,7 @@ def claim_12(e: Evidence) -> list[Part]:
         for arch in e.networks(family):
             for guide in guides:
                 lrr, imp = e.curve(arch, guide, rewind="lr"), e.curve(arch, guide)
-                runs, name = [*lrr.runs, *imp.runs], "Bayesian" if guide == "mean_field" else "deterministic"
+                runs, name = [*lrr.runs, *imp.runs], GUIDES[guide]
                 if family == "resnet" or guide == "deterministic":
                     parts.append(above(f"{arch}, {name}: LRR − IMP", lrr.ahead_of(imp, "accuracy"), runs))
                     continue
@@ -413,7 +413,7 @@ def gather(
     it is.
     """
     runs = [run for run in tables.list_runs(root) if run.folder.results()]
-    found = {protocol_of(run.config) for run in runs if data in (None, data_name(run.config))}
+    found = {protocol_of(run.config) for run in runs if data in (None, run.config.data_name)}
     names = [protocol] if protocol else sorted(found - {"custom"}) or [None]
     studies = [read(root, name, data, accuracy) for name in names]
     parts = []

@@ -11,7 +11,7 @@ from pathlib import Path
 from experiments.estimate import duration, seconds_left
 from experiments.finished import read
 from experiments.jobs import Job, Study, unfinished
-from experiments.protocols import PROTOCOLS, data_name, extent
+from experiments.protocols import PROTOCOLS, extent
 from plots.command import draw_figures
 from pyro_lottery import nets
 from pyro_lottery.commands import run_command, signals
@@ -57,7 +57,7 @@ def work(stems: Sequence[str], given: argparse.Namespace, then: Callable[[Path, 
     failed = carry_out(jobs, given.runs)
     listed = "; ".join(f"{job}: {error}" for job, error in failed.items())
     failure = Failed(f"{len(failed)} of {len(jobs)} runs failed: {listed}")
-    folder, data = given.figures or given.runs / "figures", data_name(jobs[0].config)
+    folder, data = given.figures or given.runs / "figures", jobs[0].config.data_name
     try:
         for missing in draw_figures(stems, read(given.runs, study.protocol, data, only=study.archs), folder):
             print(f"not drawn: {missing}")

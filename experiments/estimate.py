@@ -59,12 +59,7 @@ def _random_images(config: Config, device: torch.device) -> Data:
     count = max(STEPS * config.batch_size, classes)
     pixels, labels = torch.randint(0, 256, (count, *shape), dtype=torch.uint8), torch.arange(count) % classes
     few = max(config.batch_size, classes)
-    found = data.from_tensors(pixels, labels, pixels[:few], labels[:few])
-    return replace(found, train=_moved(found.train, device), test=_moved(found.test, device))
-
-
-def _moved(split: data.Split, device: torch.device) -> data.Split:
-    return data.Split(*(t.to(device) for t in (split.pixels, split.labels, split.mean, split.std)))
+    return data.from_tensors(pixels, labels, pixels[:few], labels[:few]).to(device)
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.protocols import FREE, LARGER, base_rate, data_name, describe, protocol_of
+from experiments.protocols import FREE, LARGER, base_rate, describe, protocol_of
 from pyro_lottery import tables
 from pyro_lottery.config import Config
 from pyro_lottery.errors import UserError
@@ -75,7 +75,7 @@ class Finished:
     def description(self) -> str:
         """Data set and protocol: what keeps a reduced figure from being taken for the paper's."""
         config = max((run.config for run in self.runs), key=lambda config: config.patch_size or 0)
-        return f"{data_name(config)}, {describe(config)}"
+        return f"{config.data_name}, {describe(config)}"
 
 
 def treated(frame: pd.DataFrame, **options: Any) -> pd.DataFrame:
@@ -101,7 +101,7 @@ def read(
             raise UserError(f"--arch {arch}: {root} holds finished runs of {', '.join({r.config.arch for r in runs})}")
     wanted = {*only, *(LARGER[arch] for arch in only if arch in LARGER)}
     runs = [run for run in runs if not only or run.config.arch in wanted]
-    runs = _only(runs, "--data", data, data_name, root)
+    runs = _only(runs, "--data", data, lambda config: config.data_name, root)
     runs = _only(runs, "--protocol", protocol, protocol_of, root)
     for run in runs[1:]:
         for option, value in runs[0].config.options().items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.protocols import Protocol, data_name
+from experiments.protocols import Protocol
 from pyro_lottery.config import Config, preset
 from pyro_lottery.controls import run_control
 from pyro_lottery.imp import run_imp
@@ -113,7 +113,7 @@ def _same(wanted: Config, found: Config) -> bool:
     """
     free = RESUMABLE | ({"precision"} if wanted.precision == "auto" else set())
     options = [f.name for f in fields(Config) if f.name not in free]
-    return data_name(wanted) == data_name(found) and all(getattr(wanted, o) == getattr(found, o) for o in options)
+    return wanted.data_name == found.data_name and all(getattr(wanted, o) == getattr(found, o) for o in options)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pyro_lottery.config import PRESETS, Config, preset
+from pyro_lottery.config import Config, preset
 from pyro_lottery.errors import UserError
 
 
@@ -86,25 +86,8 @@ def describe(config: Config) -> str:
     )
 
 
-def data_name(config: Config) -> str:
-    """What to call the data in a title; a folder of images by its own name.
-
-    >>> data_name(Config(dataset="folder", data_dir="data/cifar10-jpeg")), data_name(Config())
-    ('CIFAR-10 (JPEG)', 'CIFAR-10')
-    """
-    names = {
-        "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "digits": "digits (8×8)",
-        "cifar10-jpeg": "CIFAR-10 (JPEG)",
-    }  # fmt: skip
-    name = config.data_dir.rstrip("/").rpartition("/")[2] if config.dataset == "folder" else config.dataset
-    return names.get(name, name)
-
-
 def extent(name: str) -> Protocol:
     """The protocol called ``name``; ``UserError`` if there is none."""
     if name not in PROTOCOLS:
         raise UserError(f"--protocol {name}: choose among {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
-
-
-assert PROTOCOLS.keys() <= PRESETS.keys()

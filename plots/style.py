@@ -89,6 +89,7 @@ def curves(finished: Finished, headline: str, rows: Sequence[Panels], levels: pd
 
 
 def grid(finished: Finished, headline: str, rows: Sequence[Panels], columns: dict[str, pd.DataFrame]) -> Drawing:
+    """``curves`` of given rows: a column per name in ``columns``."""
     figure = Figure(figsize=(max(6.4, 4.2 * len(columns)), 1.2 + 3.0 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(columns), squeeze=False, sharex="col")
     tables = []

@@ -97,7 +97,7 @@ def _section(run: Run) -> dict[str, Any]:
     origin = f", {run.folder.origin}: {run.folder.config[run.folder.origin]}" if run.folder.origin else ""
     return {
         "name": name,
-        "summary": f"{config.arch} on {config.dataset}, guide {config.guide}, score {config.score}, seed {config.seed}{origin}",
+        "summary": f"{config.arch} on {config.data_name}, guide {config.guide}, score {config.score}, seed {config.seed}{origin}",
         "rows": cells,
         "figures": [
             {"svg": _svg(f"{name}{place}", picture, (5.2, 3.6)), "caption": caption}

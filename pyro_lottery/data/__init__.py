@@ -49,6 +49,11 @@ class Data:
         """Channels of an image: 1 or 3."""
         return self.test.pixels.shape[1]
 
+    def to(self, device: torch.device) -> Data:
+        """All splits on ``device``."""
+        val = None if self.val is None else self.val.to(device)
+        return replace(self, train=self.train.to(device), test=self.test.to(device), val=val)
+
 
 def list_datasets() -> list[str]:
     """Names that :func:`load` knows.
@@ -94,7 +99,7 @@ def load(
                 f"--val-fraction {val_fraction} of {len(train)} training images holds out {held_out}; both parts need some"
             )
         train, val = stratified_split(train, len(train) - held_out, seeds.derive(seed, "val"))
-    return _to(replace(data, train=train, test=test_part, val=val), torch.device(device))
+    return replace(data, train=train, test=test_part, val=val).to(torch.device(device))
 
 
 def _subset(split: Split, name: str, size: int | None, seed: int) -> Split:
@@ -150,15 +155,6 @@ def stratified_split(split: Split, count: int, seed: int) -> tuple[Split, Split]
         return replace(split, pixels=split.pixels[index], labels=split.labels[index])
 
     return part(first), part(rest)
-
-
-def _to(data: Data, device: torch.device) -> Data:
-    def move(split: Split) -> Split:
-        return Split(*(t.to(device) for t in (split.pixels, split.labels, split.mean, split.std)))
-
-    return replace(
-        data, train=move(data.train), test=move(data.test), val=move(data.val) if data.val is not None else None
-    )
 
 
 __all__ = [

@@ -28,6 +28,10 @@ class Split:
     def __getitem__(self, index: slice | Tensor) -> Tensor:
         return self.normalize(self.pixels[index])
 
+    def to(self, device: torch.device) -> Split:
+        """The split on ``device``."""
+        return Split(*(t.to(device) for t in (self.pixels, self.labels, self.mean, self.std)))
+
     def normalize(self, pixels: Tensor) -> Tensor:
         """Normalised float images of uint8 ``pixels``."""
         return (pixels.float() / 255 - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
