@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pyro_lottery.results import RunFolder
@@ -14,6 +14,16 @@ from pyro_lottery.types import LevelResult
 
 PLAIN_SECONDS = 10.0
 """Least time between two lines where no bar can be drawn, so that logs stay short."""
+
+
+def progress(console: Console | None = None, *more: ProgressColumn) -> Progress:
+    """A bar with the time spent and left, and ``more`` columns; where there is no terminal, nothing."""
+    console = console or Console()
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    return Progress(*columns, *more, console=console, disable=not console.is_terminal)
 
 
 class LevelDisplay:
@@ -25,11 +35,7 @@ class LevelDisplay:
         self.epochs = epochs
         self._last = 0.0
         self._began: tuple[float, float] | None = None  # when, and at which epoch, progress was first seen
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[state]}"),
-        )  # fmt: skip
-        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.bar = progress(self.console, TextColumn("{task.fields[state]}"))
         self.task = self.bar.add_task(self.title, total=epochs, state="")
 
     def __enter__(self) -> LevelDisplay:

@@ -13,10 +13,9 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyro_lottery import figures, masks
+from pyro_lottery import figures, masks, metrics
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.figures import PALETTE
-from pyro_lottery.metrics import BINS
 from pyro_lottery.runs import Run
 
 QUANTITIES = {"loc": "loc", "scale": "scale", "snr": "log10 of |loc|/scale"}
@@ -56,16 +55,17 @@ def reliability(run: Run, level: int, probs: Tensor | None = None, axes: Axes | 
     axes, test = _axes(axes), run.load_data().test
     if probs is None:
         probs = run.level(level).load_model().predict(test, run.config.eval_samples, run.config.seed)
-    confidence, predicted = probs.double().max(1)
-    index = (confidence * BINS).long().clamp_max(BINS - 1)
-    count = torch.bincount(index, minlength=BINS)
-    filled = count > 0
-    right = torch.bincount(index, (predicted == test.labels).double(), BINS)[filled] / count[filled]
-    mean = torch.bincount(index, confidence, BINS)[filled] / count[filled]
+    mean, right, count = metrics.reliability(probs, test.labels)
     axes.plot([0, 1], [0, 1], color="0.7", lw=1, label="calibrated")
     axes.plot(mean.numpy(), right.numpy(), "o-", color=PALETTE[0], label=f"level {level}")
-    share = count[filled] / len(confidence)
-    axes.bar(mean.numpy(), share.numpy(), width=0.8 / BINS, color=PALETTE[1], alpha=0.5, label="share of images")
+    axes.bar(
+        mean.numpy(),
+        (count / len(probs)).numpy(),
+        width=0.8 / metrics.BINS,
+        color=PALETTE[1],
+        alpha=0.5,
+        label="share of images",
+    )
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False)
     return axes

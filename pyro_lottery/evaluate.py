@@ -1,12 +1,13 @@
 """Uncertainty of a run's levels: ``python -m pyro_lottery.evaluate RUN --ood noise permuted --corruptions``.
 
-Per level: accuracy, calibration, the entropies, how risk falls when doubtful images are left out, metrics against the
-number of samples; other images told from the run's own; corrupted test images. Tables and pictures go to
-``RUN/evaluation/``.
+Per level: accuracy, calibration and its reliability diagram, the entropies, how risk falls when doubtful images are left
+out, metrics against the number of samples; other images told from the run's own; corrupted test images. Tables and
+pictures go to ``RUN/evaluation/``.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_lottery import data, metrics
+from pyro_lottery import console, data, metrics
 from pyro_lottery.commands import run_command
 from pyro_lottery.config import Config, Parser
 from pyro_lottery.data import Split
@@ -25,6 +26,7 @@ from pyro_lottery.runs import Run, TrainedNetwork, check_levels, load_run, resol
 
 PROG = "python -m pyro_lottery.evaluate"
 COVERAGES = [k / 20 for k in range(1, 21)]
+_CORRUPTED = len(data.CORRUPTIONS) * len(data.SEVERITIES)
 Rows = list[dict[str, Any]]
 
 
@@ -39,8 +41,9 @@ def evaluate(
 ) -> dict[str, Rows]:
     """Measure the uncertainty of ``levels`` (all finished ones) with ``samples`` draws (the run's ``eval_samples``).
 
-    Returns and writes ``uncertainty``, ``samples``, ``selective`` and, where asked for, ``ood`` and ``corruptions``, each
-    a list of rows. Everything is drawn from the run's seed, so that it comes out the same again.
+    Returns and writes ``uncertainty``, ``samples``, ``selective``, ``reliability`` and, where asked for, ``ood`` with
+    ``histogram`` (of the total entropy, of test and other images) and ``corruptions``, each a list of rows. Everything is
+    drawn from the run's seed, so that it comes out the same again.
     """
     chosen, where = check_levels(run, levels), resolve_device(device)
     count = run.config.eval_samples if samples is None else samples
@@ -48,15 +51,19 @@ def evaluate(
         raise UserError(f"--samples must be at least 1, got {count}")
     test = run.load_data(where).test
     others = {name: data.out_of_distribution(test, name, run.config.data_dir) for name in dict.fromkeys(ood)}
-    tables: dict[str, Rows] = {"uncertainty": [], "samples": [], "selective": []}
-    tables |= ({"ood": []} if others else {}) | ({"corruptions": []} if corruptions else {})
-    for number in chosen:
-        level = run.level(number)
-        network, density = level.load_model(where), run.results.set_index("level")["density"][number]
-        for name, rows in _of_level(network, run.config, test, others, tables, count):
-            tables[name] += [{"level": number, "density": density} | row for row in rows]
-    for name, rows in tables.items():
-        run.folder.save_evaluation(name, rows)
+    tables: dict[str, Rows] = {"uncertainty": [], "samples": [], "selective": [], "reliability": []}
+    tables |= ({"ood": [], "histogram": []} if others else {}) | ({"corruptions": []} if corruptions else {})
+    with console.progress() as bar:
+        task = bar.add_task("", total=len(chosen) * (1 + len(others) + corruptions * _CORRUPTED))
+        for number in chosen:
+            bar.update(task, description=f"level {number}")
+            level = run.level(number)
+            network, density = level.load_model(where), run.results.set_index("level")["density"][number]
+            for name, rows in _of_level(network, run.config, test, others, tables, count):
+                tables[name] += [{"level": number, "density": density} | row for row in rows]
+                bar.advance(task, name in ("uncertainty", "ood", "corruptions"))
+            for name, rows in tables.items():
+                run.folder.save_evaluation(name, rows)
     draw_evaluation(run.folder, tables)
     return tables
 
@@ -77,8 +84,13 @@ def _of_level(
     risk = metrics.selective(confidence, correct)
     kept = [max(1, round(coverage * len(risk))) for coverage in COVERAGES]
     yield "selective", [{"coverage": k / len(risk), "accuracy": 1 - float(risk[k - 1])} for k in kept]
+    bins = zip(*(column.tolist() for column in metrics.reliability(inside.probs, test.labels)), strict=True)
+    yield "reliability", [{"confidence": mean, "accuracy": right, "images": count} for mean, right, count in bins]
+    if others:
+        yield "histogram", _histogram("test", inside)
     for name, split in others.items():
         outside = last(split)
+        yield "histogram", _histogram(name, outside)
         yield "ood", [
             {
                 "ood": name, "score": score, "auroc": metrics.auroc(a, b), "fpr95": metrics.fpr95(a, b),
@@ -98,6 +110,17 @@ def _scores(inside: Predictive, outside: Predictive) -> Iterator[tuple[str, Tens
     for name in ("total", "aleatoric", "epistemic"):
         yield name, getattr(inside, name), getattr(outside, name)
     yield "confidence", 1 - inside.probs.max(1).values, 1 - outside.probs.max(1).values
+
+
+def _histogram(images: str, predictive: Predictive) -> Rows:
+    """The share of images by total entropy, in equal bins from 0 to the greatest that there can be, log(classes)."""
+    most = math.log(predictive.probs.shape[1])
+    # a uniform predictive's entropy may be above its bound by a rounding error
+    shares, edges = predictive.total.clamp_max(most).cpu().histogram(metrics.BINS, range=(0.0, most))
+    shares = shares / len(predictive.probs)
+    return [
+        {"images": images, "entropy": e, "share": s} for e, s in zip(edges[:-1].tolist(), shares.tolist(), strict=True)
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -77,6 +77,10 @@ def layers(axes: Axes, run: RunFolder) -> None:
 def draw_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Path]:
     """Write ``evaluation/NAME.png`` for each table of :func:`pyro_lottery.evaluate.evaluate`; returns their paths."""
 
+    def reliability(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+        axes.plot([0, 1], [0, 1], color="0.7", lw=1)
+        _by(axes, rows, "level", "confidence", "accuracy")
+
     def entropies(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         for look, column in enumerate(("total", "aleatoric", "epistemic")):
             _line(axes, rows, "density", column, look, label=f"{column} entropy (nats)")
@@ -85,15 +89,17 @@ def draw_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, A
         "uncertainty": entropies,
         "samples": lambda axes, rows: _by(axes, rows, "level", "samples", "nll"),
         "selective": lambda axes, rows: _by(axes, rows, "level", "coverage", "accuracy"),
+        "reliability": reliability,
         "ood": lambda axes, rows: _by(axes, [r for r in rows if r["score"] == "total"], "ood", "density", "auroc"),
-        "corruptions": lambda axes, rows: _by(
-            axes, [r for r in rows if r["level"] == rows[-1]["level"]], "corruption", "severity", "accuracy"
-        ),
+        "histogram": lambda axes, rows: _by(axes, _last(rows), "images", "entropy", "share", drawstyle="steps-post"),
+        "corruptions": lambda axes, rows: _by(axes, _last(rows), "corruption", "severity", "accuracy"),
     }
     titles = {
         "uncertainty": "entropy of the predictive", "samples": "NLL against posterior samples, by level",
         "selective": "accuracy on the most confident images, by level",
         "ood": "AUROC of other images, by total entropy", "corruptions": "accuracy on corrupted images, last level",
+        "reliability": "accuracy against confidence, by level",
+        "histogram": "total entropy (nats) of test and other images, last level",
     }  # fmt: skip
     paths = []
     for name, rows in tables.items():
@@ -109,13 +115,18 @@ def draw_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, A
     return paths
 
 
-def _by(axes: Axes, rows: Sequence[Mapping[str, Any]], group: str, x: str, y: str) -> None:
+def _by(axes: Axes, rows: Sequence[Mapping[str, Any]], group: str, x: str, y: str, **style: Any) -> None:
     for look, value in enumerate(dict.fromkeys(row[group] for row in rows)):
-        _line(axes, [row for row in rows if row[group] == value], x, y, look, label=f"{group} {value}")
+        chosen = [row for row in rows if row[group] == value]
+        _line(axes, chosen, x, y, look, label=f"{group} {value}", **style)
     axes.set(xlabel=x, ylabel=y)
 
 
-def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], x: str, y: str, look: int, label: str) -> None:
+def _last(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["level"] == rows[-1]["level"]]
+
+
+def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], x: str, y: str, look: int, **style: Any) -> None:
     scale = 100 if x == "density" else 1
     color = PALETTE[look % len(PALETTE)]
-    axes.plot([scale * row[x] for row in rows], [row[y] for row in rows], ".-", color=color, label=label)
+    axes.plot([scale * row[x] for row in rows], [row[y] for row in rows], ".-", color=color, **style)

@@ -40,12 +40,21 @@ def ece(probs: Tensor, labels: Tensor, bins: int = BINS) -> float:
 
 def mace(probs: Tensor, labels: Tensor, bins: int = BINS) -> float:
     """Mean absolute calibration error (paper §4): (1/B) Σ_b |acc(S_b) − conf(S_b)| over the bins that are not empty."""
+    confidence, right, _ = reliability(probs, labels, bins)
+    return float((right - confidence).abs().mean())
+
+
+def reliability(probs: Tensor, labels: Tensor, bins: int = BINS) -> tuple[Tensor, Tensor, Tensor]:
+    """The reliability diagram: mean confidence, accuracy and number of examples of each of the equal-width bins of
+    confidence that is not empty.
+    """
     confidence, predicted = probs.double().max(1)
     index = (confidence * bins).long().clamp_max(bins - 1)
-    gap = torch.zeros(bins, dtype=torch.double, device=probs.device)
-    gap.index_add_(0, index, (predicted == labels).double() - confidence)
+    sums = torch.zeros(2, bins, dtype=torch.double, device=probs.device)
+    sums.index_add_(1, index, torch.stack([confidence, (predicted == labels).double()]))
     count = torch.bincount(index, minlength=bins)
-    return float((gap[count > 0].abs() / count[count > 0]).mean())
+    mean, right = sums[:, count > 0] / count[count > 0]
+    return mean, right, count[count > 0]
 
 
 def all_metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:

@@ -35,6 +35,28 @@ def test_selective_prediction_ends_at_the_accuracy(run, tables):
         assert rows[-1]["accuracy"] == pytest.approx(run.results["test_accuracy"][level])
 
 
+def test_the_reliability_diagram_sums_up_to_the_errors(run, tables):
+    for uncertain in tables["uncertainty"]:
+        rows = [row for row in tables["reliability"] if row["level"] == uncertain["level"]]
+        gaps = [abs(row["accuracy"] - row["confidence"]) for row in rows]
+        count = sum(row["images"] for row in rows)
+        assert count == len(run.load_data().test)
+        assert sum(gaps) / len(gaps) == pytest.approx(uncertain["mace"])
+        ece = sum(gap * row["images"] / count for gap, row in zip(gaps, rows, strict=True))
+        assert ece == pytest.approx(uncertain["ece"], abs=1e-6)
+
+
+def test_the_histogram_counts_every_image_and_has_the_mean_entropy(run, tables):
+    for level, images in {(row["level"], row["images"]) for row in tables["histogram"]}:
+        rows = [row for row in tables["histogram"] if (row["level"], row["images"]) == (level, images)]
+        assert sum(row["share"] for row in rows) == pytest.approx(1)
+        assert images in ("test", "noise", "permuted")
+        if images == "test":
+            width = rows[1]["entropy"] - rows[0]["entropy"]
+            mean = sum(row["share"] * (row["entropy"] + width / 2) for row in rows)
+            assert mean == pytest.approx(tables["uncertainty"][level]["total"], abs=width / 2)
+
+
 def test_other_images_and_corruptions_have_a_row_each(run, tables):
     assert {(r["ood"], r["score"]) for r in tables["ood"]} == {
         (name, score) for name in ("noise", "permuted") for score in ("total", "aleatoric", "epistemic", "confidence")
