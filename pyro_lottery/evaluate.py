@@ -117,9 +117,9 @@ def _histogram(images: str, predictive: Predictive) -> Rows:
     most = math.log(predictive.probs.shape[1])
     # a uniform predictive's entropy may be above its bound by a rounding error
     shares, edges = predictive.total.clamp_max(most).cpu().histogram(metrics.BINS, range=(0.0, most))
-    shares = shares / len(predictive.probs)
+    centres, shares = (edges[1:] + edges[:-1]) / 2, shares / len(predictive.probs)
     return [
-        {"images": images, "entropy": e, "share": s} for e, s in zip(edges[:-1].tolist(), shares.tolist(), strict=True)
+        {"images": images, "entropy": e, "share": s} for e, s in zip(centres.tolist(), shares.tolist(), strict=True)
     ]
 
 

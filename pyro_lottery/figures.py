@@ -21,7 +21,8 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#0
 def percent_axis(axes: Axes, lowest: float) -> None:
     """Make the x axis the % of weights remaining: logarithmic, from 100 down to ``lowest``."""
     axes.set(xscale="log", xlabel="weights remaining (%)")
-    ticks = [t for t in (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if t >= lowest * 0.8]
+    known = (100, 70, 50, 30, 20, 10) if lowest > 10 else (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1)
+    ticks = [t for t in known if t >= lowest * 0.85]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlim(115, lowest * 0.85)
@@ -91,7 +92,7 @@ def draw_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, A
         "selective": lambda axes, rows: _by(axes, rows, "level", "coverage", "accuracy"),
         "reliability": reliability,
         "ood": lambda axes, rows: _by(axes, [r for r in rows if r["score"] == "total"], "ood", "density", "auroc"),
-        "histogram": lambda axes, rows: _by(axes, _last(rows), "images", "entropy", "share", drawstyle="steps-post"),
+        "histogram": lambda axes, rows: _by(axes, _last(rows), "images", "entropy", "share", drawstyle="steps-mid"),
         "corruptions": lambda axes, rows: _by(axes, _last(rows), "corruption", "severity", "accuracy"),
     }
     titles = {

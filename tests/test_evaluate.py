@@ -53,7 +53,7 @@ def test_the_histogram_counts_every_image_and_has_the_mean_entropy(run, tables):
         assert images in ("test", "noise", "permuted")
         if images == "test":
             width = rows[1]["entropy"] - rows[0]["entropy"]
-            mean = sum(row["share"] * (row["entropy"] + width / 2) for row in rows)
+            mean = sum(row["share"] * row["entropy"] for row in rows)
             assert mean == pytest.approx(tables["uncertainty"][level]["total"], abs=width / 2)
 
 
