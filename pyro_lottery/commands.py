@@ -41,7 +41,8 @@ def run_command(prog: str, work: Callable[[], Any]) -> int:
     """
 
     def complain(text: object) -> None:
-        print(f"{prog}: {text}", file=sys.stderr)
+        line = str(text).split("\n")[0]  # Pyro adds its trace's shapes to what goes wrong within
+        print(f"{prog}: {line}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest, **more: complain(f"warning: {message}")

@@ -24,13 +24,13 @@ QUANTITIES = {"loc": "loc", "scale": "scale", "snr": "log10 of |loc|/scale"}
 def accuracy(run: Run, axes: Axes | None = None) -> Axes:
     """Test accuracy in % against the % of weights remaining: at the end, its maximum over epochs, and dense."""
     axes = _axes(axes)
-    figures.accuracy(axes, run.folder.results())
+    figures.accuracy(axes, run.folder.finished())
     return axes
 
 
 def calibration(run: Run, axes: Axes | None = None) -> Axes:
     """MACE and ECE (paper §4) against the % of weights remaining."""
-    axes, rows = _axes(axes), run.folder.results()
+    axes, rows = _axes(axes), run.folder.finished()
     percent = [100 * row.density for row in rows]
     for look, name in enumerate(("mace", "ece")):
         axes.plot(percent, [getattr(row, name) for row in rows], "o-", color=PALETTE[look], label=name.upper())
@@ -80,7 +80,7 @@ def histograms(
     from matplotlib import pyplot as plt
 
     values, pruned = _values(run, level, quantity), _pruned_next(run, level)
-    chosen = _known(sites, values)
+    chosen = _known(sites or None, values)
     columns = min(4, len(chosen))
     rows = -(-len(chosen) // columns)
     size = (2.6 * columns, 2.0 * rows)
@@ -101,7 +101,7 @@ def histograms(
 def ridge(run: Run, quantity: str = "snr", axes: Axes | None = None, bins: int = 80) -> Axes:
     """The distribution of ``quantity`` over all surviving prunable weights, one level above the other."""
     axes = _axes(axes)
-    levels = [row.level for row in run.folder.results()]
+    levels = [row.level for row in run.folder.finished()]
     every = {level: np.concatenate(list(_values(run, level, quantity).values())) for level in levels}
     edges = np.histogram_bin_edges(np.concatenate(list(every.values())), bins)
     for level, values in every.items():
@@ -111,7 +111,7 @@ def ridge(run: Run, quantity: str = "snr", axes: Axes | None = None, bins: int =
         shape = base + 1.6 * height / max(height.max(), 1e-12)
         axes.fill_between(centres, base, shape, color=PALETTE[level % len(PALETTE)], alpha=0.6, lw=0)
         axes.plot(centres, shape, color="0.2", lw=0.6)
-    density = {row.level: 100 * row.density for row in run.folder.results()}
+    density = {row.level: 100 * row.density for row in run.folder.finished()}
     axes.set_yticks([-level for level in levels], [f"{level} ({density[level]:.3g} %)" for level in levels])
     axes.set(xlabel=QUANTITIES[quantity], ylabel="level (weights remaining)")
     return axes
@@ -127,12 +127,12 @@ def mask(run: Run, level: int, site: str, axes: Axes | None = None) -> Axes:
     return axes
 
 
-def weight(run: Run, level: int, site: str, index: Sequence[int], axes: Axes | None = None) -> Axes:
+def weight(run: Run, level: int, site: str, index: Sequence[int] | int, axes: Axes | None = None) -> Axes:
     """Posterior density of one weight against its prior's; ``index`` is its place in the layer's tensor."""
     axes, network = _axes(axes), run.level(level).load_model()
     posterior = run.level(level).posterior
     (site,) = _known([site], posterior.loc)
-    place = tuple(index)
+    place = (index,) if isinstance(index, int) else tuple(index)
     if posterior.scale is None:
         raise UserError("a deterministic run has no posterior density to draw; use a Bayesian one")
     try:
@@ -144,7 +144,12 @@ def weight(run: Run, level: int, site: str, index: Sequence[int], axes: Axes | N
         raise UserError(f"weight {place} of {site} is pruned at level {level}: it is exactly 0")
     wide = torch.linspace(loc - 6 * scale, loc + 6 * scale, 400)
     own = torch.distributions.Normal(loc, scale).log_prob(wide)
-    axes.plot(wide.numpy(), own.exp().numpy(), color=PALETTE[0], label="posterior")
+    axes.plot(
+        wide.numpy(),
+        own.exp().numpy(),
+        color=PALETTE[0],
+        label="posterior" + (" (Normal of its loc and scale)" if posterior.draws else ""),
+    )
     prior = network.model.prior_of(site)
     if prior.batch_shape:  # of every weight its own
         prior = prior.expand(posterior.loc[site].shape)
@@ -192,7 +197,7 @@ def _values(run: Run, level: int, quantity: str) -> dict[str, np.ndarray]:
 
 
 def _pruned_next(run: Run, level: int) -> dict[str, np.ndarray] | None:
-    if level + 1 not in {row.level for row in run.folder.results()}:
+    if run.folder.origin or level + 1 not in {row.level for row in run.folder.finished()}:
         return None
     now, later = run.level(level).ticket.mask, run.level(level + 1).ticket.mask
     return {site: (~later[site][alive]).numpy() for site, alive in now.items()}

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_lottery import console, data, metrics
+from pyro_lottery import console, data, guides, metrics
 from pyro_lottery.commands import run_command
 from pyro_lottery.config import Config, Parser
 from pyro_lottery.data import Split
@@ -42,14 +42,16 @@ def evaluate(
     """Measure the uncertainty of ``levels`` (all finished ones) with ``samples`` draws (the run's ``eval_samples``).
 
     Returns and writes ``uncertainty``, ``samples``, ``selective``, ``reliability`` and, where asked for, ``ood`` with
-    ``histogram`` (of the total entropy, of test and other images) and ``corruptions``, each a list of rows. Everything is
-    drawn from the run's seed, so that it comes out the same again.
+    ``histogram`` (of the total entropy, of test and other images) and ``corruptions``, each a list of rows; in the files,
+    rows of other levels stay. Everything is drawn from the run's seed, so that it comes out the same again.
     """
     chosen, where = check_levels(run, levels), resolve_device(device)
     count = run.config.eval_samples if samples is None else samples
     if count < 1:
         raise UserError(f"--samples must be at least 1, got {count}")
     test = run.load_data(where).test
+    if run.config.dataset in ood:
+        raise UserError(f"--ood {run.config.dataset}: these are the images that the run was trained on")
     others = {name: data.out_of_distribution(test, name, run.config.data_dir) for name in dict.fromkeys(ood)}
     tables: dict[str, Rows] = {"uncertainty": [], "samples": [], "selective": [], "reliability": []}
     tables |= ({"ood": [], "histogram": []} if others else {}) | ({"corruptions": []} if corruptions else {})
@@ -59,12 +61,12 @@ def evaluate(
             bar.update(task, description=f"level {number}")
             level = run.level(number)
             network, density = level.load_model(where), run.results.set_index("level")["density"][number]
+            drawn = 1 if guides.is_point(network.guide) else count
             for name, rows in _of_level(network, run.config, test, others, tables, count):
-                tables[name] += [{"level": number, "density": density} | row for row in rows]
+                tables[name] += [{"level": number, "density": density, "num_samples": drawn} | row for row in rows]
                 bar.advance(task, name in ("uncertainty", "ood", "corruptions"))
-            for name, rows in tables.items():
-                run.folder.save_evaluation(name, rows)
-    draw_evaluation(run.folder, tables)
+            every = {name: run.folder.save_evaluation(name, rows) for name, rows in tables.items()}
+    draw_evaluation(run.folder, every)
     return tables
 
 

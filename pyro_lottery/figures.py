@@ -66,7 +66,7 @@ def accuracy(axes: Axes, rows: Sequence[LevelResult]) -> None:
 
 def layers(axes: Axes, run: RunFolder) -> None:
     """Density per layer, a line per finished level of ``run``, later ones darker."""
-    rows = run.results()
+    rows = run.finished()
     for row in rows:
         density = masks.density_per_site(run.level(row.level).load_mask())
         shade = str(0.75 * (1 - row.level / max(1, rows[-1].level)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 
@@ -28,6 +29,8 @@ def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
         raise UserError(f"prune fraction must be between 0 and 1, got {fraction}")
     if not remaining(mask):
         raise UserError("no weight is left to prune; use fewer --levels or a smaller --prune-fraction")
+    if not (isinstance(score, Mapping) and all(isinstance(value, Tensor) for value in score.values())):
+        raise UserError(f"a score gives a dict of one tensor per site; got {type(score).__name__} {str(score)[:40]!r}")
     for name, m in mask.items():
         if name not in score or score[name].shape != m.shape:
             raise UserError(f"the score has {'no' if name not in score else 'a mis-shaped'} tensor for site {name!r}")

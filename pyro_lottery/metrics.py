@@ -49,7 +49,9 @@ def reliability(probs: Tensor, labels: Tensor, bins: int = BINS) -> tuple[Tensor
     confidence that is not empty.
     """
     confidence, predicted = probs.double().max(1)
-    index = (confidence * bins).long().clamp_max(bins - 1)
+    # in float32, in which probabilities come and torchmetrics bins: 0.7 as float32 is on an edge, as a double below it
+    edges = torch.linspace(0, 1, bins + 1, device=probs.device)
+    index = (torch.bucketize(confidence.float(), edges, right=True) - 1).clamp_max(bins - 1)
     sums = torch.zeros(2, bins, dtype=torch.double, device=probs.device)
     sums.index_add_(1, index, torch.stack([confidence, (predicted == labels).double()]))
     count = torch.bincount(index, minlength=bins)

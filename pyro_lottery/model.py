@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pyro_lottery import guides
 from pyro_lottery.errors import UserError
-from pyro_lottery.priors import AnyPrior, SitePrior, normal, of_sites
+from pyro_lottery.priors import AnyPrior, SitePrior, normal, of_site, of_sites
 from pyro_lottery.types import Mask, Sites, Ticket
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -68,18 +68,35 @@ def bayesianize_(net: nn.Module, prior: AnyPrior) -> dict[str, float]:
     scale of every site. Raises ``UserError`` if the network has no such layer.
     """
     found = list(random_parameters(net))
+    _check_layers(net)
     if not found:
         raise UserError("the network has no Linear, Conv or MultiheadAttention layer to make Bayesian")
     scales = {site: kaiming_scale(layer, name) for site, layer, name in found}
     values = {site: getattr(layer, name).detach().clone() for site, layer, name in found}
     prior = of_sites(prior, values)
+    distributions = {site: of_site(prior, site, value.shape) for site, value in values.items()}  # before any change
     to_pyro_module_(net)
     for site, layer, name in found:
         value = values[site]
-        setattr(layer, f"{name}_prior", SitePrior(site, prior(site, value.shape), value.shape).to(value.device))
+        setattr(layer, f"{name}_prior", SitePrior(site, distributions[site], value.shape).to(value.device))
         setattr(layer, name, PyroSample(_PriorOf(name)))
         layer.register_buffer(f"{name}_init", value, persistent=False)
     return scales
+
+
+def _check_layers(net: nn.Module) -> None:
+    """Raise ``UserError`` for layers whose weights are not parameters of their own."""
+    owners: dict[int, str] = {}
+    for path, layer in net.named_modules():
+        name = f"{path}.weight" if path else "weight"
+        if isinstance(layer, _LAYERS) and hasattr(layer, "weight_prior"):
+            raise UserError("the network is Bayesian already; create it anew, or go on with the model that it is in")
+        if isinstance(layer, _LAYERS) and "weight" not in layer._parameters:
+            raise UserError(f"{name!r} is not a parameter (weight_norm, spectral_norm or pruning?); remove that first")
+    for site, layer, attribute in random_parameters(net):
+        other = owners.setdefault(id(getattr(layer, attribute)), site)
+        if other != site:
+            raise UserError(f"{other!r} and {site!r} are one tied parameter; give each layer its own")
 
 
 class _PriorOf:
@@ -114,7 +131,7 @@ class BayesianNetwork(nn.Module):
             raise UserError(f"kl_temperature must be greater than 0, got {kl_temperature}")
         self.prunable = prunable_sites(net)
         self._net_names = set(net.state_dict()) - {site for site, _, _ in random_parameters(net)}
-        self.kaiming_scale = bayesianize_(net, prior or normal(0.0, 1.0))
+        self.kaiming_scale = bayesianize_(net, normal(0.0, 1.0) if prior is None else prior)
         self.net = net
         self.num_data = num_data
         self.kl_temperature = kl_temperature
@@ -164,11 +181,16 @@ class BayesianNetwork(nn.Module):
         shapes |= {f"net/{n}": t.shape for n, t in self.net_state().items()}
         given = {f"loc/{n}": t.shape for n, t in ticket.start.loc.items()}
         given |= {f"net/{n}": t.shape for n, t in ticket.net.items()}
+        shapes |= {f"mask/{n}": shapes[f"loc/{n}"] for n in self.prunable}
+        given |= {f"mask/{n}": t.shape for n, t in ticket.mask.items()}
         differing = [name for name in {**shapes, **given} if shapes.get(name) != given.get(name)]
         if differing:
             listed = ", ".join(f"{n} {_size(given.get(n))} and {_size(shapes.get(n))}" for n in differing[:5])
             more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
             raise UserError(f"the ticket is of another network; ticket's and network's: {listed}{more}")
+        for name, value in (*ticket.start.loc.items(), *(ticket.start.scale or {}).items()):
+            if not value.is_floating_point() or not bool(value.isfinite().all()):
+                raise UserError(f"the ticket's {name} holds {value.dtype} values that are not all finite real numbers")
         guides.set_posterior_(guide, ticket.start)
         self.load_net_state(ticket.net)
         return ticket.mask

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyro_lottery import guides, metrics
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.handlers import active_mask
-from pyro_lottery.model import BayesianNetwork
+from pyro_lottery.model import BayesianNetwork, BayesianRegressor
 
 PRECISIONS = ("32", "bf16")
 
@@ -102,6 +102,7 @@ def predictives(
     """The predictive from 1, 2, ... ``num_samples`` draws of the weights, as :func:`predict` draws them; memory does not
     grow with their number.
     """
+    _check_classifier(model)
     if num_samples < 1:
         raise UserError(f"num_samples must be at least 1, got {num_samples}; predict_mean uses the mean weights")
     total: Any = 0.0
@@ -122,6 +123,7 @@ def predict_mean(
     model: BayesianNetwork, guide: AutoGuide, images: Images, *, batch_size: int = 500, precision: str = "32"
 ) -> Tensor:
     """Class probabilities [n, classes] of the network whose weights are the posterior's locs: one pass, no randomness."""
+    _check_classifier(model)
     return logits_mean(model, guide, images, batch_size=batch_size, precision=precision).softmax(-1)
 
 
@@ -135,6 +137,11 @@ def logits_mean(
         weights[name] = loc if mask is None else loc.masked_fill_(~mask.to(loc.device), 0.0)
     with _inference(model):
         return torch.cat(list(_outputs(model, weights, images, batch_size, precision)))
+
+
+def _check_classifier(model: BayesianNetwork) -> None:
+    if isinstance(model, BayesianRegressor):
+        raise UserError("a BayesianRegressor has no class probabilities; use logits_mean, or sample guide and network")
 
 
 @contextmanager

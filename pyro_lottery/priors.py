@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor, nn
 
 from pyro_lottery.errors import UserError, unknown
@@ -45,29 +46,51 @@ def of_sites(prior: AnyPrior, sites: Iterable[str]) -> Prior:
     for site, value in chosen.items():
         if value is None:
             raise UserError(f"no glob of the prior matches site {site!r}; add '*' for all others")
+    for glob in globs:
+        if globs[glob] not in chosen.values():
+            site = next(site for site in sites if fnmatchcase(site, glob))
+            before = next(other for other in globs if fnmatchcase(site, other))
+            raise UserError(
+                f"the prior's glob {glob!r} is never reached, since {before!r} comes first; put it before that"
+            )
     return lambda site, shape: chosen[site](site, shape)  # type: ignore[misc]
+
+
+def of_site(prior: Prior, site: str, shape: Size) -> dist.TorchDistribution:
+    """What a prior says of one site; ``UserError`` that names the site if that is no distribution."""
+    try:
+        found = prior(site, shape)
+    except UserError:
+        raise
+    except Exception as error:  # a user's function may fail in any way
+        text = str(error).split("\n")[0]
+        raise UserError(f"the prior of {site!r} failed ({type(error).__name__}: {text}); {_EXPECTED}") from error
+    if not isinstance(found, TorchDistributionMixin):
+        raise UserError(f"the prior of {site!r} gave {found!r}; {_EXPECTED}")
+    return found  # type: ignore[return-value]
+
+
+_EXPECTED = "a prior is a pyro.distributions object, or a function (site, shape) -> one, as priors.normal(1.0) gives"
 
 
 def _function(prior: Any) -> Prior:
     if isinstance(prior, torch.distributions.Distribution):
         return lambda site, shape: prior  # type: ignore[return-value]
     if not callable(prior):
-        raise UserError(
-            f"a prior is a distribution, a function (site, shape) -> distribution, or a dict of these by glob; got {prior!r}"
-        )
+        raise UserError(f"{_EXPECTED}, or a dict of these by glob; got {prior!r}")
     return prior
 
 
-def normal(*loc_scale: float) -> Prior:
+def normal(*loc_scale: float, scale: float | None = None) -> Prior:
     """N(loc, scale²) on every weight (paper §3); one number is the scale, two are loc and scale."""
-    loc, scale = _loc_scale("normal", loc_scale)
-    return lambda site, shape: dist.Normal(torch.tensor(loc), torch.tensor(scale))
+    loc, width = _loc_scale("normal", loc_scale, scale)
+    return lambda site, shape: dist.Normal(torch.tensor(loc), torch.tensor(width))
 
 
-def laplace(*loc_scale: float) -> Prior:
+def laplace(*loc_scale: float, scale: float | None = None) -> Prior:
     """Laplace(loc, scale) on every weight; one number is the scale, two are loc and scale."""
-    loc, scale = _loc_scale("laplace", loc_scale)
-    return lambda site, shape: dist.Laplace(torch.tensor(loc), torch.tensor(scale))
+    loc, width = _loc_scale("laplace", loc_scale, scale)
+    return lambda site, shape: dist.Laplace(torch.tensor(loc), torch.tensor(width))
 
 
 def student_t(scale: float = 1.0, df: float = 3.0) -> Prior:
@@ -121,7 +144,8 @@ def by_name(name: str, scale: float) -> Prior:
     return load_callable(name, "--prior")
 
 
-def _loc_scale(name: str, numbers: tuple[float, ...]) -> tuple[float, float]:
+def _loc_scale(name: str, numbers: tuple[float, ...], named: float | None = None) -> tuple[float, float]:
+    numbers = numbers if named is None else (*numbers, named)
     if len(numbers) > 2:
         raise UserError(f"{name} prior: expected (scale) or (loc, scale), got {len(numbers)} numbers")
     loc, scale = (0.0, *numbers) if len(numbers) == 1 else (numbers or (0.0, 1.0))
@@ -182,6 +206,8 @@ class SitePrior(nn.Module):
                 setattr(owner, name, getattr(self, key))
             elif isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
                 setattr(owner, name, self._adopt(value, key))
+            elif isinstance(value, list) and all(isinstance(v, torch.distributions.Transform) for v in value):
+                setattr(owner, name, [self._adopt(v, f"{key}_{place}") for place, v in enumerate(value)])
         return owner
 
     def _apply(self, *args: Any, **kwargs: Any) -> SitePrior:

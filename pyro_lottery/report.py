@@ -66,9 +66,6 @@ for (const table of document.querySelectorAll("table")) {
 
 def report(runs: Sequence[Run], title: str = "pyro_lottery report") -> str:
     """The page about ``runs`` as HTML."""
-    for run in runs:
-        if not run.folder.results():
-            raise UserError(f"{run.folder.path} has no finished level to report")
     environment = Environment(autoescape=True)
     template = environment.from_string(resources.files("pyro_lottery").joinpath("report.html").read_text())
     return template.render(
@@ -83,11 +80,11 @@ def report(runs: Sequence[Run], title: str = "pyro_lottery report") -> str:
 
 
 def _section(run: Run) -> dict[str, Any]:
-    name, config = run.folder.path.name, run.config
+    name, config = _name(run), run.config
     share = 1 if config.guide != "deterministic" else 0.5  # a point has no scale to keep
     cells = [
         [{"value": value, "text": format(value, form)} for value, form in _values(row, share)]
-        for row in run.folder.results()
+        for row in run.folder.finished()
     ]
     pictures = [
         ("Test accuracy against the share of weights remaining.", lambda axes: draw.accuracy(run, axes)),
@@ -103,7 +100,7 @@ def _section(run: Run) -> dict[str, Any]:
             {"svg": _svg(f"{name}{place}", picture, (5.2, 3.6)), "caption": caption}
             for place, (caption, picture) in enumerate(pictures)
         ],
-        "command": command(config),
+        "command": command(run),
         "config": [
             (key, value if isinstance(value, str) else json.dumps(value)) for key, value in run.folder.config.items()
         ],
@@ -114,10 +111,31 @@ def _values(row: Any, share: float) -> list[tuple[Any, str]]:
     return [((share if name == "KiB" else 1) * value(row), form) for name, value, form in COLUMNS]
 
 
-def command(config: Config) -> str:
+def _name(run: Run) -> str:
+    """The folder's name, and of a control or transplant whose it is."""
+    path = run.folder.path.resolve()
+    depth = {"controls": 3, "transplant": 2}.get("controls" if path.parent.name == "controls" else path.name, 1)
+    return "/".join(path.parts[-depth:])
+
+
+def command(run: Run) -> str:
+    """The shell command that trains a run again; empty for a transplant of a file, of which the run keeps a checksum alone."""
+    path = run.folder.path
+    levels = [str(row.level) for row in run.folder.results()]
+    if run.folder.origin == "control":
+        source = ["controls", str(path.parent.parent), "--control", run.folder.config["control"]]
+        return shlex.join(["python", "-m", "pyro_lottery." + source[0], *source[1:], "--levels", *levels])
+    if run.folder.origin:
+        at_home = path.name == "transplant" and (path.parent / "config.json").exists()
+        source = ["python", "-m", "pyro_lottery.transplant", str(path.parent), "--levels", *levels]
+        return shlex.join(source) if at_home else ""
+    return training_command(run.config)
+
+
+def training_command(config: Config) -> str:
     """The shell command that trains a run with ``config``.
 
-    >>> command(Config(arch="lenet", epochs=3, milestones=(1, 2)))
+    >>> training_command(Config(arch="lenet", epochs=3, milestones=(1, 2)))
     'python -m pyro_lottery.imp --arch lenet --epochs 3 --milestones 1 2 --run-dir runs/lenet-cifar10-mean_field-snr-seed0-epochs3-milestones1+2'
     """
     usual, words = Config(run_dir=""), ["python", "-m", "pyro_lottery.imp"]
@@ -142,11 +160,12 @@ def _svg(salt: str, picture: Callable[[Axes], object], size: tuple[float, float]
 def _compare(axes: Axes, runs: Sequence[Run]) -> None:
     lowest = 100.0
     for look, run in enumerate(runs):
-        rows = run.folder.results()
+        rows = run.folder.finished()
         percent = [100 * row.density for row in rows]
         lowest = min(lowest, *percent)
         color = PALETTE[look % len(PALETTE)]
-        label = run.folder.path.name.replace("$", r"\$")  # matplotlib would read it as a formula
+        label = _name(run).replace("$", r"\$")  # matplotlib would read it as a formula
+        label = label.replace("_", "\u200b_", 1) if label.startswith("_") else label  # nor would it list that
         axes.plot(percent, [100 * row.test_accuracy for row in rows], "o-", ms=4, color=color, label=label[:60])
     axes.set_ylabel("test accuracy (%)")
     figures.percent_axis(axes, lowest)
@@ -165,6 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         page = report([load_run(path) for path in given.runs], given.title)
         if not given.output.parent.is_dir():
             raise UserError(f"-o {given.output}: there is no folder {given.output.parent}")
+        if given.output.is_dir():
+            raise UserError(f"-o {given.output} is a folder; name a file")
         files.write_atomic(given.output, page.encode())
         print(given.output)
 

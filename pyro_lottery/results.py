@@ -7,7 +7,7 @@ import io
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -187,12 +187,20 @@ class RunFolder:
         """Where a picture of what an evaluation found goes."""
         return self.path / "evaluation" / f"{name}.png"
 
-    def save_evaluation(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-        """Write a table of what ``python -m pyro_lottery.evaluate`` found to ``evaluation/NAME.csv``; returns its path."""
-        path = self.path / "evaluation" / f"{name}.csv"
+    def save_evaluation(self, name: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Write a table of what ``python -m pyro_lottery.evaluate`` found to ``evaluation/NAME.csv``; rows that are there
+        of other levels stay. Returns all rows.
+        """
+        import pandas as pd
+
+        path, found = self.path / "evaluation" / f"{name}.csv", pd.DataFrame(rows)
         path.parent.mkdir(exist_ok=True)
-        _write_csv(path, list(rows[0]) if rows else ["level"], rows)
-        return path
+        if path.exists():
+            with suppress(ValueError, KeyError):  # of a table that is none, nothing is kept
+                old = pd.read_csv(path)
+                found = pd.concat([old[~old["level"].isin(found["level"])], found]).sort_values("level", kind="stable")
+        files.write_atomic(path, found.to_csv(index=False).encode())
+        return found.to_dict("records")  # type: ignore[return-value]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -245,6 +253,13 @@ class RunFolder:
             return [LevelResult(**value) for value in values]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.path / 'results.csv'} is not a table of levels ({error})") from error
+
+    def finished(self) -> list[LevelResult]:
+        """The rows of ``results.csv``; ``UserError`` if there is none yet."""
+        rows = self.results()
+        if not rows:
+            raise UserError(f"{self.path} has no finished level yet")
+        return rows
 
     def add_result(self, result: LevelResult) -> None:
         """Add a level's row: from now on the level is finished."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,7 @@ from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.model import BayesianClassifier
 from pyro_lottery.results import LevelFolder, RunFolder
-from pyro_lottery.types import Mask, Posterior, Ticket
+from pyro_lottery.types import LevelResult, Mask, Posterior, Ticket
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,8 +155,14 @@ class TrainedNetwork:
     ) -> Iterator[prediction.Predictive]:
         """What 1, 2, ... ``num_samples`` draws say of ``images``: probabilities, total, aleatoric and epistemic entropy."""
         device = next(iter(self.guide.parameters())).device
-        with sparsify(self.mask), seeds.stream(device, seed, "predict", self.level):
-            yield from prediction.predictives(self.model, self.guide, images, num_samples, precision=self.precision)
+        every = prediction.predictives(self.model, self.guide, images, num_samples, precision=self.precision)
+        draws = seeds.Stream(device, seed, "predict", self.level)
+        while True:
+            with sparsify(self.mask), draws:  # around each step: what the caller does in between is not masked
+                predictive = next(every, None)
+            if predictive is None:
+                return
+            yield predictive
 
     def predict_mean(self, images: prediction.Images) -> Tensor:
         """Class probabilities [n, classes] of the mean weights."""
@@ -189,7 +195,7 @@ class Level:
 
     def load_model(self, device: torch.device | str = "cpu") -> TrainedNetwork:
         """The trained network, with the bits it had when it was saved."""
-        model, guide = build(self._config, self._shape, torch.device(device))
+        model, guide = build(self._config, self._shape, resolve_device(str(device)))
         posterior, net = self._folder.load_posterior()
         guides.set_posterior_(guide, posterior)
         model.load_net_state(net)
@@ -209,12 +215,14 @@ class Run:
         except (KeyError, TypeError) as error:
             raise UserError(f"{self.folder.path / 'config.json'} does not describe its data") from error
 
-    @cached_property
+    @property
     def results(self) -> pd.DataFrame:
-        """One row per finished level, as in ``results.csv``."""
+        """One row per level that is finished now, as in ``results.csv``."""
         import pandas as pd
 
-        return pd.DataFrame([asdict(row) for row in self.folder.results()])
+        return pd.DataFrame(
+            [asdict(row) for row in self.folder.results()], columns=[f.name for f in fields(LevelResult)]
+        )
 
     def level(self, number: int) -> Level:
         """A finished level; ``UserError`` if it is not."""
@@ -229,7 +237,7 @@ class Run:
 
     def load_data(self, device: torch.device | str = "cpu") -> Data:
         """The run's data set."""
-        return load_data(self.config, torch.device(device))
+        return load_data(self.config, resolve_device(str(device)))
 
 
 def check_levels(run: Run, levels: Iterable[int] | None, lowest: int = 0) -> list[int]:
@@ -240,7 +248,8 @@ def check_levels(run: Run, levels: Iterable[int] | None, lowest: int = 0) -> lis
         if level not in finished:
             raise UserError(f"--levels {level}: {run.folder.path} has no such finished level; choose among {finished}")
     if not wanted:
-        raise UserError(f"{run.folder.path} has no finished level to start from; train it first")
+        what = f"one of {finished}" if finished else "a finished level, of which it has none yet"
+        raise UserError(f"{run.folder.path}: choose {what}")
     return wanted
 
 

@@ -30,12 +30,34 @@ def stream(device: torch.device | str, seed: int, *path: str | int) -> Iterator[
 
     Pyro draws its samples from the global generators, so this is how weight noise gets its own stream.
     """
-    device = torch.device(device)
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if cuda else []):
-        # not torch.manual_seed, which would seed every other GPU of the machine too
-        torch.default_generator.manual_seed(derive(seed, *path))
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(derive(seed, *path))
+    with Stream(device, seed, *path):
         yield
+
+
+class Stream:
+    """A :func:`stream` that can be left and entered again, and then goes on where it was."""
+
+    def __init__(self, device: torch.device | str, seed: int, *path: str | int):
+        self.device = torch.device(device)
+        self._states = [generator(d, seed, *path).get_state() for d in self._devices]
+
+    @property
+    def _devices(self) -> list[torch.device]:
+        return [torch.device("cpu"), *([self.device] if self.device.type == "cuda" else [])]
+
+    def _swap(self) -> None:
+        for place, device in enumerate(self._devices):
+            on_gpu = device.type == "cuda"
+            state = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
+            if on_gpu:
+                torch.cuda.set_rng_state(self._states[place], device)
+            else:
+                torch.set_rng_state(self._states[place])
+            self._states[place] = state
+
+    def __enter__(self) -> Stream:
+        self._swap()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._swap()

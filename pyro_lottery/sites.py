@@ -40,10 +40,22 @@ def describe(model: BayesianNetwork, guide: Any) -> list[dict[str, Any]]:
 
 
 def _prior(model: BayesianNetwork, site: str) -> str:
-    each: Any = model.prior_of(site)
+    return _text(model.prior_of(site))
+
+
+def _text(each: Any) -> str:
+    if isinstance(each, torch.distributions.MixtureSameFamily):
+        shares = " ".join(f"{share:.4g}" for share in each.mixture_distribution.probs.flatten().tolist()[:4])
+        return f"mixture({shares}) of {_text(each.component_distribution)}"
+    if isinstance(each, torch.distributions.Independent):
+        return _text(each.base_dist)
     numbers = {n: getattr(each, n) for n in each.arg_constraints if isinstance(getattr(each, n, None), torch.Tensor)}
-    known = ", ".join(f"{n} {float(t.flatten()[0]):.4g}" for n, t in numbers.items() if t.unique().numel() == 1)
-    return f"{type(each).__name__}({known})"
+    return f"{type(each).__name__}({', '.join(f'{n} {_range(t)}' for n, t in numbers.items())})"
+
+
+def _range(values: torch.Tensor) -> str:
+    low, high = float(values.min()), float(values.max())
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
 def _shape(config: Config) -> Shape:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from pyro_lottery import masks
 from pyro_lottery.errors import UserError
-from pyro_lottery.runs import Run, load_run
+from pyro_lottery.runs import Run, check_levels, load_run
 
 OPTIONS = ("arch", "guide", "score", "rewind", "lr", "warmup_epochs", "train_samples", "seed")
 """The options that tell the runs of one study apart."""
@@ -56,7 +56,7 @@ def layers(runs: list[Run], level: int | None = None) -> pd.DataFrame:
     """
     rows = []
     for run in runs:
-        chosen = run.folder.results()[-1].level if level is None else level
+        chosen = run.folder.finished()[-1].level if level is None else check_levels(run, [level])[0]
         mask = run.folder.level(chosen).load_mask()
         for depth, (site, density) in enumerate(masks.density_per_site(mask).items(), start=1):
             where = {"level": chosen, "site": site, "depth": depth, "weights": mask[site].numel()}

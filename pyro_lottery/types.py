@@ -38,7 +38,7 @@ class Posterior:
         """Write loc/, scale/, the ``net``/ that belongs to it and perhaps a mask/ as safetensors."""
         groups = {"loc": self.loc, "scale": self.scale or {}, "net": net, "guide": self.extra}
         tensors = {f"{group}/{name}": t for group, sites in groups.items() for name, t in sites.items()}
-        tensors |= {f"mask/{name}": m.to(torch.uint8) for name, m in (mask or {}).items()}
+        tensors |= {f"mask/{name}": m.bool().to(torch.uint8) for name, m in (mask or {}).items()}
         # safetensors sorts its tensors; the network's order, in which ties are settled, is kept here.
         info: dict[str, Any] = {"sites": list(self.loc), "prunable": list(self.prunable)}
         files.save_tensors(Path(path), tensors, info | ({"draws": self.draws} if self.draws else {}))

@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 import pyro_lottery as pl
 from pyro_lottery import imp
 from pyro_lottery.config import Config
+from pyro_lottery.controls import run_control
 
 from .test_imp import SMALL
 
@@ -90,6 +91,10 @@ def test_a_weight_against_its_prior(run):
 def test_what_cannot_be_drawn_is_named(run, tmp_path):
     pruned = tuple((~run.level(2).ticket.mask["fc1.weight"]).nonzero()[0].tolist())
     point = imp.run_imp(Config(**SMALL | {"levels": 0, "guide": "deterministic", "run_dir": str(tmp_path / "d")}))
+    (tmp_path / "u").mkdir()
+    (tmp_path / "u" / "config.json").write_bytes((run.folder.path / "config.json").read_bytes())
+    unfinished = pl.load_run(tmp_path / "u")
+    assert list(unfinished.results.columns) == list(run.results.columns)
     for what, message in [
         (lambda: pl.draw.mask(run, 1, "conv1.wieght"), "unknown site 'conv1.wieght': did you mean conv1.weight"),
         (lambda: pl.draw.histograms(run, 0, "sigma"), "unknown quantity 'sigma'"),
@@ -98,7 +103,24 @@ def test_what_cannot_be_drawn_is_named(run, tmp_path):
         (lambda: pl.draw.ridge(point), "a deterministic run has no snr; draw loc"),
         (lambda: pl.draw.weight(point, 0, "fc1.weight", (0, 0)), "no posterior density"),
         (lambda: pl.draw.reliability(run, 9), "no finished level 9"),
+        (lambda: pl.tables.layers([run], 9), "--levels 9: .* has no such finished level"),
+        *(
+            (lambda draw=draw: draw(unfinished), "has no finished level yet")
+            for draw in (
+                pl.draw.accuracy,
+                pl.draw.calibration,
+                pl.draw.layers,
+                pl.draw.ridge,
+                lambda run: pl.tables.layers([run]),
+            )
+        ),
     ]:
         with pytest.raises(pl.UserError, match=message):
             what()
     assert pl.draw.ridge(point, "loc").lines
+    assert len(pl.draw.weight(run, 0, "fc1.bias", 3).lines) == 2
+
+
+def test_a_control_is_not_said_to_be_pruned_next(run):
+    control = run_control(run, "shuffle_global", [1, 2])
+    assert all("0 % pruned next" in axes.get_title() for axes in pl.draw.histograms(control, 1))

@@ -73,13 +73,25 @@ def test_tables_and_pictures_are_written(run, tables):
         assert (folder / f"{name}.png").stat().st_size > 5000
 
 
+def test_levels_are_added_to_what_is_there(run, tables):
+    evaluate.evaluate(run, [0], samples=1, ood=["noise"])
+    folder = run.folder.path / "evaluation"
+    found = pd.read_csv(folder / "uncertainty.csv")
+    assert list(found["level"]) == [0, 1]
+    assert list(found["num_samples"]) == ([1, 2] if run.config.guide == "mean_field" else [1, 1])
+    assert found["nll"][1] == pytest.approx(tables["uncertainty"][1]["nll"])
+    assert set(pd.read_csv(folder / "corruptions.csv")["level"]) == {0, 1}
+
+
 def test_the_command(run, capsys):
     assert evaluate.main([str(run.folder.path), "--levels", "1", "--samples", "3"]) == 0
-    assert "level 1, density 0.8, accuracy " in capsys.readouterr().out
+    drawn = 3 if run.config.guide == "mean_field" else 1
+    assert f"level 1, density 0.8, num_samples {drawn}, accuracy " in capsys.readouterr().out
     for arguments, message in [
         (["--levels", "7"], "--levels 7: "),
         (["--samples", "0"], "--samples must be at least 1"),
         (["--ood", "svhn"], "holds no complete copy of SVHN"),
+        (["--ood", "digits"], "--ood digits: these are the images that the run was trained on"),
         (["--ood", "cats"], "unknown --ood 'cats'"),
     ]:
         assert evaluate.main([str(run.folder.path), *arguments]) == 2

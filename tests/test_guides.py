@@ -303,10 +303,49 @@ def test_low_rank_marginals_are_its_covariances_diagonal(tiny_model):
 
 def test_a_covariance_too_large_for_the_machine_says_what_it_needs():
     model = pl.BayesianClassifier(pl.create_model("resnet20", 10), num_data=1)
-    # n = 272,474 weights: n² numbers of 4 bytes, four times, are 1,106.2 GiB
+    # n = 270,906 weights: at its peak training holds sixteen n² numbers of 4 bytes
     n = sum(t.numel() for t in model.initial_values().values())
-    with pytest.raises(pl.UserError, match=f"over {n:,} weights needs {16 * n * n / 2**30:,.1f} GiB to train"):
+    with pytest.raises(pl.UserError, match=f"over {n:,} weights needs {64 * n * n / 2**30:,.1f} GiB to train"):
         pl.guides.auto(autoguide.AutoMultivariateNormal, model)
+
+
+def test_a_prior_over_less_than_the_real_line_is_refused(tiny_data):
+    import pyro.distributions as dist
+
+    from tests.conftest import TinyNet
+
+    for prior in (dist.Uniform(-1.0, 1.0), dist.HalfNormal(1.0)):
+        model = pl.BayesianClassifier(TinyNet(), prior, num_data=1)
+        for make in (
+            pl.guides.mean_field,
+            lambda model: pl.guides.auto(autoguide.AutoNormal, model),
+            lambda model: pl.guides.auto(autoguide.AutoDiagonalNormal, model),
+        ):
+            with pytest.raises(pl.UserError, match=r"prior of 'conv\.weight' is over .*, not all real numbers"):
+                make(model)
+
+
+def test_a_guide_that_has_not_met_its_model_is_named(tiny_model):
+    for kind in (autoguide.AutoNormal, autoguide.AutoDiagonalNormal, autoguide.AutoIAFNormal, autoguide.AutoDelta):
+        with pytest.raises(pl.UserError, match="has not met its model yet; build it with"):
+            pl.posterior(kind(tiny_model))
+
+
+def test_options_of_a_guide(tiny_model):
+    assert pl.guides.auto(autoguide.AutoLowRankMultivariateNormal, tiny_model, rank=3).cov_factor.shape[1] == 3
+    with pytest.raises(pl.UserError, match="unknown option of AutoLowRankMultivariateNormal 'rang': did you mean rank"):
+        pl.guides.auto(autoguide.AutoLowRankMultivariateNormal, tiny_model, rang=3)
+    with pytest.raises(pl.UserError, match=r"takes a class of pyro\.infer\.autoguide"):
+        pl.guides.auto(lambda model: autoguide.AutoNormal(model), tiny_model)
+
+
+def test_a_posterior_without_scales_changes_nothing(tiny_model):
+    guide = pl.guides.mean_field(tiny_model)
+    before = pl.posterior(guide)
+    other = {name: value + 1 for name, value in before.loc.items()}
+    with pytest.raises(pl.UserError, match="needs scales"):
+        pl.guides.set_posterior_(guide, pl.Posterior(other, None, before.prunable))
+    assert all(torch.equal(t, before.loc[n]) for n, t in pl.posterior(guide).loc.items())
 
 
 class Skewed(autoguide.AutoIAFNormal):

@@ -27,6 +27,18 @@ def test_mace_counts_only_bins_that_hold_something():
     assert metrics.ece(perfect, (torch.arange(9) + 1) % 3) == pytest.approx(1)
 
 
+def test_confidences_on_an_edge_are_binned_alike():
+    edges = torch.tensor([0.65, 0.7, 0.9, 0.95])
+    probs = torch.stack([edges, 1 - edges], 1)
+    labels = torch.tensor([0, 0, 0, 0])
+    confidence, right, count = metrics.reliability(
+        torch.cat([probs, probs + torch.tensor([0.02, -0.02])]), labels.repeat(2)
+    )
+    assert count.tolist() == [2, 2, 2, 2], "0.7 and 0.72 are in one bin"
+    assert right.tolist() == [1, 1, 1, 1]
+    torch.testing.assert_close(confidence, edges.double() + 0.01)
+
+
 def test_a_confidence_of_one_shares_the_last_bin():
     probs = torch.tensor([[1.0, 0.0], [0.96, 0.04]])
     assert metrics.mace(probs, torch.tensor([1, 0])) == pytest.approx(abs(0.5 - 0.98))

@@ -204,6 +204,24 @@ def test_gains_of_standardised_convolutions_stay_deterministic():
     assert names == {"weight", "bias"}
 
 
+def test_layers_that_would_be_left_out_are_named():
+    from tests.conftest import TinyNet
+
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(pl.UserError, match=r"'0\.weight' and '1\.weight' are one tied parameter"):
+        pl.BayesianClassifier(tied, num_data=1)
+    for change in (nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm):
+        net = TinyNet()
+        change(net.hidden)
+        with pytest.raises(pl.UserError, match=r"'hidden\.weight' is not a parameter"):
+            pl.BayesianClassifier(net, num_data=1)
+    net = TinyNet()
+    pl.BayesianClassifier(net, num_data=1)
+    with pytest.raises(pl.UserError, match="is Bayesian already"):
+        pl.BayesianClassifier(net, num_data=1)
+
+
 def test_a_ticket_drops_into_a_fresh_network_and_says_what_differs(tmp_path):
     from tests.conftest import TinyNet
 
@@ -221,6 +239,14 @@ def test_a_ticket_drops_into_a_fresh_network_and_says_what_differs(tmp_path):
     assert all(torch.equal(found[n], m) for n, m in mask.items())
     expected = pl.masks.apply(mask, start)
     assert all(torch.equal(pl.posterior(its_guide).loc[n], t) for n, t in expected.loc.items())
+    for mangled, message in (
+        (pl.Ticket({n: m[:1] for n, m in mask.items()}, start, model.net_state()), r"mask/conv\.weight 1×1×3×3 and 4×1×3×3"),
+        (pl.Ticket(mask, pl.Posterior({n: t / 0 for n, t in start.loc.items()}, start.scale, start.prunable),
+                   model.net_state()), "not all finite"),
+    ):  # fmt: skip
+        with pytest.raises(pl.UserError, match=message):
+            other.start_from_(its_guide, mangled)
+    assert all(torch.equal(pl.posterior(its_guide).loc[n], t) for n, t in expected.loc.items()), "nothing was changed"
     larger, its_guide = fresh(classes=5)
     with pytest.raises(
         pl.UserError, match=r"of another network; .*: loc/out\.weight 3×6 and 5×6, loc/out\.bias 3 and 5$"

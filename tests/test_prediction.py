@@ -89,6 +89,16 @@ def test_frozen_modules_stay_frozen(tiny_model, tiny_data):
     assert not tiny_model.net.bn.training
 
 
+def test_a_regressor_has_no_class_probabilities(tiny_data):
+    from tests.conftest import TinyNet
+
+    model = pl.BayesianRegressor(TinyNet(), num_data=1, noise_scale=1.0)
+    guide = pl.guides.mean_field(model)
+    for predict in (pl.predict, pl.predict_mean):
+        with pytest.raises(pl.UserError, match="has no class probabilities"):
+            predict(model, guide, tiny_data.test)
+
+
 def test_peak_memory_does_not_grow_with_the_samples():
     code = (
         "import resource, torch, pyro_lottery as pl\n"

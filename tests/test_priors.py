@@ -36,6 +36,7 @@ def test_parameters_of_a_prior_are_in_the_state_dict(tiny_model):
 
 
 def test_by_name():
+    assert priors.normal(scale=2.0)("w", torch.Size([1])).scale == priors.laplace(1.0, scale=2.0)("w", ()).scale == 2.0
     assert priors.by_name("laplace", 0.5)("w", torch.Size([1])).scale == 0.5
     assert priors.by_name("pyro_lottery.priors.flat", 1.0) is priors.flat
     with pytest.raises(pl.UserError, match="did you mean laplace"):
@@ -96,6 +97,34 @@ def scales(model):
     }
 
 
+def test_a_prior_that_is_no_distribution_is_named():
+    from tests.conftest import TinyNet
+
+    for wrong in (
+        priors.student_t, priors.flat, dist.Normal, lambda site: dist.Normal(0.0, 1.0), lambda site, shape: None,
+        torch.distributions.Normal(0.0, 1.0),
+    ):  # fmt: skip
+        with pytest.raises(
+            pl.UserError, match=r"the prior of 'conv\.weight' .*; a prior is a pyro\.distributions object"
+        ):
+            pl.BayesianClassifier(TinyNet(), wrong, num_data=1)
+
+
+def test_tensors_of_a_transformed_prior_are_in_the_state_dict():
+    from pyro.distributions.transforms import AffineTransform
+
+    from tests.conftest import TinyNet
+
+    shifted = dist.TransformedDistribution(
+        dist.Normal(0.0, 1.0), [AffineTransform(torch.tensor(0.5), torch.tensor(2.0))]
+    )
+    prior = pl.BayesianClassifier(TinyNet(), shifted, num_data=1).net.conv.weight_prior
+    found = sorted(float(value) for name, value in prior.state_dict().items())
+    assert found == [0.0, 0.5, 1.0, 2.0]
+    prior.double()
+    assert prior.distribution.transforms[0].loc.dtype == torch.double
+
+
 def test_a_dict_of_globs_where_the_first_match_counts():
     from tests.conftest import TinyNet
 
@@ -116,8 +145,13 @@ def test_globs_that_do_not_fit_are_named():
             r"glob '\*\.wieght' matches no site; near: .*weight",
         ),
         ({"*.weight": priors.normal(1.0)}, r"no glob of the prior matches site 'conv\.bias'; add '\*'"),
-        ({"*": 3}, "a prior is a distribution, a function"),
-        (3, "a prior is a distribution, a function"),
+        ({"*": 3}, "a prior is a pyro.distributions object, or a function .* got 3"),
+        (3, "a prior is a pyro.distributions object, or a function .* got 3"),
+        (
+            {"*": priors.normal(1.0), "conv.*": priors.laplace(1.0)},
+            r"glob 'conv\.\*' is never reached, since '\*' comes first",
+        ),
+        ({}, r"no glob of the prior matches site 'conv\.weight'"),
     ]:
         with pytest.raises(pl.UserError, match=message):
             pl.BayesianClassifier(TinyNet(), prior, num_data=1)

@@ -1,3 +1,4 @@
+import html
 import json
 import re
 import shlex
@@ -9,6 +10,7 @@ import pytest
 import pyro_lottery as pl
 from pyro_lottery import imp, report
 from pyro_lottery.config import Config, parse
+from pyro_lottery.controls import run_control
 
 from .test_imp import SMALL
 
@@ -71,15 +73,25 @@ def test_the_numbers_are_those_of_the_runs(runs, page):
 def test_the_command_trains_the_same_run(runs):
     for path in runs:
         config = pl.load_run(path).config
-        words = shlex.split(report.command(config))
+        words = shlex.split(report.command(pl.load_run(path)))
         assert words[:3] == ["python", "-m", "pyro_lottery.imp"]
         assert parse("x", "", words[3:]) == config
+
+
+def test_the_command_of_a_control_and_of_a_transplant(runs):
+    control = run_control(pl.load_run(runs[0]), "reinit", [1])
+    assert shlex.split(report.command(control)) == [
+        "python", "-m", "pyro_lottery.controls", runs[0], "--control", "reinit", "--levels", "1",
+    ]  # fmt: skip
+    name = f"{pl.load_run(runs[0]).folder.path.name}/controls/reinit"
+    assert html.escape(name) in report.report([control])
 
 
 def test_bad_input_is_one_line(runs, tmp_path, capsys):
     for arguments, message in [
         ([str(tmp_path)], "is not a run folder"),
         ([runs[0], "-o", str(tmp_path / "no" / "r.html")], "there is no folder"),
+        ([runs[0], "-o", str(tmp_path)], "is a folder; name a file"),
     ]:
         assert report.main(arguments) == 2
         error = capsys.readouterr().err

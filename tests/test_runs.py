@@ -40,6 +40,25 @@ def test_a_new_process_gives_the_same_bits(run):
     assert printed.stdout.strip() == f"{torch.get_num_threads()} {probs.double().sum(0).tolist()} {probs[7].tolist()}"
 
 
+def test_half_read_predictives_leave_no_mask_and_no_random_state_behind(run):
+    network, images = run.level(1).load_model(), run.load_data().test
+    expected = [p.probs for p in network.predictives(images, 3)]
+    torch.manual_seed(7)
+    undisturbed, after = torch.rand(3), torch.rand(3)
+    torch.manual_seed(7)
+    steps = zip(network.predictives(images, 3), run.level(0).load_model().predictives(images, 3), strict=True)
+    found = []
+    for one, _ in steps:
+        if not found:
+            assert torch.equal(torch.rand(3), undisturbed)
+            assert all((value != 0).any() for value in run.level(0).load_model().guide().values())
+            torch.manual_seed(7)
+            torch.rand(3)
+        found.append(one.probs)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert torch.equal(torch.rand(3), after)
+
+
 def test_pruned_weights_of_a_loaded_network_are_zero(run):
     network = run.level(1).load_model()
     with pl.handlers.sparsify(network.mask):

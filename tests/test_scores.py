@@ -36,6 +36,15 @@ def test_a_point_guide_has_no_snr():
         scores.snr(Posterior(P.loc, None, ("w",)))
 
 
+def test_own_scores_and_what_is_none():
+    mask = pl.masks.full(P)
+    own = pl.masks.shrink(mask, {"w": P.loc["w"] / P.scale["w"] ** 2}, 0.5)  # 0.19 and -16
+    assert own["w"].tolist() == [True, False]
+    for wrong in (None, P.loc["w"], {"w": 1.0}, {"w": P.loc["w"].numpy()}):
+        with pytest.raises(pl.UserError, match="a score gives a dict of one tensor per site; got"):
+            pl.masks.shrink(mask, wrong, 0.5)
+
+
 def test_names_and_import_paths():
     assert scores.by_name("pyro_lottery.scores.snr") is scores.snr
     with pytest.raises(pl.UserError, match="did you mean magnitude"):

@@ -30,7 +30,8 @@ OOD = ("noise", "permuted", "svhn", "cifar100")
 def corrupt(split: Split, kind: str, severity: int) -> Split:
     """``split`` with every image corrupted, drawn on the fly and always alike.
 
-    ``kind`` is one of ``CORRUPTIONS`` and ``severity`` 1 to 5; pixels stay uint8. Raises ``UserError`` for others.
+    ``kind`` is one of ``CORRUPTIONS`` and ``severity`` 1 to 5; pixels stay uint8. The parameters are meant for 32 pixels:
+    at 8, where sizes are whole pixels too, severities of ``pixelate`` coincide. Raises ``UserError`` for others.
     """
     if kind not in _LEVELS:
         raise unknown("corruption", kind, CORRUPTIONS)
@@ -41,7 +42,8 @@ def corrupt(split: Split, kind: str, severity: int) -> Split:
         noise = torch.randn(pixels.shape, generator=seeds.generator("cpu", 0, "corrupt"))
         changed = pixels.float() + 255 * level * noise.to(pixels.device)
     elif kind == "blur":
-        changed = F.gaussian_blur(pixels.float(), [7, 7], [level, level])
+        width = min(7, 2 * min(pixels.shape[-2:]) - 1)  # a wider kernel cannot be padded
+        changed = F.gaussian_blur(pixels.float(), [width, width], [level, level])
     elif kind == "contrast":
         changed = F.adjust_contrast(pixels, level).float()
     elif kind == "brightness":

@@ -19,7 +19,7 @@ from pyro.infer.autoguide import (
 )
 
 from pyro_lottery.errors import UserError, unknown
-from pyro_lottery.guides.families import Joint, MeanField, Point, Tempered, initial_value
+from pyro_lottery.guides.families import Joint, MeanField, Point, Tempered, initial_value, real_sites
 from pyro_lottery.guides.state import raw_locs, set_scales
 from pyro_lottery.imports import load_callable
 
@@ -38,23 +38,32 @@ def deterministic(model: Callable[..., Any], *prototype_args: Any) -> Point:
     return Point(model, *prototype_args)
 
 
-def auto(kind: type[AutoGuide], model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any) -> AutoGuide:
+def auto(
+    kind: type[AutoGuide], model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any, **options: Any
+) -> AutoGuide:
     """One of Pyro's AutoGuides, started like :func:`mean_field` as far as it can be, ready for masks and the KL
     temperature, and with its parameters complete before the first batch.
 
     AutoNormal's scales start per layer; other guides take ``init_scale`` times the median Kaiming scale everywhere.
-    Raises ``UserError`` for a covariance that is larger than the machine's memory, with the memory it would need.
+    ``options`` are the guide's own (``rank``, ``hidden_dim``). Raises ``UserError`` for a covariance that is larger than
+    the machine's memory, with the memory it would need.
     """
+    if not (isinstance(kind, type) and issubclass(kind, AutoGuide)):
+        raise UserError(f"guides.auto takes a class of pyro.infer.autoguide such as AutoNormal, got {kind!r}")
+    real_sites(model, *prototype_args)
     _check_memory(kind, model)
     kaiming = getattr(model, "kaiming_scale", {})
     usual = init_scale * (float(torch.tensor(list(kaiming.values())).median()) if kaiming else 1.0)
     base = Joint if issubclass(kind, AutoContinuous) else Tempered
     adapted = type(kind.__name__, (base, kind), {})
-    options: dict[str, Any] = {"init_loc_fn": initial_value(model), "init_scale": usual}
+    ours: dict[str, Any] = {"init_loc_fn": initial_value(model), "init_scale": usual}
     taken = set(inspect.signature(kind).parameters)
+    for name in options:
+        if name not in taken - {"model"}:
+            raise unknown(f"option of {kind.__name__}", name, sorted(taken - {"model"}))
     if issubclass(kind, AutoIAFNormal):
         taken.discard("init_loc_fn")  # which it takes, and warns of
-    guide = adapted(model, **{name: value for name, value in options.items() if name in taken})
+    guide = adapted(model, **{name: value for name, value in ours.items() if name in taken} | options)
     guide._temperature = getattr(model, "kl_temperature", 1.0)
     with torch.no_grad(), poutine.block():
         guide(*prototype_args)
@@ -65,22 +74,27 @@ def auto(kind: type[AutoGuide], model: Callable[..., Any], init_scale: float = 0
     return guide.to(device) if device is not None else guide
 
 
-_PARAMETERS: dict[type[AutoGuide], Callable[[int], float]] = {
-    AutoMultivariateNormal: lambda n: n**2,
-    AutoLowRankMultivariateNormal: lambda n: n**1.5,  # its rank is √n
-    AutoIAFNormal: lambda n: 4 * n**2,  # an autoregressive network with two hidden layers of n units
+_NUMBERS: dict[type[AutoGuide], Callable[[int], float]] = {
+    AutoMultivariateNormal: lambda n: 16 * n**2,
+    AutoLowRankMultivariateNormal: lambda n: 13 * n**1.5,  # its rank is √n
+    AutoIAFNormal: lambda n: 91 * n**2,  # autoregressive networks of n units and their masks
 }
-"""How many parameters Pyro's guides over one joint vector of n weights have, to leading order."""
+"""How many float32 numbers training holds at its peak with Pyro's guides over one joint vector of n weights, to leading
+order: parameters, gradients, Adam's moments and intermediate results, by the greatest peak measured.
+"""
 
 
 def _check_memory(kind: type[AutoGuide], model: Any) -> None:
     weights = sum(value.numel() for value in model.initial_values().values()) if hasattr(model, "initial_values") else 0
-    size = next((size for known, size in _PARAMETERS.items() if issubclass(kind, known)), None)
+    size = next((size for known, size in _NUMBERS.items() if issubclass(kind, known)), None)
     if size is None:
         return
-    numbers = size(weights)
-    needed = 4 * 4 * numbers  # float32: the parameters, their gradients and Adam's two moments
-    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = 4 * size(weights)
+    device = next(iter(model.initial_values().values())).device
+    if device.type == "cuda":
+        here = torch.cuda.mem_get_info(device)[1]
+    else:
+        here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > here:
         raise UserError(
             f"a {kind.__name__} over {weights:,} weights needs {needed / 2**30:,.1f} GiB to train, and there are "

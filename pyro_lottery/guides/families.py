@@ -48,14 +48,8 @@ class FlatGuide(Tempered):
 
     def __init__(self, model: Callable[..., Any], *prototype_args: Any):
         super().__init__(model)
-        with torch.no_grad(), poutine.block():
-            trace = poutine.trace(InitMessenger(initial_value(model))(model)).get_trace(*prototype_args)
         values = {}
-        for name, site in trace.iter_stochastic_nodes():
-            if not _is_real(site["fn"].support):  # type: ignore[attr-defined]
-                raise UserError(
-                    f"site {name!r} is not real-valued; use guides.auto with Pyro's AutoNormal, which transforms it"
-                )
+        for name, site in real_sites(model, *prototype_args):
             if any(frame.vectorized for frame in site["cond_indep_stack"]):
                 raise UserError(f"site {name!r} is inside a plate; use guides.auto with Pyro's AutoNormal")
             value = site["value"]
@@ -239,11 +233,15 @@ def latent_shapes(guide: AutoContinuous) -> dict[str, Size]:
 
 
 def prototype(guide: AutoGuide) -> Any:
-    """The trace that one of Pyro's guides took of its model; ``UserError`` if there is none yet."""
+    """The trace that one of Pyro's guides took of its model; ``UserError`` if there is none yet, or of a site that is
+    not over all real numbers.
+    """
     if guide.prototype_trace is None:
         raise UserError(
             f"this {type(guide).__name__} has not met its model yet; build it with pyro_lottery.guides.auto"
         )
+    for name, site in guide.prototype_trace.iter_stochastic_nodes():
+        _check_real(name, site["fn"])  # or loc would be read in another space than samples are drawn in
     return guide.prototype_trace
 
 
@@ -259,10 +257,25 @@ def initial_value(model: Any) -> Callable[[Any], Tensor]:
     return of
 
 
-def _is_real(support: Any) -> bool:
+def real_sites(model: Callable[..., Any], *prototype_args: Any) -> list[tuple[str, Any]]:
+    """The random sites of a model at their initial values; ``UserError`` for one that is not over all real numbers."""
+    with torch.no_grad(), poutine.block():
+        trace = poutine.trace(InitMessenger(initial_value(model))(model)).get_trace(*prototype_args)
+    sites = list(trace.iter_stochastic_nodes())
+    for name, site in sites:
+        _check_real(name, site["fn"])
+    return sites
+
+
+def _check_real(site: str, distribution: Any) -> None:
+    support = distribution.support
     while hasattr(support, "base_constraint"):  # of an independent one, or of a mixture
         support = support.base_constraint
-    return support is constraints.real
+    if support is not constraints.real:
+        raise UserError(
+            f"the prior of {site!r} is over {support}, not all real numbers, on which a weight is pruned to exactly 0; "
+            "choose one like normal, laplace or student_t"
+        )
 
 
 def _same(masks: tuple[Tensor | None, ...], others: tuple[Tensor | None, ...]) -> bool:

@@ -37,6 +37,7 @@ DRAWS = 200
 def has_marginals(guide: AutoGuide) -> bool:
     """Whether loc and scale of every site can be read from ``guide``; otherwise they are estimated from draws."""
     if isinstance(guide, AutoContinuous):
+        prototype(guide)  # before which it has none
         return hasattr(guide, "loc")
     return isinstance(guide, FlatGuide | AutoNormal | AutoDelta)
 
@@ -73,6 +74,7 @@ def _moments(guide: AutoGuide, draws: int) -> tuple[dict[str, Tensor], dict[str,
     """Mean and standard deviation of draws, by Welford's recurrence, so that memory does not grow with their number."""
     if draws < 2:
         raise UserError(f"draws must be at least 2 for a standard deviation, got {draws}")
+    prototype(guide)
     mean: dict[str, Tensor] = {}
     square: dict[str, Tensor] = {}
     device = next(iter(guide.parameters())).device
@@ -95,6 +97,8 @@ def set_posterior_(guide: AutoGuide, posterior: Posterior) -> None:
     if isinstance(guide, FlatGuide) and guide.layout.index is not None:
         raise UserError("a guide that keeps only surviving weights while it trains cannot be set; do so before")
     raw = raw_locs(guide) if has_marginals(guide) else posterior.loc
+    if posterior.scale is None and isinstance(guide, MeanField | AutoNormal):  # before anything is changed
+        raise UserError(f"a {type(guide).__name__} needs scales, and this posterior has none")
     for what, sites in (("loc", posterior.loc), ("scale", posterior.scale)):
         if sites is None:
             continue
@@ -112,9 +116,7 @@ def set_posterior_(guide: AutoGuide, posterior: Posterior) -> None:
         return
     for name, value in raw.items():
         value.copy_(posterior.loc[name])
-    if isinstance(guide, MeanField | AutoNormal):
-        if posterior.scale is None:
-            raise UserError(f"a {type(guide).__name__} needs scales, and this posterior has none")
+    if isinstance(guide, MeanField | AutoNormal) and posterior.scale is not None:
         set_scales(guide, posterior.scale)
 
 
@@ -184,10 +186,12 @@ def raw_locs(guide: AutoGuide) -> dict[str, Tensor]:
     """Views of every site's loc in a guide that :func:`has_marginals`; writable ones, unless it is compressed."""
     if isinstance(guide, FlatGuide):
         return guide.unpack(guide.loc.data)
+    names = [name for name, _ in prototype(guide).iter_stochastic_nodes()]
+    if not has_marginals(guide):
+        raise UserError(f"a {type(guide).__name__} has no loc per weight; read it with guides.posterior, from draws")
     if isinstance(guide, AutoContinuous):
         return _split(guide, guide.loc.data)
     home = guide.locs if isinstance(guide, AutoNormal) else guide
-    names = [name for name, _ in prototype(guide).iter_stochastic_nodes()]
     return {name: attrgetter(f"{name}_unconstrained")(home).data for name in names}
 
 

@@ -72,13 +72,13 @@ class SparsifyMessenger(Messenger):
             return
         if name not in self.mask and msg["infer"].get("is_auxiliary"):
             name = name.removesuffix("_unconstrained")  # AutoNormal's real draw; the named site is its Delta
+            if name == msg["name"]:
+                raise UserError(
+                    f"the guide draws its weights from {name!r}, in which pruned ones cannot be masked; use mean_field, or "
+                    "guides.auto with AutoNormal, AutoDiagonalNormal or AutoMultivariateNormal, full or low-rank"
+                )
         self._sites.add(name)
         if name not in self.mask:
-            if msg["infer"].get("is_auxiliary") and name.endswith("_latent"):
-                raise UserError(
-                    f"{type(fn).__name__} draws all weights as one vector, in which pruned weights cannot be masked; "
-                    "build the guide with pyro_lottery.guides.auto"
-                )
             return
         if isinstance(fn, dist.Delta):
             mask = self._of(name, fn.v.shape, fn.v.device)

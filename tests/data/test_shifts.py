@@ -29,6 +29,12 @@ def test_corruptions_grow_and_are_always_alike(split, kind):
     assert change[0] > 0
 
 
+def test_images_of_three_pixels_are_corrupted_too():
+    tiny = Split(torch.full((2, 1, 3, 3), 100, dtype=torch.uint8), torch.zeros(2), torch.zeros(1), torch.ones(1))
+    for kind in data.CORRUPTIONS:
+        assert data.corrupt(tiny, kind, 5).pixels.shape == (2, 1, 3, 3)
+
+
 def test_corruptions_by_hand(split):
     grey = Split(torch.full((1, 1, 8, 8), 100, dtype=torch.uint8), torch.zeros(1), torch.zeros(1), torch.ones(1))
     assert data.corrupt(grey, "brightness", 1).pixels.unique().tolist() == [113]  # 100 + 255·0.05

@@ -11,6 +11,7 @@ from pyro.infer.autoguide import (
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
+    AutoStructured,
 )
 from torch.distributions import kl_divergence
 
@@ -173,3 +174,10 @@ def test_a_mask_around_the_prior_alone_counts_in_the_kl(tiny_model, half_mask, t
         both = pl.ELBO().terms(tiny_model, guide, x, y).kl
     one = pl.ELBO().terms(pl.handlers.sparsify(half_mask)(tiny_model), guide, x, y).kl
     torch.testing.assert_close(one, both)
+
+
+def test_a_guide_whose_draws_cannot_be_masked_is_refused(tiny_model, half_mask):
+    guide = pl.guides.auto(AutoStructured, tiny_model)
+    guide()
+    with pytest.raises(pl.UserError, match="in which pruned ones cannot be masked"), pl.handlers.sparsify(half_mask):
+        guide()
