@@ -201,6 +201,14 @@ def test_the_cost_is_judged_with_the_papers_samples_alone():
     for row in world.rows:
         row["train_samples"] = 1
     assert one(claims.claim_11, world, "resnet20: seconds").verdict == UNKNOWN
+    world = World()
+    world.add("resnet20", [90] * 6)
+    world.add("resnet20", [90] * 6, guide="deterministic")
+    world.add("resnet20", [90] * 6, treatment="transplant", score="magnitude")
+    assert one(claims.claim_11, world, "resnet20: compute saved").verdict == FAILS
+    for row in world.rows:
+        row["train_samples"] = 1
+    assert one(claims.claim_11, world, "resnet20: compute saved").verdict == UNKNOWN
 
 
 def test_shortcuts_have_no_depth():
