@@ -134,6 +134,14 @@ def test_the_papers_experiments(command, smoke_study, tmp_path, monkeypatch):
     assert stopped.value.code == 0
 
 
+def test_its_claims_are_those_of_the_gallery():
+    verdicts = [
+        line for line in (ROOT / "plots" / "gallery" / "claims.md").read_text().splitlines() if line.endswith("** |")
+    ]
+    assert len(verdicts) == len(claims.CLAIMS)
+    assert [line for line in README.splitlines() if line in verdicts] == verdicts
+
+
 def test_every_option_it_names_exists():
     fields = {f"--{name.replace('_', '-')}" for name in Config.__dataclass_fields__} | {"--help", "--preset"}
     parsers = [
