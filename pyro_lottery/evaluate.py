@@ -125,8 +125,8 @@ def _histogram(images: str, predictive: Predictive) -> Rows:
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+def parser() -> Parser:
+    """The command line."""
     parser = Parser(PROG, str(__doc__))
     parser.add_argument("run", help="run folder")
     parser.add_argument("--levels", type=int, nargs="+", help="levels to evaluate; default: all finished")
@@ -136,7 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--corruptions", action="store_true", help=f"corrupt: {', '.join(data.CORRUPTIONS)}, severity 1-5"
     )
     parser.add_argument("--device", default="auto", help=Config.__dataclass_fields__["device"].metadata["help"])
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    given = parser().parse_args(arguments)
 
     def work() -> None:
         run = load_run(given.run)

@@ -14,7 +14,7 @@ import torch
 from experiments import claims, estimators, speed
 from experiments import command as experimenting
 from plots import command as plotting
-from pyro_lottery import imp
+from pyro_lottery import evaluate, imp
 from pyro_lottery.config import Config, preset
 from pyro_lottery.imp import run_imp
 from tests.data.test_data import tree
@@ -148,10 +148,11 @@ def test_every_option_it_names_exists():
         speed.parser(),
         estimators.parser(),
         claims.parser(),
+        evaluate.parser(),
         experimenting.parser("all", ""),
         plotting.parser("fig1", ""),
     ]
-    fields |= {"--control", "--mask", "--ood", "--corruptions"}.union(
+    fields |= {"--control", "--mask"}.union(
         *(parser._option_string_actions for parser in parsers)
     )
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - fields == set()
