@@ -130,7 +130,7 @@ def fingerprint(run: Path):
 def command(run_dir, *more):
     return [
         sys.executable, "-m", "pyro_lottery.imp", "--arch", "lenet", "--preset", "quick", "--levels", "1", "--epochs",
-        "40", "--train-size", "300", "--run-dir", str(run_dir), *more,
+        "25", "--train-size", "300", "--run-dir", str(run_dir), *more,
     ]  # fmt: skip
 
 
