@@ -126,12 +126,7 @@ class Config:
         >>> Config(dataset="folder", data_dir="data/cifar10-jpeg").data_name, Config().data_name
         ('CIFAR-10 (JPEG)', 'CIFAR-10')
         """
-        names = {
-            "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "digits": "digits (8×8)",
-            "cifar10-jpeg": "CIFAR-10 (JPEG)",
-        }  # fmt: skip
-        name = Path(self.data_dir).name if self.dataset == "folder" else self.dataset
-        return names.get(name, name)
+        return data.title(self.dataset, self.data_dir)
 
     def name(self) -> str:
         """A readable name that no two different runs share: the main options, the preset, and what differs from it.

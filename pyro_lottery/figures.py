@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pyro_lottery import masks
+from pyro_lottery import data, masks
 from pyro_lottery.results import RunFolder
 from pyro_lottery.types import LevelResult
 
@@ -33,7 +33,7 @@ def draw_run(run: RunFolder) -> list[Path]:
     layer) into the run folder; returns their paths.
     """
     rows = run.results()
-    title = "{arch}, {dataset}, {guide}, score {score}".format(**run.config)
+    title = f"{_what(run)}, score {run.config['score']}"
     if run.origin:
         title += f"\n{run.origin}: {run.config[run.origin]}"
     figure = Figure(figsize=(6, 5), layout="constrained")
@@ -110,10 +110,15 @@ def draw_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, A
         if name in ("uncertainty", "ood"):
             percent_axis(axes, 100 * min(row["density"] for row in rows))
         axes.legend(frameon=False, fontsize=8)
-        axes.set_title("{arch}, {dataset}, {guide}: ".format(**run.config) + titles[name], fontsize=9)
+        axes.set_title(f"{_what(run)}\n{titles[name]}", fontsize=9)
         figure.savefig(run.evaluation_figure(name), dpi=150)
         paths.append(run.evaluation_figure(name))
     return paths
+
+
+def _what(run: RunFolder) -> str:
+    config = run.config
+    return f"{config['arch']}, {data.title(config['dataset'], config['data_dir'])}, {config['guide']}"
 
 
 def _by(axes: Axes, rows: Sequence[Mapping[str, Any]], group: str, x: str, y: str, **style: Any) -> None:

@@ -64,6 +64,22 @@ def list_datasets() -> list[str]:
     return list(_SOURCES)
 
 
+_TITLES = {
+    "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "digits": "digits (8×8)",
+    "cifar10-jpeg": "CIFAR-10 (JPEG)",
+}  # fmt: skip
+
+
+def title(name: str, data_dir: str | Path) -> str:
+    """What to call a data set in a title; a folder of images by its own name.
+
+    >>> title("folder", "data/cifar10-jpeg"), title("cifar100", "data")
+    ('CIFAR-10 (JPEG)', 'CIFAR-100')
+    """
+    name = Path(data_dir).name if name == "folder" else name
+    return _TITLES.get(name, name)
+
+
 def load(
     name: str,
     data_dir: str | Path = "data",
@@ -174,4 +190,5 @@ __all__ = [
     "out_of_distribution",
     "shuffle",
     "stratified_split",
+    "title",
 ]  # fmt: skip
