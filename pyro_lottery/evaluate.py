@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from pyro_lottery.config import Config, Parser
 from pyro_lottery.data import Split
 from pyro_lottery.errors import UserError
 from pyro_lottery.figures import draw_evaluation
-from pyro_lottery.prediction import Predictive
+from pyro_lottery.prediction import Predictive, last
 from pyro_lottery.runs import Run, TrainedNetwork, check_levels, load_run, resolve_device
 
 PROG = "python -m pyro_lottery.evaluate"
@@ -74,8 +73,8 @@ def evaluate(
 def _of_level(
     network: TrainedNetwork, config: Config, test: Split, others: dict[str, Split], asked: Iterable[str], count: int
 ) -> Iterator[tuple[str, Rows]]:
-    def last(images: Split) -> Predictive:
-        return deque(network.predictives(images, count, config.seed), maxlen=1).pop()
+    def predictive(images: Split) -> Predictive:
+        return last(network.predictives(images, count, config.seed))
 
     for inside in network.predictives(test, count, config.seed):
         measured = metrics.all_metrics(inside.probs, test.labels)
@@ -88,11 +87,11 @@ def _of_level(
     kept = [max(1, round(coverage * len(risk))) for coverage in COVERAGES]
     yield "selective", [{"coverage": k / len(risk), "accuracy": 1 - float(risk[k - 1])} for k in kept]
     bins = zip(*(column.tolist() for column in metrics.reliability(inside.probs, test.labels)), strict=True)
-    yield "reliability", [{"confidence": mean, "accuracy": right, "images": count} for mean, right, count in bins]
+    yield "reliability", [{"confidence": mean, "accuracy": right, "images": n} for mean, right, n in bins]
     if others:
         yield "histogram", _histogram("test", inside)
     for name, split in others.items():
-        outside = last(split)
+        outside = predictive(split)
         yield "histogram", _histogram(name, outside)
         yield "ood", [
             {
@@ -105,7 +104,7 @@ def _of_level(
         for kind in data.CORRUPTIONS:
             for severity in data.SEVERITIES:
                 changed = data.corrupt(test, kind, severity)
-                found = metrics.all_metrics(last(changed).probs, changed.labels)
+                found = metrics.all_metrics(predictive(changed).probs, changed.labels)
                 yield "corruptions", [{"corruption": kind, "severity": severity} | found]
 
 

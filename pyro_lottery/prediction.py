@@ -65,8 +65,7 @@ def predict(
     Every draw is used for all images. Buffers, training mode and gradients are left as they were. Draws follow
     torch's global generator; a point guide takes one sample whatever is asked for.
     """
-    every = predictives(model, guide, images, num_samples, batch_size=batch_size, precision=precision)
-    return deque(every, maxlen=1).pop().probs  # keeps the last alone
+    return last(predictives(model, guide, images, num_samples, batch_size=batch_size, precision=precision)).probs
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +116,11 @@ def predictives(
             total, entropies = total + probs, entropies + metrics.entropy(probs)
             predictive = Predictive(total / count, entropies / count, count)
         yield predictive
+
+
+def last(every: Iterator[Predictive]) -> Predictive:
+    """The predictive from all draws, without keeping those from fewer."""
+    return deque(every, maxlen=1).pop()
 
 
 def predict_mean(

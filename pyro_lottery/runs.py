@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -148,7 +147,7 @@ class TrainedNetwork:
 
         With the run's own seed, ``eval_samples`` and test images they are those that ``results.csv`` was measured on.
         """
-        return deque(self.predictives(images, num_samples, seed), maxlen=1).pop().probs
+        return prediction.last(self.predictives(images, num_samples, seed)).probs
 
     def predictives(
         self, images: prediction.Images, num_samples: int = 10, seed: int = 0

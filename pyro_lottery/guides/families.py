@@ -229,7 +229,8 @@ def _marginal(joint: dist.TorchDistribution, index: Tensor) -> dist.TorchDistrib
 
 def latent_shapes(guide: AutoContinuous) -> dict[str, Size]:
     """The shapes of the sites that a joint guide draws as one vector."""
-    return {name: site["value"].shape for name, site in prototype(guide).iter_stochastic_nodes()}
+    trace: Any = guide.prototype_trace  # as it is: this is asked at every step
+    return {name: site["value"].shape for name, site in trace.iter_stochastic_nodes()}
 
 
 def prototype(guide: AutoGuide) -> Any:
