@@ -132,7 +132,7 @@ def weight(run: Run, level: int, site: str, index: Sequence[int] | int, axes: Ax
     axes, network = _axes(axes), run.level(level).load_model()
     posterior = run.level(level).posterior
     (site,) = _known([site], posterior.loc)
-    place = (index,) if isinstance(index, int) else tuple(index)
+    place = tuple(int(i) for i in (index if isinstance(index, Iterable) else (index,)))  # NumPy's integers too
     if posterior.scale is None:
         raise UserError("a deterministic run has no posterior density to draw; use a Bayesian one")
     try:

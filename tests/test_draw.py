@@ -41,6 +41,11 @@ def test_curves_are_the_results(run):
     )
 
 
+def test_a_short_run_has_enough_ticks_to_be_read(run):
+    ticks = [text.get_text() for text in pl.draw.accuracy(run).get_xticklabels()]
+    assert ticks == ["100", "80", "70", "60"]  # it ends at 64 %
+
+
 def test_reliability_is_what_ece_sums_up(run):
     data = run.load_data()
     probs = run.level(0).load_model().predict(data.test, run.config.eval_samples, run.config.seed)
@@ -76,6 +81,8 @@ def test_a_ridge_per_level_and_a_mask_as_a_picture(run):
 def test_a_weight_against_its_prior(run):
     place = tuple(run.level(1).ticket.mask["conv1.weight"].nonzero()[0].tolist())
     axes = pl.draw.weight(run, 1, "conv1.weight", place)
+    assert axes.get_xlabel() == f"conv1.weight{list(place)}"
+    assert pl.draw.weight(run, 1, "conv1.weight", np.asarray(place)).get_xlabel() == axes.get_xlabel()
     curves = {line.get_label(): line for line in axes.lines}
     posterior = run.level(1).posterior
     loc, scale = posterior.loc["conv1.weight"][place], posterior.scale["conv1.weight"][place]
@@ -119,6 +126,7 @@ def test_what_cannot_be_drawn_is_named(run, tmp_path):
             what()
     assert pl.draw.ridge(point, "loc").lines
     assert len(pl.draw.weight(run, 0, "fc1.bias", 3).lines) == 2
+    assert len(pl.draw.weight(run, 0, "fc1.bias", np.int64(3)).lines) == 2
 
 
 def test_a_control_is_not_said_to_be_pruned_next(run):
