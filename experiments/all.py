@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def judge(folder: Path, data: str) -> None:
         claims.write(given.runs, folder, given.protocol, data)
 
-    return run_command("python -m experiments.all", lambda: work(FIGURES, given, judge))
+    return run_command("python -m experiments.all", lambda: work(FIGURES, given, judge), arguments)
 
 
 if __name__ == "__main__":

@@ -507,7 +507,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         print(write(given.runs, folder, given.protocol, given.data, given.accuracy))
 
-    return run_command("python -m experiments.claims", work)
+    return run_command("python -m experiments.claims", work, arguments)
 
 
 if __name__ == "__main__":

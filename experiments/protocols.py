@@ -11,6 +11,7 @@ from typing import Any
 
 from pyro_lottery.config import Config, preset
 from pyro_lottery.errors import UserError
+from pyro_lottery.results import RESUMABLE
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,18 @@ PROTOCOLS = {
 LARGER = {"resnet20": "resnet110", "vgg11": "vgg19", "vit_tiny": "vit_base", "lenet": "resnet20"}
 """The larger network of each family (paper, appendix A). The smoke protocol's lenet has none, and resnet20 stands in."""
 
-FREE = {
-    "arch", "patch_size", "dataset", "data_dir", "guide", "score", "rewind", "lr", "warmup_epochs", "seed", "levels",
-    "device", "precision", "run_dir",
-}  # fmt: skip
+FREE = RESUMABLE | {
+    "arch",
+    "patch_size",
+    "dataset",
+    "guide",
+    "score",
+    "rewind",
+    "lr",
+    "warmup_epochs",
+    "seed",
+    "precision",
+}
 """Options that may differ between the runs of one protocol: what a study compares, and where it runs."""
 
 

@@ -13,7 +13,6 @@ fixed, and the efficiency 1 / (time × variance).
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
 import os
 import platform
@@ -23,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyro
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 import pyro_lottery as pl
-from pyro_lottery import guides, kernels, masks, training
+from pyro_lottery import files, guides, kernels, masks, training
 from pyro_lottery.errors import UserError
 from pyro_lottery.kernels import compiled, torch_path
 from pyro_lottery.prediction import autocast, channels_last, resolve_precision
@@ -318,10 +318,7 @@ VARIANCE_COLUMNS = {
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows as CSV."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    files.write_atomic(path, pd.DataFrame(rows).to_csv(index=False).encode())
 
 
 def parser() -> argparse.ArgumentParser:

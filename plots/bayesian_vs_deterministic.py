@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pyro_lottery.figures import PALETTE, percent_axis
+from pyro_lottery.figures import PALETTE, percent_axis, save
 from pyro_lottery.runs import load_run
 
 
@@ -29,7 +30,7 @@ def draw(runs: list[str], path: str) -> None:
     top.legend(frameon=False)
     bottom.set(ylabel="MACE")
     percent_axis(bottom, lowest)
-    figure.savefig(path, dpi=150)
+    save(figure, Path(path))
 
 
 if __name__ == "__main__":

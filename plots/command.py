@@ -22,7 +22,7 @@ def main(stem: str, arguments: Sequence[str] | None = None) -> int:
         for path in module.draw(finished).save(stem, given.output):
             print(path)
 
-    return run_command(f"python -m plots.{stem}", work)
+    return run_command(f"python -m plots.{stem}", work, arguments)
 
 
 def parser(stem: str, description: str) -> Parser:

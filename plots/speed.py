@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pyro_lottery.figures import PALETTE
+from pyro_lottery.figures import PALETTE, save
 
 
 def draw(folder: str, path: str) -> None:
@@ -42,7 +42,7 @@ def draw(folder: str, path: str) -> None:
             title=f"gradient at a trained state of {variance['arch'][0]}, batch {variance['batch'][0]}",
         )  # fmt: skip
         panels[1].legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    save(figure, Path(path))
 
 
 if __name__ == "__main__":

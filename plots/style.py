@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from experiments.finished import Finished
 from pyro_lottery import files
 from pyro_lottery.errors import UserError
-from pyro_lottery.figures import PALETTE, percent_axis
+from pyro_lottery.figures import PALETTE, percent_axis, save
 
 MARKERS = "osD^vP*"
 
@@ -51,9 +51,9 @@ class Drawing:
         """Write ``STEM.png``, ``STEM.svg`` and ``STEM.csv``; equal runs give equal files."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{stem}{suffix}" for suffix in (".png", ".svg", ".csv")]
-        self.figure.savefig(paths[0], dpi=150)
         with matplotlib.rc_context({"svg.hashsalt": stem}):
-            self.figure.savefig(paths[1], metadata={"Date": None})
+            for path in paths[:2]:
+                save(self.figure, path)
         files.write_atomic(paths[2], self.table.to_csv(index=False, float_format="%.6g").encode())
         return paths
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
 from pyro_lottery.errors import Damaged, Diverged, Failed, Stopped, UserError
+from pyro_lottery.ranks import is_first
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """A list that fills when SIGTERM or SIGINT asks to stop; a second SIGINT interrupts at once."""
+    """A list that fills when SIGTERM, SIGINT or SIGUSR1 (a cluster's warning before its time limit) asks to stop; a second
+    SIGINT interrupts at once.
+    """
+    known = getattr(signal.getsignal(signal.SIGTERM), "received", None)
+    if known is not None:  # of a caller, which must hear of what comes too
+        yield known
+        return
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received  # Python lets the main thread alone handle signals
@@ -26,7 +37,8 @@ def signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    note.received = received  # type: ignore[attr-defined]
+    before = {number: signal.signal(number, note) for number in STOPPING}
     try:
         yield received
     finally:
@@ -34,32 +46,40 @@ def signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def run_command(prog: str, work: Callable[[], Any]) -> int:
-    """Do ``work``; returns the exit code: 0 finished, 2 bad input, 75 stopped with everything saved, 1 otherwise.
+def run_command(prog: str, work: Callable[[], Any], arguments: Sequence[str] | None = None) -> int:
+    """Do ``work``; returns the exit code: 0 finished, 2 bad input, 75 stopped with everything saved, 130 interrupted by a
+    second SIGINT, 1 otherwise.
 
-    Warnings and errors become one line each on stderr that begins with ``prog``.
+    Warnings and errors become one line each on stderr that begins with ``prog``; that of a stop ends with the command
+    that goes on, ``prog`` and its ``arguments`` (those of the process).
     """
 
+    first = is_first()  # of several ranks one speaks
+
     def complain(text: object) -> None:
+        if not first:
+            return
         line = str(text).split("\n")[0]  # Pyro adds its trace's shapes to what goes wrong within
         print(f"{prog}: {line}", file=sys.stderr)
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as quiet:
+        if not first:
+            quiet.enter_context(redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
         warnings.showwarning = lambda message, *rest, **more: complain(f"warning: {message}")
         try:
             work()
         except UserError as error:
             complain(error)
-            return 2
+            return 2 if first else 0
         except Stopped:
-            complain("stopped, everything is saved; repeat the command to go on")
-            return 75
-        except (
-            Diverged,
-            Damaged,
-            Failed,
-            OSError,
-        ) as error:  # anything else is not foreseen, and its traceback is needed
-            complain(error)
+            again = shlex.join(sys.argv[1:] if arguments is None else arguments)
+            complain(f"stopped, everything is saved; to go on: {prog} {again}")
+            return 75 if first else 0  # or whoever started the ranks would end them all
+        except KeyboardInterrupt:
+            complain("interrupted; what was saved is whole, and the same command goes on from there")
+            return 130
+        # Anything else is not foreseen, and its traceback is needed.
+        except (Diverged, Damaged, Failed, OSError) as error:
+            complain(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error)
             return 1
     return 0

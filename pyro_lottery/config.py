@@ -7,11 +7,14 @@ import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pyro_lottery import data, elbo, prediction, priors
 from pyro_lottery.errors import UserError, unknown
+from pyro_lottery.ranks import PARALLEL, STRATEGIES
+from pyro_lottery.results import LATER, RESUMABLE
 
 Check = tuple[Callable[[Any], bool], str]
 _POSITIVE: Check = (lambda v: v > 0, "greater than 0")
@@ -88,19 +91,40 @@ class Config:
         _AT_LEAST_1,
     )  # fmt: skip
     device: str = _option("auto", str, "auto, cpu, cuda or cuda:N")
+    devices: int = _option(
+        1, int, "devices per node that train one network together, each a part of every batch", _AT_LEAST_1
+    )
+    num_nodes: int = _option(1, int, "nodes that train one network together", _AT_LEAST_1)
+    strategy: str = _option("ddp", str, "how several devices train together", choices=STRATEGIES)
+    parallel: str = _option(
+        "data", str, "what several devices divide: data, the images of a batch, or samples, with all images on each and "
+        "weight noise of its own", choices=PARALLEL,
+    )  # fmt: skip
+    sync_batchnorm: bool = _option(False, bool, "normalise by all GPUs' images instead of each GPU's own")
     precision: str = _option(
         "32", str, "32, bf16 autocast, or auto: bf16 where the device has it", choices=(*prediction.PRECISIONS, "auto")
     )
+    deterministic: bool = _option(
+        False, bool, "on a GPU, train by algorithms that give the same bits every time; a processor does so anyway"
+    )
+    on_divergence: str = _option(
+        "stop", str, "when a loss is not finite: stop, or retry the level once with half the learning rate",
+        choices=("stop", "retry"),
+    )  # fmt: skip
     seed: int = _option(0, int, "seed of every random stream", _AT_LEAST_0)
     run_dir: str | None = _option(None, str, "run folder; default: runs/ and the options that differ from the defaults")
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value, meta = getattr(self, f.name), f.metadata
-            if isinstance(value, list):
-                object.__setattr__(self, f.name, tuple(value))
             if value is None and f.default is None:
                 continue
+            try:
+                value = tuple(_typed(v, meta["kind"]) for v in value) if meta["many"] else _typed(value, meta["kind"])
+            except (TypeError, ValueError, OverflowError):
+                expected = f"{'a list of ' if meta['many'] else ''}{_KINDS[meta['kind']]}"
+                raise UserError(f"--{_dashed(f.name)} must be {expected}, got {value!r}") from None
+            object.__setattr__(self, f.name, value)
             if meta["choices"] and value not in meta["choices"]:
                 raise unknown(f"--{_dashed(f.name)}", str(value), meta["choices"])
             if meta["check"] and not meta["check"][0](value):
@@ -137,7 +161,7 @@ class Config:
         'lenet-digits-mean_field-snr-seed0-quick-lr0.01'
         """
         main = ("arch", "dataset", "guide", "score", "seed")
-        hidden = {*main, "run_dir", "data_dir", "device", "levels"}
+        hidden = {*main, *RESUMABLE}
         usual = {f.name: f.default for f in fields(self)}
         usual["history_samples"] = min(self.train_samples, self.eval_samples)
 
@@ -202,6 +226,8 @@ def preset(name: str, **options: Any) -> Config:
 def from_json(options: dict[str, Any]) -> Config:
     """The options of a saved ``config.json``, whatever else it holds."""
     known = {f.name for f in fields(Config)}
+    if missing := sorted(known - options.keys() - LATER.keys() - RESUMABLE - {"run_dir"}):
+        raise UserError(f"the saved options lack {missing[0]}")
     try:
         return Config(**{name: value for name, value in options.items() if name in known})
     except TypeError as error:
@@ -218,6 +244,18 @@ class Parser(argparse.ArgumentParser):
         print(f"{self.prog}: {message}", file=sys.stderr)
         raise SystemExit(2)
 
+    def add_run_options(self) -> None:
+        """Add what commands on a finished run take: where to compute, where the data lie now, whom to trust."""
+        self.add_argument("--device", default="auto", help=Config.__dataclass_fields__["device"].metadata["help"])
+        self.add_argument("--data-dir", help="where the run's data lie; default: where they lay when it was trained")
+        self.add_trust_option()
+
+    def add_trust_option(self) -> None:
+        """Add ``--trust-code``."""
+        self.add_argument(
+            "--trust-code", action="store_true", help="import the code that the run's config.json names, if any"
+        )
+
     def add_options(self, only: Collection[str] | None = None, but: Collection[str] = ()) -> None:
         """Add the options of :class:`Config`; one that is not given leaves no trace in the namespace."""
         for f in fields(Config):
@@ -225,6 +263,15 @@ class Parser(argparse.ArgumentParser):
                 continue
             meta = f.metadata
             shown = "" if f.default is None else f" (default: {_text(f.default)})"
+            if meta["kind"] is bool:
+                self.add_argument(
+                    f"--{_dashed(f.name)}",
+                    dest=f.name,
+                    action="store_true",
+                    default=argparse.SUPPRESS,
+                    help=meta["help"],
+                )
+                continue
             choices = f": {', '.join(meta['choices'])}" if meta["choices"] else ""
             self.add_argument(
                 f"--{_dashed(f.name)}",
@@ -244,6 +291,27 @@ def parse(prog: str, description: str, arguments: Sequence[str] | None = None) -
     parser.add_options()
     given = vars(parser.parse_args(arguments))
     return preset(given.pop("preset"), **given)
+
+
+_KINDS = {
+    int: "a whole number", float: "a number of usual size", bool: "True or False", str: "text without control characters",
+}  # fmt: skip
+
+
+def _typed(value: Any, kind: type) -> Any:
+    """``value`` as ``kind``; ``TypeError`` or ``ValueError`` if it is not one, as a saved or foreign config may hold."""
+    if kind is str:
+        if not isinstance(value, str) or any(c < " " for c in value):
+            raise TypeError
+        value.encode()  # fails for the undecodable bytes of a broken file name
+    elif kind is bool:
+        if not isinstance(value, bool):
+            raise TypeError
+    elif isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
+        raise TypeError
+    elif not -(2**63) < float(value) < 2**63:  # neither a NaN nor a number too large for torch
+        raise ValueError
+    return kind(value)
 
 
 def _dashed(name: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from pyro_lottery import masks, seeds, tickets
 from pyro_lottery.commands import run_command, signals
-from pyro_lottery.config import Config, Parser
+from pyro_lottery.config import Parser
 from pyro_lottery.console import show_results
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.levels import prepare, train_levels
@@ -22,9 +22,15 @@ from pyro_lottery.types import Ticket
 PROG = "python -m pyro_lottery.controls"
 
 
-def run_control(run: Run, control: str, levels: Iterable[int] | None = None, device: str = "auto") -> Run:
+def run_control(
+    run: Run,
+    control: str,
+    levels: Iterable[int] | None = None,
+    device: str = "auto",
+    data_dir: str | None = None,
+) -> Run:
     """Train the tickets of ``levels`` of ``run`` (all finished ones but the dense) as randomised by ``control``, one of
-    ``tickets.CONTROLS``; returns the control's run.
+    ``tickets.CONTROLS``; returns the control's run. ``data_dir`` is where the run's data lie, if elsewhere now.
     """
     if control not in tickets.CONTROLS:
         raise unknown("--control", control, tickets.CONTROLS)
@@ -34,14 +40,16 @@ def run_control(run: Run, control: str, levels: Iterable[int] | None = None, dev
         )
     if run.folder.origin:
         raise UserError(f"{run.folder.path} is itself a {run.folder.origin}; name the run that it was made from")
+    run.vet()
     chosen = check_levels(run, levels, lowest=1)
     folder = run.folder.derived("controls", control)
     with signals() as received:
-        setup = prepare(replace(run.config, device=device, run_dir=str(folder.path)))
-        with folder.lock():
-            folder.open(setup.config.options(), setup.facts | {"control": control})
-            train_levels(folder, setup, chosen, lambda level: randomised(run, level, control), received)
-    return load_run(folder.path)
+        setup = prepare(
+            replace(run.config, device=device, run_dir=str(folder.path), data_dir=data_dir or run.config.data_dir)
+        )
+        run.check_data(setup.data)
+        train_levels(folder, setup, chosen, lambda level: randomised(run, level, control), received, control=control)
+    return load_run(folder.path, run.trust_code)
 
 
 def randomised(run: Run, level: int, control: str) -> Ticket:
@@ -59,13 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", help="run folder of python -m pyro_lottery.imp, Bayesian or deterministic")
     parser.add_argument("--control", required=True, help=f"how to randomise: {', '.join(tickets.CONTROLS)}")
     parser.add_argument("--levels", type=int, nargs="+", help="levels to train; default: all finished but the dense")
-    parser.add_argument("--device", default="auto", help=Config.__dataclass_fields__["device"].metadata["help"])
+    parser.add_run_options()
     given = parser.parse_args(arguments)
 
     def work() -> None:
-        show_results(run_control(load_run(given.run), given.control, given.levels, given.device).folder)
+        run = load_run(given.run, given.trust_code)
+        show_results(run_control(run, given.control, given.levels, given.device, given.data_dir).folder)
 
-    return run_command(PROG, work)
+    return run_command(PROG, work, arguments)
 
 
 if __name__ == "__main__":

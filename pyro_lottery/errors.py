@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -15,7 +15,11 @@ class Busy(UserError):
 
 
 class Diverged(RuntimeError):
-    """Training met a loss that is not finite."""
+    """Training met a loss or a parameter that is not finite."""
+
+    def __init__(self, message: str, epoch: int, step: int, sites: Sequence[str]):
+        super().__init__(message)
+        self.epoch, self.step, self.sites = epoch, step, list(sites)
 
 
 class Stopped(Exception):
@@ -28,6 +32,15 @@ class Failed(Exception):
 
 class Damaged(Exception):
     """A file fails its checksum or cannot be read."""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing.
+
+    >>> one_line(ValueError("one\\ntwo")), one_line(MemoryError())
+    ('one', 'MemoryError')
+    """
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

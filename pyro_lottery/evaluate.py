@@ -37,25 +37,28 @@ def evaluate(
     ood: Sequence[str] = (),
     corruptions: bool = False,
     device: str = "auto",
+    data_dir: str | None = None,
 ) -> dict[str, Rows]:
     """Measure the uncertainty of ``levels`` (all finished ones) with ``samples`` draws (the run's ``eval_samples``).
 
     Returns and writes ``uncertainty``, ``samples``, ``selective``, ``reliability`` and, where asked for, ``ood`` with
     ``histogram`` (of the total entropy, of test and other images) and ``corruptions``, each a list of rows; in the files,
-    rows of other levels stay. Everything is drawn from the run's seed, so that it comes out the same again.
+    rows of other levels stay. ``data_dir`` is where the run's data lie, if elsewhere now. Everything is drawn from the run's seed, so that it comes out the same again.
     """
     chosen, where = check_levels(run, levels), resolve_device(device)
     kernels.keep_memory()  # a fifth of the time on a processor: passes through a network allocate what they free
     count = run.config.eval_samples if samples is None else samples
     if count < 1:
         raise UserError(f"--samples must be at least 1, got {count}")
-    test = run.load_data(where).test
+    test = run.load_data(where, data_dir).test
     if run.config.dataset in ood:
         raise UserError(f"--ood {run.config.dataset}: these are the images that the run was trained on")
-    others = {name: data.out_of_distribution(test, name, run.config.data_dir) for name in dict.fromkeys(ood)}
+    others = {
+        name: data.out_of_distribution(test, name, data_dir or run.config.data_dir) for name in dict.fromkeys(ood)
+    }
     tables: dict[str, Rows] = {"uncertainty": [], "samples": [], "selective": [], "reliability": []}
     tables |= ({"ood": [], "histogram": []} if others else {}) | ({"corruptions": []} if corruptions else {})
-    with console.progress() as bar:
+    with run.folder.derived("evaluation").lock(), console.progress() as bar:
         task = bar.add_task("", total=len(chosen) * (1 + len(others) + corruptions * _CORRUPTED))
         for number in chosen:
             bar.update(task, description=f"level {number}")
@@ -135,7 +138,7 @@ def parser() -> Parser:
     parser.add_argument(
         "--corruptions", action="store_true", help=f"corrupt: {', '.join(data.CORRUPTIONS)}, severity 1-5"
     )
-    parser.add_argument("--device", default="auto", help=Config.__dataclass_fields__["device"].metadata["help"])
+    parser.add_run_options()
     return parser
 
 
@@ -144,13 +147,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
 
     def work() -> None:
-        run = load_run(given.run)
-        options = {"samples": given.samples, "ood": given.ood, "corruptions": given.corruptions, "device": given.device}
+        run = load_run(given.run, given.trust_code)
+        names = ("samples", "ood", "corruptions", "device", "data_dir")
+        options = {name: getattr(given, name) for name in names}
         for row in evaluate(run, given.levels, **options)["uncertainty"]:
             print(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
         print(f"tables and figures: {run.folder.path / 'evaluation'}")
 
-    return run_command(PROG, work)
+    return run_command(PROG, work, arguments)
 
 
 if __name__ == "__main__":

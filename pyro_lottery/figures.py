@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pyro_lottery import data, masks
+from pyro_lottery import data, files, masks
 from pyro_lottery.results import RunFolder
 from pyro_lottery.types import LevelResult
 
@@ -21,11 +22,21 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#0
 def percent_axis(axes: Axes, lowest: float) -> None:
     """Make the x axis the % of weights remaining: logarithmic, from 100 down to ``lowest``."""
     axes.set(xscale="log", xlabel="weights remaining (%)")
-    known = (100, 70, 50, 30, 20, 10) if lowest > 10 else (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1)
+    known: tuple[float, ...] = (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1)
+    if lowest > 10:
+        known = (100, 80, 70, 60, 50) if lowest > 50 else (100, 70, 50, 30, 20, 10)
     ticks = [t for t in known if t >= lowest * 0.85]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlim(115, lowest * 0.85)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure by its suffix, atomically; equal figures give equal files."""
+    drawn = io.BytesIO()
+    metadata = {"Date": None} if path.suffix == ".svg" else {}
+    figure.savefig(drawn, format=path.suffix[1:], dpi=150, metadata=metadata)
+    files.write_atomic(path, drawn.getvalue())
 
 
 def draw_run(run: RunFolder) -> list[Path]:
@@ -35,7 +46,7 @@ def draw_run(run: RunFolder) -> list[Path]:
     rows = run.results()
     title = f"{_what(run)}, score {run.config['score']}"
     if run.origin:
-        title += f"\n{run.origin}: {run.config[run.origin]}"
+        title += f"\n{run.origin}: {run.config[run.origin]}".replace("$", r"\$")
     figure = Figure(figsize=(6, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     accuracy(top, rows)
@@ -43,12 +54,12 @@ def draw_run(run: RunFolder) -> list[Path]:
     bottom.plot([100 * row.density for row in rows], [row.mace for row in rows], "o-", color=PALETTE[2])
     bottom.set(ylabel="MACE", ylim=(0, 1.1 * max(row.mace for row in rows)))
     percent_axis(bottom, 100 * min(row.density for row in rows))
-    figure.savefig(run.figure("accuracy"), dpi=150)
+    save(figure, run.figure("accuracy"))
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     layers(axes, run)
     axes.set_title(f"{title}\ndensity per layer, level {rows[0].level} (light) to {rows[-1].level} (black)")
-    figure.savefig(run.figure("layers"), dpi=150)
+    save(figure, run.figure("layers"))
     return [run.figure("accuracy"), run.figure("layers")]
 
 
@@ -68,7 +79,7 @@ def layers(axes: Axes, run: RunFolder) -> None:
     """Density per layer, a line per finished level of ``run``, later ones darker."""
     rows = run.finished()
     for row in rows:
-        density = masks.density_per_site(run.level(row.level).load_mask())
+        density = masks.density_per_site(run.level(row.level).load_ticket().mask)
         shade = str(0.75 * (1 - row.level / max(1, rows[-1].level)))
         axes.plot(range(1, len(density) + 1), [100 * d for d in density.values()], ".-", color=shade, lw=1)
     axes.set(xlabel="layer (from the input)", ylabel="weights remaining (%)", ylim=(0, 105))
@@ -111,14 +122,15 @@ def draw_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, A
             percent_axis(axes, 100 * min(row["density"] for row in rows))
         axes.legend(frameon=False, fontsize=8)
         axes.set_title(f"{_what(run)}\n{titles[name]}", fontsize=9)
-        figure.savefig(run.evaluation_figure(name), dpi=150)
+        save(figure, run.evaluation_figure(name))
         paths.append(run.evaluation_figure(name))
     return paths
 
 
 def _what(run: RunFolder) -> str:
     config = run.config
-    return f"{config['arch']}, {data.title(config['dataset'], config['data_dir'])}, {config['guide']}"
+    what = f"{config['arch']}, {data.title(config['dataset'], config['data_dir'])}, {config['guide']}"
+    return what.replace("$", r"\$")  # matplotlib would read it as a formula
 
 
 def _by(axes: Axes, rows: Sequence[Mapping[str, Any]], group: str, x: str, y: str, **style: Any) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +18,51 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pyro_lottery.errors import Damaged, UserError
+from pyro_lottery.errors import Damaged, UserError, one_line
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write to a temporary file beside ``path``, flush it to the disk and rename it into place."""
+    """Write to a temporary file beside ``path``, flush it to the disk and rename it into place.
+
+    Raises ``OSError`` that names ``path``; what was there before then still is.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                if (size := os.fstat(file.fileno()).st_size) != len(data):
+                    raise OSError(errno.EIO, f"only {size} of {len(data)} bytes were written")
+            replace(temporary, path)
+        finally:
+            with suppress(OSError):  # or it would hide what went wrong; a resumed run removes what is left
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename a file within its folder so that the rename itself survives a power cut."""
+    os.replace(source, target)
+    folder = os.open(target.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # so that the rename itself survives a power cut
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems have no such thing
+            raise
     finally:
         os.close(folder)
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file of at most 64 MiB; ``OSError`` for what is none, and would not end, a pipe say."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if path.stat().st_size > 2**26:
+        raise OSError(errno.EFBIG, "more than 64 MiB of text", str(path))
+    return path.read_text()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -41,9 +70,9 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 of the names and bytes of tensors on the CPU."""
-    crc = 0
+def checksum(tensors: Mapping[str, Tensor], text: str = "") -> int:
+    """CRC-32 of a text, and of the names and bytes of tensors on the CPU."""
+    crc = zlib.crc32(text.encode())
     for name in sorted(tensors):
         crc = zlib.crc32(name.encode(), crc)
         crc = zlib.crc32(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)
@@ -54,23 +83,39 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, A
     """Write tensors as safetensors, atomically, with a checksum and JSON ``info`` in the metadata."""
     on_cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     # One metadata key alone: safetensors orders several at random, and equal runs shall give equal files.
-    metadata = {"pyro_lottery": json.dumps({"crc32": checksum(on_cpu), "info": dict(info or {})})}
+    text = json.dumps(dict(info or {}))
+    metadata = {"pyro_lottery": json.dumps({"checksum": checksum(on_cpu, text), "info": text})}
     write_atomic(path, safetensors.torch.save(on_cpu, metadata))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`save_tensors` wrote as ``(tensors on the CPU, info)``; ``Damaged`` if it is not whole."""
+    """Read what :func:`save_tensors` wrote as ``(tensors on the CPU, info)``; ``Damaged`` if it is not whole.
+
+    Nothing in the file is run, and no more memory is taken than it has bytes: safetensors compares all shapes with its
+    length first.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     try:
         with safetensors.safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})["pyro_lottery"])
+            header = json.loads(file.metadata()["pyro_lottery"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except FileNotFoundError:
+        if "crc32" in header:  # of the first version, whose checksum did not cover ``info``
+            expected, text = header["crc32"], ""
+            info = header["info"]
+        else:
+            expected, text = header["checksum"], header["info"]
+            info = json.loads(text)
+        whole = checksum(tensors, text) == expected and isinstance(info, dict)
+    except (FileNotFoundError, MemoryError):
         raise
-    except Exception as error:
-        raise Damaged(f"{path} cannot be read: {error}") from error
-    if checksum(tensors) != header.get("crc32"):
+    except OSError as error:  # no permission, a failing disk: the file may be whole
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+    except Exception as error:  # a foreign file may fail in any way
+        raise Damaged(f"{path} cannot be read: {one_line(error)}") from error
+    if not whole:
         raise Damaged(f"{path} fails its checksum")
-    return tensors, header["info"]
+    return tensors, info
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
@@ -79,16 +124,19 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     A dictionary under the key ``state_dict`` is taken out of its wrapping. Raises ``UserError`` for anything else.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("not a regular file")
         if path.suffix == ".safetensors":
             found: Any = safetensors.torch.load_file(path)
         else:
+            if zipfile.is_zipfile(path) and any(i.compress_type for i in zipfile.ZipFile(path).infolist()):
+                raise ValueError("it is compressed, and may hold far more than its size")
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; expected a .safetensors or .pt file with a state_dict") from None
     except Exception as error:  # a hostile or damaged file may fail in any way
-        text = str(error).split("\n")[0]
         raise UserError(
-            f"{path} cannot be read as a state_dict ({text}); save it with torch.save or safetensors"
+            f"{path} cannot be read as a state_dict ({one_line(error)}); save it with torch.save or safetensors"
         ) from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
@@ -100,6 +148,10 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not plain or value.is_complex():
             raise UserError(f"{path}: {name} is a {value.dtype} tensor ({value.layout}); expected dense real numbers")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(
+                f"{path}: {name} repeats fewer numbers than its shape {tuple(value.shape)}; save it contiguous"
+            )
     return dict(found)
 
 

@@ -31,10 +31,8 @@ def run_imp(config: Config) -> Run:
         if config.levels:
             _try_out(setup)
         run = RunFolder(str(config.run_dir))
-        with run.lock():
-            run.open(setup.config.options(), setup.facts)
-            train_levels(run, setup, range(config.levels + 1), lambda level: next_ticket(run, level, setup), received)
-    return load_run(run.path)
+        train_levels(run, setup, range(config.levels + 1), lambda level: next_ticket(run, level, setup), received)
+    return load_run(run.path, trust_code=True)  # whoever gave the config
 
 
 def next_ticket(run: RunFolder, level: int, setup: Setup) -> Ticket:
@@ -68,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         show_results(run_imp(parse(PROG, "Find lottery tickets by iterative magnitude pruning.", arguments)).folder)
 
-    return run_command(PROG, work)
+    return run_command(PROG, work, arguments)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 from pyro_lottery.errors import UserError
+
+_OURS = re.compile(r"[^.]*|pyro\.infer\.autoguide\.Auto\w+")
+"""Names that run no code of the user's: those without an import path, and Pyro's AutoGuides."""
+
+
+def foreign(*names: str) -> list[str]:
+    """Those of ``names`` that are import paths of code beyond this library and Pyro's AutoGuides.
+
+    >>> foreign("mean_field", "pyro.infer.autoguide.AutoNormal", "os.system")
+    ['os.system']
+    """
+    return [name for name in names if not _OURS.fullmatch(name)]
 
 
 def load_callable(path: str, option: str) -> Any:

@@ -10,6 +10,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,16 +18,17 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch.optim import Adam
 
-from pyro_lottery import figures, guides, masks, metrics, runs, seeds, training
+from pyro_lottery import figures, files, guides, masks, metrics, runs, seeds, training
 from pyro_lottery.config import Config
 from pyro_lottery.console import LevelDisplay
 from pyro_lottery.data import Data
-from pyro_lottery.errors import Stopped
+from pyro_lottery.errors import Damaged, Diverged, Stopped, UserError, one_line
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.model import BayesianClassifier
 from pyro_lottery.prediction import has_bf16, predict, resolve_precision
+from pyro_lottery.ranks import ALONE, Alone, start
 from pyro_lottery.results import LevelFolder, RunFolder
-from pyro_lottery.types import LevelResult, Ticket
+from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket
 
 CHECKPOINT_SECONDS = 5.0
 """Least time between two checkpoints of quick epochs; slower epochs are saved each. Where saving itself is slow, it is
@@ -48,12 +50,19 @@ class Setup:
     """All weights at the initial values that ``config.seed`` draws."""
     facts: dict[str, Any]
     """What ``config.json`` records beside the options."""
+    ranks: Alone = ALONE
+    """The processes that train together."""
 
 
 def prepare(config: Config) -> Setup:
     """Load the data and build model and guide of ``config``; ``UserError`` for whatever cannot be trained here."""
     runs.check_names(config)
-    device = runs.resolve_device(config.device)
+    device, ranks = runs.resolve_device(config.device), ALONE
+    if config.devices * config.num_nodes > 1:
+        ranks = start(device.type, config.devices, config.num_nodes, config.strategy, config.parallel)
+        device = ranks.device or device
+    if config.sync_batchnorm and (device.type != "cuda" or ranks.world == 1):
+        raise UserError("--sync-batchnorm is for several GPUs; leave it out, and each rank normalises its own images")
     config = replace(config, precision=resolve_precision(config.precision, device))
     if config.precision == "bf16" and device.type == "cpu" and not has_bf16(device):
         warnings.warn(
@@ -63,8 +72,11 @@ def prepare(config: Config) -> Setup:
     data = runs.load_data(config, device)
     shape = runs.shape_of(data)
     model, guide = runs.build(config, shape, device)
-    training.check_batches(model, data, config.batch_size)
-    return Setup(config, data, model, guide, runs.dense_ticket(model, guide), runs.facts(config, shape, device))
+    training.check_batches(model, data, config.batch_size, ranks)
+    dense = runs.dense_ticket(model, guide)
+    if any(not bool((scale > 0).all()) for scale in (dense.start.scale or {}).values()):
+        raise UserError(f"--init-scale {config.init_scale} gives scales of 0 in single precision; choose a larger one")
+    return Setup(config, data, model, guide, dense, runs.facts(config, shape, device), ranks)
 
 
 def train_levels(
@@ -73,43 +85,75 @@ def train_levels(
     levels: Iterable[int],
     ticket_of: Callable[[int], Ticket],
     received: Sequence[int],
+    **facts: str,
 ) -> None:
-    """Train the ticket of each of ``levels`` that is not finished, and draw the run's figures.
+    """Open the run's folder, train the ticket of each of ``levels`` that is not finished, and draw the run's figures.
 
-    Raises ``Stopped`` between two levels, or within one after saving it, when ``received`` holds a signal.
+    ``facts`` go into config.json beside those of ``setup``. Of several ranks the first alone reads and writes the
+    folder. Raises ``Busy`` while another process is at work there, and ``Stopped`` between two levels, or within one
+    after saving it, when ``received`` holds a signal.
     """
-    finished, drawn = {row.level for row in run.results()}, time.monotonic()
-    for level in levels:
-        if level in finished:
-            continue
-        if received:
-            raise Stopped
-        ticket = ticket_of(level)
-        hooks = LevelHooks(run, level, setup, masks.density(ticket.mask), received)
-        run.add_result(train_level(run.level(level), level, ticket, setup, hooks))
-        run.level(level).drop_checkpoints()
-        if time.monotonic() - drawn > DRAW_SECONDS:
-            figures.draw_run(run)
-            drawn = time.monotonic()
-    figures.draw_run(run)
+    ranks, levels = setup.ranks, list(levels)
+
+    def enter() -> set[int]:
+        inside.enter_context(run.lock())
+        run.open(setup.config.options(), setup.facts | facts, levels)
+        return {row.level for row in run.results()}
+
+    with ExitStack() as inside:
+        finished, drawn = ranks.first(enter), time.monotonic()
+        for level in levels:
+            if level in finished:
+                continue
+            if ranks.any(bool(received)):
+                raise Stopped
+            ticket = ranks.first(lambda level=level: ticket_of(level))  # type: ignore[misc]
+            hooks = LevelHooks(run, level, setup, masks.density(ticket.mask), received)
+            row = train_level(run.level(level), level, ticket, setup, hooks)
+
+            def finish(row: LevelResult = row) -> None:
+                nonlocal drawn
+                run.add_result(row)
+                run.level(row.level).drop_checkpoints()
+                if time.monotonic() - drawn > DRAW_SECONDS:
+                    figures.draw_run(run)
+                    drawn = time.monotonic()
+
+            ranks.first(finish)
+        ranks.first(lambda: figures.draw_run(run))
 
 
 def train_level(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, hooks: LevelHooks) -> LevelResult:
     """Train one ticket, measure it, and save all of it in ``folder``; returns its row of ``results.csv``."""
     config, data, model, guide = setup.config, setup.data, setup.model, setup.guide
-    device = data.train.pixels.device
-    folder.save_ticket(ticket)
-    with sparsify(model.start_from_(guide, ticket)):
-        with hooks:
-            history = training.train(model, guide, data, **_train_options(config), level=level, hooks=hooks)
+    device, ranks = data.train.pixels.device, setup.ranks
+    ranks.agree(f"the ticket of level {level}", lambda: _checksum(ticket.start, ticket.net, ticket.mask))
+    ranks.first(lambda: folder.save_ticket(ticket))
+    with sparsify(ticket.mask):
+        try:
+            history = _train(folder, level, ticket, setup, hooks)
+        except Diverged as error:
+            if config.on_divergence != "retry" or ranks.first(folder.load_divergence):
+                raise
+            ranks.first(folder.drop_checkpoints)
+            what = {"epoch": error.epoch, "step": error.step, "sites": error.sites, "lr": config.lr / 2}
+            ranks.first(lambda: folder.save_divergence(what))
+            warnings.warn(f"{error}; level {level} begins anew with --lr {config.lr / 2:g}", stacklevel=2)
+            history = _train(folder, level, ticket, setup, hooks)
         with seeds.stream(device, config.seed, "predict", level):
             probs = predict(model, guide, data.test, config.eval_samples, precision=config.precision)
     measured = metrics.all_metrics(probs, data.test.labels)
-    folder.save_posterior(masks.apply(ticket.mask, guides.posterior(guide)), model.net_state())
-    folder.save_history(history)
+    posterior, net = masks.apply(ticket.mask, guides.posterior(guide)), model.net_state()
+    ranks.agree(f"what level {level} trained to", lambda: _checksum(posterior, net))
+
+    def save() -> None:
+        folder.save_posterior(posterior, net)
+        folder.save_history(history)
+
+    ranks.first(save)
     chosen = max(history, key=lambda row: row["val_accuracy"]) if data.val is not None else None
     seconds = [row["seconds"] for row in history]
-    steps = training.steps_per_epoch(len(data.train), config.batch_size)
+    steps = training.steps_per_epoch(len(data.train), config.batch_size, ranks.least)
     return LevelResult(
         level=level,
         density=masks.density(ticket.mask),
@@ -128,13 +172,32 @@ def train_level(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, h
     )
 
 
+def _train(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, hooks: LevelHooks) -> training.History:
+    options, diverged = _train_options(setup.config), setup.ranks.first(folder.load_divergence)
+    if diverged:
+        lr = diverged.get("lr")
+        if lr != setup.config.lr / 2:
+            raise Damaged(
+                f"{folder.path / 'diverged.json'} gives the lr {lr}, not half of {setup.config.lr:g}; remove it"
+            )
+        options["lr"] = lr
+    setup.model.start_from_(setup.guide, ticket)
+    with hooks, seeds.deterministic(setup.config.deterministic):
+        return training.train(
+            setup.model, setup.guide, setup.data, **options, level=level, hooks=hooks, ranks=setup.ranks
+        )
+
+
 class LevelHooks(training.Hooks):
     """Checkpoints, the display and the signals of one level's training."""
 
     def __init__(self, run: RunFolder, level: int, setup: Setup, density: float, received: Sequence[int]):
         self.folder, self.model, self.guide, self.received = run.level(level), setup.model, setup.guide, received
+        self.ranks = setup.ranks
         config = setup.config
         self.epochs = config.epochs
+        self.steps = training.steps_per_epoch(len(setup.data.train), config.batch_size, setup.ranks.least)
+        self.columns = {"epoch", "seconds", "test_accuracy"} | ({"val_accuracy"} if setup.data.val else set())
         self.rewind_point, self.rewind_epoch = run.rewind_point, config.rewind_epoch if level == 0 else 0
         self.display = LevelDisplay(level, config.levels, density, config.epochs)
         self.next_save = time.monotonic() + CHECKPOINT_SECONDS
@@ -146,28 +209,50 @@ class LevelHooks(training.Hooks):
         self.display.__exit__(*exception)
 
     def start(self, optimizer: Adam) -> training.Progress | None:
-        loaded = self.folder.load_checkpoint()
+        loaded = self.ranks.first(self.folder.load_checkpoint)
         if loaded is None:
             return None
-        tensors, info = loaded
+        try:
+            return self._go_on(optimizer, *loaded)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise Damaged(
+                f"{self.folder.checkpoint} is of another training ({one_line(error)}); remove the checkpoints there to "
+                "train the level from its start"
+            ) from error
+
+    def _go_on(self, optimizer: Adam, tensors: dict[str, torch.Tensor], info: dict[str, Any]) -> training.Progress:
         device, generators = next(self.guide.parameters()).device, _group(tensors, "generator")
         if generators and info["device"] != device.type:
             warnings.warn(
                 f"this epoch began on {info['device']}; its random numbers begin anew on {device}", stacklevel=2
             )
             generators = {}
+        for name in ("order", *map(training.noise_of, range(self.ranks.world))) if generators else ():
+            torch.Generator(device).set_state(generators[name])  # fails for what is no state
         self.guide.load_state_dict(_group(tensors, "guide"))
         self.model.load_net_state(_group(tensors, "net"))
         _load_optimizer(optimizer, _group(tensors, "optimizer"))
-        return training.Progress(
-            info["epoch"], info["step"], info["seconds"], info["history"], tensors["sums"], generators
-        )
+        epoch, step, history, sums = info["epoch"], info["step"], info["history"], tensors["sums"]
+        if not type(epoch) is type(step) is int or (step > 0 and not _group(tensors, "generator")):
+            raise ValueError("no whole step")
+        numbers = all(isinstance(value, float | int) for row in history for value in row.values())
+        columns = all(self.columns <= row.keys() for row in history)
+        if not (
+            numbers
+            and columns
+            and len(history) == epoch <= self.epochs
+            and 0 <= step < self.steps
+            and sums.shape == (5,)
+            and sums.dtype == torch.float32
+        ):
+            raise ValueError(f"{len(history)} epochs of {epoch}, step {step}")
+        return training.Progress(epoch, step, float(info["seconds"]), history, sums, generators)
 
     def stopping(self) -> bool:
         return bool(self.received)
 
     def stop(self, progress: training.Progress, optimizer: Adam) -> None:
-        self._save(progress, optimizer)
+        self.ranks.first(lambda: self._save(progress, optimizer))
         raise Stopped
 
     def check(self, progress: training.Progress, steps: int, nll: float, accuracy: float) -> None:
@@ -180,11 +265,11 @@ class LevelHooks(training.Hooks):
         test, last = f"test accuracy {100 * row['test_accuracy']:.2f} %", progress.epoch == self.epochs
         self.display.update(progress.epoch, f"loss {row['loss']:.4f}, nll {row['nll']:.4f}, {test}", last)
         if progress.epoch == self.rewind_epoch:
-            self.rewind_point.save_posterior(guides.posterior(self.guide), self.model.net_state())
-        if self.received:
+            posterior = guides.posterior(self.guide), self.model.net_state()
+            self.ranks.first(lambda: self.rewind_point.save_posterior(*posterior))
+        if self.ranks.any(bool(self.received)):
             self.stop(progress, optimizer)
-        if time.monotonic() >= self.next_save:
-            self._save(progress, optimizer)
+        self.ranks.first(lambda: self._save(progress, optimizer) if time.monotonic() >= self.next_save else None)
 
     def _save(self, progress: training.Progress, optimizer: Adam) -> None:
         began = time.monotonic()
@@ -199,6 +284,11 @@ class LevelHooks(training.Hooks):
         self.next_save = time.monotonic() + max(CHECKPOINT_SECONDS, 20 * (time.monotonic() - began))
 
 
+def _checksum(posterior: Posterior, *more: Sites) -> int:
+    groups = enumerate((posterior.loc, posterior.scale or {}, *more))
+    return files.checksum({f"{group}/{name}": value.cpu() for group, sites in groups for name, value in sites.items()})
+
+
 def _train_options(config: Config) -> dict[str, Any]:
     taken = inspect.signature(training.train).parameters.values()
     return {p.name: getattr(config, p.name) for p in taken if p.kind is p.KEYWORD_ONLY and hasattr(config, p.name)}
@@ -208,9 +298,18 @@ def _group(tensors: dict[str, torch.Tensor], group: str) -> dict[str, torch.Tens
     return {name.removeprefix(f"{group}/"): t for name, t in tensors.items() if name.startswith(f"{group}/")}
 
 
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+
+
 def _load_optimizer(optimizer: Adam, tensors: dict[str, torch.Tensor]) -> None:
     state: dict[int, dict[str, torch.Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, tensor in tensors.items():
         index, _, key = name.partition("/")
+        shape = torch.Size() if key == "step" else parameters[int(index)].shape
+        if key not in _MOMENTS or tensor.shape != shape or tensor.dtype != torch.float32:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}")  # which torch would not notice
         state.setdefault(int(index), {})[key] = tensor
+    if any(state[index].keys() != _MOMENTS for index in state):
+        raise ValueError("some moments of Adam are missing")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -142,7 +142,7 @@ def training_command(config: Config) -> str:
     for name, value in config.options().items():
         if value != getattr(usual, name) and name != "history_samples":
             many = value if isinstance(value, tuple | list) else (value,)
-            words += [f"--{name.replace('_', '-')}", *map(str, many)]
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else map(str, many))]
     if config.history_samples != min(config.train_samples, config.eval_samples):
         words += ["--history-samples", str(config.history_samples)]
     return shlex.join(words)
@@ -186,10 +186,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"-o {given.output}: there is no folder {given.output.parent}")
         if given.output.is_dir():
             raise UserError(f"-o {given.output} is a folder; name a file")
-        files.write_atomic(given.output, page.encode())
+        try:
+            files.write_atomic(given.output, page.encode())
+        except OSError as error:
+            raise UserError(f"-o {str(given.output)[:200]}: {error.strerror}; choose another file") from error
         print(given.output)
 
-    return run_command(PROG, work)
+    return run_command(PROG, work, arguments)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import platform
+import re
+import time
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
@@ -13,17 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import safetensors
 from torch import Tensor
 
 from pyro_lottery import files
-from pyro_lottery.errors import Busy, Damaged, UserError
-from pyro_lottery.types import LevelResult, Mask, Posterior, Sites, Ticket
+from pyro_lottery.errors import Busy, Damaged, UserError, one_line
+from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket
 
 ORIGINS = ("control", "transplant")
 """Facts of ``config.json`` that say from what, and how, the tickets of a folder were made, if not by pruning."""
-RESUMABLE = {"levels", "data_dir", "run_dir", "device"}
-"""Options that may differ when a run is resumed: they say how far and where, not what."""
+RESUMABLE = {"levels", "data_dir", "run_dir", "device", "on_divergence", "deterministic"}
+"""Options that may differ when a run is resumed: they say how far, where and how carefully, not what."""
+LATER = {"devices": 1, "num_nodes": 1, "strategy": "ddp", "parallel": "data", "sync_batchnorm": False}
+"""Options that older runs do not name, and what they were then."""
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+_OURS = re.compile(r"\.lock|\.owner|\.(config\.json|\.owner)\.\d+\.tmp")
+"""What may be in a folder that is still to become a run."""
+CRC = "crc32"
+"""The last column of every table: CRC-32 of its header and its row; and of ``config.json`` over what else it holds."""
 
 
 class LevelFolder:
@@ -33,6 +44,7 @@ class LevelFolder:
         self.path = path
         self.checkpoint = path / "checkpoint.safetensors"
         self.checkpoint_before = path / "checkpoint.before.safetensors"
+        self._checkpoint_new = path / "checkpoint.new.safetensors"
         self._damaged = False  # whether the newest checkpoint is, and must not replace the one before it
 
     def save_ticket(self, ticket: Ticket) -> None:
@@ -43,16 +55,6 @@ class LevelFolder:
     def load_ticket(self) -> Ticket:
         """Read ``ticket.safetensors``."""
         return Ticket.load(self.path / "ticket.safetensors")
-
-    def load_mask(self) -> Mask:
-        """The mask of ``ticket.safetensors`` alone, without reading the rest of the file."""
-        path = self.path / "ticket.safetensors"
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                names = json.loads(file.metadata()["pyro_lottery"])["info"]["prunable"]
-                return {name: file.get_tensor(f"mask/{name}").bool() for name in names}
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise Damaged(f"{path} cannot be read: {error}") from error
 
     def save_posterior(self, posterior: Posterior, net: Sites) -> None:
         """Write ``posterior.safetensors``: loc/, scale/, net/."""
@@ -65,25 +67,30 @@ class LevelFolder:
 
     def save_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Write ``history.csv``: one row per epoch."""
-        _write_csv(self.path / "history.csv", list(history[0]) if history else ["epoch"], history)
+        _write_csv(self.path / "history.csv", list(history[0]), history)
 
     def load_history(self) -> list[dict[str, float]]:
         """Read ``history.csv``."""
         return _read_csv(self.path / "history.csv")
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
-        """Write a checkpoint within the level; the one before is kept until the next."""
-        if self.checkpoint.exists() and not self._damaged:
-            self.checkpoint.replace(self.checkpoint_before)
-        self._damaged = False
+        """Write a checkpoint within the level and read it again; only then the last one becomes the one before."""
         self.path.mkdir(parents=True, exist_ok=True)
-        files.save_tensors(self.checkpoint, tensors, info)
+        files.save_tensors(self._checkpoint_new, tensors, info)
+        files.load_tensors(self._checkpoint_new)
+        if self.checkpoint.exists() and not self._damaged:
+            files.replace(self.checkpoint, self.checkpoint_before)
+        files.replace(self._checkpoint_new, self.checkpoint)
+        self._damaged = False
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest whole checkpoint, or None; a damaged one is passed over with a warning that names it."""
         for path in (self.checkpoint, self.checkpoint_before):
             try:
-                return files.load_tensors(path)
+                tensors, info = files.load_tensors(path)
+                if not all(bool(t.isfinite().all()) for t in tensors.values()):
+                    raise Damaged(f"{path} holds values that are not finite")
+                return tensors, info
             except FileNotFoundError:
                 continue
             except Damaged as error:
@@ -95,8 +102,52 @@ class LevelFolder:
 
     def drop_checkpoints(self) -> None:
         """Remove the checkpoints of a finished level."""
-        self.checkpoint.unlink(missing_ok=True)
-        self.checkpoint_before.unlink(missing_ok=True)
+        for path in (self.checkpoint, self.checkpoint_before, self._checkpoint_new):
+            path.unlink(missing_ok=True)
+
+    def set_aside(self) -> None:
+        """Keep the files of a damaged level in ``level_NN.damaged/``, the first time: what was taken for damage may be whole
+        elsewhere. How its learning rate was found stays.
+        """
+        aside = self.path.with_name(f"{self.path.name}.damaged")
+        if self.path.exists() and not aside.exists():
+            self.path.rename(aside)
+            diverged = aside / "diverged.json"
+            if diverged.exists():
+                self.path.mkdir()
+                diverged.rename(self.path / "diverged.json")
+
+    def save_divergence(self, what: Mapping[str, Any]) -> None:
+        """Write ``diverged.json``: where the level's first training met a loss that is not finite, and the learning rate
+        of the second.
+        """
+        _write_object(self.path / "diverged.json", what)
+
+    def load_divergence(self) -> dict[str, Any] | None:
+        """Read ``diverged.json``; None where the level is in its first training."""
+        path = self.path / "diverged.json"
+        try:
+            return _read_object(path) if path.exists() else None
+        except UserError as error:
+            raise Damaged(f"{error}; remove it to begin the level anew") from error
+
+    def check(self, row: LevelResult, epochs: int) -> None:
+        """Raise ``Damaged`` unless the level's files are whole and agree with its row of ``results.csv``."""
+        try:
+            ticket, (posterior, _), history = self.load_ticket(), self.load_posterior(), self.load_history()
+        except (FileNotFoundError, UserError) as error:
+            raise Damaged(str(error)) from error
+        remaining, total = (sum(int(count(m)) for m in ticket.mask.values()) for count in (Tensor.sum, Tensor.numel))
+        if (remaining, total) != (row.remaining, row.total):
+            raise Damaged(
+                f"{self.path}'s mask keeps {remaining} of {total} weights, its row {row.remaining} of {row.total}"
+            )
+        if {n: t.shape for n, t in posterior.loc.items()} != {n: t.shape for n, t in ticket.start.loc.items()}:
+            raise Damaged(f"{self.path}'s posterior has other sites than its ticket")
+        if any(bool(posterior.loc[name][~mask].any()) for name, mask in ticket.mask.items()):
+            raise Damaged(f"{self.path}'s posterior has weights that its ticket has pruned")
+        if len(history) != epochs:
+            raise Damaged(f"{self.path / 'history.csv'} has {len(history)} of {epochs} epochs")
 
 
 class RunFolder:
@@ -105,31 +156,40 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    def open(self, options: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    def open(self, options: Mapping[str, Any], facts: Mapping[str, Any], levels: Sequence[int] | None = None) -> None:
         """Create a run folder, or resume one with the same options and data; ``UserError`` names what differs.
 
-        ``facts`` (data, versions, hardware) are recorded when the folder is made.
+        ``facts`` (data, versions, hardware) are recorded when the folder is made. Those of ``levels`` (all) whose files
+        are damaged are no longer finished.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--run-dir {self.path} is a file; choose a folder")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for leftover in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
-                leftover.unlink()
             if (self.path / "config.json").exists():
-                self._resume(json.loads(json.dumps(options)), json.loads(json.dumps(facts)))
-            elif any(p.name != ".lock" for p in self.path.iterdir()):
+                self._resume(json.loads(json.dumps(options)), json.loads(json.dumps(facts)), levels)
+            elif any(not _OURS.fullmatch(p.name) for p in self.path.iterdir()):
                 raise UserError(f"--run-dir {self.path} is not empty and holds no run; choose another folder")
             else:
-                files.write_json(self.path / "config.json", dict(options) | dict(facts))
+                self._write_config(dict(options) | dict(facts))
         except OSError as error:
-            raise UserError(
-                f"--run-dir {self.path} cannot be written ({error.strerror}); choose another folder"
-            ) from error
+            raise self._not_writable(error) from error
 
-    def _resume(self, options: dict[str, Any], facts: dict[str, Any]) -> None:
-        old = self.config
-        missing = [name for name in options if name not in old]
+    def _not_writable(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self.path} cannot be written ({error.strerror}); make it writable, or choose another --run-dir"
+        )
+
+    def _write_config(self, config: Mapping[str, Any]) -> None:
+        _write_object(self.path / "config.json", config)
+
+    def _resume(self, options: dict[str, Any], facts: dict[str, Any], levels: Sequence[int] | None) -> None:
+        old: dict[str, Any] = LATER | self.config
+        for folder in (self.path, self.rewind_point.path, *self.path.glob("level_*")):
+            for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                if _TEMPORARY.fullmatch(leftover.name):
+                    leftover.unlink()
+        missing = [name for name in options if name not in old and name not in RESUMABLE - {"levels"}]
         if missing:
             raise UserError(f"{self.path / 'config.json'} lacks the option {missing[0]}; choose another --run-dir")
         for name, value in options.items():
@@ -146,10 +206,44 @@ class RunFolder:
                 f"--run-dir {self.path} was trained on other data than --data-dir {options['data_dir']} holds now; "
                 "choose another --run-dir, or the run's own data"
             )
-        for row in self.results():  # a kill may have come between a level's row and the end of its checkpoints
-            self.level(row.level).drop_checkpoints()
+        for name in ("versions", "hardware"):
+            for key, value in facts.get(name, {}).items():
+                if (before := old.get(name, {}).get(key, value)) != value:
+                    warnings.warn(
+                        f"{self.path} was begun with {name} {key} = {before}, here it is {value}: what is trained "
+                        "now may differ in its last bits",
+                        stacklevel=2,
+                    )
+        if type(old["levels"]) is not int:
+            raise UserError(f"{self.path / 'config.json'}: levels is {old['levels']!r}, not a whole number")
+        self._drop_damaged(options["epochs"], levels)
         if options["levels"] > old["levels"]:
-            files.write_json(self.path / "config.json", old | {"levels": options["levels"]})
+            self._write_config(old | {"levels": options["levels"]})
+
+    def _drop_damaged(self, epochs: int, levels: Sequence[int] | None) -> None:
+        """Take the rows of levels whose files are damaged out of ``results.csv``, so that they are trained again."""
+        rows, whole = self.results(repair=True), []
+        for row in rows:
+            try:
+                if levels is None or row.level in levels:
+                    self.level(row.level).check(row, epochs)
+                    if row.level == 0 and self._rewinds_late:
+                        self.rewind_point.load_posterior()
+                whole.append(row)
+            except (FileNotFoundError, Damaged) as error:
+                warnings.warn(f"{error}; level {row.level} is trained again", stacklevel=2)
+                self.level(row.level).set_aside()
+        if whole != rows or not self._rows_are_whole():
+            self._save_results(whole)
+        for row in rows:  # a kill may have come between a level's row and the end of its checkpoints
+            self.level(row.level).drop_checkpoints()
+
+    def _rows_are_whole(self) -> bool:
+        try:
+            self.results()
+        except UserError:
+            return False
+        return True
 
     def busy(self) -> bool:
         """Whether another process is at work in the folder now."""
@@ -163,20 +257,31 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes out of the folder; ``UserError`` if one is at work in it."""
+        """Keep other processes out of the folder; ``Busy`` with the owner's pid and host if one is at work in it.
+
+        The lock is the operating system's, so that of a dead process is free.
+        """
+        owner = self.path / ".owner"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.path / ".lock", timeout=0)
             lock.acquire()
         except filelock.Timeout:
-            raise Busy(f"another process is at work in --run-dir {self.path}; wait for it, or choose another") from None
+            raise Busy(
+                f"another process{_named_in(owner)} is at work in {self.path}; wait for it, or choose another --run-dir"
+            ) from None
         except OSError as error:
-            raise UserError(
-                f"--run-dir {self.path} cannot be written ({error.strerror}); choose another folder"
-            ) from error
+            raise self._not_writable(error) from error
+        except NotImplementedError as error:
+            raise UserError(f"{self.path} is on a file system without locks; choose another --run-dir") from error
         try:
+            with suppress(OSError):  # the message is a courtesy: a full disk is reported by what matters
+                # which replaces what is there: a link in a foreign folder is not followed
+                files.write_atomic(owner, f"pid {os.getpid()} on {platform.node()}\n".encode())
             yield
         finally:
+            with suppress(OSError):
+                owner.unlink(missing_ok=True)
             lock.release()
 
     def figure(self, name: str) -> Path:
@@ -196,7 +301,7 @@ class RunFolder:
         path, found = self.path / "evaluation" / f"{name}.csv", pd.DataFrame(rows)
         path.parent.mkdir(exist_ok=True)
         if path.exists():
-            with suppress(ValueError, KeyError):  # of a table that is none, nothing is kept
+            with suppress(ValueError, KeyError, TypeError):  # of a table that is none, nothing is kept
                 old = pd.read_csv(path)
                 found = pd.concat([old[~old["level"].isin(found["level"])], found]).sort_values("level", kind="stable")
         files.write_atomic(path, found.to_csv(index=False).encode())
@@ -205,14 +310,17 @@ class RunFolder:
     @property
     def config(self) -> dict[str, Any]:
         """What ``config.json`` holds: every option, and the facts recorded when the run began."""
-        try:
-            config = json.loads((self.path / "config.json").read_text())
-        except FileNotFoundError:
-            raise UserError(f"{self.path} is not a run folder: it has no config.json") from None
-        except ValueError as error:
-            raise UserError(f"{self.path / 'config.json'} is not JSON ({error})") from error
-        if not isinstance(config, dict):
-            raise UserError(f"{self.path / 'config.json'} is not a JSON object")
+        path = self.path / "config.json"
+        if not path.exists():
+            raise UserError(f"{self.path} is not a run folder: it has no config.json")
+        config = _read_object(path)
+        facts = {name: config.get(name, {}) for name in ("data", "versions", "hardware")}
+        for name, value in facts.items():
+            if not isinstance(value, dict):
+                raise UserError(f"{path}: {name} is {value!r}; expected an object")
+        for name in ORIGINS:
+            if not isinstance(config.get(name, ""), str):
+                raise UserError(f"{path}: {name} is {config[name]!r}; expected text")
         return config
 
     @property
@@ -230,9 +338,13 @@ class RunFolder:
         """The folder of the posterior that late rewinding goes back to."""
         return LevelFolder(self.path / "rewind")
 
+    @property
+    def _rewinds_late(self) -> bool:
+        return str(self.config.get("rewind", "")).startswith("epoch:")
+
     def load_rewind_point(self) -> tuple[Posterior, Sites]:
         """What all weights of a rewound ticket go back to: the values at level 0's start, or after K of its epochs."""
-        if self.rewind_point.path.exists():
+        if self._rewinds_late:
             return self.rewind_point.load_posterior()
         first = self.level(0).load_ticket()
         return first.start, first.net
@@ -241,18 +353,29 @@ class RunFolder:
         """The folder within this one of tickets made from this run's, ``controls/reinit`` for instance."""
         return RunFolder(self.path.joinpath(*names))
 
-    def results(self) -> list[LevelResult]:
-        """The rows of ``results.csv``, in order of level."""
+    def results(self, repair: bool = False) -> list[LevelResult]:
+        """The rows of ``results.csv``, in order of level; ``UserError`` for a table that is damaged or foreign, whose whole
+        rows are kept with ``repair``, and the others warned of.
+        """
         if not (self.path / "results.csv").exists():
             return []
-        integers = {"level", "remaining", "total"}
-        names = [f.name for f in fields(LevelResult)]
+        path, columns = self.path / "results.csv", {f.name: str(f.type) for f in fields(LevelResult)}
         try:
-            rows = _read_csv(self.path / "results.csv")
-            values: list[dict[str, Any]] = [{n: int(r[n]) if n in integers else r.get(n) for n in names} for r in rows]
-            return [LevelResult(**value) for value in values]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self.path / 'results.csv'} is not a table of levels ({error})") from error
+            rows: list[dict[str, Any]] = []
+            for found in _read_csv(path, list(columns) if repair else None):
+                if other := found.keys() - columns.keys():
+                    raise UserError(f"{path} has a column {min(other)!r}; expected {', '.join(columns)}")
+                rows.append({n: int(found[n]) if kind == "int" else found.get(n) for n, kind in columns.items()})
+                if missing := [n for n, kind in columns.items() if rows[-1][n] is None and "None" not in kind]:
+                    raise UserError(f"{path} has no {missing[0]} of level {rows[-1]['level']}")
+            levels = [row["level"] for row in rows]
+            if levels != sorted(set(levels)) or min(levels, default=0) < 0:
+                raise UserError(f"{path} has the levels {levels}; expected each once, in order")
+            return [LevelResult(**row) for row in rows]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} is not a table of levels ({one_line(error)})") from error
 
     def finished(self) -> list[LevelResult]:
         """The rows of ``results.csv``; ``UserError`` if there is none yet."""
@@ -263,18 +386,93 @@ class RunFolder:
 
     def add_result(self, result: LevelResult) -> None:
         """Add a level's row: from now on the level is finished."""
-        rows = [asdict(row) for row in sorted([*self.results(), result], key=lambda row: row.level)]
+        self._save_results(sorted([*self.results(), result], key=lambda row: row.level))
+
+    def _save_results(self, results: Iterable[LevelResult]) -> None:
+        rows = [asdict(row) for row in results]
+        if not rows:
+            (self.path / "results.csv").unlink(missing_ok=True)
+            return
         _write_csv(self.path / "results.csv", [f.name for f in fields(LevelResult)], rows)
 
 
-def _write_csv(path: Path, names: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def _named_in(owner: Path) -> str:
+    """Who holds a lock, in brackets; empty where its owner could not write so."""
+    for _ in range(20):  # it does so just after it has the lock
+        with suppress(OSError, ValueError):
+            return f" ({files.read_text(owner).strip()[:100]})"
+        time.sleep(0.05)
+    return ""
+
+
+def _crc(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def _write_object(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON with its own CRC-32."""
+    value = {name: v for name, v in value.items() if name != CRC}
+    files.write_json(path, value | {CRC: _crc(json.dumps(value))})
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read what :func:`_write_object` wrote, or an object without a checksum."""
+    try:
+        found = json.loads(files.read_text(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({one_line(error)})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a JSON object")
+    if CRC in found and found.pop(CRC) != _crc(json.dumps(found)):
+        raise UserError(
+            f"{path} fails its checksum; put a copy of it back (it is never edited: other options, other run)"
+        )
+    return found
+
+
+def _write_csv(path: Path, names: list[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table whose last column is the CRC-32 of the header and the row, as they stand in the file, and of the
+    number of rows, so that none is missing.
+    """
+    header = ",".join(names)
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
     writer.writerows(rows)
-    files.write_atomic(path, text.getvalue().encode())
+    lines = [f"{line},{_crc(f'{header}{line}{len(rows)}')}" for line in text.getvalue().splitlines()]
+    files.write_atomic(path, "".join(f"{line}\n" for line in [f"{header},{CRC}", *lines]).encode())
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
-    with open(path, newline="") as file:
-        return [{k: float(v) if v not in ("", None) else None for k, v in row.items()} for row in csv.DictReader(file)]
+def _read_csv(path: Path, repair: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Read what :func:`_write_csv` wrote, or a table without checksums; all values are numbers or None.
+
+    With the columns of a table as ``repair``, its whole rows are read, however many are missing, and the others warned of.
+    """
+
+    def whole(header: str, line: str) -> bool:
+        values, _, crc = line.rpartition(",")
+        counts = range(1, 1000) if repair else [len(lines)]
+        return any(crc == _crc(f"{header}{values}{count}") for count in counts)
+
+    try:
+        header, *lines = files.read_text(path).splitlines() or [""]
+        if not lines:
+            raise ValueError("it has no rows; without it, levels are trained again")
+        if checked := header.endswith(f",{CRC}"):
+            header = header.removesuffix(f",{CRC}")
+        if repair and header != ",".join(repair) and any(whole(",".join(repair), line) for line in lines):
+            warnings.warn(f"{path} has a damaged header, which is mended", stacklevel=2)
+            header, checked = ",".join(repair), True
+        names, rows = header.split(","), []
+        for line in lines:
+            if checked and not whole(header, line):
+                if repair is None:
+                    raise ValueError(f"the row {line[:20]!r} fails its checksum; the run's command repairs it")
+                warnings.warn(f"{path}: the row {line[:20]!r} is damaged; its level is trained again", stacklevel=2)
+                continue
+            values = (line.rpartition(",")[0] if checked else line).split(",")
+            rows.append({n: float(v) if v else None for n, v in zip(names, values, strict=True)})
+    except ValueError as error:
+        raise UserError(f"{path} is not one of our tables ({one_line(error)})") from error
+    return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from pyro_lottery import data, guides, kernels, masks, nets, prediction, priors, scores, seeds, tickets
 from pyro_lottery.config import Config, from_json
 from pyro_lottery.data import Data
-from pyro_lottery.errors import UserError
+from pyro_lottery.errors import Damaged, UserError
 from pyro_lottery.handlers import sparsify
+from pyro_lottery.imports import foreign
 from pyro_lottery.model import BayesianClassifier
-from pyro_lottery.results import LevelFolder, RunFolder
+from pyro_lottery.results import RunFolder
 from pyro_lottery.types import LevelResult, Mask, Posterior, Ticket
 
 if TYPE_CHECKING:
@@ -84,12 +86,15 @@ def load_data(config: Config, device: torch.device) -> Data:
 
 def build(config: Config, shape: Shape, device: torch.device) -> tuple[BayesianClassifier, AutoGuide]:
     """Model and guide of a config at their initial values, which follow ``config.seed``."""
+    _sketch(config, shape)
     with seeds.stream("cpu", config.seed, "init"):
         height, width = shape.image_size
         if height != width and config.arch.startswith(("vit_", "lenet")):
             raise UserError(f"--arch {config.arch} takes square images, not {height}×{width}; try a resnet or vgg")
         net = nets.create_model(config.arch, shape.num_classes, shape.in_channels, height, config.patch_size)
         _try_out(net, config.arch, shape)
+        if config.sync_batchnorm:
+            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         point = config.guide == "deterministic"
         prior = priors.flat() if point else priors.by_name(config.prior, config.prior_scale)
         model = BayesianClassifier(net, prior, num_data=shape.num_data, kl_temperature=config.kl_temperature)
@@ -101,6 +106,20 @@ def dense_ticket(model: BayesianClassifier, guide: AutoGuide) -> Ticket:
     """All weights of a network that has not been trained, at their initial values."""
     start = guides.posterior(guide)
     return tickets.rewind(masks.full(start), start, model.net_state())
+
+
+def _sketch(config: Config, shape: Shape) -> nn.Module:
+    """The network without memory for its weights; ``UserError`` for one that the machine cannot hold."""
+    size = max(shape.image_size)
+    with torch.device("meta"):
+        net = nets.create_model(config.arch, shape.num_classes, shape.in_channels, size, config.patch_size)
+    needed, here = 4 * sum(p.numel() for p in net.parameters()), kernels.memory()
+    if needed > here:
+        raise UserError(
+            f"--arch {config.arch} for images of {shape.in_channels}×{shape.image_size[0]}×{shape.image_size[1]} and "
+            f"{shape.num_classes} classes has weights of {needed / 2**30:,.1f} GiB, and there are {here / 2**30:,.1f} GiB"
+        )
+    return net
 
 
 def _try_out(net: nn.Module, arch: str, shape: Shape) -> None:
@@ -172,8 +191,8 @@ class TrainedNetwork:
 class Level:
     """One finished level of a run."""
 
-    def __init__(self, number: int, folder: LevelFolder, config: Config, shape: Shape):
-        self.number, self._folder, self._config, self._shape = number, folder, config, shape
+    def __init__(self, number: int, run: Run):
+        self.number, self._run, self._folder = number, run, run.folder.level(number)
 
     @cached_property
     def ticket(self) -> Ticket:
@@ -190,29 +209,59 @@ class Level:
         """One row per epoch."""
         import pandas as pd
 
-        return pd.DataFrame(self._folder.load_history())
+        found = self._folder.load_history()
+        if len(found) != self._run.config.epochs:
+            raise Damaged(f"{self._folder.path / 'history.csv'} has {len(found)} of {self._run.config.epochs} epochs")
+        return pd.DataFrame(found)
 
     def load_model(self, device: torch.device | str = "cpu") -> TrainedNetwork:
         """The trained network, with the bits it had when it was saved."""
-        model, guide = build(self._config, self._shape, resolve_device(str(device)))
-        posterior, net = self._folder.load_posterior()
+        self._run.vet()
+        self._folder.check(self._run.row(self.number), self._run.config.epochs)
+        config, shape, ticket = self._run.config, self._run.shape, self.ticket
+        (posterior, net), where = self._folder.load_posterior(), resolve_device(str(device))
+        expected = {name: value.shape for name, value in _sketch(config, shape).state_dict().items()}
+        for name, value in {**posterior.loc, **net}.items():
+            if (known := expected.pop(name, None)) != value.shape:
+                raise Damaged(
+                    f"{self._folder.path}: {name} is {tuple(value.shape)}, but {known} in --arch {config.arch}"
+                )
+        if expected:
+            raise Damaged(f"{self._folder.path} has no {min(expected)}, which --arch {config.arch} has")
+        model, guide = build(config, shape, where)
         guides.set_posterior_(guide, posterior)
         model.load_net_state(net)
         model.to(memory_format=torch.channels_last)
-        return TrainedNetwork(model, guide, self._folder.load_mask(), self.number, self._config.precision)
+        return TrainedNetwork(model, guide, ticket.mask, self.number, config.precision)
 
 
 class Run:
     """A run folder, read only."""
 
-    def __init__(self, path: str | Path):
-        self.folder = RunFolder(path)
+    def __init__(self, path: str | Path, trust_code: bool = False):
+        self.folder, self.trust_code = RunFolder(path), trust_code
         saved = self.folder.config
         self.config = from_json(saved)
         try:
             self.shape = Shape(**saved["data"] | {"image_size": tuple(saved["data"]["image_size"])})
+            counts = [self.shape.num_classes, self.shape.in_channels, self.shape.num_data, *self.shape.image_size]
+            if len(counts) != 5 or not all(type(n) is int and 0 < n < 2**31 for n in counts):
+                raise TypeError
+            if math.prod(counts[1:2] + counts[3:]) > 2**24:  # 4,096×4,096 pixels
+                raise TypeError
         except (KeyError, TypeError) as error:
             raise UserError(f"{self.folder.path / 'config.json'} does not describe its data") from error
+
+    def vet(self) -> None:
+        """Raise ``UserError`` where building the run's network would import code that its config.json names, unless
+        the run was loaded with ``trust_code``: whoever sends a run folder shall not run code here.
+        """
+        named = foreign(self.config.guide, self.config.prior, self.config.score)
+        if named and not self.trust_code:
+            raise UserError(
+                f"{self.folder.path / 'config.json'} names code to import, {', '.join(named)}; if you trust it, say "
+                "--trust-code, or load_run(path, trust_code=True)"
+            )
 
     @property
     def results(self) -> pd.DataFrame:
@@ -225,18 +274,34 @@ class Run:
 
     def level(self, number: int) -> Level:
         """A finished level; ``UserError`` if it is not."""
-        finished = [row.level for row in self.folder.results()]
-        if number not in finished:
-            raise UserError(f"{self.folder.path} has no finished level {number}; finished: {finished}")
-        return Level(number, self.folder.level(number), self.config, self.shape)
+        self.row(number)
+        return Level(number, self)
+
+    def row(self, number: int) -> LevelResult:
+        """The row of a finished level in ``results.csv``; ``UserError`` if it is not."""
+        rows = {row.level: row for row in self.folder.results()}
+        if number not in rows:
+            raise UserError(f"{self.folder.path} has no finished level {number}; finished: {list(rows)}")
+        return rows[number]
 
     def initial(self, seed: int) -> Ticket:
         """All weights of the run's network at the initial values that ``seed`` draws."""
+        self.vet()
         return dense_ticket(*build(replace(self.config, seed=seed), self.shape, torch.device("cpu")))
 
-    def load_data(self, device: torch.device | str = "cpu") -> Data:
-        """The run's data set."""
-        return load_data(self.config, resolve_device(str(device)))
+    def load_data(self, device: torch.device | str = "cpu", data_dir: str | Path | None = None) -> Data:
+        """The run's data set, from ``data_dir`` where it lies elsewhere now; ``UserError`` if it holds other images."""
+        config = self.config if data_dir is None else replace(self.config, data_dir=str(data_dir))
+        found = load_data(config, resolve_device(str(device)))
+        self.check_data(found)
+        return found
+
+    def check_data(self, found: Data) -> None:
+        """Raise ``UserError`` unless these are the images that the run was trained on."""
+        if shape_of(found) != self.shape:
+            raise UserError(
+                f"--data-dir holds other images than {self.folder.path} was trained on; name the folder of its own"
+            )
 
 
 def check_levels(run: Run, levels: Iterable[int] | None, lowest: int = 0) -> list[int]:
@@ -252,6 +317,10 @@ def check_levels(run: Run, levels: Iterable[int] | None, lowest: int = 0) -> lis
     return wanted
 
 
-def load_run(path: str | Path) -> Run:
-    """Open a run folder: ``.config``, ``.results`` (a DataFrame), ``.level(k).ticket / .posterior / .load_model()``."""
-    return Run(path)
+def load_run(path: str | Path, trust_code: bool = False) -> Run:
+    """Open a run folder: ``.config``, ``.results`` (a DataFrame), ``.level(k).ticket / .posterior / .load_model()``.
+
+    Nothing in the folder is run. A network whose config.json names a guide or prior of the user's own by import path is
+    built only with ``trust_code``.
+    """
+    return Run(path, trust_code)

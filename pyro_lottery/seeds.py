@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from pyro_lottery.errors import UserError, one_line
 
 
 def derive(seed: int, *path: str | int) -> int:
@@ -32,6 +35,30 @@ def stream(device: torch.device | str, seed: int, *path: str | int) -> Iterator[
     """
     with Stream(device, seed, *path):
         yield
+
+
+@contextmanager
+def deterministic(on: bool = True) -> Iterator[None]:
+    """Only algorithms that give the same bits every time on one GPU, inside; they may be slower.
+
+    Raises ``UserError`` for an operation that has none.
+    """
+    if not on:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS is refused
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise UserError(f"--deterministic: {one_line(error)}") from error
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 class Stream:

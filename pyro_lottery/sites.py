@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_names(config)
         show(describe(*build(config, _shape(config), torch.device("cpu"))))
 
-    return run_command(PROG, work)
+    return run_command(PROG, work, arguments)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pyro_lottery.elbo import ELBO
 from pyro_lottery.errors import Diverged, UserError
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.prediction import autocast, channels_last, predict
+from pyro_lottery.ranks import ALONE, Alone
 
 History = list[dict[str, float]]
 CHECK_EVERY = 50
@@ -96,6 +97,7 @@ def train(
     seed: int = 0,
     level: int = 0,
     hooks: Hooks | None = None,
+    ranks: Alone = ALONE,
 ) -> History:
     """Train ``guide`` and the network's own parameters by Adam on the ELBO (paper §3, §4); returns one row an epoch.
 
@@ -105,12 +107,13 @@ def train(
     ``test_accuracy`` and, with a validation split, ``val_accuracy`` from ``history_samples`` posterior samples
     (default: ``train_samples``), ``lr`` and ``seconds`` of training. Prune with
     :func:`pyro_lottery.handlers.sparsify` around the call; on a processor the process then keeps the memory it frees
-    (:func:`pyro_lottery.kernels.keep_memory`). All randomness follows ``(seed, level, epoch)``.
-    Raises ``Diverged`` when a loss is not finite.
+    (:func:`pyro_lottery.kernels.keep_memory`). All randomness follows ``(seed, level, epoch)``. Several ``ranks`` take
+    a part of each batch each, or all of it, with weight noise of their own, and average their gradients.
+    Raises ``Diverged``, with epoch, step and sites, when a loss or a parameter is not finite.
     """
     if model.num_data != len(data.train):
         raise UserError(f"the model's num_data is {model.num_data}, but there are {len(data.train)} training images")
-    check_batches(model, data, batch_size)
+    check_batches(model, data, batch_size, ranks)
     hooks = hooks or Hooks()
     device = data.train.pixels.device
     samples = 1 if guides.is_point(guide) else train_samples
@@ -126,30 +129,39 @@ def train(
             began = time.perf_counter() - progress.seconds
             order = seeds.generator(device, seed, "batches", level, progress.epoch)
             with (
-                seeds.stream(device, seed, "noise", level, progress.epoch),
+                seeds.stream(device, seed, "noise", level, progress.epoch, *ranks.path),
                 pyro.validation_enabled(False),
                 _training_mode(model, samples),
             ):
-                chunks = shuffle(len(data.train), batch_size, order)
-                _set_generators(progress.generators, order, device)
-                sums = progress.sums.to(device)
+                chunks = shuffle(len(data.train), batch_size, order, ranks.least)
+                _set_generators(progress.generators, order, device, ranks)
+                sums = progress.sums.to(device) * (ranks.rank == 0)
                 for indices in chunks[progress.step :]:
                     rate = learning_rate(progress.epoch, progress.step, len(chunks), lr, milestones, warmup_epochs)
-                    x, y = batch(data.train, indices, data.augment, order)
-                    _step(model, guide, elbo, optimizer, rate, channels_last(x), y, samples, precision, sums)
+                    # All ranks draw the augmentation of the whole batch, so that it is that of one process.
+                    x, y = map(ranks.share, batch(data.train, indices, data.augment, order))
+                    share = len(y) * ranks.world / len(indices) if ranks.parallel == "data" else 1.0
+                    x = channels_last(x)
+                    _step(model, guide, elbo, optimizer, rate, x, y, samples, precision, sums, share, ranks)
                     progress.step += 1
                     progress.seconds = time.perf_counter() - began
                     last = progress.step == len(chunks)
-                    if last or progress.step % CHECK_EVERY == 0:
-                        seen = sums.cpu()
-                        _check_finite(seen, progress)
+                    checking = last or progress.step % CHECK_EVERY == 0
+                    if checking:
+                        seen = ranks.total(sums)
+                        _check_finite(seen, progress, model, guide)
                         hooks.check(progress, len(chunks), *(float(seen[i] / seen[EXAMPLES]) for i in (NLL, CORRECT)))
-                    if not last and hooks.stopping():
-                        progress.sums, progress.generators = sums.cpu(), _generators(order, device)
-                        _check_finite(progress.sums, progress)  # so that no checkpoint holds a diverged state
+                    # Several ranks stop at the same step, and asking at each would make a GPU wait.
+                    if not last and (checking or ranks.world == 1) and ranks.any(hooks.stopping()):
+                        progress.sums, progress.generators = ranks.total(sums), _generators(order, device, ranks)
+                        _check_finite(
+                            progress.sums, progress, model, guide
+                        )  # so that no checkpoint holds a diverged state
                         hooks.stop(progress, optimizer)
-            if not all(bool(p.isfinite().all()) for p in (*guide.parameters(), *model.parameters())):
-                raise Diverged(f"a parameter is not finite at the end of epoch {progress.epoch + 1}; {_REMEDY}")
+            if not all(bool(p.isfinite().all()) for p in (*guide.parameters(), *model.state_dict().values())):
+                raise _diverged("a parameter", progress.epoch + 1, len(chunks), model, guide)
+            norms: list[Any] = [m for m in model.modules() if _is_batch_norm(m) and m.running_mean is not None]
+            ranks.mean_(buffer for m in norms for buffer in (m.running_mean, m.running_var))  # of each rank's part
             row = _row(progress.epoch, seen, len(chunks), model, rate, time.perf_counter() - began)
             for name, split in (("test", data.test), ("val", data.val)):
                 if split is not None:
@@ -160,17 +172,19 @@ def train(
         return progress.history
 
 
-def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Batches in an epoch of ``count`` examples: a rest of one example joins the batch before it.
+def steps_per_epoch(count: int, batch_size: int, least: int = 2) -> int:
+    """Batches in an epoch of ``count`` examples: a rest of fewer than ``least`` joins the batch before it.
 
     >>> [steps_per_epoch(count, 4) for count in (1, 8, 9, 10)]
     [1, 2, 2, 3]
     """
-    return max(1, count // batch_size + (count % batch_size > 1))
+    return max(1, count // batch_size + (count % batch_size >= least))
 
 
-def check_batches(model: nn.Module, data: Data, batch_size: int) -> None:
+def check_batches(model: nn.Module, data: Data, batch_size: int, ranks: Alone = ALONE) -> None:
     """Raise a one-line ``UserError`` for batches that the network cannot be trained on."""
+    if min(batch_size, len(data.train)) < ranks.least and ranks.world > 1:
+        raise UserError(f"--batch-size and --train-size must be at least {ranks.least}, two images a device")
     if min(batch_size, len(data.train)) < 2 and any(_is_batch_norm(m) for m in model.modules()):
         raise UserError("--batch-size and --train-size must be at least 2: BatchNorm cannot normalise a batch of one")
 
@@ -186,29 +200,41 @@ def _step(
     samples: int,
     precision: str,
     sums: Tensor,
+    share: float = 1.0,
+    ranks: Alone = ALONE,
 ) -> None:
+    """One step of Adam. ``share`` weighs the images of a rank that has more or fewer than the others, so that the mean of
+    the ranks' gradients is the gradient of the whole batch.
+    """
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad()
     for sample in range(samples):  # one backward pass a sample, so that memory does not grow with the samples
         with autocast(x.device, precision):
             terms = elbo.terms(model, guide, x, y, closed_forms=0 if sample else samples)
-        ((terms.nll + terms.kl) / (model.num_data * samples)).backward()
+        ((share * terms.nll + terms.kl) / (model.num_data * samples)).backward()
         with torch.no_grad():
             correct = (terms.output.argmax(-1) == y).sum()
             nll = terms.nll * (len(y) / model.num_data)
-            sums[:EXAMPLES] += torch.stack([nll, terms.kl, correct]).float() / samples
+            sums[:EXAMPLES] += torch.stack([nll, terms.kl / ranks.world, correct]).float() / samples
         del terms  # or its graph would live until the next sample's is complete
+    ranks.mean_(p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
     optimizer.step()
     sums[EXAMPLES] += len(y)
-    sums[FINITE_STEPS] += sums.isfinite().all()
+    sums[FINITE_STEPS] += sums.isfinite().all() / ranks.world
 
 
-def _check_finite(sums: Tensor, progress: Progress) -> None:
+def _check_finite(sums: Tensor, progress: Progress, model: nn.Module, guide: AutoGuide) -> None:
     if not bool(sums.isfinite().all()):
-        raise Diverged(
-            f"the loss is not finite at epoch {progress.epoch + 1}, step {int(sums[FINITE_STEPS]) + 1}; {_REMEDY}"
-        )
+        raise _diverged("the loss", progress.epoch + 1, int(sums[FINITE_STEPS]) + 1, model, guide)
+
+
+def _diverged(what: str, epoch: int, step: int, model: nn.Module, guide: AutoGuide) -> Diverged:
+    sites = guides.not_finite(guide)
+    sites += [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
+    more = f" and {len(sites) - 3} more" if len(sites) > 3 else ""
+    where = f" (not finite by then: {', '.join(sites[:3])}{more})" if sites else ""
+    return Diverged(f"{what} is not finite at epoch {epoch}, step {step}{where}; {_REMEDY}", epoch, step, sites)
 
 
 def _row(epoch: int, sums: Tensor, steps: int, model: BayesianNetwork, rate: float, seconds: float) -> dict[str, float]:
@@ -230,18 +256,23 @@ def _accuracy(model: BayesianNetwork, guide: AutoGuide, split: Split, samples: i
     return metrics.accuracy(predict(model, guide, split, samples, precision=precision), split.labels)
 
 
-def _generators(order: torch.Generator, device: torch.device) -> dict[str, Tensor]:
-    noise = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-    return {"order": order.get_state(), "noise": noise}
+def _generators(order: torch.Generator, device: torch.device, ranks: Alone) -> dict[str, Tensor]:
+    noise = ranks.gather(torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state())
+    return {"order": order.get_state()} | {noise_of(rank): state for rank, state in enumerate(noise)}
 
 
-def _set_generators(states: dict[str, Tensor], order: torch.Generator, device: torch.device) -> None:
+def noise_of(rank: int) -> str:
+    """What the state of a rank's weight noise is called in a checkpoint."""
+    return f"noise{rank or ''}"
+
+
+def _set_generators(states: dict[str, Tensor], order: torch.Generator, device: torch.device, ranks: Alone) -> None:
     if states:
         order.set_state(states["order"])
         if device.type == "cuda":
-            torch.cuda.set_rng_state(states["noise"], device)
+            torch.cuda.set_rng_state(states[noise_of(ranks.rank)], device)
         else:
-            torch.set_rng_state(states["noise"])
+            torch.set_rng_state(states[noise_of(ranks.rank)])
 
 
 @contextmanager

@@ -34,6 +34,7 @@ def transplant_run(run: Run, levels: Iterable[int] | None = None, **options: Any
         raise UserError(
             f"{run.folder.path} has the guide {run.config.guide}; a transplant comes from a deterministic run"
         )
+    run.vet()
     chosen = check_levels(run, levels, lowest=0 if levels else 1)
     own = {"guide": "mean_field", "device": "auto", "run_dir": str(run.folder.derived("transplant").path)}
 
@@ -72,10 +73,8 @@ def _train(
 
         ticket(levels[0])  # what does not fit shall fail before anything is written
         folder = RunFolder(str(config.run_dir))
-        with folder.lock():
-            folder.open(setup.config.options(), setup.facts | {"transplant": source})
-            train_levels(folder, setup, levels, ticket, received)
-    return load_run(folder.path)
+        train_levels(folder, setup, levels, ticket, received, transplant=source)
+    return load_run(folder.path, trust_code=True)  # its options are the caller's, or of a vetted run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,20 +85,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mask", type=Path, help="file with one mask per pruned weight, by its name in the state_dict")
     parser.add_argument("--preset", default="default", help=f"of a file's training: {PRESET_HELP}")
     parser.add_options(but={"levels"})
+    parser.add_trust_option()
     given = vars(parser.parse_args(arguments))
-    source, levels, mask, base = (given.pop(name) for name in ("source", "levels", "mask", "preset"))
+    source, levels, mask, base, trust = (given.pop(n) for n in ("source", "levels", "mask", "preset", "trust_code"))
 
     def work() -> None:
-        show_results(_transplant(source, levels, mask, base, given).folder)
+        show_results(_transplant(source, levels, mask, base, trust, given).folder)
 
-    return run_command(PROG, work)
+    return run_command(PROG, work, arguments)
 
 
-def _transplant(source: Path, levels: list[int] | None, mask: Path | None, base: str, given: dict[str, Any]) -> Run:
+def _transplant(
+    source: Path, levels: list[int] | None, mask: Path | None, base: str, trust: bool, given: dict[str, Any]
+) -> Run:
     if source.is_dir():
         if mask or base != "default":
             raise UserError(f"{'--mask' if mask else '--preset'} is for files; {source} is a run and brings its own")
-        return transplant_run(load_run(source), levels, **given)
+        return transplant_run(load_run(source, trust), levels, **given)
     if levels:
         raise UserError(f"--levels is for run folders; {source} has one level")
     return transplant_file(source, mask, preset(base, **given))

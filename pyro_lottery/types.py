@@ -74,16 +74,46 @@ class Ticket:
 def _load(path: Path) -> tuple[Posterior, Sites, Sites]:
     tensors, info = files.load_tensors(path)
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in ("mask", "loc", "scale", "net", "guide")}
-    for key, tensor in tensors.items():
-        group, _, name = key.partition("/")
-        groups.setdefault(group, {})[name] = tensor
     try:
-        loc = {name: groups["loc"][name] for name in info["sites"]}
+        sites, prunable = info["sites"], tuple(info["prunable"])
+        for key, tensor in tensors.items():
+            group, _, name = key.partition("/")
+            groups[group][name] = tensor
+        loc = {name: groups["loc"][name] for name in sites}
         scale = {name: groups["scale"][name] for name in loc} if groups["scale"] else None
-        posterior = Posterior(loc, scale, tuple(info["prunable"]), groups["guide"], info.get("draws", 0))
+        posterior = Posterior(loc, scale, prunable, groups["guide"], info.get("draws", 0))
+        _check(path, posterior, groups)
     except (KeyError, TypeError) as error:
-        raise Damaged(f"{path} holds no posterior: {error} is missing") from error
+        raise Damaged(f"{path} holds no posterior: {error} is missing or unknown") from error
     return posterior, groups["net"], groups["mask"]
+
+
+def _check(path: Path, posterior: Posterior, groups: Mapping[str, Sites]) -> None:
+    """Raise ``Damaged`` unless values are what they are called: whoever wrote the file could write a checksum too."""
+
+    def must(right: Any, name: str, what: str) -> None:
+        if not right:
+            raise Damaged(f"{path}: {name} {what}")
+
+    loc, scale, mask = groups["loc"], groups["scale"], groups["mask"]
+    must(loc.keys() == posterior.loc.keys() and len(loc) > 0, "loc/", "is not of its sites")
+    must(not scale or scale.keys() == loc.keys(), "scale/", "is not of its sites")
+    prunable = set(posterior.prunable)
+    must(prunable <= loc.keys() and len(prunable) == len(posterior.prunable), "prunable", "is not some of its sites")
+    must(type(posterior.draws) is int and posterior.draws >= 0, "draws", "is not a count")
+    for group, sites in groups.items():
+        for name, value in sites.items():
+            key = f"{group}/{name}"
+            if group in ("loc", "scale"):
+                must(value.is_floating_point() and value.shape == loc[name].shape, key, "does not fit its loc")
+            if group == "mask":
+                must(name in prunable, key, "is of no prunable site")
+                must(value.dtype == torch.uint8 and value.shape == loc[name].shape, key, "is no mask of its loc")
+                must(bool((value <= 1).all()), key, "holds other values than 0 and 1")
+            if group == "scale":  # 0 is a pruned weight's
+                must(bool((value >= 0).all()), key, "holds negative scales")
+                must(name not in mask or bool((value[mask[name] == 1] > 0).all()), key, "of survivors is not positive")
+            must(not value.is_floating_point() or bool(value.isfinite().all()), key, "holds values that are not finite")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
-    {"seeds", "files", "imports", "kernels"},
+    {"seeds", "files", "imports", "kernels", "ranks"},
     {"types"},
     {"distributions"},
     {"nets", "data", "handlers", "priors", "metrics", "scores", "masks"},

@@ -7,7 +7,7 @@ import pytest
 
 import pyro_lottery as pl
 from pyro_lottery import config
-from pyro_lottery.config import Config, parse, preset
+from pyro_lottery.config import Config, from_json, parse, preset
 
 
 def test_defaults_are_the_papers_but_for_one_sample_a_batch():
@@ -70,7 +70,7 @@ def test_a_deterministic_guide_ranks_by_magnitude():
         (["--rewind", "epoch:0"], "--rewind must be init, lr or epoch:K"),
         (["--rewind", "epoch:9", "--epochs", "5"], "after the last of 5 epochs"),
         (["--milestones", "5", "3"], "--milestones must be rising epochs"),
-        (["--lr", "nan"], "--lr must be greater than 0"),
+        (["--lr", "nan"], "--lr must be a number of usual size"),
         (["--estimator", "flipout"], "unknown --estimator 'flipout'"),
         (["--precision", "16"], "unknown --precision '16'"),
         (["--train-samples", "0"], "--train-samples must be at least 1"),
@@ -88,3 +88,25 @@ def test_what_argparse_refuses_is_one_line_and_exit_2(arguments, capsys):
         parse("p", "d", arguments)
     assert stopped.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": "5"}, {"epochs": 5.0}, {"epochs": True}, {"epochs": 2**63}, {"lr": "fast"}, {"lr": float("inf")},
+        {"milestones": 3}, {"milestones": ["a"]}, {"milestones": None}, {"deterministic": 1}, {"arch": 3}, {"arch": None},
+        {"data_dir": "a\0b"}, {"data_dir": "\udcff"}, {"dataset": ["digits"]}, {"rewind": {}},
+    ],
+)  # fmt: skip
+def test_values_of_the_wrong_type_are_named(options):
+    name = next(iter(options)).replace("_", "-")
+    with pytest.raises(pl.UserError, match=f"--{name} must be"):
+        Config(**options)
+    with pytest.raises(pl.UserError, match=f"--{name} must be"):
+        from_json(Config().options() | options)
+
+
+def test_whole_numbers_will_do_for_fractions_and_flags_take_no_value():
+    assert Config(lr=1).name() == Config(lr=1.0).name()
+    assert parse("prog", "", ["--deterministic"]).deterministic
+    assert Config(deterministic=True, on_divergence="retry").name() == Config().name()

@@ -1,15 +1,18 @@
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
+import safetensors.torch
 import torch
 
 from pyro_lottery import files
-from pyro_lottery.errors import Damaged
+from pyro_lottery.errors import Damaged, UserError
 
 TENSORS = {"a/x": torch.randn(3, 2), "b": torch.arange(4), "c": torch.tensor(True), "d": torch.empty(0)}
 
@@ -34,6 +37,36 @@ def test_a_flipped_byte_is_damage(tmp_path, position):
     path.write_bytes(data)
     with pytest.raises(Damaged, match=r"t (cannot be read|fails its checksum)"):
         files.load_tensors(path)
+
+
+def test_every_byte_of_the_header_counts(tmp_path):
+    """A file that loads after one byte was changed holds what it held."""
+    path = tmp_path / "t"
+    files.save_tensors(path, {"x": torch.arange(3.0)}, {"sites": ["x"], "draws": 20})
+    data = path.read_bytes()
+    for position in range(len(data)):
+        for change in (1, 16):
+            changed = bytearray(data)
+            changed[position] ^= change
+            path.write_bytes(changed)
+            try:
+                tensors, info = files.load_tensors(path)
+            except Damaged:
+                continue
+            assert info == {"sites": ["x"], "draws": 20}
+            assert torch.equal(tensors["x"], torch.arange(3.0))
+
+
+def test_files_of_the_first_version_are_read(tmp_path):
+    x = {"x": torch.arange(3.0)}
+    text = json.dumps({"crc32": files.checksum(x), "info": {"epoch": 3}})
+    (tmp_path / "t").write_bytes(safetensors.torch.save(x, {"pyro_lottery": text}))
+    assert files.load_tensors(tmp_path / "t")[1] == {"epoch": 3}
+
+
+def test_what_cannot_be_opened_is_not_called_damaged(tmp_path):
+    with pytest.raises(OSError, match=str(tmp_path)):
+        files.load_tensors(tmp_path)
 
 
 def test_a_truncated_or_foreign_file_is_damage(tmp_path):
@@ -71,3 +104,17 @@ def test_kill_nine_at_a_random_moment_leaves_a_whole_file(tmp_path):
     process.wait()
     x = files.load_tensors(path)[0]["x"]
     assert (x == x[0]).all()
+
+
+def test_a_small_state_dict_that_becomes_a_large_one_is_refused(tmp_path):
+    torch.save({"w": torch.zeros(1).expand(10**13)}, tmp_path / "repeated.pt")
+    with pytest.raises(UserError, match="w repeats fewer numbers than its shape"):
+        files.load_state_dict(tmp_path / "repeated.pt")
+    torch.save({"w": torch.zeros(1_000_000)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "small.pt", "w", 8) as small:
+        for info in plain.infolist():
+            small.writestr(info.filename, plain.read(info))
+    assert (tmp_path / "small.pt").stat().st_size < 10_000
+    with pytest.raises(UserError, match="compressed, and may hold far more than its size"):
+        files.load_state_dict(tmp_path / "small.pt")
+    assert files.load_state_dict(tmp_path / "plain.pt")["w"].shape == (1_000_000,)

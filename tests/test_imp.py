@@ -1,20 +1,24 @@
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import pyro_lottery as pl
+from experiments.soak import fingerprint
 from pyro_lottery import files, imp, levels, nets
 from pyro_lottery.config import Config, preset
+from pyro_lottery.errors import Damaged, Stopped
+from pyro_lottery.results import RunFolder
 
 SMALL = {
     "arch": "lenet", "dataset": "digits", "train_size": 200, "epochs": 2, "milestones": (), "train_samples": 1,
@@ -116,17 +120,6 @@ def test_same_seed_gives_equal_files_and_more_levels_extend(tmp_path):
     assert len(once.results) == 3
 
 
-def fingerprint(run: Path):
-    """Everything that must be equal in equal runs: all safetensors, and all columns of the tables but times."""
-    tensors = {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*.safetensors"))}
-    tables = {}
-    for path in sorted(run.rglob("*.csv")):
-        header, *rows = [line.split(",") for line in path.read_text().splitlines()]
-        keep = [i for i, name in enumerate(header) if name not in ("train_seconds", "step_ms", "seconds")]
-        tables[str(path.relative_to(run))] = [[row[i] for i in keep] for row in (header, *rows)]
-    return tensors, tables
-
-
 def command(run_dir, *more):
     return [
         sys.executable, "-m", "pyro_lottery.imp", "--arch", "lenet", "--preset", "quick", "--levels", "1", "--epochs",
@@ -151,7 +144,7 @@ def test_sigterm_and_kill_nine_in_the_middle_end_bit_identical(tmp_path):
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)  # within level 0, wherever in an epoch
     assert process.wait(60) == 75
-    assert "repeat the command" in process.communicate()[1]
+    assert f"to go on: python {shlex.join(command(broken)[1:])}" in process.communicate()[1]
     assert (broken / "level_00" / "checkpoint.safetensors").exists()
 
     process = subprocess.Popen(command(broken), **quiet)
@@ -278,11 +271,83 @@ def test_a_diverging_run_names_the_step_keeps_its_checkpoint_and_exits_1(tmp_pat
     arguments = ["--preset", "quick", "--arch", "poisoned", "--train-size", "128", "--run-dir", str(tmp_path / "run")]
     assert imp.main(arguments) == 1
     error = capsys.readouterr().err
-    assert "not finite at epoch 2, step 2" in error
+    assert "not finite at epoch 2, step 2 (not finite by then: layer.weight, layer.bias, head.weight and" in error
     assert error.count("\n") == 1
     tensors, info = files.load_tensors(tmp_path / "run" / "level_00" / "checkpoint.safetensors")
     assert info["epoch"] == 1
     assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
+
+
+class PoisonedOnce(TenWeights):
+    """Its outputs turn to NaN at the first training step of level 1, the first time only."""
+
+    steps, poisoned = 0, False
+
+    def forward(self, x):
+        self.steps += self.training
+        bad = self.steps == 5 and not PoisonedOnce.poisoned
+        PoisonedOnce.poisoned |= bad
+        return super().forward(x) * (math.nan if bad else 1.0)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_diverged_level_is_tried_again_once_with_half_the_learning_rate(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(nets._NETS, "ten", lambda classes, channels, size, patch: TenWeights())
+    monkeypatch.setitem(nets._NETS, "once", lambda classes, channels, size, patch: PoisonedOnce())
+    monkeypatch.setitem(nets._NETS, "poisoned", lambda classes, channels, size, patch: Poisoned())
+    usual = ["--preset", "quick", "--levels", "1", "--epochs", "2", "--train-size", "128", "--on-divergence", "retry"]
+    assert imp.main([*usual, "--arch", "once", "--run-dir", str(tmp_path / "once")]) == 0
+    assert "level 1 begins anew with --lr 0.0005" in capsys.readouterr().err
+    run = pl.load_run(tmp_path / "once")
+    what = json.loads((tmp_path / "once" / "level_01" / "diverged.json").read_text())
+    assert (what["epoch"], what["step"], what["lr"]) == (1, 1, 0.0005)
+    assert [run.level(k).history["lr"][0] for k in (0, 1)] == [0.001, 0.0005]
+    # the second training is that of the same ticket at that rate: nothing of the first is left in it
+    run_imp_at = Config(**run.config.options() | {"arch": "ten", "run_dir": str(tmp_path / "ten"), "levels": 0})
+    imp.run_imp(run_imp_at)
+    other = RunFolder(tmp_path / "ten")
+    other.level(1).path.mkdir()
+    other.level(1).save_divergence(what)
+    again = imp.run_imp(replace(run_imp_at, levels=1))
+    assert torch.equal(again.level(1).posterior.loc["layer.weight"], run.level(1).posterior.loc["layer.weight"])
+
+    assert imp.main([*usual, "--arch", "poisoned", "--run-dir", str(tmp_path / "always")]) == 1, "once, not for ever"
+    assert "not finite at epoch" in capsys.readouterr().err
+    (other.level(1).path / "diverged.json").write_text('{"lr": "fast"}')
+    (tmp_path / "ten" / "results.csv").unlink()
+    with pytest.raises(Damaged, match=r"diverged\.json gives the lr fast, not half of 0\.001"):
+        imp.run_imp(replace(run_imp_at, levels=1))
+
+
+def test_a_checkpoint_of_another_training_is_named(tmp_path, monkeypatch):
+    for arch in ("lenet", "resnet20"):
+        monkeypatch.setattr(levels.LevelHooks, "stopping", lambda self: True)
+        with pytest.raises(Stopped):
+            imp.run_imp(Config(**SMALL | {"arch": arch, "run_dir": str(tmp_path / arch)}))
+    monkeypatch.undo()
+    foreign, checkpoint = (RunFolder(tmp_path / arch).level(0).checkpoint for arch in ("resnet20", "lenet"))
+    tensors, info = files.load_tensors(checkpoint)
+    moment = next(n for n in tensors if n.endswith("exp_avg"))
+    for made in (
+        files.load_tensors(foreign),
+        (tensors | {moment: tensors[moment][:-1]}, info),
+        (tensors | {"sums": torch.zeros(2)}, info),
+        (tensors | {"generator/noise": torch.zeros(3, dtype=torch.uint8)}, info),
+        (tensors, info | {"epoch": 1}),
+        (tensors, info | {"epoch": 0.0}),
+        (tensors, info | {"step": 1000}),
+        (tensors | {moment: tensors[moment].long()}, info),
+        ({n: t for n, t in tensors.items() if n != moment}, info),
+        ({n: t for n, t in tensors.items() if not n.startswith("generator")}, info),
+        (tensors, info | {"step": "x"}),
+        (tensors, info | {"history": [[]]}),
+        (tensors, {}),
+    ):
+        files.save_tensors(checkpoint, *made)
+        with pytest.raises(Damaged, match="is of another training"):
+            imp.run_imp(Config(**SMALL | {"run_dir": str(tmp_path / "lenet")}))
+    files.save_tensors(checkpoint, tensors, info)
+    imp.run_imp(Config(**SMALL | {"run_dir": str(tmp_path / "lenet")}))
 
 
 def test_presets_reach_the_run(tmp_path):

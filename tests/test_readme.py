@@ -5,18 +5,20 @@ import importlib.util
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from experiments import claims, estimators, speed
+from experiments import claims, estimators, soak, speed
 from experiments import command as experimenting
 from plots import command as plotting
 from pyro_lottery import evaluate, imp
 from pyro_lottery.config import Config, preset
 from pyro_lottery.imp import run_imp
+from pyro_lottery.prediction import resolve_precision
 from tests.data.test_data import tree
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +44,13 @@ def test_runs(command, tmp_path, monkeypatch, capsys):
         arguments += ["--dataset", "digits", "--train-size", "40"]
     else:
         arguments += ["--train-size", "40"]
-    assert imp.main([*arguments, *SHORT, "--arch", "lenet"]) == 0
+    arguments += [*SHORT, "--arch", "lenet"]
+    if "--devices" in arguments:  # each rank starts the process's own command line
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        command = [sys.executable, "-m", "pyro_lottery.imp", *arguments]
+        assert subprocess.run(command, timeout=300, check=True, capture_output=True, text=True).stderr == ""
+        return
+    assert imp.main(arguments) == 0
     assert "results, tickets" in capsys.readouterr().out
 
 
@@ -97,7 +105,8 @@ def test_the_speed_commands(tmp_path, monkeypatch, capsys):
         more += ["--kernels", "1000"] if "--kernels" in command else []
         speed.main([*shlex.split(command)[3:], *toy, *more])
     out = capsys.readouterr().out
-    assert out.count("| lenet, B 4 | 32 | local, pure torch |") == 2
+    precision = resolve_precision("auto", torch.device("cpu"))
+    assert out.count(f"| lenet, B 4 | {precision} | local, pure torch |") == 2
     assert len(re.findall(r"\| lenet, B 4 \| ten weight samples", out)) == 1
     run_as_written(next(c for c in COMMANDS if "plots.speed" in c), monkeypatch)
     assert (tmp_path / "speed.png").stat().st_size > 10_000
@@ -148,6 +157,7 @@ def test_every_option_it_names_exists():
         speed.parser(),
         estimators.parser(),
         claims.parser(),
+        soak.parser(),
         evaluate.parser(),
         experimenting.parser("all", ""),
         plotting.parser("fig1", ""),

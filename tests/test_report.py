@@ -1,5 +1,4 @@
 import html
-import json
 import re
 import shlex
 import shutil
@@ -11,6 +10,7 @@ import pyro_lottery as pl
 from pyro_lottery import imp, report
 from pyro_lottery.config import Config, parse
 from pyro_lottery.controls import run_control
+from pyro_lottery.results import RunFolder
 
 from .test_imp import SMALL
 
@@ -24,11 +24,10 @@ def runs(tmp_path_factory):
     names = {"mean_field": "bayesian", "deterministic": "<img src=x onerror=alert(2)> $x$"}
     for guide, name in names.items():
         imp.run_imp(Config(**SMALL | {"guide": guide, "run_dir": str(root / name)}))
-    path = root / names["deterministic"] / "config.json"
-    config = json.loads(path.read_text())
+    folder = RunFolder(root / names["deterministic"])
+    config = folder.config
     config["hardware"]["name"] = HOSTILE
-    config[HOSTILE] = {"x": HOSTILE}
-    path.write_text(json.dumps(config))
+    folder._write_config(config | {HOSTILE: {"x": HOSTILE}})
     return [str(root / name) for name in names.values()]
 
 

@@ -1,21 +1,30 @@
 import json
+import os
+import platform
+import subprocess
+import sys
+import threading
 
+import filelock
 import pytest
 import torch
 
 import pyro_lottery as pl
 from pyro_lottery import files
+from pyro_lottery.errors import Damaged
 from pyro_lottery.results import LevelFolder, RunFolder
 from pyro_lottery.types import LevelResult, Posterior, Ticket
 
 OPTIONS = {"arch": "lenet", "levels": 2, "milestones": (3, 4), "seed": 0, "run_dir": "x", "epochs": 5}
 
 
-def ticket():
+def ticket(kept=6):
+    """A ticket of ten prunable weights in two sites."""
     # Names that do not sort the way the network orders them.
     loc = {"b10.weight": torch.randn(2, 3), "a.bias": torch.randn(2), "b9.weight": torch.randn(4)}
     scale = {n: t.exp() for n, t in loc.items()}
-    mask = {"b10.weight": torch.rand(2, 3) > 0.5, "b9.weight": torch.rand(4) > 0.5}
+    first = torch.randperm(10) < kept
+    mask = {"b10.weight": first[:6].view(2, 3), "b9.weight": first[6:]}
     return Ticket(mask, Posterior(loc, scale, tuple(mask)), {"bn.running_mean": torch.randn(2)})
 
 
@@ -34,7 +43,16 @@ def test_files_hold_the_names_that_others_rely_on(tmp_path):
 
 
 def row(level):
-    return LevelResult(level, 0.8**level, 80, 100, 0.5, 0.6, None, 1.25, 0.1, 0.2, 0.3, 12.5, 3.25)
+    return LevelResult(level, 0.8**level, 6, 10, 0.5, 0.6, None, 1.25, 0.1, 0.2, 0.3, 12.5, 3.25)
+
+
+def finish(run, level):
+    """A finished level: its files and its row, which agree."""
+    folder, saved = run.level(level), ticket()
+    folder.save_ticket(saved)
+    folder.save_posterior(pl.masks.apply(saved.mask, saved.start), saved.net)
+    folder.save_history([{"epoch": 1.0, "loss": 2.0}] * OPTIONS["epochs"])
+    run.add_result(row(level))
 
 
 def opened(path, options=None, facts=None):
@@ -86,12 +104,33 @@ def test_other_data_are_noticed(tmp_path):
         opened(tmp_path, OPTIONS | {"data_dir": "b"}, {"data": {"checksum": 2}})
 
 
+def test_the_lock_of_a_dead_process_is_free(tmp_path):
+    code = "import os, sys; from pyro_lottery.results import RunFolder\nwith RunFolder(sys.argv[1]).lock(): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 9
+    assert (tmp_path / ".owner").exists()
+    with RunFolder(tmp_path).lock():
+        assert f"pid {os.getpid()}" in (tmp_path / ".owner").read_text()
+
+
 def test_one_process_at_a_time(tmp_path):
-    refused = pytest.raises(pl.UserError, match="another process is at work")
+    refused = pytest.raises(
+        pl.UserError, match=rf"another process \(pid {os.getpid()} on {platform.node()}\) is at work"
+    )
     with RunFolder(tmp_path).lock(), refused, RunFolder(tmp_path).lock():
         pass
+    assert not (tmp_path / ".owner").exists()
     with RunFolder(tmp_path).lock():
         pass
+
+
+def test_the_owner_is_told_though_it_has_only_just_the_lock(tmp_path):
+    """Between taking the lock and writing its name an owner may take a while on a busy machine."""
+    with filelock.FileLock(tmp_path / ".lock"):
+        late = threading.Timer(0.2, (tmp_path / ".owner").write_text, ["pid 7 on elsewhere\n"])
+        late.start()
+        with pytest.raises(pl.UserError, match=r"another process \(pid 7 on elsewhere\)"), RunFolder(tmp_path).lock():
+            pass
+        late.join()
 
 
 def test_leftovers_of_a_killed_process_are_cleared(tmp_path):
@@ -99,9 +138,48 @@ def test_leftovers_of_a_killed_process_are_cleared(tmp_path):
     run = opened(tmp_path)
     run.level(0).save_checkpoint({"x": torch.ones(1)}, {})
     (tmp_path / "level_00" / ".checkpoint.safetensors.99.tmp").write_bytes(b"half")
-    run.add_result(row(0))  # killed before the finished level's checkpoints went
+    finish(run, 0)  # killed before the finished level's checkpoints went
     opened(tmp_path)
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["config.json", "level_00", "results.csv"]
+    names = sorted(p.name for p in tmp_path.rglob("*"))
+    level = ["history.csv", "level_00", "posterior.safetensors", "results.csv", "ticket.safetensors"]
+    assert names == ["config.json", *level]
+
+
+DAMAGES = {
+    "half a posterior": lambda level: truncate(level.path / "posterior.safetensors"),
+    "no ticket": lambda level: (level.path / "ticket.safetensors").unlink(),
+    "another mask": lambda level: level.save_ticket(ticket(kept=5)),
+    "an epoch less": lambda level: level.save_history([{"epoch": 1.0, "loss": 2.0}] * 4),
+    "a changed loss": lambda level: replace_text(level.path / "history.csv", "2.0", "1.0"),
+}
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def replace_text(path, old, new):
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_level_whose_files_do_not_agree_with_its_row_is_not_finished(damage, tmp_path):
+    run = opened(tmp_path)
+    for level in range(3):
+        finish(run, level)
+    opened(tmp_path)
+    assert run.results() == [row(level) for level in range(3)]
+    DAMAGES[damage](run.level(1))
+    with pytest.warns(UserWarning, match=r"level_01.*; level 1 is trained again"):
+        opened(tmp_path)
+    assert run.results() == [row(0), row(2)]
+
+
+def test_other_versions_are_warned_of(tmp_path):
+    opened(tmp_path, facts={"versions": {"torch": "1", "python": "3.9"}, "hardware": {"threads": 2}})
+    opened(tmp_path, facts={"versions": {"torch": "1", "python": "3.9"}, "hardware": {"threads": 2}})
+    with pytest.warns(UserWarning, match="begun with hardware threads = 2, here it is 3"):
+        opened(tmp_path, facts={"versions": {"torch": "1"}, "hardware": {"threads": 3}})
 
 
 @pytest.mark.parametrize(
@@ -110,8 +188,11 @@ def test_leftovers_of_a_killed_process_are_cleared(tmp_path):
         ("config.json", "{}", "lacks the option"),
         ("config.json", "[]", "is not a JSON object"),
         ("config.json", "{", "is not JSON"),
-        ("results.csv", "level,density\n0,x\n", "is not a table of levels"),
+        ("results.csv", "level,density\n0,x\n", "is not one of our tables"),
         ("results.csv", "density\n1.0\n", "is not a table of levels"),
+        ("results.csv", "level,density\n0,1\n", "is not a table of levels"),
+        ("results.csv", "level,thesis\n0,1\n", "has a column 'thesis'"),
+        ("results.csv", "\x00\xff", "is not one of our tables"),
     ],
 )
 def test_damaged_text_is_named(tmp_path, name, content, message):
@@ -119,6 +200,154 @@ def test_damaged_text_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(pl.UserError, match=message):
         opened(tmp_path)
+
+
+def test_a_changed_digit_is_noticed(tmp_path):
+    run = opened(tmp_path)
+    for level in range(3):
+        finish(run, level)
+    before = (tmp_path / "config.json").read_text()
+    replace_text(tmp_path / "config.json", '"epochs": 5', '"epochs": 6')
+    with pytest.raises(pl.UserError, match=r"config\.json.*fails its checksum"):
+        opened(tmp_path)
+    (tmp_path / "config.json").write_text(before)
+    table = tmp_path / "results.csv"
+    whole = table.read_text()
+    for damaged in (
+        whole.replace("0.5", "0.9", 1),
+        whole.replace("density", "remaining", 1),
+        whole[: whole.rstrip().rfind("\n") + 1],  # the last row is missing
+    ):
+        table.write_text(damaged)
+        with pytest.raises(pl.UserError, match="fails its checksum; the run's command repairs it"):
+            run.results()
+    table.write_text(whole[: whole.find("\n") + 1])
+    with pytest.raises(pl.UserError, match="has no rows"):
+        run.results()
+
+
+def test_the_runs_command_keeps_the_whole_rows_of_a_damaged_table(tmp_path):
+    run, table = opened(tmp_path), tmp_path / "results.csv"
+    for level in range(3):
+        finish(run, level)
+    whole = table.read_text()
+    table.write_text(whole.replace("1.0,6,10,0.5", "1.0,6,10,0.9", 1))
+    with pytest.warns(UserWarning, match=r"the row '0,1\.0,6,10,0\.9.* is damaged; its level is trained again"):
+        opened(tmp_path)
+    assert run.results() == [row(1), row(2)]
+    table.write_text(whole.replace("density", "remaining", 1))
+    with pytest.warns(UserWarning, match="damaged header, which is mended"):
+        opened(tmp_path)
+    assert run.results() == [row(level) for level in range(3)]
+    table.write_text(whole[: whole.rstrip().rfind("\n") + 1])
+    opened(tmp_path)
+    assert run.results() == [row(0), row(1)]
+
+
+def test_what_is_taken_for_damage_is_set_aside_and_other_levels_are_not_looked_at(tmp_path):
+    run = opened(tmp_path)
+    for level in range(3):
+        finish(run, level)
+    run.level(1).save_divergence({"lr": 0.5})
+    truncate(tmp_path / "level_01" / "posterior.safetensors")
+    run.open(OPTIONS, {}, [0, 2])
+    assert len(run.results()) == 3
+    with pytest.warns(UserWarning, match="level 1 is trained again"):
+        opened(tmp_path)
+    kept = sorted(p.name for p in (tmp_path / "level_01.damaged").iterdir())
+    assert kept == ["history.csv", "posterior.safetensors", "ticket.safetensors"]
+    assert run.level(1).load_divergence() == {"lr": 0.5}
+
+
+def test_a_disk_that_fails_for_a_moment_does_not_make_a_level_unfinished(tmp_path, monkeypatch):
+    run = opened(tmp_path)
+    finish(run, 0)
+    for name, error in (("read_text", OSError(5, "Input/output error")), ("checksum", MemoryError())):
+        with monkeypatch.context() as context:
+            context.setattr(files, name, lambda *_, error=error: (_ for _ in ()).throw(error))
+            with pytest.raises((OSError, MemoryError, pl.UserError)):
+                opened(tmp_path)
+    assert run.results() == [row(0)]
+
+
+def test_a_late_rewind_point_is_part_of_level_0(tmp_path):
+    options = OPTIONS | {"rewind": "epoch:1"}
+    run = opened(tmp_path, options)
+    for level in range(2):
+        finish(run, level)
+    with pytest.warns(UserWarning, match=r"rewind.*level 0 is trained again"):
+        opened(tmp_path, options)
+    assert run.results() == [row(1)]
+    with pytest.raises(FileNotFoundError):
+        run.load_rewind_point()
+
+
+def test_files_of_others_are_not_touched(tmp_path):
+    folder, victim = tmp_path / "home", tmp_path / "victim"
+    (folder / "docs").mkdir(parents=True)
+    for path in (folder / ".important.tmp", folder / "docs" / ".thesis.123.tmp", victim):
+        path.write_text("mine")
+    with pytest.raises(pl.UserError, match="not empty and holds no run"):
+        opened(folder)
+    run = opened(tmp_path / "run")
+    control = run.derived("controls", "reinit").path
+    control.mkdir(parents=True)
+    (control / ".results.csv.77.tmp").write_text("being written by the control's process")
+    (run.path / ".owner").symlink_to(victim)
+    with run.lock():
+        opened(tmp_path / "run")
+    kept = [folder / ".important.tmp", folder / "docs" / ".thesis.123.tmp", control / ".results.csv.77.tmp", victim]
+    assert [p.read_text()[:4] for p in kept] == ["mine", "mine", "bein", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"levels": "2"}, "levels is '2', not a whole number"),
+        ({"versions": []}, r"versions is \[\]; expected an object"),
+        ({"control": 5}, "control is 5; expected text"),
+    ],
+)
+def test_a_config_of_other_types_is_named(change, message, tmp_path):
+    opened(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(OPTIONS | change))
+    with pytest.raises(pl.UserError, match=message):
+        opened(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    run = opened(tmp_path)
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(pl.UserError, match="not a regular file"):
+        run.config  # noqa: B018
+    os.mkfifo(tmp_path / "t.safetensors")
+    with pytest.raises(OSError, match="not a regular file"):
+        files.load_tensors(tmp_path / "t.safetensors")
+    with pytest.raises(pl.UserError, match="not a regular file"):
+        files.load_state_dict(tmp_path / "t.safetensors")
+
+
+def test_folders_of_the_first_version_without_checksums_are_read(tmp_path):
+    run = opened(tmp_path)
+    finish(run, 0)
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    (tmp_path / "results.csv").write_text("".join(f"{line.rpartition(',')[0]}\n" for line in lines))
+    config = run.config
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert run.results() == [row(0)]
+    assert run.config == config
+
+
+def test_a_checkpoint_that_cannot_be_verified_replaces_none(tmp_path, monkeypatch):
+    folder = LevelFolder(tmp_path)
+    for epoch in (1, 2):
+        folder.save_checkpoint({"x": torch.ones(3)}, {"epoch": epoch})
+    write = files.write_atomic
+    monkeypatch.setattr(files, "write_atomic", lambda path, data: write(path, data[:-1]))
+    with pytest.raises(Damaged, match=r"checkpoint\.new"):
+        folder.save_checkpoint({"x": torch.ones(3)}, {"epoch": 3})
+    assert [files.load_tensors(p)[1]["epoch"] for p in (folder.checkpoint, folder.checkpoint_before)] == [2, 1]
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):

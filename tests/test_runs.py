@@ -1,13 +1,20 @@
+import json
+import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 import pyro_lottery as pl
-from pyro_lottery import imp, runs
+from pyro_lottery import controls, evaluate, imp, runs
 from pyro_lottery.config import Config
+from pyro_lottery.controls import run_control
+from pyro_lottery.errors import Damaged
+from pyro_lottery.results import RunFolder
 
+from .data.test_data import tree
 from .test_imp import SMALL
 
 
@@ -86,3 +93,88 @@ def test_devices_that_are_not_there_are_named():
 def test_a_missing_run_is_named(tmp_path):
     with pytest.raises(pl.UserError, match="is not a run folder"):
         pl.load_run(tmp_path)
+
+
+def own_prior(site, shape):
+    raise AssertionError("code that a config.json names has run")
+
+
+def test_code_that_a_run_folder_names_runs_only_where_it_is_trusted(tmp_path, capsys):
+    """A run folder from somebody else: its config.json is not the reader's command line."""
+    made = imp.run_imp(Config(**SMALL | {"levels": 1, "epochs": 1, "run_dir": str(tmp_path / "run")}))
+    path = str(made.folder.path)
+    for option in ("prior", "guide", "score"):
+        made.folder._write_config(json.loads((tmp_path / "run/config.json").read_text()) | {option: "os.system"})
+        run = pl.load_run(path)
+        assert len(run.results) == 2, "numbers can be read"
+        for use in (
+            run.level(1).load_model,
+            lambda run=run: run.initial(0),
+            lambda run=run: run_control(run, "reinit"),
+        ):
+            with pytest.raises(pl.UserError, match=r"names code to import, os\.system"):
+                use()
+        for command, more in ((evaluate, []), (controls, ["--control", "reinit"])):
+            assert command.main([path, *more]) == 2
+            assert "--trust-code" in capsys.readouterr().err
+        made.folder._write_config(made.config.options() | {"data": asdict(made.shape)})
+    made.folder._write_config(made.folder.config | {"prior": "tests.test_runs.own_prior"})
+    with pytest.raises(pl.UserError, match=r"the prior of .* failed \(AssertionError: code that"):
+        pl.load_run(path, trust_code=True).level(1).load_model()
+    assert not (tmp_path / "run" / "controls").exists()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"num_classes": 0}, {"num_classes": 2**40}, {"in_channels": True}, {"image_size": [2**20, 2**20]},
+        {"image_size": 8}, {"image_size": [8]}, {"num_data": "many"}, {"other": 1},
+    ],
+)  # fmt: skip
+def test_a_shape_that_no_data_have_is_refused(shape, run, tmp_path):
+    folder = RunFolder(tmp_path)
+    folder._write_config(run.folder.config | {"data": run.folder.config["data"] | shape})
+    with pytest.raises(pl.UserError, match=r"config\.json does not describe its data"):
+        pl.load_run(tmp_path)
+
+
+def test_a_network_too_large_for_the_machine_is_refused_before_memory_is_taken(run):
+    shape = replace(run.shape, num_classes=2**30)
+    with pytest.raises(
+        pl.UserError, match=r"--arch lenet for images of 1×8×8 and 1073741824 classes has weights of \d"
+    ):
+        runs.build(run.config, shape, torch.device("cpu"))
+
+
+def test_a_run_on_another_machine_is_told_where_its_data_are_and_checks_them(tmp_path):
+    here, there, other = tmp_path / "here", tmp_path / "there", tmp_path / "other"
+    tree(here, sizes=((8, 8), (8, 8)))
+    options = {"dataset": "folder", "data_dir": str(here), "train_size": None, "levels": 1, "epochs": 1}
+    run = imp.run_imp(Config(**SMALL | options | {"run_dir": str(tmp_path / "run")}))
+    shutil.copytree(here, there)
+    shutil.move(here, other)
+    with pytest.raises(pl.UserError, match="no folder train/"):
+        evaluate.evaluate(run, samples=1)
+    assert evaluate.evaluate(run, samples=1, data_dir=str(there))["uncertainty"]
+    assert len(run_control(run, "reinit", [1], data_dir=str(there)).results) == 1
+    next((other / "test").rglob("*.png")).unlink()
+    for use in (
+        lambda: evaluate.evaluate(run, samples=1, data_dir=str(other)),
+        lambda: run_control(run, "shuffle_even", [1], data_dir=str(other)),
+    ):
+        with pytest.raises(pl.UserError, match="holds other images than"):
+            use()
+    assert not (tmp_path / "run" / "controls" / "shuffle_even").exists()
+
+
+def test_files_that_do_not_belong_together_make_no_network(run, tmp_path):
+    shutil.copytree(run.folder.path, tmp_path / "run")
+    shutil.copy(tmp_path / "run/level_00/ticket.safetensors", tmp_path / "run/level_01/ticket.safetensors")
+    with pytest.raises(Damaged, match="its row"):
+        pl.load_run(tmp_path / "run").level(1).load_model()
+
+
+def test_scales_of_zero_are_refused_before_training(tmp_path):
+    with pytest.raises(pl.UserError, match="--init-scale 1e-50 gives scales of 0"):
+        imp.run_imp(Config(**SMALL | {"init_scale": 1e-50, "run_dir": str(tmp_path / "run")}))
+    assert not (tmp_path / "run").exists()

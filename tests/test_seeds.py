@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+import pyro_lottery as pl
 from pyro_lottery import seeds
 
 
@@ -21,3 +23,14 @@ def test_streams_differ_by_seed_and_by_name():
     assert torch.rand(1, generator=seeds.generator("cpu", 0, "a")) == torch.rand(
         1, generator=seeds.generator("cpu", 0, "a")
     )
+
+
+def test_deterministic_algorithms_are_asked_for_inside_alone():
+    with seeds.deterministic():
+        assert torch.are_deterministic_algorithms_enabled()
+    with seeds.deterministic(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(pl.UserError, match="--deterministic: put_ does not"), seeds.deterministic():
+        raise RuntimeError("put_ does not have a deterministic implementation\nmore")
+    with pytest.raises(RuntimeError, match="other"), seeds.deterministic():
+        raise RuntimeError("other")

@@ -34,3 +34,42 @@ def test_a_file_that_holds_something_else_is_named(tmp_path):
     files.save_tensors(tmp_path / "x.safetensors", {"x": torch.ones(1)})
     with pytest.raises(Damaged, match=r"x\.safetensors holds no posterior: 'sites' is missing"):
         Ticket.load(tmp_path / "x.safetensors")
+
+
+GOOD = {
+    "loc/w": torch.tensor([1.0, 0.0]), "scale/w": torch.tensor([0.5, 0.0]), "mask/w": torch.tensor([1, 0]).byte(),
+    "loc/b": torch.zeros(1), "scale/b": torch.ones(1), "net/bn.running_mean": torch.zeros(2),
+}  # fmt: skip
+INFO = {"sites": ["w", "b"], "prunable": ["w"]}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "info", "message"),
+    [
+        ({"mask/w": torch.tensor([1, 2]).byte()}, {}, "mask/w holds other values than 0 and 1"),
+        ({"mask/w": torch.tensor([1.0, 0.0])}, {}, "mask/w is no mask of its loc"),
+        ({"mask/w": torch.tensor([1]).byte()}, {}, "mask/w is no mask of its loc"),
+        ({"mask/b": torch.tensor([1]).byte()}, {}, "mask/b is of no prunable site"),
+        ({"loc/w": torch.tensor([1.0, float("nan")])}, {}, "loc/w holds values that are not finite"),
+        ({"loc/w": torch.tensor([1, 0])}, {}, "loc/w does not fit"),
+        ({"scale/w": torch.tensor([0.5, -1.0])}, {}, "scale/w holds negative scales"),
+        ({"scale/w": torch.tensor([0.0, 0.0])}, {}, "scale/w of survivors is not positive"),
+        ({"scale/w": torch.ones(3)}, {}, "scale/w does not fit its loc"),
+        ({"net/bn.running_mean": torch.tensor([float("inf")])}, {}, "net/bn.running_mean holds values"),
+        ({"loc/c": torch.ones(1)}, {}, "loc/ is not of its sites"),
+        ({"other/c": torch.ones(1)}, {}, "'other' is missing or unknown"),
+        ({}, {"prunable": ["c"]}, "prunable is not some of its sites"),
+        ({}, {"prunable": ["w", "w"]}, "prunable is not some of its sites"),
+        ({}, {"prunable": [["w"]]}, "holds no posterior"),
+        ({}, {"sites": [["w"]]}, "holds no posterior"),
+        ({}, {"draws": -1}, "draws is not a count"),
+    ],
+)
+def test_values_that_are_not_what_they_are_called_are_refused(tensors, info, message, tmp_path):
+    """Whoever writes a foreign file can write its checksum too."""
+    path = tmp_path / "t.safetensors"
+    files.save_tensors(path, GOOD, INFO)
+    assert Ticket.load(path).mask["w"].tolist() == [True, False]
+    files.save_tensors(path, GOOD | tensors, INFO | info)
+    with pytest.raises(Damaged, match=message):
+        Ticket.load(path)

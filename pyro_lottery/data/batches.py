@@ -57,15 +57,15 @@ def crop_and_flip(pixels: Tensor, padding: int, flip: bool, generator: torch.Gen
     return padded[sample, channel, rows.view(count, 1, height, 1), columns.reshape(count, 1, 1, width)]
 
 
-def shuffle(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+def shuffle(count: int, batch_size: int, generator: torch.Generator, least: int = 2) -> list[Tensor]:
     """One epoch's batches as index tensors on the generator's device: every example once, in a drawn order.
 
-    A last batch of one example joins the one before, since BatchNorm cannot normalise it.
+    A last batch of fewer than ``least`` examples joins the one before, since BatchNorm cannot normalise one.
     """
     order = torch.randperm(count, generator=generator, device=generator.device)
     chunks = list(order.split(batch_size))
-    if len(chunks) > 1 and len(chunks[-1]) == 1:
-        chunks[-2:] = [order[-(batch_size + 1) :]]
+    if len(chunks) > 1 and len(chunks[-1]) < least:
+        chunks[-2:] = [order[-(batch_size + len(chunks[-1])) :]]
     return chunks
 
 

@@ -15,12 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from pyro_lottery import files
-from pyro_lottery.errors import Damaged, UserError
+from pyro_lottery.errors import Damaged, UserError, one_line
+from pyro_lottery.kernels import memory
 
 Arrays = tuple[Tensor, Tensor]
 """uint8 pixels [n, c, h, w] and int64 labels [n]."""
 
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
+"""Those that Pillow reads by itself: an EPS under the name of a PNG would be run by Ghostscript."""
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
+PIXELS = 2**24
+"""The most pixels of an image that is decoded: 4,096×4,096."""
 _NO_NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
@@ -94,13 +99,13 @@ def folder(root: Path) -> tuple[Arrays, Arrays]:
     stamp = files.fingerprint(path for part in found.values() for path, _ in part)
     cache = root / "pyro_lottery.safetensors"
     try:
-        return _read_cache(cache, stamp)
-    except (FileNotFoundError, Damaged):
+        return _read_cache(cache, stamp, len(classes))
+    except (OSError, Damaged):
         pass
     try:
         with filelock.FileLock(root / ".pyro_lottery.lock"):
             try:
-                return _read_cache(cache, stamp)  # another job may have decoded it meanwhile
+                return _read_cache(cache, stamp, len(classes))  # another job may have decoded it meanwhile
             except (FileNotFoundError, Damaged):
                 tensors = _decode_all(root, found)
                 files.save_tensors(cache, tensors, {"stamp": stamp})
@@ -112,11 +117,19 @@ def folder(root: Path) -> tuple[Arrays, Arrays]:
     return _arrays(tensors)
 
 
-def _read_cache(cache: Path, stamp: str) -> tuple[Arrays, Arrays]:
+def _read_cache(cache: Path, stamp: str, classes: int) -> tuple[Arrays, Arrays]:
     tensors, info = files.load_tensors(cache)
     if info != {"stamp": stamp}:
         raise Damaged("the images have changed")
-    return _arrays(tensors)
+    try:
+        arrays = _arrays(tensors)
+    except KeyError as error:
+        raise Damaged(f"{cache} lacks {error}") from error
+    for pixels, labels in arrays:
+        images = pixels.dtype == torch.uint8 and pixels.ndim == 4 and labels.shape == pixels.shape[:1] and len(labels)
+        if not images or labels.dtype != torch.int64 or not bool(((labels >= 0) & (labels < classes)).all()):
+            raise Damaged(f"{cache} holds no labelled images")
+    return arrays
 
 
 def _arrays(tensors: dict[str, Tensor]) -> tuple[Arrays, Arrays]:
@@ -156,12 +169,15 @@ def _decode(paths: list[Path]) -> tuple[Tensor, bool]:
     pixels, grey = None, True
     for index, path in enumerate(paths):
         try:
-            with Image.open(path) as image:
-                grey = grey and image.mode in ("1", "L")
-                array = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            array, one_channel = _decode_one(path)
         except Exception as error:  # decoders fail in many ways; each means that this file is no image
-            raise UserError(f"{path} is not a readable image ({error}); repair or remove it") from error
+            raise UserError(f"{path} is not a readable image ({one_line(error)}); repair or remove it") from error
+        grey = grey and one_channel
         if pixels is None:
+            if (needed := len(paths) * array.numel()) > (here := memory()):
+                raise UserError(
+                    f"{len(paths)} images like {path} take {needed / 2**30:,.1f} GiB, and there are {here / 2**30:,.1f} GiB"
+                )
             pixels = torch.empty((len(paths), *array.shape), dtype=torch.uint8)
         if array.shape != pixels.shape[1:]:
             raise UserError(
@@ -171,3 +187,14 @@ def _decode(paths: list[Path]) -> tuple[Tensor, bool]:
         pixels[index] = array
     assert pixels is not None
     return pixels, grey
+
+
+def _decode_one(path: Path) -> tuple[Tensor, bool]:
+    with warnings.catch_warnings():
+        # A small file may decode to gigabytes. Pillow says so when it opens one, and below its limit the size is known.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > PIXELS:
+                raise ValueError(f"{image.width}×{image.height} pixels, more than {PIXELS:,}")
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            return pixels, image.mode in ("1", "L")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.guides.families import Joint, MeanField, Point, Tempered, initial_value, real_sites
 from pyro_lottery.guides.state import raw_locs, set_scales
 from pyro_lottery.imports import load_callable
+from pyro_lottery.kernels import memory
 
 
 def mean_field(model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any) -> MeanField:
@@ -91,10 +91,7 @@ def _check_memory(kind: type[AutoGuide], model: Any) -> None:
         return
     needed = 4 * size(weights)
     device = next(iter(model.initial_values().values())).device
-    if device.type == "cuda":
-        here = torch.cuda.mem_get_info(device)[1]
-    else:
-        here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    here = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory()
     if needed > here:
         raise UserError(
             f"a {kind.__name__} over {weights:,} weights needs {needed / 2**30:,.1f} GiB to train, and there are "

@@ -88,6 +88,16 @@ def _moments(guide: AutoGuide, draws: int) -> tuple[dict[str, Tensor], dict[str,
     return {n: mean[n] for n in order}, {n: (square[n] / (draws - 1)).sqrt() for n in order}
 
 
+def not_finite(guide: AutoGuide) -> list[str]:
+    """The sites whose loc or scale is not finite; of a guide that does not tell sites apart, its parameters."""
+    tensors = list(raw_locs(guide).items()) if has_marginals(guide) else []
+    if isinstance(guide, MeanField):
+        tensors += guide.unpack(guide.log_scale.data).items()
+    every = [*tensors, *((n.split("_unconstrained")[0], p.data) for n, p in guide.named_parameters())]
+    bad = dict.fromkeys(name for name, value in tensors if not bool(value.isfinite().all()))
+    return list(bad or dict.fromkeys(name for name, value in every if not bool(value.isfinite().all())))
+
+
 @torch.no_grad()
 def set_posterior_(guide: AutoGuide, posterior: Posterior) -> None:
     """Put loc and scale back into ``guide`` so that reading them again gives the same bits.

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -24,7 +26,7 @@ from pyro_lottery.kernels.layout import Layout
 PATHS = ("auto", "compiled", "torch")
 _choice = "auto"
 
-__all__ = ["PATHS", "Layout", "keep_memory", "path", "using"]
+__all__ = ["PATHS", "Layout", "keep_memory", "memory", "path", "using"]
 
 
 def path(tensor: Tensor, bf16: bool = False) -> ModuleType:
@@ -61,6 +63,15 @@ def using(choice: str) -> Iterator[None]:
         yield
     finally:
         _choice = before
+
+
+def memory() -> int:
+    """Bytes of memory that this process may have: the machine's, or fewer where its container has a limit."""
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, version 2 and 1
+        with suppress(OSError, ValueError):  # "max", or there are none
+            here = min(here, int(Path("/sys/fs/cgroup", name).read_text()))
+    return here
 
 
 @functools.cache

@@ -2,6 +2,7 @@ import functools
 import hashlib
 import http.server
 import pickle
+import resource
 import tarfile
 import threading
 import urllib.error
@@ -235,3 +236,47 @@ def test_unknown_names():
         data.load("digits", augment="rotate")
     with pytest.raises(pl.UserError, match="uint8"):
         data.from_tensors(torch.rand(2, 1, 2, 2), torch.zeros(2), torch.rand(2, 1, 2, 2), torch.zeros(2))
+
+
+@pytest.mark.parametrize("size", [(5000, 5000), (10_000, 10_000), (20_000, 20_000)])
+def test_a_small_file_that_decodes_to_gigabytes_is_refused(size, tmp_path):
+    root = tree(tmp_path)
+    path = root / "train" / "cat" / "0.png"
+    Image.new("L", size).save(path)
+    assert path.stat().st_size < 500_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(pl.UserError, match=r"cat/0\.png is not a readable image \(.*pixels"):
+        data.load("folder", root)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 20_000, "KiB: 5,000×5,000 pixels of three channels are 73,000"
+
+
+def test_a_script_under_the_name_of_an_image_is_not_run(tmp_path):
+    root = tree(tmp_path)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n{} loop\n%%EOF\n"
+    (root / "train" / "cat" / "0.png").write_bytes(eps)
+    with pytest.raises(pl.UserError, match=r"0\.png is not a readable image \(cannot identify"):
+        data.load("folder", root)
+
+
+def test_images_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("pyro_lottery.data.sources.memory", lambda: 6 * 4 * 4 * 3 - 1)
+    with pytest.raises(pl.UserError, match=r"6 images like .* take 0\.0 GiB"):
+        data.load("folder", tree(tmp_path))
+
+
+@pytest.mark.parametrize("labels", [[-1] * 6, [7] * 6, [0.0] * 6, [0] * 5])
+def test_a_cache_that_holds_no_labelled_images_is_made_again(labels, tmp_path):
+    root = tree(tmp_path)
+    first = data.load("folder", root)
+    cache = root / "pyro_lottery.safetensors"
+    tensors, info = files.load_tensors(cache)
+    files.save_tensors(cache, tensors | {"train/labels": torch.tensor(labels)}, info)
+    assert torch.equal(data.load("folder", root).train.labels, first.train.labels)
+
+
+def test_a_cache_that_cannot_be_read_is_done_without(tmp_path):
+    root = tree(tmp_path)
+    (root / "pyro_lottery.safetensors").mkdir()
+    with pytest.warns(UserWarning, match="cannot be written"):
+        assert len(data.load("folder", root).train) == 6
