@@ -1,0 +1,86 @@
+"""What two ranks find out about themselves, for test_ranks.py: ``python -m tests.two_ranks FILE``."""
+
+import json
+import sys
+
+import torch
+from torch import nn
+from torch.optim import Adam
+
+import pyro_lottery as pl
+from pyro_lottery import ranks, seeds, training
+from pyro_lottery.elbo import ELBO
+from pyro_lottery.errors import Failed
+
+IMAGES = 7
+"""Of the joined batch: four on the first rank, three on the second."""
+DRAWS = 400
+
+
+def network(deterministic):
+    """A network without BatchNorm, whose statistics are of each rank's own images."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3))
+    model = pl.BayesianClassifier(net, num_data=60, kl_temperature=0.1)
+    return model, pl.guides.deterministic(model) if deterministic else pl.guides.mean_field(model, 1.0)
+
+
+def step(model, guide, x, y, who):
+    """The gradient after a step, and the sums (nll, kl, correct, images) of it."""
+    optimizer = Adam(guide.parameters(), 0.0)
+    sums = torch.zeros(5)
+    part, labels = who.share(x), who.share(y)
+    share = len(labels) * who.world / len(y) if who.parallel == "data" else 1.0
+    training._step(model, guide, ELBO("analytic"), optimizer, 0.0, part, labels, 1, "32", sums, share, who)
+    return torch.cat([p.grad.flatten() for p in guide.parameters()]), who.total(sums)
+
+
+def difference(a, b):
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def main(path):
+    several = ranks.start("cpu", 2, 1, "ddp", sys.argv[2])
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(IMAGES, 1, 4, 4, generator=generator), torch.randint(0, 3, (IMAGES,), generator=generator)
+    found = {"world": several.world, "images": several.gather(torch.tensor(len(several.share(y))))}
+
+    together, alone = step(*network(True), x, y, several), step(*network(True), x, y, ranks.ALONE)
+    found["gradient"] = difference(together[0], alone[0])
+    nll_and_correct = [sums[[0, 2]] / sums[3] for _, sums in (together, alone)]
+    found["sums"] = difference(*nll_and_correct)
+
+    model, guide = network(False)
+    with seeds.stream("cpu", 5, "noise", *several.path):
+        noise = torch.rand(3)
+        draws = [step(model, guide, x, y, several) for _ in range(DRAWS)]
+        single = [step(model, guide, x, y, ranks.ALONE) for _ in range(2 * DRAWS)]
+    found["noise"] = [n.tolist() for n in several.gather(noise)]
+    # Minus the ELBO per image, without what does not differ: nll of all images. Two ranks of data are one draw each.
+    a, b = (torch.stack([s[0] / s[3] for _, s in found]) for found in (draws, single))
+    b = several.total(b) / several.world  # the mean over both ranks' draws
+    found["elbo"] = [float(a.mean() - b.mean()), float((a.var() / len(a) + b.var() / len(b)).sqrt())]
+    found["kl"] = difference(draws[0][1][1], single[0][1][1])
+    found["spread"] = float(
+        torch.stack([g for g, _ in draws]).var(0).mean() / torch.stack([g for g, _ in single]).var(0).mean()
+    )
+
+    def fail():
+        raise pl.UserError("only the first knows")
+
+    for name, act in (
+        ("first", lambda: several.first(fail)),
+        ("agree", lambda: several.agree("it", lambda: several.rank)),
+    ):
+        try:
+            act()
+        except (pl.UserError, Failed) as error:
+            found[name] = several.gather(torch.tensor(len(str(error)))), str(error)
+    found["any"] = several.any(several.rank == 1), several.any(False)
+    if several.rank == 0:
+        with open(path, "w") as file:
+            json.dump(found, file, default=lambda value: value.tolist())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
