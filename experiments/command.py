@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from experiments import executors
 from experiments.estimate import duration, seconds_left
 from experiments.finished import read
 from experiments.jobs import Job, Study, unfinished
+from experiments.plan import plan
 from experiments.protocols import PROTOCOLS, extent
 from plots.command import draw_figures
 from pyro_lottery import nets
-from pyro_lottery.commands import run_command, signals
+from pyro_lottery.commands import run_command
 from pyro_lottery.config import Parser
-from pyro_lottery.errors import Busy, Damaged, Diverged, Failed, Stopped, UserError
+from pyro_lottery.errors import Failed, UserError
 
 FIGURES = ("fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "fig9", "table1")
-SHARED = ("dataset", "data_dir", "device", "precision")
+SHARED = ("dataset", "data_dir", "device", "precision", "on_divergence", "deterministic")
 """Options of ``python -m pyro_lottery.imp`` that hold for every run of a study."""
-WAIT_SECONDS = 5.0
-"""Between two looks at runs that other processes are at work in."""
 
 
 def main(stem: str, arguments: Sequence[str] | None = None) -> int:
     """``python -m experiments.STEM``: run what its figure needs and draw it; returns the exit code."""
     module = importlib.import_module(f"experiments.{stem}")
     given = parser(stem, str(module.__doc__)).parse_args(arguments)
-    return run_command(f"python -m experiments.{stem}", lambda: work([stem], given))
+    return run_command(f"python -m experiments.{stem}", lambda: work([stem], given), arguments)
 
 
 def parser(stem: str, description: str) -> Parser:
@@ -41,6 +40,9 @@ def parser(stem: str, description: str) -> Parser:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--figures", type=Path, help="folder for figures and tables; default: figures within --runs")
     parser.add_argument("--dry-run", action="store_true", help="print the runs, what is finished and the time left")
+    parser.add_argument("--plan", action="store_true", help="print what the study will cost, from steps measured here")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs, or workers on a machine without, to plan for")
+    executors.add_options(parser)
     parser.add_options(only=SHARED)
     return parser
 
@@ -51,10 +53,24 @@ def work(stems: Sequence[str], given: argparse.Namespace, then: Callable[[Path, 
     """
     study = study_of(given)
     jobs = jobs_of(stems, study)
-    if given.dry_run:
-        print_plan(jobs, given.runs)
+    executors.check(given)
+    if given.plan:
+        study_jobs = {stem: jobs_of([stem], study) for stem in stems}
+        print(plan(study_jobs, given.runs, given))
         return
-    failed = carry_out(jobs, given.runs)
+    if given.dry_run:
+        if given.executor == "slurm":
+            print(executors.sbatch(jobs, given.runs.resolve(), given))
+        else:
+            print_plan(jobs, given.runs)
+        return
+    if given.executor == "slurm":
+        submitted = executors.with_slurm(jobs, given.runs, given)
+        print(f"{len(submitted)} runs submitted{''.join(f', {job.job_id}' for job in submitted[:1])}; when they are")
+        print("finished, the same command without --executor draws the figures")
+        return
+    with_ray = given.executor == "ray"
+    failed = executors.with_ray(jobs, given.runs, given) if with_ray else executors.carry_out(jobs, given.runs)
     listed = "; ".join(f"{job}: {error}" for job, error in failed.items())
     failure = Failed(f"{len(failed)} of {len(jobs)} runs failed: {listed}")
     folder, data = given.figures or given.runs / "figures", jobs[0].config.data_name
@@ -86,38 +102,6 @@ def jobs_of(stems: Iterable[str], study: Study) -> list[Job]:
     """The runs that the figures need, each once, in the order of the figures."""
     modules = [importlib.import_module(f"experiments.{stem}") for stem in stems]
     return list(dict.fromkeys(job for module in modules for job in module.jobs(study)))
-
-
-def carry_out(jobs: Iterable[Job], root: Path) -> dict[Job, Exception]:
-    """Run every job that is not finished; returns those that failed and why.
-
-    Several processes may share the work: a run at which another one is at work is left for later.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    waiting, failed = [job for job in jobs if unfinished(job, root)], {}
-    with signals() as received:
-        while waiting:
-            later = []
-            for place, job in enumerate(waiting):
-                if received:
-                    raise Stopped
-                needed = job.needs()
-                if needed in failed:
-                    failed[job] = Failed("what it is made from failed")
-                elif (needed and unfinished(needed, root)) or job.folder(root).busy():
-                    later.append(job)
-                elif unfinished(job, root):
-                    print(f"{job} ({len(waiting) - place + len(later)} to go)", flush=True)
-                    try:
-                        job.run(root)
-                    except Busy:  # another process was quicker
-                        later.append(job)
-                    except (Diverged, Damaged, OSError) as error:
-                        failed[job] = error
-            if len(later) == len(waiting):
-                time.sleep(WAIT_SECONDS)
-            waiting = later
-    return failed
 
 
 def print_plan(jobs: Iterable[Job], root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import replace
 from functools import cache
@@ -15,25 +16,26 @@ from pyro_lottery.config import Config
 from pyro_lottery.data import Data
 from pyro_lottery.tables import list_runs, with_derived
 
-STEPS = 4
-"""Steps to measure, after as many to warm up."""
+STEPS, ROUNDS = 4, 3
+"""Steps to measure, and how often, after as many to warm up."""
 
 
 def seconds_left(job: Job, levels: int, root: Path) -> float:
-    """Seconds that ``levels`` levels of ``job`` will take: epochs × steps × step, and the predictions after each epoch
-    and at the end.
-    """
-    config = job.config
-    train, test = _sizes(config.dataset, config.data_dir)
+    """Seconds that ``levels`` levels of ``job`` will take, from the steps of finished levels where there are some."""
+    step, forward = measure(like(job.config))
+    return seconds_of(job.config, levels, _finished_step(job.config, root) or step, forward)
+
+
+def seconds_of(config: Config, levels: int, step: float, forward: float) -> float:
+    """Seconds of ``levels`` levels: epochs × steps × step, and the predictions after each epoch and at the end."""
+    train, test, *_ = sizes(config.dataset, config.data_dir)
     train, test = config.train_size or train, config.test_size or test
-    step = _finished_step(config, root)
-    measured, forward = measure(_like(config))
-    step = step or measured
     samples = 1 if config.guide == "deterministic" else config.train_samples
     final = 1 if config.guide == "deterministic" else config.eval_samples
     history = min(config.history_samples or samples, final)
     steps = training.steps_per_epoch(train, config.batch_size)
-    return levels * (config.epochs * (steps * step + history * test * forward) + final * test * forward)
+    predicted = test * (config.epochs * history + final) * forward
+    return levels * (config.epochs * steps * step + predicted)
 
 
 @cache
@@ -44,44 +46,43 @@ def measure(config: Config) -> tuple[float, float]:
     dataset = _random_images(config, device)
     model, guide = runs.build(config, runs.shape_of(dataset), device)
     options = {"batch_size": config.batch_size, "train_samples": config.train_samples, "precision": config.precision}
-    history = training.train(model, guide, dataset, epochs=2, milestones=(), history_samples=1, **options)
+    history = training.train(model, guide, dataset, epochs=1 + ROUNDS, milestones=(), history_samples=1, **options)
     began = time.perf_counter()
     prediction.predict(model, guide, dataset.test, 1, precision=config.precision)
-    return history[-1]["seconds"] / STEPS, (time.perf_counter() - began) / len(dataset.test)
+    forward = (time.perf_counter() - began) / len(dataset.test)
+    return statistics.median(row["seconds"] for row in history[1:]) / STEPS, forward
 
 
 def _random_images(config: Config, device: torch.device) -> Data:
-    if config.dataset in data.DOWNLOADS:
-        shape, classes = (3, 32, 32), data.DOWNLOADS[config.dataset][2]
-    else:
-        known = data.load(config.dataset, config.data_dir)
-        shape, classes = (known.in_channels, *known.image_size), known.num_classes
+    _, _, channels, size, classes = sizes(config.dataset, config.data_dir)
     count = max(STEPS * config.batch_size, classes)
-    pixels, labels = torch.randint(0, 256, (count, *shape), dtype=torch.uint8), torch.arange(count) % classes
-    few = max(config.batch_size, classes)
+    pixels = torch.randint(0, 256, (count, channels, *size), dtype=torch.uint8)
+    labels, few = torch.arange(count) % classes, max(config.batch_size, classes)
     return data.from_tensors(pixels, labels, pixels[:few], labels[:few]).to(device)
 
 
 @cache
-def _sizes(dataset: str, data_dir: str) -> tuple[int, int]:
+def sizes(dataset: str, data_dir: str) -> tuple[int, int, int, tuple[int, int], int]:
+    """Training and test images, channels, height and width, and classes; of downloads without downloading."""
     if dataset in data.DOWNLOADS:
-        return data.DOWNLOADS[dataset][:2]
+        train, test, classes = data.DOWNLOADS[dataset]
+        return train, test, 3, (32, 32), classes
     known = data.load(dataset, data_dir)
-    return len(known.train), len(known.test)
+    return len(known.train), len(known.test), known.in_channels, known.image_size, known.num_classes
 
 
-def _like(config: Config) -> Config:
+def like(config: Config) -> Config:
     """What a step costs depends on no other options, so that one measurement serves many runs."""
     names = ("arch", "patch_size", "dataset", "data_dir", "guide", "batch_size", "train_samples", "device", "precision")
     return Config(**{name: getattr(config, name) for name in names}, run_dir="")
 
 
 def _finished_step(config: Config, root: Path) -> float | None:
-    wanted = replace(_like(config), precision="32")
+    wanted = replace(like(config), precision="32")
     for run in list_runs(root) if root.is_dir() else []:
         for _, found in with_derived(run):
             rows = found.folder.results()
-            if rows and replace(_like(found.config), precision="32", device=wanted.device) == wanted:
+            if rows and replace(like(found.config), precision="32", device=wanted.device) == wanted:
                 return rows[-1].step_ms / 1000
     return None
 

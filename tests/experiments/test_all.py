@@ -6,7 +6,8 @@ import pytest
 
 from experiments import all as everything
 from experiments import jobs
-from experiments.command import FIGURES, carry_out, jobs_of, parser, study_of
+from experiments.command import FIGURES, jobs_of, parser, study_of
+from experiments.executors import carry_out
 from experiments.statistics import FAILS, HOLDS, UNKNOWN
 
 

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pyro_lottery as pl
-from experiments import command, fig5
-from experiments.command import carry_out, main, parser, study_of
+from experiments import executors, fig5
+from experiments.command import main, parser, study_of
+from experiments.executors import carry_out
 from experiments.jobs import Control, Imp, Transplant, unfinished
 from pyro_lottery.config import preset
 from pyro_lottery.errors import Diverged
@@ -48,7 +49,7 @@ def test_one_failed_run_does_not_stop_the_others(tmp_path, monkeypatch):
 
     def train(job, root):
         if job == bad:
-            raise Diverged("the loss is not finite")
+            raise Diverged("the loss is not finite", 1, 1, [])
         done.append(job)
 
     monkeypatch.setattr(Imp, "run", train)
@@ -60,7 +61,7 @@ def test_one_failed_run_does_not_stop_the_others(tmp_path, monkeypatch):
 
 def test_what_failed_is_said_whatever_can_be_drawn(tmp_path, monkeypatch, capsys):
     def diverge(job, root):
-        raise Diverged("the loss is not finite")
+        raise Diverged("the loss is not finite", 1, 1, [])
 
     monkeypatch.setattr(Imp, "run", diverge)
     assert main("fig3", ["--protocol", "smoke", "--runs", str(tmp_path)]) == 1
@@ -85,7 +86,7 @@ def test_a_run_at_which_another_process_is_at_work_comes_later(tmp_path, monkeyp
         order.append(job)
 
     monkeypatch.setattr(Imp, "run", train)
-    monkeypatch.setattr(command, "WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(executors, "WAIT_SECONDS", 0.02)
     thread = threading.Thread(target=other_process)
     thread.start()
     started.wait()
