@@ -67,10 +67,13 @@ def work(stems: Sequence[str], given: argparse.Namespace, then: Callable[[Path, 
     if given.executor == "slurm":
         submitted = executors.with_slurm(jobs, given.runs, given)
         print(f"{len(submitted)} runs submitted{''.join(f', {job.job_id}' for job in submitted[:1])}; when they are")
-        print("finished, the same command without --executor draws the figures")
+        print("finished, the same command with --executor none draws the figures")
         return
-    with_ray = given.executor == "ray"
-    failed = executors.with_ray(jobs, given.runs, given) if with_ray else executors.carry_out(jobs, given.runs)
+    failed: dict[Job, Exception] = {}
+    if given.executor == "ray":
+        failed = executors.with_ray(jobs, given.runs, given)
+    elif given.executor == "here":
+        failed = executors.carry_out(jobs, given.runs)
     listed = "; ".join(f"{job}: {error}" for job, error in failed.items())
     failure = Failed(f"{len(failed)} of {len(jobs)} runs failed: {listed}")
     folder, data = given.figures or given.runs / "figures", jobs[0].config.data_name

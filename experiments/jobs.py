@@ -102,8 +102,9 @@ Job = Imp | Control | Transplant
 
 
 def unfinished(job: Job, root: Path) -> list[int]:
-    """The levels of ``job`` that are still to be trained."""
-    done = {row.level for row in job.folder(root).results()}
+    """The levels of ``job`` that are still to be trained, or to be trained again since their files are gone."""
+    folder = job.folder(root)
+    done = {row.level for row in folder.results() if folder.level(row.level).is_there()}
     return [level for level in job.levels if level not in done]
 
 

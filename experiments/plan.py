@@ -13,8 +13,9 @@ import resource
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,12 @@ from experiments.estimate import duration, like, measure, seconds_of, sizes
 from experiments.jobs import Job, unfinished
 from pyro_lottery import runs
 from pyro_lottery.config import Config, from_json
+from pyro_lottery.errors import UserError
 from pyro_lottery.model import random_parameters
 from pyro_lottery.nets import create_model
 from pyro_lottery.runs import Shape
 
 WORKERS = (1, 2, 4, 8, 16, 32)
-START_SECONDS = 6.0
-"""Of a run before its first step, and after its last: imports, data, figures. A guess, still to be measured."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,23 @@ class Cost:
     """Seconds of the prediction of one image from one weight sample."""
     memory: float
     """Bytes at the peak, of the process on a CPU, of tensors on a GPU."""
+    start: float
+    """Seconds before the first step: imports and data."""
 
 
 def measure_together(config: Config, together: int, threads: int) -> Cost:
-    """The median cost of a run like ``config`` of ``together`` at once, with ``threads`` each."""
-    command = [sys.executable, "-m", "experiments.plan", json.dumps(like(config).options())]
+    """The median cost of a run like ``config`` of ``together`` at once, with ``threads`` each; ``UserError`` if it cannot run."""
+    command = [sys.executable, "-m", "experiments.plan", json.dumps(like(config).options()), str(time.time())]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    children = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(together)]
-    found = [Cost(**json.loads(child.communicate()[0])) for child in children]
-    return Cost(*(statistics.median(getattr(c, name) for c in found) for name in ("step", "forward", "memory")))
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    children = [subprocess.Popen(command, env=environment, **pipes) for _ in range(together)]
+    outputs = [child.communicate() for child in children]
+    for child, (_, complaint) in zip(children, outputs, strict=True):
+        if child.returncode:
+            last = complaint.strip().splitlines()[-1:]
+            raise UserError(f"{config.arch} cannot be measured, {together} at a time: {''.join(last)}")
+    found = [Cost(**json.loads(out)) for out, _ in outputs]
+    return Cost(*(statistics.median(getattr(c, f.name) for c in found) for f in fields(Cost)))
 
 
 def disk(config: Config, shape: Shape) -> int:
@@ -95,10 +103,11 @@ def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Nam
     left = {job: found for job in jobs if (found := unfinished(job, root))}
     device = runs.resolve_device(jobs[0].config.device)
     share = given.gpus_per_run or 1.0
-    workers = max(1, int(given.gpus / share)) if device.type == "cuda" or given.gpus else 1
+    per_gpu = max(1, int(1 / share + 1e-9))  # as Ray places them: no run has parts of two
+    workers = max(1, given.gpus * per_gpu if share <= 1 else int(given.gpus / share))
     cores = os.cpu_count() or 1
     threads = max(1, int(given.cpus_per_run))
-    together = max(1, round(1 / share)) if device.type == "cuda" else max(1, min(workers, cores // threads))
+    together = per_gpu if device.type == "cuda" else max(1, min(workers, cores // threads))
     if workers == 1:
         threads = torch.get_num_threads()
     costs: dict[Config, Cost] = {}
@@ -109,19 +118,24 @@ def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Nam
     seconds = {}
     for job, levels in left.items():
         cost = costs[like(job.config)]
-        seconds[job] = START_SECONDS + seconds_of(job.config, len(levels), cost.step, cost.forward)
+        seconds[job] = cost.start + seconds_of(job.config, len(levels), cost.step, cost.forward)
     bytes_of = {job: len(levels) * disk(job.config, _shape(job.config)) for job, levels in left.items()}
 
     where = f"{device.type}, {together} at a time" + (f", {threads} threads each" if device.type == "cpu" else "")
     unit = "GPU hours" if device.type == "cuda" else "hours of a worker"
     lines = [f"steps measured here ({where}); {workers} workers", ""]
-    lines += [f"| figure | runs | levels | wall time | {unit} | disk, GiB |", "|---|---|---|---|---|---|"]
+    lines += [f"| figure | runs | levels | wall time | {unit} | memory, GiB | disk, GiB |"]
+    lines += ["|---|---|---|---|---|---|---|"]
     for name, several in [*by_figure.items(), ("together", jobs)]:
         chosen = {job: seconds[job] for job in with_needs(several) if job in seconds}
         levels = sum(len(left[job]) for job in chosen)
-        wall, hours = duration(makespan(chosen, workers)), sum(chosen.values()) / 3600
+        wall, hours = duration(makespan(chosen, workers)), share * sum(chosen.values()) / 3600
         size = sum(bytes_of[job] for job in chosen) / 2**30
-        lines += [f"| {name} | {len(chosen)} | {levels} | {wall} | {hours:.2f} | {size:.2f} |"]
+        # The largest runs may all be at work at once.
+        peaks = sorted((costs[like(job.config)].memory for job in chosen), reverse=True)[:workers]
+        lines += [
+            f"| {name} | {len(chosen)} | {levels} | {wall} | {hours:.2f} | {sum(peaks) / 2**30:.2f} | {size:.2f} |"
+        ]
     lines += ["", "| network, guide, batch | step, ms | memory of a run, GiB |", "|---|---|---|"]
     for kind, cost in costs.items():
         what = f"{kind.arch}, {kind.guide}, {kind.batch_size}"
@@ -148,11 +162,14 @@ def _shape(config: Config) -> Shape:
 def main(arguments: Sequence[str]) -> int:
     """Measure one kind of run in a process of its own, so that its peak of memory is its own."""
     config = from_json(json.loads(arguments[0]))
+    sizes(config.dataset, config.data_dir)  # reads the data where they are here
+    start = time.time() - float(arguments[1])
     step, forward = measure(config)
     memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if runs.resolve_device(config.device).type == "cuda":
-        memory = torch.cuda.max_memory_allocated()
-    found: dict[str, Any] = {"step": step, "forward": forward, "memory": memory}
+        train, test, channels, size, _ = sizes(config.dataset, config.data_dir)
+        memory = torch.cuda.max_memory_allocated() + (train + test) * channels * math.prod(size)
+    found: dict[str, Any] = {"step": step, "forward": forward, "memory": memory, "start": start}
     print(json.dumps(found))
     return 0
 

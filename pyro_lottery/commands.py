@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import contextmanager
 from typing import Any
 
 from pyro_lottery.errors import Damaged, Diverged, Failed, Stopped, UserError
@@ -18,27 +17,43 @@ from pyro_lottery.ranks import is_first
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
+class Received(list[int]):
+    """Signals that asked to stop. Outside :meth:`heeded` nothing is unsaved, and one raises ``Stopped`` wherever it comes."""
+
+    _heeded = 0
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """The caller looks at the list, and stops when it has saved what it does."""
+        self._heeded += 1
+        try:
+            yield
+        finally:
+            self._heeded -= 1
+
+    def note(self, number: int, frame: Any) -> None:
+        """Python's handler of a signal."""
+        if number == signal.SIGINT and number in self:
+            raise KeyboardInterrupt
+        self.append(number)
+        if not self._heeded:
+            raise Stopped
+
+
 @contextmanager
-def signals() -> Iterator[list[int]]:
-    """A list that fills when SIGTERM, SIGINT or SIGUSR1 (a cluster's warning before its time limit) asks to stop; a second
-    SIGINT interrupts at once.
+def signals() -> Iterator[Received]:
+    """What comes of SIGTERM, SIGINT and SIGUSR1 (a cluster's warning before its time limit); a second SIGINT interrupts at
+    once.
     """
-    known = getattr(signal.getsignal(signal.SIGTERM), "received", None)
-    if known is not None:  # of a caller, which must hear of what comes too
+    known = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(known, Received):  # of a caller, which must hear of what comes too
         yield known
         return
-    received: list[int] = []
+    received = Received()
     if threading.current_thread() is not threading.main_thread():
         yield received  # Python lets the main thread alone handle signals
         return
-
-    def note(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and number in received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    note.received = received  # type: ignore[attr-defined]
-    before = {number: signal.signal(number, note) for number in STOPPING}
+    before = {number: signal.signal(number, received.note) for number in STOPPING}
     try:
         yield received
     finally:
@@ -54,27 +69,23 @@ def run_command(prog: str, work: Callable[[], Any], arguments: Sequence[str] | N
     that goes on, ``prog`` and its ``arguments`` (those of the process).
     """
 
-    first = is_first()  # of several ranks one speaks
-
     def complain(text: object) -> None:
-        if not first:
+        if not is_first():
             return
         line = str(text).split("\n")[0]  # Pyro adds its trace's shapes to what goes wrong within
         print(f"{prog}: {line}", file=sys.stderr)
 
-    with warnings.catch_warnings(), ExitStack() as quiet:
-        if not first:
-            quiet.enter_context(redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
+    with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest, **more: complain(f"warning: {message}")
         try:
             work()
         except UserError as error:
             complain(error)
-            return 2 if first else 0
+            return 2 if is_first() else 0  # or whoever started the ranks would end them all
         except Stopped:
             again = shlex.join(sys.argv[1:] if arguments is None else arguments)
             complain(f"stopped, everything is saved; to go on: {prog} {again}")
-            return 75 if first else 0  # or whoever started the ranks would end them all
+            return 75 if is_first() else 0
         except KeyboardInterrupt:
             complain("interrupted; what was saved is whole, and the same command goes on from there")
             return 130

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pyro_lottery.ranks import is_first
 from pyro_lottery.results import RunFolder
 from pyro_lottery.types import LevelResult
 
@@ -30,7 +31,7 @@ class LevelDisplay:
     """Shows one level's training; a context manager."""
 
     def __init__(self, level: int, levels: int, density: float, epochs: int, console: Console | None = None):
-        self.console = console or Console()
+        self.console = console or Console(quiet=not is_first())
         self.title = f"level {level}/{levels}, density {100 * density:.3g} %"
         self.epochs = epochs
         self._last = 0.0
@@ -54,7 +55,8 @@ class LevelDisplay:
         if not self.console.is_terminal and (always or now - self._last > PLAIN_SECONDS):
             self._last = now
             left = f", {seconds:.0f} s left" if epochs_done > first else ""
-            print(f"{self.title}: epoch {epochs_done:.4g}/{self.epochs}, {state}{left}", flush=True)
+            if is_first():
+                print(f"{self.title}: epoch {epochs_done:.4g}/{self.epochs}, {state}{left}", flush=True)
 
 
 def results_table(rows: list[LevelResult]) -> Table:
@@ -74,5 +76,7 @@ def results_table(rows: list[LevelResult]) -> Table:
 
 def show_results(run: RunFolder) -> None:
     """Print the finished levels of a run, and where the rest is."""
+    if not is_first():
+        return
     Console().print(results_table(run.results()))
     print(f"results, tickets, posteriors and figures: {run.path}")

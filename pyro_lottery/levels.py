@@ -19,6 +19,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch.optim import Adam
 
 from pyro_lottery import figures, files, guides, masks, metrics, runs, seeds, training
+from pyro_lottery.commands import Received
 from pyro_lottery.config import Config
 from pyro_lottery.console import LevelDisplay
 from pyro_lottery.data import Data
@@ -26,7 +27,7 @@ from pyro_lottery.errors import Damaged, Diverged, Stopped, UserError, one_line
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.model import BayesianClassifier
 from pyro_lottery.prediction import has_bf16, predict, resolve_precision
-from pyro_lottery.ranks import ALONE, Alone, start
+from pyro_lottery.ranks import ALONE, Alone, check_alone, start
 from pyro_lottery.results import LevelFolder, RunFolder
 from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket
 
@@ -61,6 +62,12 @@ def prepare(config: Config) -> Setup:
     if config.devices * config.num_nodes > 1:
         ranks = start(device.type, config.devices, config.num_nodes, config.strategy, config.parallel)
         device = ranks.device or device
+    else:
+        check_alone()
+    return ranks.every(lambda: _prepare(config, device, ranks))
+
+
+def _prepare(config: Config, device: torch.device, ranks: Alone) -> Setup:
     if config.sync_batchnorm and (device.type != "cuda" or ranks.world == 1):
         raise UserError("--sync-batchnorm is for several GPUs; leave it out, and each rank normalises its own images")
     config = replace(config, precision=resolve_precision(config.precision, device))
@@ -84,7 +91,7 @@ def train_levels(
     setup: Setup,
     levels: Iterable[int],
     ticket_of: Callable[[int], Ticket],
-    received: Sequence[int],
+    received: Received,
     **facts: str,
 ) -> None:
     """Open the run's folder, train the ticket of each of ``levels`` that is not finished, and draw the run's figures.
@@ -100,15 +107,27 @@ def train_levels(
         run.open(setup.config.options(), setup.facts | facts, levels)
         return {row.level for row in run.results()}
 
-    with ExitStack() as inside:
-        finished, drawn = ranks.first(enter), time.monotonic()
+    def unchanged(level: int) -> bool:
+        """Whether a finished level was trained from the ticket that it would get now; else it is no longer finished."""
+        if _ticket_checksum(ticket_of(level)) == _ticket_checksum(run.level(level).load_ticket()):
+            return True
+        warnings.warn(
+            f"level {level} was trained from another ticket than it has now, and is trained again", stacklevel=2
+        )
+        run.drop_result(level)
+        return False
+
+    with received.heeded(), ExitStack() as inside:
+        finished, drawn, anew = ranks.first(enter), time.monotonic(), False
         for level in levels:
-            if level in finished:
+            # Levels are trained again where their files were damaged; later ones hold, if their tickets come out the same.
+            if level in finished and (not anew or ranks.first(lambda level=level: unchanged(level))):  # type: ignore[misc]
                 continue
             if ranks.any(bool(received)):
                 raise Stopped
+            anew = True
             ticket = ranks.first(lambda level=level: ticket_of(level))  # type: ignore[misc]
-            hooks = LevelHooks(run, level, setup, masks.density(ticket.mask), received)
+            hooks = LevelHooks(run, level, setup, ticket, received)
             row = train_level(run.level(level), level, ticket, setup, hooks)
 
             def finish(row: LevelResult = row) -> None:
@@ -127,9 +146,9 @@ def train_level(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, h
     """Train one ticket, measure it, and save all of it in ``folder``; returns its row of ``results.csv``."""
     config, data, model, guide = setup.config, setup.data, setup.model, setup.guide
     device, ranks = data.train.pixels.device, setup.ranks
-    ranks.agree(f"the ticket of level {level}", lambda: _checksum(ticket.start, ticket.net, ticket.mask))
+    ranks.agree(f"the ticket of level {level}", lambda: _ticket_checksum(ticket))
     ranks.first(lambda: folder.save_ticket(ticket))
-    with sparsify(ticket.mask):
+    with sparsify(ticket.mask), seeds.deterministic(config.deterministic):
         try:
             history = _train(folder, level, ticket, setup, hooks)
         except Diverged as error:
@@ -182,7 +201,7 @@ def _train(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, hooks:
             )
         options["lr"] = lr
     setup.model.start_from_(setup.guide, ticket)
-    with hooks, seeds.deterministic(setup.config.deterministic):
+    with hooks:
         return training.train(
             setup.model, setup.guide, setup.data, **options, level=level, hooks=hooks, ranks=setup.ranks
         )
@@ -191,15 +210,16 @@ def _train(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, hooks:
 class LevelHooks(training.Hooks):
     """Checkpoints, the display and the signals of one level's training."""
 
-    def __init__(self, run: RunFolder, level: int, setup: Setup, density: float, received: Sequence[int]):
+    def __init__(self, run: RunFolder, level: int, setup: Setup, ticket: Ticket, received: Sequence[int]):
         self.folder, self.model, self.guide, self.received = run.level(level), setup.model, setup.guide, received
         self.ranks = setup.ranks
         config = setup.config
         self.epochs = config.epochs
         self.steps = training.steps_per_epoch(len(setup.data.train), config.batch_size, setup.ranks.least)
-        self.columns = {"epoch", "seconds", "test_accuracy"} | ({"val_accuracy"} if setup.data.val else set())
+        self.columns = {*training.COLUMNS, "test_accuracy"} | ({"val_accuracy"} if setup.data.val else set())
         self.rewind_point, self.rewind_epoch = run.rewind_point, config.rewind_epoch if level == 0 else 0
-        self.display = LevelDisplay(level, config.levels, density, config.epochs)
+        self.ticket = _ticket_checksum(ticket)
+        self.display = LevelDisplay(level, config.levels, masks.density(ticket.mask), config.epochs)
         self.next_save = time.monotonic() + CHECKPOINT_SECONDS
 
     def __enter__(self) -> None:
@@ -211,6 +231,9 @@ class LevelHooks(training.Hooks):
     def start(self, optimizer: Adam) -> training.Progress | None:
         loaded = self.ranks.first(self.folder.load_checkpoint)
         if loaded is None:
+            return None
+        if loaded[1].get("ticket", self.ticket) != self.ticket:
+            warnings.warn(f"{self.folder.checkpoint} is of another ticket; the level begins anew", stacklevel=2)
             return None
         try:
             return self._go_on(optimizer, *loaded)
@@ -231,12 +254,12 @@ class LevelHooks(training.Hooks):
             torch.Generator(device).set_state(generators[name])  # fails for what is no state
         self.guide.load_state_dict(_group(tensors, "guide"))
         self.model.load_net_state(_group(tensors, "net"))
-        _load_optimizer(optimizer, _group(tensors, "optimizer"))
         epoch, step, history, sums = info["epoch"], info["step"], info["history"], tensors["sums"]
+        _load_optimizer(optimizer, _group(tensors, "optimizer"), epoch > 0 or step > 0)
         if not type(epoch) is type(step) is int or (step > 0 and not _group(tensors, "generator")):
             raise ValueError("no whole step")
         numbers = all(isinstance(value, float | int) for row in history for value in row.values())
-        columns = all(self.columns <= row.keys() for row in history)
+        columns = all(row.keys() == self.columns for row in history)
         if not (
             numbers
             and columns
@@ -279,9 +302,13 @@ class LevelHooks(training.Hooks):
             tensors |= {f"optimizer/{index}/{n}": t for n, t in state.items()}
         tensors |= {f"generator/{n}": t for n, t in progress.generators.items()} | {"sums": progress.sums}
         info: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds}
-        info["device"] = next(self.guide.parameters()).device.type
+        info |= {"device": next(self.guide.parameters()).device.type, "ticket": self.ticket}
         self.folder.save_checkpoint(tensors, info | {"history": progress.history})
         self.next_save = time.monotonic() + max(CHECKPOINT_SECONDS, 20 * (time.monotonic() - began))
+
+
+def _ticket_checksum(ticket: Ticket) -> int:
+    return _checksum(ticket.start, ticket.net, {name: mask.bool() for name, mask in ticket.mask.items()})
 
 
 def _checksum(posterior: Posterior, *more: Sites) -> int:
@@ -301,7 +328,7 @@ def _group(tensors: dict[str, torch.Tensor], group: str) -> dict[str, torch.Tens
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 
 
-def _load_optimizer(optimizer: Adam, tensors: dict[str, torch.Tensor]) -> None:
+def _load_optimizer(optimizer: Adam, tensors: dict[str, torch.Tensor], begun: bool) -> None:
     state: dict[int, dict[str, torch.Tensor]] = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, tensor in tensors.items():
@@ -310,6 +337,6 @@ def _load_optimizer(optimizer: Adam, tensors: dict[str, torch.Tensor]) -> None:
         if key not in _MOMENTS or tensor.shape != shape or tensor.dtype != torch.float32:
             raise ValueError(f"{name} is {tuple(tensor.shape)}")  # which torch would not notice
         state.setdefault(int(index), {})[key] = tensor
-    if any(state[index].keys() != _MOMENTS for index in state):
+    if any(state[index].keys() != _MOMENTS for index in state) or (begun and len(state) != len(parameters)):
         raise ValueError("some moments of Adam are missing")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

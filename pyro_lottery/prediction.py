@@ -20,6 +20,8 @@ from pyro_lottery.handlers import active_mask
 from pyro_lottery.model import BayesianNetwork, BayesianRegressor
 
 PRECISIONS = ("32", "bf16")
+BATCH = 500
+"""Images that are predicted at once, unless told."""
 
 
 class Images(Protocol):
@@ -57,7 +59,7 @@ def predict(
     images: Images,
     num_samples: int = 10,
     *,
-    batch_size: int = 500,
+    batch_size: int = BATCH,
     precision: str = "32",
 ) -> Tensor:
     """Class probabilities [n, classes]: the softmax averaged over ``num_samples`` draws of the weights (paper §3).
@@ -95,7 +97,7 @@ def predictives(
     images: Images,
     num_samples: int = 10,
     *,
-    batch_size: int = 500,
+    batch_size: int = BATCH,
     precision: str = "32",
 ) -> Iterator[Predictive]:
     """The predictive from 1, 2, ... ``num_samples`` draws of the weights, as :func:`predict` draws them; memory does not
@@ -124,7 +126,7 @@ def last(every: Iterator[Predictive]) -> Predictive:
 
 
 def predict_mean(
-    model: BayesianNetwork, guide: AutoGuide, images: Images, *, batch_size: int = 500, precision: str = "32"
+    model: BayesianNetwork, guide: AutoGuide, images: Images, *, batch_size: int = BATCH, precision: str = "32"
 ) -> Tensor:
     """Class probabilities [n, classes] of the network whose weights are the posterior's locs: one pass, no randomness."""
     _check_classifier(model)
@@ -132,7 +134,7 @@ def predict_mean(
 
 
 def logits_mean(
-    model: BayesianNetwork, guide: AutoGuide, images: Images, *, batch_size: int = 500, precision: str = "32"
+    model: BayesianNetwork, guide: AutoGuide, images: Images, *, batch_size: int = BATCH, precision: str = "32"
 ) -> Tensor:
     """Outputs [n, d] of the network whose weights are the posterior's locs (0 where ``sparsify`` prunes)."""
     weights: dict[str, Tensor] = {}

@@ -50,12 +50,20 @@ class Alone:
         """The sum over ranks, on the CPU."""
         return value.cpu()
 
+    def collect_(self, value: Tensor) -> Tensor:
+        """The sum over ranks, on the CPU; from now on the first rank holds it, and the others 0."""
+        return value.cpu()
+
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` holds on some rank."""
         return flag
 
     def first(self, work: Callable[[], T]) -> T:
         """Do ``work`` on the first rank alone; its value, or what it raises, on all."""
+        return work()
+
+    def every(self, work: Callable[[], T]) -> T:
+        """Do ``work`` on every rank; what it raises on one is raised on all, or the others would wait for ever."""
         return work()
 
     def gather(self, value: Tensor) -> list[Tensor]:
@@ -87,26 +95,40 @@ class Several(Alone):
             by_type.setdefault(tensor.dtype, []).append(tensor)
         for several in by_type.values():  # in one message each
             flat = torch.cat([t.reshape(-1) for t in several])
-            flat = self.fabric.all_reduce(flat, reduce_op="sum") / self.world
+            torch.distributed.all_reduce(flat)  # Fabric's has a barrier before it, at which a GPU would be waited for
+            flat /= self.world
             for tensor, part in zip(several, flat.split([t.numel() for t in several]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
     def total(self, value: Tensor) -> Tensor:
-        return self.fabric.all_reduce(value.clone(), reduce_op="sum").cpu()
+        total = value.clone()
+        torch.distributed.all_reduce(total)
+        return total.cpu()
+
+    def collect_(self, value: Tensor) -> Tensor:
+        total = self.total(value)
+        value.copy_(total * (self.rank == 0))
+        return total
 
     def any(self, flag: bool) -> bool:
         return bool(self.total(torch.tensor(float(flag), device=self.device)))
 
     def first(self, work: Callable[[], T]) -> T:
-        outcome: tuple[Any, Exception | None] = (None, None)
-        if self.rank == 0:
-            try:
-                outcome = (work(), None)
-            except Exception as error:  # or the other ranks would wait for ever
-                outcome = (None, error)
+        outcome = _outcome(work) if self.rank == 0 else (None, None)
         value, failure = self.fabric.broadcast(outcome)
         if failure is not None:
             raise failure
+        return value
+
+    def every(self, work: Callable[[], T]) -> T:
+        value, failure = _outcome(work)
+        failures: list[Exception | None] = [None] * self.world
+        torch.distributed.all_gather_object(failures, failure)
+        for rank, found in enumerate(failures):
+            if isinstance(found, UserError):
+                raise UserError(f"{found} (on rank {rank})" if rank else str(found))
+            if found is not None:
+                raise found
         return value
 
     def gather(self, value: Tensor) -> list[Tensor]:
@@ -120,6 +142,16 @@ class Several(Alone):
             raise Failed(f"{what} differs between ranks (checksums {every}); please report this with the command")
 
 
+def _outcome(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:  # or the other ranks would wait for ever
+        return None, error
+
+
+_joined: Alone = ALONE
+
+
 @cache
 def start(accelerator: str, devices: int, num_nodes: int, strategy: str, parallel: str) -> Several:
     """Start the ranks, each of which runs the process's command line, or join those that torchrun or SLURM started.
@@ -129,19 +161,31 @@ def start(accelerator: str, devices: int, num_nodes: int, strategy: str, paralle
     import logging
 
     from lightning_fabric import Fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+    global _joined
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     try:
         fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
         fabric.launch()
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, MisconfigurationException) as error:
+        what = " ".join(str(error).split()) or one_line(error)
         raise UserError(
-            f"--devices {devices} --num-nodes {num_nodes} cannot be started on {accelerator} ({one_line(error)})"
+            f"--devices {devices} --num-nodes {num_nodes} cannot be started on {accelerator} ({what})"
         ) from error
-    return Several(fabric, parallel)
+    _joined = Several(fabric, parallel)
+    return _joined
 
 
 def is_first() -> bool:
-    """Whether this process is the first rank, or alone, as the environment that starts ranks tells."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+    """Whether this process is the first rank, or alone: of several ranks one speaks."""
+    return _joined.rank == 0
+
+
+def check_alone() -> None:
+    """Raise ``UserError`` where torchrun has started several processes, each of which would train by itself."""
+    if (world := os.environ.get("WORLD_SIZE", "1")) not in ("", "0", "1"):
+        raise UserError(
+            f"{world} processes were started together; say --devices, and --num-nodes, to train one network"
+        )

@@ -25,8 +25,12 @@ from pyro_lottery.ranks import ALONE, Alone
 History = list[dict[str, float]]
 CHECK_EVERY = 50
 """Steps between two looks at the loss: the only moments at which a GPU is waited for within an epoch."""
+AGREE_EVERY = 10
+"""The same for several ranks, which may stop then alone, all at the same step."""
 _REMEDY = "try a lower --lr, a smaller --init-scale or --precision 32"
 NLL, KL, CORRECT, EXAMPLES, FINITE_STEPS = range(5)
+COLUMNS = ("epoch", "loss", "nll", "kl", "kl_weight", "train_accuracy", "lr", "seconds")
+"""Of a history, beside the accuracies of other splits."""
 
 
 @dataclass
@@ -120,6 +124,7 @@ def train(
     model.to(memory_format=torch.channels_last)
     if device.type == "cpu":
         kernels.keep_memory()
+    norms: list[Any] = [m for m in model.modules() if _is_batch_norm(m) and m.running_mean is not None]
     with guides.compressed(guide):  # the parameters are those of surviving weights, so is the optimizer's state
         optimizer = Adam(guides.parameter_groups(model, guide, weight_decay), lr, fused=True)
         progress = hooks.start(optimizer) or Progress()
@@ -146,22 +151,17 @@ def train(
                     progress.step += 1
                     progress.seconds = time.perf_counter() - began
                     last = progress.step == len(chunks)
-                    checking = last or progress.step % CHECK_EVERY == 0
-                    if checking:
-                        seen = ranks.total(sums)
-                        _check_finite(seen, progress, model, guide)
+                    checking = last or progress.step % (CHECK_EVERY if ranks.world == 1 else AGREE_EVERY) == 0
+                    stopping = not last and (checking or ranks.world == 1) and ranks.any(hooks.stopping())
+                    if checking or stopping:
+                        # Of each rank's part; now, so that what a stop saves of one rank is what all have.
+                        ranks.mean_(b for m in norms for b in (m.running_mean, m.running_var))
+                        seen = ranks.collect_(sums)
+                        _check_finite(seen, progress, model, guide)  # so that no checkpoint holds a diverged state
                         hooks.check(progress, len(chunks), *(float(seen[i] / seen[EXAMPLES]) for i in (NLL, CORRECT)))
-                    # Several ranks stop at the same step, and asking at each would make a GPU wait.
-                    if not last and (checking or ranks.world == 1) and ranks.any(hooks.stopping()):
-                        progress.sums, progress.generators = ranks.total(sums), _generators(order, device, ranks)
-                        _check_finite(
-                            progress.sums, progress, model, guide
-                        )  # so that no checkpoint holds a diverged state
+                    if stopping:
+                        progress.sums, progress.generators = seen, _generators(order, device, ranks)
                         hooks.stop(progress, optimizer)
-            if not all(bool(p.isfinite().all()) for p in (*guide.parameters(), *model.state_dict().values())):
-                raise _diverged("a parameter", progress.epoch + 1, len(chunks), model, guide)
-            norms: list[Any] = [m for m in model.modules() if _is_batch_norm(m) and m.running_mean is not None]
-            ranks.mean_(buffer for m in norms for buffer in (m.running_mean, m.running_var))  # of each rank's part
             row = _row(progress.epoch, seen, len(chunks), model, rate, time.perf_counter() - began)
             for name, split in (("test", data.test), ("val", data.val)):
                 if split is not None:
@@ -225,31 +225,26 @@ def _step(
 
 
 def _check_finite(sums: Tensor, progress: Progress, model: nn.Module, guide: AutoGuide) -> None:
-    if not bool(sums.isfinite().all()):
-        raise _diverged("the loss", progress.epoch + 1, int(sums[FINITE_STEPS]) + 1, model, guide)
-
-
-def _diverged(what: str, epoch: int, step: int, model: nn.Module, guide: AutoGuide) -> Diverged:
+    """Raise ``Diverged`` for a loss, a parameter or a buffer that is not finite, with the step that was the first."""
+    finite = bool(sums.isfinite().all())
+    if finite and all(bool(p.isfinite().all()) for p in (*guide.parameters(), *model.state_dict().values())):
+        return
+    what, step = ("a parameter", progress.step) if finite else ("the loss", int(sums[FINITE_STEPS]) + 1)
     sites = guides.not_finite(guide)
-    sites += [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
+    named = (*model.named_parameters(), *model.named_buffers())
+    sites += [name for name, p in named if name not in sites and not bool(p.isfinite().all())]
     more = f" and {len(sites) - 3} more" if len(sites) > 3 else ""
     where = f" (not finite by then: {', '.join(sites[:3])}{more})" if sites else ""
-    return Diverged(f"{what} is not finite at epoch {epoch}, step {step}{where}; {_REMEDY}", epoch, step, sites)
+    epoch = progress.epoch + 1
+    raise Diverged(f"{what} is not finite at epoch {epoch}, step {step}{where}; {_REMEDY}", epoch, step, sites)
 
 
 def _row(epoch: int, sums: Tensor, steps: int, model: BayesianNetwork, rate: float, seconds: float) -> dict[str, float]:
     nll, kl = float(sums[NLL] / sums[EXAMPLES]), float(sums[KL]) / steps / model.kl_temperature
     weight = model.kl_temperature / model.num_data
-    return {
-        "epoch": epoch + 1,
-        "loss": nll + weight * kl,
-        "nll": nll,
-        "kl": kl,
-        "kl_weight": weight,
-        "train_accuracy": float(sums[CORRECT] / sums[EXAMPLES]),
-        "lr": rate,
-        "seconds": seconds,
-    }
+    accuracy = float(sums[CORRECT] / sums[EXAMPLES])
+    values = (epoch + 1, nll + weight * kl, nll, kl, weight, accuracy, rate, seconds)
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def _accuracy(model: BayesianNetwork, guide: AutoGuide, split: Split, samples: int, precision: str) -> float:

@@ -32,14 +32,14 @@ def test_each_end_has_its_code_and_one_line(error, code, line, capsys):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signals_are_noted_and_handlers_come_back(number):
     before = signal.getsignal(number)
-    with signals() as received:
+    with signals() as received, received.heeded():
         os.kill(os.getpid(), number)
         assert received == [number]
     assert signal.getsignal(number) is before
 
 
 def test_a_signal_within_a_run_is_heard_by_the_study_too():
-    with signals() as study:
+    with signals() as study, study.heeded():
         with signals() as run:
             os.kill(os.getpid(), signal.SIGTERM)
             assert run == [signal.SIGTERM]
@@ -49,7 +49,12 @@ def test_a_signal_within_a_run_is_heard_by_the_study_too():
 
 
 def test_a_second_sigint_interrupts():
-    with signals():
+    with signals() as received, received.heeded():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_where_nothing_is_unsaved_a_signal_stops_at_once():
+    with signals(), pytest.raises(Stopped):
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -11,7 +11,7 @@ import torch
 
 import pyro_lottery as pl
 from experiments.soak import fingerprint
-from pyro_lottery import imp
+from pyro_lottery import files, imp
 from pyro_lottery.ranks import ALONE, is_first
 
 from .test_imp import wait_for
@@ -52,6 +52,7 @@ def test_each_rank_has_weight_noise_of_its_own(found):
 def test_what_the_first_rank_meets_all_meet(found):
     assert found["first"][1] == "only the first knows"
     assert found["first"][0] == [len("only the first knows")] * 2
+    assert found["every"] == [[len("only the second knows (on rank 1)")] * 2, "only the second knows (on rank 1)"]
     assert found["agree"][1].startswith("it differs between ranks (checksums [0, 1])")
     assert found["any"] == [True, False]
 
@@ -63,9 +64,9 @@ def command(folder, *more):
     ]  # fmt: skip
 
 
-def test_three_levels_on_two_ranks_and_again_after_a_stop(tmp_path):
+def test_three_levels_on_two_ranks(tmp_path):
     """Masks, parameters and buffers are compared between ranks at every level by the run itself (``Alone.agree``)."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole = tmp_path / "whole"
     done = subprocess.run(command(whole), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -74,14 +75,55 @@ def test_three_levels_on_two_ranks_and_again_after_a_stop(tmp_path):
     assert run.results["remaining"].tolist() == [20310, 10155, 5077, 2538]
     assert run.results["test_accuracy"][1] > 0.6
 
-    process = subprocess.Popen(command(broken), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+def test_two_ranks_stopped_within_an_epoch_end_with_the_same_bits(tmp_path):
+    """On a network with BatchNorm, whose statistics are of each rank's images."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    more = ["--arch", "resnet20", "--levels", "1", "--epochs", "2", "--milestones", "1", "--train-size", "240"]
+    more += ["--batch-size", "4", "--test-size", "50", "--eval-samples", "1"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 300}
+    assert subprocess.run(command(whole, *more), **quiet).returncode == 0
+    process = subprocess.Popen(command(broken, *more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for((broken / "level_01" / "ticket.safetensors").exists, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     assert process.communicate()[1].count("to go on: ") == 1
-    assert len(pl.load_run(broken).results) < 4
-    assert subprocess.run(command(broken), capture_output=True, timeout=300).returncode == 0
+    _, info = files.load_tensors(broken / "level_01" / "checkpoint.safetensors")
+    assert info["step"] in range(10, 60, 10)
+    assert subprocess.run(command(broken, *more), **quiet).returncode == 0
     assert fingerprint(broken) == fingerprint(whole)
+
+
+def test_ranks_that_would_train_each_by_itself_are_told(tmp_path):
+    """Started by torchrun without --devices."""
+    arguments = [*command(tmp_path / "run"), "--devices", "1"]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=os.environ | {"WORLD_SIZE": "2", "RANK": "1"})
+    assert done.returncode == 2
+    assert "2 processes were started together; say --devices" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_a_shell_was_given_by_ranks_mutes_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert imp.main(["--arch", "resnet19"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_torchrun_starts_the_ranks_too(tmp_path):
+    more = ["--levels", "0", "--epochs", "1", "--milestones", "1", "--train-size", "100", "--test-size", "50"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        *command(tmp_path / "run", *more)[1:],
+    ]
+    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("results, tickets") == 1
+    assert len(pl.load_run(tmp_path / "run").results) == 1
 
 
 def test_bad_input_is_said_once(tmp_path):
@@ -125,11 +167,10 @@ def test_options_of_devices_are_checked(options, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_one_process_is_the_first_and_shares_nothing(monkeypatch):
+def test_one_process_is_the_first_and_shares_nothing():
     batch = torch.arange(5)
     assert ALONE.share(batch) is batch
     assert ALONE.any(True)
     assert ALONE.path == ()
+    assert ALONE.every(lambda: 7) == 7
     assert is_first()
-    monkeypatch.setitem(os.environ, "LOCAL_RANK", "1")
-    assert not is_first()

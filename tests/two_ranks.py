@@ -76,6 +76,15 @@ def main(path):
             act()
         except (pl.UserError, Failed) as error:
             found[name] = several.gather(torch.tensor(len(str(error)))), str(error)
+
+    def fail_second():
+        if several.rank == 1:
+            raise pl.UserError("only the second knows")
+
+    try:
+        several.every(fail_second)
+    except pl.UserError as error:
+        found["every"] = several.gather(torch.tensor(len(str(error)))), str(error)
     found["any"] = several.any(several.rank == 1), several.any(False)
     if several.rank == 0:
         with open(path, "w") as file:

@@ -42,7 +42,7 @@ def same_as(smoke_study, root):
     return len(found)
 
 
-def wait_until(condition, seconds=120):
+def wait_until(condition, seconds=400):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -34,25 +34,38 @@ def test_a_level_takes_the_bytes_that_were_planned(smoke_study):
 
 def test_a_plan_adds_up(tmp_path, monkeypatch, capsys):
     """Steps of 1 s, forward passes of 0.1 s: the smoke protocol's 2 steps and 60 images by 1 sample, and by 2 at the end."""
-    monkeypatch.setattr(plan, "measure_together", lambda config, together, threads: Cost(1.0, 0.1, 2.0**30))
+    start = 6.0
+    monkeypatch.setattr(plan, "measure_together", lambda config, together, threads: Cost(1.0, 0.1, 2.0**30, start))
     arguments = ["--protocol", "smoke", "--runs", str(tmp_path), "--plan", "--gpus", "2"]
     assert main("fig5", arguments) == 0
     out = capsys.readouterr().out
     bayesian, point = 2 + 60 * 0.1 + 2 * 60 * 0.1, 2 + 60 * 0.1 + 60 * 0.1
     imp, deterministic, transplant = 3 * bayesian, 3 * point, bayesian
-    start = plan.START_SECONDS
     hours = (3 * start + imp + deterministic + transplant) / 3600
     wall = max(imp + start, deterministic + transplant + 2 * start)
-    assert re.search(rf"\| fig5 \| 3 \| 7 \| {wall:.0f} s \| {hours:.2f} \| 0.00 \|", out)
+    assert re.search(rf"\| fig5 \| 3 \| 7 \| {wall:.0f} s \| {hours:.2f} \| 2.00 \| 0.00 \|", out)
     assert f"| 1 | {hours * 60:.0f} min | 1.0 |" in out
     assert f"| any number | {wall:.0f} s |" in out
     assert "| lenet, mean_field, 30 | 1000 | 1.00 |" in out
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
+    # a run that takes 0.3 of a GPU has two beside it, on each of two GPUs, and counts for its part of the hours
+    assert main("fig5", [*arguments, "--gpus-per-run", "0.3"]) == 0
+    out = capsys.readouterr().out
+    assert "; 6 workers" in out
+    assert re.search(rf"\| fig5 \| 3 \| 7 \| {wall:.0f} s \| {0.3 * hours:.2f} \| 3.00 \| 0.00 \|", out)
+
+
+def test_a_run_that_cannot_be_measured_is_one_line(tmp_path, capsys):
+    more = ["--protocol", "reduced", "--dataset", "folder", "--data-dir", str(tmp_path), "--runs", str(tmp_path / "r")]
+    assert main("fig5", [*more, "--plan"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "no folder train/" in error
 
 
 def test_what_is_finished_costs_nothing(smoke_study, capsys):
     assert main("fig5", ["--protocol", "smoke", "--runs", str(smoke_study), "--plan"]) == 0
-    assert "| together | 0 | 0 | 0 s | 0.00 | 0.00 |" in capsys.readouterr().out
+    assert "| together | 0 | 0 | 0 s | 0.00 | 0.00 | 0.00 |" in capsys.readouterr().out
 
 
 def test_figures_share_runs_in_a_plan():
@@ -68,3 +81,4 @@ def test_steps_are_measured_in_processes_of_their_own():
     assert 0 < cost.step < 5
     assert 0 < cost.forward < 1
     assert 2**26 < cost.memory < 2**34
+    assert 1 < cost.start < 60
