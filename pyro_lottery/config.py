@@ -66,7 +66,7 @@ class Config:
     prune_fraction: float = _option(0.2, float, "share of the surviving weights that a level prunes", _FRACTION)
     rewind: str = _option(
         "init", str, "init, epoch:K (values after K epochs of level 0), or lr (keep trained values)",
-        (lambda v: bool(re.fullmatch(r"init|lr|epoch:[1-9]\d*", v)), "init, lr or epoch:K with K at least 1"),
+        (lambda v: bool(re.fullmatch(r"init|lr|epoch:[1-9]\d{0,8}", v)), "init, lr or epoch:K with K at least 1"),
     )  # fmt: skip
     epochs: int = _option(160, int, "epochs per level", _AT_LEAST_1)
     batch_size: int = _option(128, int, "images per batch", _AT_LEAST_1)

@@ -6,10 +6,12 @@ import errno
 import hashlib
 import json
 import os
+import pickletools
+import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,15 @@ from torch import Tensor
 
 from pyro_lottery.errors import Damaged, UserError, one_line
 
+_NUMBERS = {
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32,
+    torch.int64,
+}  # fmt: skip
+_MAKES_TENSORS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor(_v2)?|parameter)|torch (\w*Storage|Size|device)"
+    r"|torch\.nn\.parameter Parameter|torch\.storage _?\w*Storage"
+)
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write to a temporary file beside ``path``, flush it to the disk and rename it into place.
@@ -28,6 +39,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        _check_regular(path)  # or a device would be replaced by a file
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -43,6 +55,13 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
+def is_refused(error: OSError) -> bool:
+    """Whether another path would do; a full or failing disk is no fault of the path."""
+    return error.errno in (
+        errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
+    )  # fmt: skip
+
+
 def replace(source: Path, target: Path) -> None:
     """Rename a file within its folder so that the rename itself survives a power cut."""
     os.replace(source, target)
@@ -56,13 +75,17 @@ def replace(source: Path, target: Path) -> None:
         os.close(folder)
 
 
-def read_text(path: Path) -> str:
-    """The text of a regular file of at most 64 MiB; ``OSError`` for what is none, and would not end, a pipe say."""
+def _check_regular(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_text(path: Path, errors: str = "strict") -> str:
+    """The text of a regular file of at most 64 MiB; ``OSError`` for what is none, and would not end, a pipe say."""
+    _check_regular(path)
     if path.stat().st_size > 2**26:
         raise OSError(errno.EFBIG, "more than 64 MiB of text", str(path))
-    return path.read_text()
+    return path.read_text(errors=errors)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -94,8 +117,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Nothing in the file is run, and no more memory is taken than it has bytes: safetensors compares all shapes with its
     length first.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    _check_regular(path)
     try:
         with safetensors.safe_open(path, "pt") as file:
             header = json.loads(file.metadata()["pyro_lottery"])
@@ -106,6 +128,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         else:
             expected, text = header["checksum"], header["info"]
             info = json.loads(text)
+        if odd := [name for name, value in tensors.items() if value.dtype not in _NUMBERS]:
+            raise TypeError(f"{odd[0]} is {tensors[odd[0]].dtype}")
         whole = checksum(tensors, text) == expected and isinstance(info, dict)
     except (FileNotFoundError, MemoryError):
         raise
@@ -124,13 +148,11 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     A dictionary under the key ``state_dict`` is taken out of its wrapping. Raises ``UserError`` for anything else.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("not a regular file")
+        _check_regular(path)
         if path.suffix == ".safetensors":
             found: Any = safetensors.torch.load_file(path)
         else:
-            if zipfile.is_zipfile(path) and any(i.compress_type for i in zipfile.ZipFile(path).infolist()):
-                raise ValueError("it is compressed, and may hold far more than its size")
+            _check_pickle(path)
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; expected a .safetensors or .pt file with a state_dict") from None
@@ -146,7 +168,7 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} holds no state_dict: expected a dictionary of tensors by name")
     for name, value in found.items():
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-        if not plain or value.is_complex():
+        if not plain or value.dtype not in _NUMBERS:
             raise UserError(f"{path}: {name} is a {value.dtype} tensor ({value.layout}); expected dense real numbers")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise UserError(
@@ -155,10 +177,32 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     return dict(found)
 
 
+def _check_pickle(path: Path) -> None:
+    """Raise ``ValueError`` for a file by ``torch.save`` that may take far more memory than its size: one that is compressed,
+    names one record many times, or calls other things than what makes tensors.
+    """
+    with ExitStack() as opened:
+        if zipfile.is_zipfile(path):
+            archive = opened.enter_context(zipfile.ZipFile(path))
+            entries = archive.infolist()
+            if any(e.compress_type for e in entries) or sum(e.file_size for e in entries) > path.stat().st_size:
+                raise ValueError("it is compressed, and may hold far more than its size")
+            pickles = [opened.enter_context(archive.open(e)) for e in entries if e.filename.endswith("data.pkl")]
+        else:  # of torch before 1.6: a number, a version, a machine, the dictionary and its storages, one after the other
+            file = opened.enter_context(path.open("rb"))
+            pickles = [file] * 5
+        for pickled in pickles:
+            for opcode, argument, _ in pickletools.genops(pickled):
+                if opcode.name in ("STACK_GLOBAL", "INST") or (
+                    opcode.name == "GLOBAL" and not _MAKES_TENSORS.fullmatch(str(argument))
+                ):
+                    raise ValueError(f"it calls {argument or opcode.name}, which makes no tensors")
+
+
 def fingerprint(paths: Iterable[Path]) -> str:
     """A hash of the names, sizes and modification times of ``paths``, to see whether any of them changed."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         stat = path.stat()
-        digest.update(f"{path.parent.name}/{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        digest.update(f"{'/'.join(path.parts[-3:])} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()

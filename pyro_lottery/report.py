@@ -84,7 +84,7 @@ def _section(run: Run) -> dict[str, Any]:
     share = 1 if config.guide != "deterministic" else 0.5  # a point has no scale to keep
     cells = [
         [{"value": value, "text": format(value, form)} for value, form in _values(row, share)]
-        for row in run.folder.finished()
+        for row in map(run.row, (row.level for row in run.folder.finished()))
     ]
     pictures = [
         ("Test accuracy against the share of weights remaining.", lambda axes: draw.accuracy(run, axes)),
@@ -189,6 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             files.write_atomic(given.output, page.encode())
         except OSError as error:
+            if not files.is_refused(error):
+                raise
             raise UserError(f"-o {str(given.output)[:200]}: {error.strerror}; choose another file") from error
         print(given.output)
 

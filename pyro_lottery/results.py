@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -117,6 +118,11 @@ class LevelFolder:
                 self.path.mkdir()
                 diverged.rename(self.path / "diverged.json")
 
+    def is_there(self) -> bool:
+        """Whether the level has its three files; whether they are whole, :meth:`check` tells."""
+        names = ("ticket.safetensors", "posterior.safetensors", "history.csv")
+        return all((self.path / name).is_file() for name in names)
+
     def save_divergence(self, what: Mapping[str, Any]) -> None:
         """Write ``diverged.json``: where the level's first training met a loss that is not finite, and the learning rate
         of the second.
@@ -162,8 +168,6 @@ class RunFolder:
         ``facts`` (data, versions, hardware) are recorded when the folder is made. Those of ``levels`` (all) whose files
         are damaged are no longer finished.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--run-dir {self.path} is a file; choose a folder")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if (self.path / "config.json").exists():
@@ -175,9 +179,13 @@ class RunFolder:
         except OSError as error:
             raise self._not_writable(error) from error
 
-    def _not_writable(self, error: OSError) -> UserError:
+    def _not_writable(self, error: OSError) -> Exception:
+        if isinstance(error, FileExistsError):
+            return UserError(f"--run-dir {self.path} is a file; choose a folder")
+        if not files.is_refused(error):
+            return error  # of a full or failing disk: no other option would help
         return UserError(
-            f"{self.path} cannot be written ({error.strerror}); make it writable, or choose another --run-dir"
+            f"{self.path} cannot be written ({error.strerror}); make it writable, or choose another folder"
         )
 
     def _write_config(self, config: Mapping[str, Any]) -> None:
@@ -206,11 +214,13 @@ class RunFolder:
                 f"--run-dir {self.path} was trained on other data than --data-dir {options['data_dir']} holds now; "
                 "choose another --run-dir, or the run's own data"
             )
-        for name in ("versions", "hardware"):
-            for key, value in facts.get(name, {}).items():
-                if (before := old.get(name, {}).get(key, value)) != value:
+        for name in ("versions", "hardware", "kernels"):
+            now = facts.get(name, {})
+            for key, value in (now if isinstance(now, dict) else {"": now}).items():
+                before = old.get(name, value) if not key else old.get(name, {}).get(key, value)
+                if before != value:
                     warnings.warn(
-                        f"{self.path} was begun with {name} {key} = {before}, here it is {value}: what is trained "
+                        f"{self.path} was begun with {' '.join([name, key]).strip()} = {before}, here it is {value}: what is trained "
                         "now may differ in its last bits",
                         stacklevel=2,
                     )
@@ -351,7 +361,14 @@ class RunFolder:
 
     def derived(self, *names: str) -> RunFolder:
         """The folder within this one of tickets made from this run's, ``controls/reinit`` for instance."""
-        return RunFolder(self.path.joinpath(*names))
+        folder = self.path
+        for name in names:
+            folder = folder / name
+            if folder.is_symlink():
+                raise UserError(
+                    f"{folder} is a link, which may lead out of the run; put the folder itself in its place"
+                )
+        return RunFolder(folder)
 
     def results(self, repair: bool = False) -> list[LevelResult]:
         """The rows of ``results.csv``, in order of level; ``UserError`` for a table that is damaged or foreign, whose whole
@@ -366,13 +383,18 @@ class RunFolder:
                 if other := found.keys() - columns.keys():
                     raise UserError(f"{path} has a column {min(other)!r}; expected {', '.join(columns)}")
                 rows.append({n: int(found[n]) if kind == "int" else found.get(n) for n, kind in columns.items()})
+                if bad := [n for n, value in rows[-1].items() if value is not None and not math.isfinite(value)]:
+                    raise UserError(f"{path} has {rows[-1][bad[0]]} as {bad[0]} of level {rows[-1]['level']}")
                 if missing := [n for n, kind in columns.items() if rows[-1][n] is None and "None" not in kind]:
                     raise UserError(f"{path} has no {missing[0]} of level {rows[-1]['level']}")
             levels = [row["level"] for row in rows]
             if levels != sorted(set(levels)) or min(levels, default=0) < 0:
                 raise UserError(f"{path} has the levels {levels}; expected each once, in order")
+            for row in rows:
+                if not 0 <= row["remaining"] <= row["total"] or row["density"] != row["remaining"] / row["total"]:
+                    raise UserError(f"{path}: level {row['level']} keeps {row['remaining']} of {row['total']} weights")
             return [LevelResult(**row) for row in rows]
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path} is not a table of levels ({one_line(error)})") from error
@@ -383,6 +405,10 @@ class RunFolder:
         if not rows:
             raise UserError(f"{self.path} has no finished level yet")
         return rows
+
+    def drop_result(self, level: int) -> None:
+        """Take a level's row away: the level is no longer finished."""
+        self._save_results(row for row in self.results() if row.level != level)
 
     def add_result(self, result: LevelResult) -> None:
         """Add a level's row: from now on the level is finished."""
@@ -425,6 +451,10 @@ def _read_object(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON ({one_line(error)})") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is not a JSON object")
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path} holds text that is no Unicode ({one_line(error)})") from error
     if CRC in found and found.pop(CRC) != _crc(json.dumps(found)):
         raise UserError(
             f"{path} fails its checksum; put a copy of it back (it is never edited: other options, other run)"
@@ -456,7 +486,10 @@ def _read_csv(path: Path, repair: Sequence[str] | None = None) -> list[dict[str,
         return any(crc == _crc(f"{header}{values}{count}") for count in counts)
 
     try:
-        header, *lines = files.read_text(path).splitlines() or [""]
+        header, *lines = files.read_text(path, "replace" if repair else "strict").splitlines() or [""]
+        if not lines and repair:
+            warnings.warn(f"{path} has no rows; levels are trained again", stacklevel=2)
+            return []
         if not lines:
             raise ValueError("it has no rows; without it, levels are trained again")
         if checked := header.endswith(f",{CRC}"):

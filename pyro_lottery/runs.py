@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib import metadata
@@ -70,8 +70,8 @@ def check_names(config: Config) -> None:
     guides.check_name(config.guide)
 
 
-def load_data(config: Config, device: torch.device) -> Data:
-    """The data set of a config, on ``device``."""
+def load_data(config: Config, device: torch.device, write: bool = True) -> Data:
+    """The data set of a config, on ``device``; without ``write`` its folder is left as it is."""
     return data.load(
         config.dataset,
         config.data_dir,
@@ -81,6 +81,7 @@ def load_data(config: Config, device: torch.device) -> Data:
         val_fraction=config.val_fraction,
         augment=config.augment,
         seed=config.seed,
+        write=write,
     )
 
 
@@ -103,9 +104,15 @@ def build(config: Config, shape: Shape, device: torch.device) -> tuple[BayesianC
 
 
 def dense_ticket(model: BayesianClassifier, guide: AutoGuide) -> Ticket:
-    """All weights of a network that has not been trained, at their initial values."""
-    start = guides.posterior(guide)
-    return tickets.rewind(masks.full(start), start, model.net_state())
+    """All weights of a network that has not been trained, at their initial values, on the CPU as tickets from files."""
+
+    def on_cpu(sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.cpu() for name, value in sites.items()}
+
+    found = guides.posterior(guide)
+    scale = None if found.scale is None else on_cpu(found.scale)
+    start = replace(found, loc=on_cpu(found.loc), scale=scale, extra=on_cpu(found.extra))
+    return tickets.rewind(masks.full(start), start, on_cpu(model.net_state()))
 
 
 def _sketch(config: Config, shape: Shape) -> nn.Module:
@@ -140,9 +147,7 @@ def _try_out(net: nn.Module, arch: str, shape: Shape) -> None:
 def facts(config: Config, shape: Shape, device: torch.device) -> dict[str, Any]:
     """What ``config.json`` records beside the options: data, versions and hardware."""
     versions = {name: metadata.version(name) for name in ("torch", "pyro-ppl", "pyro-lottery")}
-    hardware = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    )
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else kernels.processor_name()
     return {
         "data": asdict(shape),
         "versions": versions | {"python": platform.python_version()},
@@ -217,7 +222,7 @@ class Level:
     def load_model(self, device: torch.device | str = "cpu") -> TrainedNetwork:
         """The trained network, with the bits it had when it was saved."""
         self._run.vet()
-        self._folder.check(self._run.row(self.number), self._run.config.epochs)
+        self._run.row(self.number)
         config, shape, ticket = self._run.config, self._run.shape, self.ticket
         (posterior, net), where = self._folder.load_posterior(), resolve_device(str(device))
         expected = {name: value.shape for name, value in _sketch(config, shape).state_dict().items()}
@@ -278,10 +283,11 @@ class Run:
         return Level(number, self)
 
     def row(self, number: int) -> LevelResult:
-        """The row of a finished level in ``results.csv``; ``UserError`` if it is not."""
+        """The row of a finished level in ``results.csv``; ``UserError`` if it is not, ``Damaged`` if its files do not agree."""
         rows = {row.level: row for row in self.folder.results()}
         if number not in rows:
             raise UserError(f"{self.folder.path} has no finished level {number}; finished: {list(rows)}")
+        self.folder.level(number).check(rows[number], self.config.epochs)
         return rows[number]
 
     def initial(self, seed: int) -> Ticket:
@@ -290,9 +296,12 @@ class Run:
         return dense_ticket(*build(replace(self.config, seed=seed), self.shape, torch.device("cpu")))
 
     def load_data(self, device: torch.device | str = "cpu", data_dir: str | Path | None = None) -> Data:
-        """The run's data set, from ``data_dir`` where it lies elsewhere now; ``UserError`` if it holds other images."""
+        """The run's data set, from ``data_dir`` where it lies elsewhere now; ``UserError`` if it holds other images.
+
+        Whoever sent the run chose the folder that it names: there nothing is written, and nothing downloaded into it.
+        """
         config = self.config if data_dir is None else replace(self.config, data_dir=str(data_dir))
-        found = load_data(config, resolve_device(str(device)))
+        found = load_data(config, resolve_device(str(device)), write=data_dir is not None)
         self.check_data(found)
         return found
 

@@ -61,6 +61,11 @@ def transplant(weights: Sites, mask: Mask | None, into: Ticket) -> Ticket:
     if mask is None:
         mask = {name: weights[name] != 0 for name in start.prunable}
     _check(mask, {name: start.loc[name] for name in start.prunable}, "mask of ")
+    for name, value in mask.items():
+        if not ((value == 0) | (value == 1)).all():
+            raise UserError(f"mask of {name} holds other values than 0 and 1")
+    if not any(bool(value.any()) for value in mask.values()):
+        raise UserError("the mask keeps no weight")
     loc = {name: weights[name].to(value) for name, value in start.loc.items()}
     net = {name: weights[name].to(value) for name, value in into.net.items()}
     mask = {name: mask[name].to(start.loc[name].device).bool() for name in start.prunable}

@@ -1,3 +1,5 @@
+import codecs
+import copy
 import json
 import os
 import random
@@ -6,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections import OrderedDict
 
 import pytest
 import safetensors.torch
@@ -118,3 +121,52 @@ def test_a_small_state_dict_that_becomes_a_large_one_is_refused(tmp_path):
     with pytest.raises(UserError, match="compressed, and may hold far more than its size"):
         files.load_state_dict(tmp_path / "small.pt")
     assert files.load_state_dict(tmp_path / "plain.pt")["w"].shape == (1_000_000,)
+
+
+class _Calls:
+    def __init__(self, function, *arguments):
+        self.made = function, arguments
+
+    def __reduce__(self):
+        return self.made
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_state_dict_that_calls_what_makes_no_tensors_is_refused_before_it_does(legacy, tmp_path):
+    """``weights_only`` allows bytearray(2**30) and encodings that double what they get."""
+    path = tmp_path / "calls.pt"
+    for bomb in (_Calls(bytearray, 2**33), _Calls(codecs.encode, "ab", "hex")):
+        torch.save({"w": torch.zeros(2), "x": bomb}, path, _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(UserError, match="which makes no tensors"):
+            files.load_state_dict(path)
+    plain = {"w": torch.zeros(2), "b": torch.nn.Parameter(torch.ones(3)), "m": torch.ones(2, dtype=torch.bool)}
+    torch.save({"state_dict": OrderedDict(plain), "epoch": 3}, path, _use_new_zipfile_serialization=not legacy)
+    found = files.load_state_dict(path)
+    assert all(torch.equal(found[name], value) for name, value in plain.items())
+
+
+def test_many_names_for_one_record_are_refused(tmp_path):
+    path = tmp_path / "many.pt"
+    torch.save({"w": torch.zeros(100_000)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        record = next(info for info in archive.infolist() if info.filename.endswith("data/0"))
+        for number in range(300):
+            again = copy.copy(record)
+            again.filename = record.filename[:-1] + str(1000 + number)
+            archive.filelist.append(again)
+        archive._didModify = True
+    with pytest.raises(UserError, match="may hold far more than its size"):
+        files.load_state_dict(path)
+
+
+def test_numbers_that_torch_cannot_check_are_damage(tmp_path):
+    files.save_tensors(tmp_path / "t", {"x": torch.zeros(2).to(torch.float8_e4m3fn)})
+    with pytest.raises(Damaged, match=r"x is torch\.float8"):
+        files.load_tensors(tmp_path / "t")
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        files.write_atomic(tmp_path / "pipe", b"x")
+    assert (tmp_path / "pipe").is_fifo()

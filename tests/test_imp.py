@@ -2,6 +2,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from torch import nn
 
 import pyro_lottery as pl
 from experiments.soak import fingerprint
-from pyro_lottery import files, imp, levels, nets
+from pyro_lottery import files, imp, kernels, levels, nets
 from pyro_lottery.config import Config, preset
 from pyro_lottery.errors import Damaged, Stopped
 from pyro_lottery.results import RunFolder
@@ -118,6 +119,24 @@ def test_same_seed_gives_equal_files_and_more_levels_extend(tmp_path):
     imp.run_imp(Config(**SMALL, run_dir=str(tmp_path / "b")))
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
     assert len(once.results) == 3
+
+
+def test_levels_after_one_that_is_trained_again_hold_if_their_tickets_do(tmp_path):
+    """On one machine the same bits come out again; where others do, as on another machine, later levels are trained again."""
+    path, options = tmp_path / "run", SMALL | {"run_dir": str(tmp_path / "run"), "epochs": 1}
+    imp.run_imp(Config(**options))
+    before = fingerprint(path)
+    truncated = path / "level_00" / "posterior.safetensors"
+    for noise, later in (("auto", 0), ("torch", 2)):
+        truncated.write_bytes(b"")
+        with warnings.catch_warnings(record=True) as caught, kernels.using(noise):
+            warnings.simplefilter("always")
+            imp.run_imp(Config(**options))
+        shutil.rmtree(path / "level_00.damaged")
+        said = [str(w.message) for w in caught]
+        assert sum("level 0 is trained again" in text for text in said) == 1
+        assert sum("was trained from another ticket" in text for text in said) == later
+        assert (fingerprint(path) == before) == (noise == "auto")
 
 
 def command(run_dir, *more):
@@ -328,8 +347,15 @@ def test_a_checkpoint_of_another_training_is_named(tmp_path, monkeypatch):
     foreign, checkpoint = (RunFolder(tmp_path / arch).level(0).checkpoint for arch in ("resnet20", "lenet"))
     tensors, info = files.load_tensors(checkpoint)
     moment = next(n for n in tensors if n.endswith("exp_avg"))
+    files.save_tensors(checkpoint, *files.load_tensors(foreign))
+    monkeypatch.setattr(levels.LevelHooks, "stopping", lambda self: True)
+    with pytest.warns(UserWarning, match="is of another ticket; the level begins anew"), pytest.raises(Stopped):
+        imp.run_imp(Config(**SMALL | {"run_dir": str(tmp_path / "lenet")}))
+    monkeypatch.undo()
+    tensors, info = files.load_tensors(checkpoint)
+    assert info["epoch"] == 0
     for made in (
-        files.load_tensors(foreign),
+        (files.load_tensors(foreign)[0], info),
         (tensors | {moment: tensors[moment][:-1]}, info),
         (tensors | {"sums": torch.zeros(2)}, info),
         (tensors | {"generator/noise": torch.zeros(3, dtype=torch.uint8)}, info),
@@ -341,6 +367,8 @@ def test_a_checkpoint_of_another_training_is_named(tmp_path, monkeypatch):
         ({n: t for n, t in tensors.items() if not n.startswith("generator")}, info),
         (tensors, info | {"step": "x"}),
         (tensors, info | {"history": [[]]}),
+        (tensors, info | {"epoch": 1, "history": [{"epoch": 1.0}]}),
+        ({n: t for n, t in tensors.items() if not n.startswith("optimizer")}, info),
         (tensors, {}),
     ):
         files.save_tensors(checkpoint, *made)

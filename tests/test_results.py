@@ -1,9 +1,11 @@
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import filelock
 import pytest
@@ -43,7 +45,7 @@ def test_files_hold_the_names_that_others_rely_on(tmp_path):
 
 
 def row(level):
-    return LevelResult(level, 0.8**level, 6, 10, 0.5, 0.6, None, 1.25, 0.1, 0.2, 0.3, 12.5, 3.25)
+    return LevelResult(level, 0.6, 6, 10, 0.5, 0.6, None, 1.25, 0.1, 0.2, 0.3, 12.5, 3.25)
 
 
 def finish(run, level):
@@ -192,7 +194,6 @@ def test_other_versions_are_warned_of(tmp_path):
         ("results.csv", "density\n1.0\n", "is not a table of levels"),
         ("results.csv", "level,density\n0,1\n", "is not a table of levels"),
         ("results.csv", "level,thesis\n0,1\n", "has a column 'thesis'"),
-        ("results.csv", "\x00\xff", "is not one of our tables"),
     ],
 )
 def test_damaged_text_is_named(tmp_path, name, content, message):
@@ -231,8 +232,8 @@ def test_the_runs_command_keeps_the_whole_rows_of_a_damaged_table(tmp_path):
     for level in range(3):
         finish(run, level)
     whole = table.read_text()
-    table.write_text(whole.replace("1.0,6,10,0.5", "1.0,6,10,0.9", 1))
-    with pytest.warns(UserWarning, match=r"the row '0,1\.0,6,10,0\.9.* is damaged; its level is trained again"):
+    table.write_text(whole.replace("0.6,6,10,0.5", "0.6,6,10,0.9", 1))
+    with pytest.warns(UserWarning, match=r"the row '0,0\.6,6,10,0\.9.* is damaged; its level is trained again"):
         opened(tmp_path)
     assert run.results() == [row(1), row(2)]
     table.write_text(whole.replace("density", "remaining", 1))
@@ -363,3 +364,59 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
     assert tensors["x"][0] == 2
     folder.drop_checkpoints()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_with_a_flipped_bit_or_without_rows_is_mended(tmp_path):
+    run, table = opened(tmp_path), tmp_path / "results.csv"
+    for level in range(2):
+        finish(run, level)
+    whole = bytearray(table.read_bytes())
+    whole[whole.index(b"\n") + 3] ^= 0x80  # no longer UTF-8
+    table.write_bytes(whole)
+    with pytest.warns(UserWarning, match="is damaged; its level is trained again"):
+        opened(tmp_path)
+    assert run.results() == [row(1)]
+    table.write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"results.csv has no rows; levels are trained again"):
+        opened(tmp_path)
+    assert run.results() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nll": math.nan}, "has nan as nll of level 0"),
+        ({"density": math.inf}, "has inf as density of level 0"),
+        ({"density": -1.0}, "level 0 keeps 6 of 10 weights"),
+        ({"remaining": 11}, "level 0 keeps 11 of 10 weights"),
+        ({"total": 0, "remaining": 0}, "is not a table of levels"),
+    ],
+)
+def test_a_row_of_impossible_numbers_is_refused(change, message, tmp_path):
+    run = opened(tmp_path)
+    run.add_result(replace(row(0), **change))
+    with pytest.raises(pl.UserError, match=message):
+        run.results()
+
+
+def test_other_kernels_are_warned_of(tmp_path):
+    opened(tmp_path, facts={"kernels": "compiled"})
+    with pytest.warns(UserWarning, match="begun with kernels = compiled, here it is torch_path"):
+        opened(tmp_path, facts={"kernels": "torch_path"})
+
+
+def test_a_full_disk_is_no_fault_of_the_folder(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "config.json")
+
+    monkeypatch.setattr(files, "write_atomic", full)
+    with pytest.raises(OSError, match="No space"):
+        opened(tmp_path / "run")
+
+
+def test_a_link_within_a_run_is_not_followed(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    run = opened(tmp_path / "run")
+    (tmp_path / "run" / "evaluation").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(pl.UserError, match="evaluation is a link"):
+        run.derived("evaluation")

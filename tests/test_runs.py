@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pyro_lottery as pl
-from pyro_lottery import controls, evaluate, imp, runs
+from pyro_lottery import controls, evaluate, imp, report, runs
 from pyro_lottery.config import Config
 from pyro_lottery.controls import run_control
 from pyro_lottery.errors import Damaged
@@ -178,3 +178,30 @@ def test_scales_of_zero_are_refused_before_training(tmp_path):
     with pytest.raises(pl.UserError, match="--init-scale 1e-50 gives scales of 0"):
         imp.run_imp(Config(**SMALL | {"init_scale": 1e-50, "run_dir": str(tmp_path / "run")}))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_level_whose_files_do_not_agree_is_named_by_whoever_reads_it(tmp_path, capsys):
+    path = tmp_path / "run"
+    imp.run_imp(Config(**SMALL | {"levels": 1, "epochs": 1, "run_dir": str(path)}))
+    (path / "level_01" / "posterior.safetensors").unlink()
+    with pytest.raises(Damaged, match="posterior"):
+        pl.load_run(path).level(1)
+    for command in (report.main, evaluate.main):
+        assert command([str(path)]) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+    assert controls.main([str(path), "--control", "reinit"]) == 1
+
+
+def test_nothing_is_written_where_a_run_folder_says_that_data_are(tmp_path):
+    tree(tmp_path / "data", sizes=((8, 8), (8, 8)))
+    options = {"dataset": "folder", "data_dir": str(tmp_path / "data"), "levels": 0, "train_size": None, "epochs": 1}
+    run = imp.run_imp(Config(**SMALL | options | {"arch": "resnet20", "run_dir": str(tmp_path / "run")}))
+    for kept in (tmp_path / "data").glob("*pyro_lottery*"):
+        kept.unlink()
+    for kept in (tmp_path / "data").glob(".*"):
+        kept.unlink()
+    before = sorted((tmp_path / "data").rglob("*"))
+    assert len(pl.load_run(run.folder.path).load_data().train) > 0
+    assert sorted((tmp_path / "data").rglob("*")) == before
+    run.load_data(data_dir=tmp_path / "data")
+    assert (tmp_path / "data" / "pyro_lottery.safetensors").exists(), "where the user says so, decoded images are kept"

@@ -131,6 +131,29 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step(tiny_data):
         pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK | {"epochs": 3})
 
 
+def test_a_buffer_that_is_not_finite_is_met_at_the_next_look_and_never_saved(tiny_data, monkeypatch):
+    class Spoiled(TinyNet):
+        def forward(self, x):
+            if self.training:
+                self.bn.running_var.fill_(math.nan)
+            return super().forward(x)
+
+    class Stopping(training.Hooks):
+        def stopping(self):
+            return True
+
+        def stop(self, progress, optimizer):
+            pytest.fail("a diverged state was to be saved")
+
+    monkeypatch.setattr(training, "CHECK_EVERY", 2)
+    for hooks, step in ((None, 2), (Stopping(), 1)):
+        model = pl.BayesianClassifier(Spoiled(), num_data=60)
+        with pytest.raises(
+            Diverged, match=rf"a parameter is not finite at epoch 1, step {step} \(.*: net.bn.running_var\)"
+        ):
+            pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK, hooks=hooks)
+
+
 def test_bf16_trains_to_the_same_accuracy(tiny_data):
     accuracies = {}
     for precision in ("32", "bf16"):

@@ -154,6 +154,12 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.count("\n") == 1, error
         assert message in error
+    torch.save(state, tmp_path / "w.pt")
+    masks = {name: torch.ones_like(state[name]) for name in run.level(1).ticket.mask}
+    for value, message in ((0.3, "holds other values than 0 and 1"), (0.0, "the mask keeps no weight")):
+        torch.save({name: value * mask for name, mask in masks.items()}, tmp_path / "m.pt")
+        assert transplant.main([str(tmp_path / "w.pt"), *options, "--mask", str(tmp_path / "m.pt")]) == 2
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "never").exists(), "nothing is written for a ticket that cannot be made"
 
 

@@ -90,19 +90,21 @@ def load(
     val_fraction: float = 0.0,
     augment: str = "auto",
     seed: int = 0,
+    write: bool = True,
 ) -> Data:
     """Load a data set by name onto ``device``.
 
     ``train_size`` images are taken from the training set, stratified by class, and ``val_fraction`` of them are
     then held out, stratified too; both follow ``seed``. ``test_size`` images are taken from the test set, stratified
     and always the same ones. ``augment="auto"`` is crop and flip for natural images,
-    crop for SVHN and none for digits. Raises ``UserError`` for bad input.
+    crop for SVHN and none for digits. Without ``write`` nothing is downloaded, and decoded images are not kept.
+    Raises ``UserError`` for bad input.
     """
     if name not in _SOURCES:
         raise unknown("dataset", name, list_datasets())
     source, usual = _SOURCES[name]
     try:
-        (pixels, labels), test = source(Path(data_dir))
+        (pixels, labels), test = source(Path(data_dir), write)
     except OSError as error:
         raise UserError(f"--data-dir {data_dir} cannot be used ({error}); give a folder that can be read") from error
     data = from_tensors(pixels, labels, *test, augment=usual if augment == "auto" else augment)

@@ -29,7 +29,7 @@ PIXELS = 2**24
 _NO_NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
-def digits(_: Path) -> tuple[Arrays, Arrays]:
+def digits(_: Path, write: bool = True) -> tuple[Arrays, Arrays]:
     """The 1,797 8×8 digits that scikit-learn ships; every fifth of a fixed shuffle is the test set (360)."""
     from sklearn.datasets import load_digits
 
@@ -41,14 +41,16 @@ def digits(_: Path) -> tuple[Arrays, Arrays]:
     return (pixels[train], labels[train]), (pixels[test], labels[test])
 
 
-def torchvision_source(name: str, archive: str) -> Callable[[Path], tuple[Arrays, Arrays]]:
+def torchvision_source(name: str, archive: str) -> Callable[[Path, bool], tuple[Arrays, Arrays]]:
     """A loader for one of torchvision's data sets; ``archive`` is the file that a user without network must bring."""
 
-    def load(root: Path) -> tuple[Arrays, Arrays]:
+    def load(root: Path, write: bool = True) -> tuple[Arrays, Arrays]:
         try:
             try:  # without the lock, so that a read-only copy will do
                 return _split(name, root, True), _split(name, root, False)
             except RuntimeError:
+                if not write:
+                    raise
                 root.mkdir(parents=True, exist_ok=True)
                 # Jobs started together wait here: the first downloads, torchvision checks the hash, the others read.
                 with filelock.FileLock(root / f".{name}.lock"):
@@ -83,7 +85,7 @@ def present(name: str, root: Path) -> Tensor:
         raise UserError(f"{root} holds no complete copy of {name} ({error}); put one there, or leave it out") from error
 
 
-def folder(root: Path) -> tuple[Arrays, Arrays]:
+def folder(root: Path, write: bool = True) -> tuple[Arrays, Arrays]:
     """An ImageFolder tree ``root/{train,test}/CLASS/FILE`` of equally large images, decoded once.
 
     The decoded tensors are kept beside it in ``root/pyro_lottery.safetensors`` and used again while the names,
@@ -102,6 +104,8 @@ def folder(root: Path) -> tuple[Arrays, Arrays]:
         return _read_cache(cache, stamp, len(classes))
     except (OSError, Damaged):
         pass
+    if not write:
+        return _arrays(_decode_all(root, found))
     try:
         with filelock.FileLock(root / ".pyro_lottery.lock"):
             try:
@@ -129,6 +133,8 @@ def _read_cache(cache: Path, stamp: str, classes: int) -> tuple[Arrays, Arrays]:
         images = pixels.dtype == torch.uint8 and pixels.ndim == 4 and labels.shape == pixels.shape[:1] and len(labels)
         if not images or labels.dtype != torch.int64 or not bool(((labels >= 0) & (labels < classes)).all()):
             raise Damaged(f"{cache} holds no labelled images")
+    if arrays[0][0].shape[1:] != arrays[1][0].shape[1:]:
+        raise Damaged(f"{cache} holds images of two shapes")
     return arrays
 
 
@@ -193,6 +199,8 @@ def _decode_one(path: Path) -> tuple[Tensor, bool]:
     with warnings.catch_warnings():
         # A small file may decode to gigabytes. Pillow says so when it opens one, and below its limit the size is known.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
+        if not path.is_file():
+            raise ValueError("not a regular file")
         with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > PIXELS:
                 raise ValueError(f"{image.width}×{image.height} pixels, more than {PIXELS:,}")

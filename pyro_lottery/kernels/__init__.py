@@ -26,7 +26,7 @@ from pyro_lottery.kernels.layout import Layout
 PATHS = ("auto", "compiled", "torch")
 _choice = "auto"
 
-__all__ = ["PATHS", "Layout", "keep_memory", "memory", "path", "using"]
+__all__ = ["PATHS", "Layout", "keep_memory", "memory", "path", "processor_name", "using"]
 
 
 def path(tensor: Tensor, bf16: bool = False) -> ModuleType:
@@ -63,6 +63,11 @@ def using(choice: str) -> Iterator[None]:
         yield
     finally:
         _choice = before
+
+
+def processor_name() -> str:
+    """What the processor is called, as far as the machine tells."""
+    return compiled.processor_name()
 
 
 def memory() -> int:

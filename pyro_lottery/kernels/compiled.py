@@ -48,7 +48,13 @@ def _load() -> tuple[Any, str | None]:
     try:
         known = repr((SOURCE.read_bytes(), FLAGS, compiler, program, _processor()))
         library = cache_folder() / f"kernels-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
-        if not library.exists():
+        for _ in range(2):
+            if library.exists():
+                try:
+                    # torch is loaded already, so that the library shares its OpenMP threads instead of bringing its own
+                    return ctypes.CDLL(str(library)), None
+                except OSError:  # half of one, after a power cut: it is built again
+                    library.unlink()
             if program is None:
                 return None, "there is no C compiler (cc, or what CC names) to build the fast kernels"
             library.parent.mkdir(parents=True, exist_ok=True)
@@ -60,17 +66,22 @@ def _load() -> tuple[Any, str | None]:
                     reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[0]
                     return None, f"the fast kernels cannot be built ({reason})"
                 os.replace(built, library)  # whole or not at all, also when two processes build it
-        # torch is loaded already, so that the library shares its OpenMP threads instead of bringing its own
-        return ctypes.CDLL(str(library)), None
+        return None, f"the fast kernels cannot be loaded from {library}"
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         return None, f"the fast kernels cannot be built ({error})"
+
+
+def processor_name() -> str:
+    """What the processor is called, as far as the machine tells."""
+    names = [line.partition(":")[2].strip() for line in _processor().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _processor() -> str:
     """What -march=native depends on: a cache folder may be shared by machines with different processors."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+        return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
     except OSError:
         return platform.processor() + platform.machine()
 

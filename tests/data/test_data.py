@@ -1,6 +1,7 @@
 import functools
 import hashlib
 import http.server
+import os
 import pickle
 import resource
 import tarfile
@@ -280,3 +281,12 @@ def test_a_cache_that_cannot_be_read_is_done_without(tmp_path):
     (root / "pyro_lottery.safetensors").mkdir()
     with pytest.warns(UserWarning, match="cannot be written"):
         assert len(data.load("folder", root).train) == 6
+
+
+def test_a_pipe_among_the_images_is_named(tmp_path):
+    tree(tmp_path, sizes=((8, 8), (8, 8)))
+    pipe = next((tmp_path / "train").glob("*/*"))
+    pipe.unlink()
+    os.mkfifo(pipe)
+    with pytest.raises(pl.UserError, match="not a regular file"):
+        pl.data.load("folder", tmp_path)

@@ -198,6 +198,23 @@ def test_a_compiler_command_may_have_arguments(tmp_path, monkeypatch):
     assert len(list(tmp_path.rglob("*.so"))) == 1
 
 
+@needs_compiler
+def test_half_a_library_is_built_again(tmp_path):
+    """As a power cut may leave one; a process loads a library once, so that each look needs a process."""
+    code = "from pyro_lottery.kernels import compiled; print(compiled.problem())"
+    for half in (False, True):
+        for library in tmp_path.rglob("*.so") if half else ():
+            library.write_bytes(b"half")
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout == "None\n"
+        assert [library.stat().st_size > 10_000 for library in tmp_path.rglob("*.so")] == [True]
+
+
 def test_a_tensor_that_c_would_misread_is_refused():
     with pytest.raises(ValueError, match="strides"):
         compiled._argument(torch.ones(3).expand(2, 3))
