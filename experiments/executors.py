@@ -183,6 +183,7 @@ def with_ray(jobs: Sequence[Job], root: Path, given: argparse.Namespace) -> dict
 def _start_ray(address: str | None) -> Any:
     """Join the cluster at ``address``, or start one of this machine, for this process; returns the module."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # a training is worth as much on Ray as elsewhere
     if not address:
         # Nobody else on this machine's network shall be able to run code through a cluster that this command starts:
         # Ray binds one that is for a single machine, as it does by itself on a Mac, to the loopback interface.

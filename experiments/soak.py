@@ -205,7 +205,7 @@ def stops(root: Path, count: int) -> Figures:
             while not (folder / ".owner").exists() and child.wait(0) is None:
                 time.sleep(0.002)
             if done == count or child.wait(rng.uniform(0, seconds / 2)) is not None:
-                code = child.wait(600) if done == count else 0
+                code = child.wait(600)
                 break
             os.kill(child.pid, signal.SIGTERM)
             asked = time.monotonic()

@@ -31,6 +31,17 @@ class Received(list[int]):
         finally:
             self._heeded -= 1
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within :meth:`heeded`, what can be interrupted, since all before it is saved."""
+        if self:
+            raise Stopped
+        heeded, self._heeded = self._heeded, 0
+        try:
+            yield
+        finally:
+            self._heeded = heeded
+
     def note(self, number: int, frame: Any) -> None:
         """Python's handler of a signal."""
         if number == signal.SIGINT and number in self:

@@ -9,8 +9,8 @@ import inspect
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -159,7 +159,7 @@ def train_level(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, h
             ranks.first(lambda: folder.save_divergence(what))
             warnings.warn(f"{error}; level {level} begins anew with --lr {config.lr / 2:g}", stacklevel=2)
             history = _train(folder, level, ticket, setup, hooks)
-        with seeds.stream(device, config.seed, "predict", level):
+        with hooks.measuring(), seeds.stream(device, config.seed, "predict", level):
             probs = predict(model, guide, data.test, config.eval_samples, precision=config.precision)
     measured = metrics.all_metrics(probs, data.test.labels)
     posterior, net = masks.apply(ticket.mask, guides.posterior(guide)), model.net_state()
@@ -210,7 +210,7 @@ def _train(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, hooks:
 class LevelHooks(training.Hooks):
     """Checkpoints, the display and the signals of one level's training."""
 
-    def __init__(self, run: RunFolder, level: int, setup: Setup, ticket: Ticket, received: Sequence[int]):
+    def __init__(self, run: RunFolder, level: int, setup: Setup, ticket: Ticket, received: Received):
         self.folder, self.model, self.guide, self.received = run.level(level), setup.model, setup.guide, received
         self.ranks = setup.ranks
         config = setup.config
@@ -292,7 +292,12 @@ class LevelHooks(training.Hooks):
             self.ranks.first(lambda: self.rewind_point.save_posterior(*posterior))
         if self.ranks.any(bool(self.received)):
             self.stop(progress, optimizer)
-        self.ranks.first(lambda: self._save(progress, optimizer) if time.monotonic() >= self.next_save else None)
+        due = time.monotonic() >= self.next_save or progress.epoch == self.epochs
+        self.ranks.first(lambda: self._save(progress, optimizer) if due else None)
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """For what comes after the last epoch, which may take minutes: one process can be stopped at any moment of it."""
+        return self.received.at_once() if self.ranks.world == 1 else nullcontext()
 
     def _save(self, progress: training.Progress, optimizer: Adam) -> None:
         began = time.monotonic()

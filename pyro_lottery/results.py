@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -11,7 +9,6 @@ import platform
 import re
 import time
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
@@ -21,7 +18,7 @@ from typing import Any
 import filelock
 from torch import Tensor
 
-from pyro_lottery import files
+from pyro_lottery import files, sealed
 from pyro_lottery.errors import Busy, Damaged, UserError, one_line
 from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket
 
@@ -34,8 +31,6 @@ LATER = {"devices": 1, "num_nodes": 1, "strategy": "ddp", "parallel": "data", "s
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _OURS = re.compile(r"\.lock|\.owner|\.(config\.json|\.owner)\.\d+\.tmp")
 """What may be in a folder that is still to become a run."""
-CRC = "crc32"
-"""The last column of every table: CRC-32 of its header and its row; and of ``config.json`` over what else it holds."""
 
 
 class LevelFolder:
@@ -68,11 +63,11 @@ class LevelFolder:
 
     def save_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Write ``history.csv``: one row per epoch."""
-        _write_csv(self.path / "history.csv", list(history[0]), history)
+        sealed.write_table(self.path / "history.csv", list(history[0]), history)
 
     def load_history(self) -> list[dict[str, float]]:
         """Read ``history.csv``."""
-        return _read_csv(self.path / "history.csv")
+        return sealed.read_table(self.path / "history.csv")
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
         """Write a checkpoint within the level and read it again; only then the last one becomes the one before."""
@@ -127,13 +122,13 @@ class LevelFolder:
         """Write ``diverged.json``: where the level's first training met a loss that is not finite, and the learning rate
         of the second.
         """
-        _write_object(self.path / "diverged.json", what)
+        sealed.write_object(self.path / "diverged.json", what)
 
     def load_divergence(self) -> dict[str, Any] | None:
         """Read ``diverged.json``; None where the level is in its first training."""
         path = self.path / "diverged.json"
         try:
-            return _read_object(path) if path.exists() else None
+            return sealed.read_object(path) if path.exists() else None
         except UserError as error:
             raise Damaged(f"{error}; remove it to begin the level anew") from error
 
@@ -189,7 +184,7 @@ class RunFolder:
         )
 
     def _write_config(self, config: Mapping[str, Any]) -> None:
-        _write_object(self.path / "config.json", config)
+        sealed.write_object(self.path / "config.json", config)
 
     def _resume(self, options: dict[str, Any], facts: dict[str, Any], levels: Sequence[int] | None) -> None:
         old: dict[str, Any] = LATER | self.config
@@ -323,7 +318,7 @@ class RunFolder:
         path = self.path / "config.json"
         if not path.exists():
             raise UserError(f"{self.path} is not a run folder: it has no config.json")
-        config = _read_object(path)
+        config = sealed.read_object(path)
         facts = {name: config.get(name, {}) for name in ("data", "versions", "hardware")}
         for name, value in facts.items():
             if not isinstance(value, dict):
@@ -379,7 +374,7 @@ class RunFolder:
         path, columns = self.path / "results.csv", {f.name: str(f.type) for f in fields(LevelResult)}
         try:
             rows: list[dict[str, Any]] = []
-            for found in _read_csv(path, list(columns) if repair else None):
+            for found in sealed.read_table(path, list(columns) if repair else None):
                 if other := found.keys() - columns.keys():
                     raise UserError(f"{path} has a column {min(other)!r}; expected {', '.join(columns)}")
                 rows.append({n: int(found[n]) if kind == "int" else found.get(n) for n, kind in columns.items()})
@@ -419,7 +414,7 @@ class RunFolder:
         if not rows:
             (self.path / "results.csv").unlink(missing_ok=True)
             return
-        _write_csv(self.path / "results.csv", [f.name for f in fields(LevelResult)], rows)
+        sealed.write_table(self.path / "results.csv", [f.name for f in fields(LevelResult)], rows)
 
 
 def _named_in(owner: Path) -> str:
@@ -429,83 +424,3 @@ def _named_in(owner: Path) -> str:
             return f" ({files.read_text(owner).strip()[:100]})"
         time.sleep(0.05)
     return ""
-
-
-def _crc(text: str) -> str:
-    return f"{zlib.crc32(text.encode()):08x}"
-
-
-def _write_object(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON with its own CRC-32."""
-    value = {name: v for name, v in value.items() if name != CRC}
-    files.write_json(path, value | {CRC: _crc(json.dumps(value))})
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Read what :func:`_write_object` wrote, or an object without a checksum."""
-    try:
-        found = json.loads(files.read_text(path))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({one_line(error)})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a JSON object")
-    try:
-        json.dumps(found, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{path} holds text that is no Unicode ({one_line(error)})") from error
-    if CRC in found and found.pop(CRC) != _crc(json.dumps(found)):
-        raise UserError(
-            f"{path} fails its checksum; put a copy of it back (it is never edited: other options, other run)"
-        )
-    return found
-
-
-def _write_csv(path: Path, names: list[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a table whose last column is the CRC-32 of the header and the row, as they stand in the file, and of the
-    number of rows, so that none is missing.
-    """
-    header = ",".join(names)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writerows(rows)
-    lines = [f"{line},{_crc(f'{header}{line}{len(rows)}')}" for line in text.getvalue().splitlines()]
-    files.write_atomic(path, "".join(f"{line}\n" for line in [f"{header},{CRC}", *lines]).encode())
-
-
-def _read_csv(path: Path, repair: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Read what :func:`_write_csv` wrote, or a table without checksums; all values are numbers or None.
-
-    With the columns of a table as ``repair``, its whole rows are read, however many are missing, and the others warned of.
-    """
-
-    def whole(header: str, line: str) -> bool:
-        values, _, crc = line.rpartition(",")
-        counts = range(1, 1000) if repair else [len(lines)]
-        return any(crc == _crc(f"{header}{values}{count}") for count in counts)
-
-    try:
-        header, *lines = files.read_text(path, "replace" if repair else "strict").splitlines() or [""]
-        if not lines and repair:
-            warnings.warn(f"{path} has no rows; levels are trained again", stacklevel=2)
-            return []
-        if not lines:
-            raise ValueError("it has no rows; without it, levels are trained again")
-        if checked := header.endswith(f",{CRC}"):
-            header = header.removesuffix(f",{CRC}")
-        if repair and header != ",".join(repair) and any(whole(",".join(repair), line) for line in lines):
-            warnings.warn(f"{path} has a damaged header, which is mended", stacklevel=2)
-            header, checked = ",".join(repair), True
-        names, rows = header.split(","), []
-        for line in lines:
-            if checked and not whole(header, line):
-                if repair is None:
-                    raise ValueError(f"the row {line[:20]!r} fails its checksum; the run's command repairs it")
-                warnings.warn(f"{path}: the row {line[:20]!r} is damaged; its level is trained again", stacklevel=2)
-                continue
-            values = (line.rpartition(",")[0] if checked else line).split(",")
-            rows.append({n: float(v) if v else None for n, v in zip(names, values, strict=True)})
-    except ValueError as error:
-        raise UserError(f"{path} is not one of our tables ({one_line(error)})") from error
-    return rows

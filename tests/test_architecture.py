@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"seeds", "files", "imports", "kernels", "ranks"},
-    {"types"},
+    {"types", "sealed"},
     {"distributions"},
     {"nets", "data", "handlers", "priors", "metrics", "scores", "masks"},
     {"elbo", "guides", "tickets", "results"},

@@ -202,6 +202,25 @@ def test_a_checkpoint_within_an_epoch_holds_all_that_matters(estimator, tmp_path
     assert fingerprint(whole.folder.path) == fingerprint(broken.folder.path)
 
 
+def test_a_signal_while_a_level_is_measured_stops_at_once_and_loses_no_epoch(tmp_path, monkeypatch):
+    """Ten samples of all test images may take minutes."""
+
+    def interrupted(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it went on measuring")
+
+    whole, broken = (Config(**SMALL | {"run_dir": str(tmp_path / name)}) for name in ("whole", "broken"))
+    imp.run_imp(whole)
+    with monkeypatch.context() as patched:
+        patched.setattr(levels, "predict", interrupted)
+        with pytest.raises(Stopped):
+            imp.run_imp(broken)
+    _, info = files.load_tensors(tmp_path / "broken" / "level_00" / "checkpoint.safetensors")
+    assert info["epoch"] == 2
+    imp.run_imp(broken)
+    assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "whole")
+
+
 def test_the_run_folder_is_as_promised(tmp_path, capsys):
     path = tmp_path / "run"
     arguments = [

@@ -56,7 +56,15 @@ def test_one_failed_run_does_not_stop_the_others(tmp_path, monkeypatch):
     failed = carry_out(jobs, tmp_path)
     assert done == [run]
     assert set(failed) == set(jobs[:3])
-    assert str(failed[bad]) == "the loss is not finite"
+    log = executors.log_of(bad, tmp_path)
+    assert str(failed[bad]) == f"the loss is not finite; see {log}"
+    assert "Diverged: the loss is not finite" in log.read_text()
+
+
+def test_what_no_run_can_do_is_bad_input(tmp_path, capsys):
+    more = ["--protocol", "reduced", "--dataset", "folder", "--data-dir", str(tmp_path), "--runs", str(tmp_path / "r")]
+    assert main("fig5", more) == 2
+    assert "no folder train/" in capsys.readouterr().err
 
 
 def test_what_failed_is_said_whatever_can_be_drawn(tmp_path, monkeypatch, capsys):
