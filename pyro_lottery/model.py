@@ -120,15 +120,14 @@ class BayesianNetwork(nn.Module):
 
     ``net`` is made Bayesian in place. A batch is scaled up to ``num_data`` (N) examples by Pyro's plate; the prior
     enters with the power ``kl_temperature`` (T of paper §3), and guides built by :mod:`pyro_lottery.guides` with it
-    too, so that the ELBO is E_q[log p(D|w)] − T·KL(q‖p). Subclasses say the likelihood.
+    too, so that the ELBO is E_q[log p(D|w)] − T·KL(q‖p), whose optimum is p(w)·p(D|w)^(1/T) up to a constant. What
+    samples the model itself, as NUTS does, meets p(w)^T·p(D|w). Subclasses say the likelihood.
     """
 
     def __init__(self, net: nn.Module, prior: AnyPrior | None = None, *, num_data: int, kl_temperature: float = 1.0):
         super().__init__()
         if num_data < 1:
             raise UserError(f"num_data must be at least 1, got {num_data}")
-        if not kl_temperature > 0:
-            raise UserError(f"kl_temperature must be greater than 0, got {kl_temperature}")
         self.prunable = prunable_sites(net)
         self._net_names = set(net.state_dict()) - {site for site, _, _ in random_parameters(net)}
         self.kaiming_scale = bayesianize_(net, normal(0.0, 1.0) if prior is None else prior)
@@ -136,6 +135,22 @@ class BayesianNetwork(nn.Module):
         self.num_data = num_data
         self.kl_temperature = kl_temperature
         self._sites = {site: (site.rpartition(".")[0], site.rpartition(".")[2]) for site in self.kaiming_scale}
+
+    @property
+    def kl_temperature(self) -> float:
+        """T, by which the log-density of the prior is multiplied; it may be changed at any time, and the guide follows."""
+        return self._kl_temperature
+
+    @kl_temperature.setter
+    def kl_temperature(self, value: float) -> None:
+        if not 0 < value < math.inf:
+            raise UserError(f"kl_temperature must be greater than 0 and finite, got {value}")
+        self._kl_temperature = value
+
+    @property
+    def independent_sites(self) -> tuple[str, ...]:
+        """The sites whose prior depends on no other site, so that a KL in closed form, site by site, is exact."""
+        return self.sites
 
     @property
     def sites(self) -> tuple[str, ...]:

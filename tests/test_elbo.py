@@ -3,6 +3,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import pyro_lottery as pl
@@ -129,8 +130,8 @@ def test_honours_poutine_scale_and_mask(tiny_model, tiny_data):
 
 
 def test_a_guide_without_the_temperature_is_refused(tiny_model, tiny_data):
-    guide = pl.guides.mean_field(tiny_model)
-    guide._temperature = 1.0
+    guide = AutoNormal(tiny_model)
+    guide()
     with pytest.raises(pl.UserError, match=r"scaled by 0\.1 but the guide by 1\.0"):
         pl.ELBO().terms(tiny_model, guide, tiny_data.test[:2], tiny_data.test.labels[:2])
 

@@ -178,6 +178,22 @@ def test_the_temperature_scales_guide_and_prior_alike(tiny_model, tiny_data):
         assert p.nodes["y"]["scale"] == 60 / 5
 
 
+@pytest.mark.parametrize("kind", [None, AutoNormal, AutoDiagonalNormal])
+def test_the_temperature_may_change_after_the_guide_was_built(kind, tiny_model, tiny_data):
+    def kl(model, guide):
+        torch.manual_seed(0)
+        return pl.ELBO().terms(model, guide, tiny_data.test[:5], tiny_data.test.labels[:5]).kl.item()
+
+    guide = pl.guides.mean_field(tiny_model) if kind is None else pl.guides.auto(kind, tiny_model)
+    kl_of_a_tenth = kl(tiny_model, guide)
+    copies = copy.deepcopy((tiny_model, guide))
+    tiny_model.kl_temperature = 0.5
+    assert kl(tiny_model, guide) == pytest.approx(5 * kl_of_a_tenth)
+    assert kl(*copies) == kl_of_a_tenth
+    copies[0].kl_temperature = 1.0
+    assert kl(*copies) == pytest.approx(10 * kl_of_a_tenth)
+
+
 @pytest.mark.parametrize("kind", [None, AutoNormal])
 def test_copies_and_pickles_leave_the_living_guide_alone(kind, tiny_model, tiny_data):
     guide = pl.guides.mean_field(tiny_model) if kind is None else pl.guides.auto(kind, tiny_model)

@@ -5,6 +5,8 @@ import pytest
 import timm
 import torch
 from pyro import poutine
+from pyro.infer import MCMC, NUTS
+from pyro.infer.mcmc.util import initialize_model
 from torch import nn
 from torch.nn import functional as F
 
@@ -171,8 +173,38 @@ def test_bad_numbers_are_named():
         pl.BayesianClassifier(nn.Linear(2, 2), num_data=0)
     with pytest.raises(pl.UserError, match="kl_temperature"):
         pl.BayesianClassifier(nn.Linear(2, 2), num_data=1, kl_temperature=0)
+    model = pl.BayesianClassifier(nn.Linear(2, 2), num_data=1)
+    for wrong in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(pl.UserError, match="kl_temperature must be greater than 0"):
+            model.kl_temperature = wrong
+    assert model.kl_temperature == 1.0
     with pytest.raises(pl.UserError, match="no Linear, Conv"):
         pl.BayesianClassifier(nn.BatchNorm1d(2), num_data=1)
+
+
+def test_what_nuts_samples_at_a_temperature():
+    # y = Xw + noise, w ~ N(0, s²): p(w)^T·p(D|w) is a Gaussian of precision XᵀX/noise² + T/s². Scaled by 1/T as a whole,
+    # the model has the density that the ELBO's optimum has, p(w)·p(D|w)^(1/T).
+    noise, prior_scale, temperature = 0.5, 0.7, 0.25
+    x, y = torch.randn(6, 2), torch.randn(6, 1)
+    model = pl.BayesianRegressor(
+        nn.Linear(2, 1, bias=False), pl.priors.normal(prior_scale), num_data=6, noise_scale=noise,
+        kl_temperature=temperature,
+    )  # fmt: skip
+    precision = x.mT @ x / noise**2 + temperature * torch.eye(2) / prior_scale**2
+    loc = torch.linalg.solve(precision, x.mT @ y / noise**2).squeeze(1)
+    for power, sampled in ((1.0, model), (1 / temperature, poutine.scale(model, 1 / temperature))):
+        expected = torch.distributions.MultivariateNormal(loc, precision_matrix=power * precision)
+        _, potential, _, _ = initialize_model(sampled, (x, y))
+        weights = torch.randn(5, 2)
+        found = torch.stack([-potential({"weight": w[None]}) for w in weights])
+        torch.testing.assert_close(found - found[0], expected.log_prob(weights) - expected.log_prob(weights[0]))
+
+    mcmc = MCMC(NUTS(model), num_samples=300, warmup_steps=100, disable_progbar=True)
+    mcmc.run(x, y)
+    draws = mcmc.get_samples()["weight"].squeeze(1)
+    exact = precision.inverse().diagonal().sqrt()
+    torch.testing.assert_close(draws.std(0) / exact, torch.ones(2), rtol=0, atol=0.25)  # a factor 2 at 1/T
 
 
 def test_no_device_is_guessed():

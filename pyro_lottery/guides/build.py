@@ -64,7 +64,6 @@ def auto(
     if issubclass(kind, AutoIAFNormal):
         taken.discard("init_loc_fn")  # which it takes, and warns of
     guide = adapted(model, **{name: value for name, value in ours.items() if name in taken} | options)
-    guide._temperature = getattr(model, "kl_temperature", 1.0)
     with torch.no_grad(), poutine.block():
         guide(*prototype_args)
     device = next(iter(model.initial_values().values())).device if hasattr(model, "initial_values") else None

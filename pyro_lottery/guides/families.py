@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import pyro
@@ -12,6 +13,7 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoContinuous, AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
+from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor, nn
 
 from pyro_lottery.distributions import Draw, PointMass, SiteNormal
@@ -21,10 +23,24 @@ from pyro_lottery.kernels import Layout
 from pyro_lottery.kernels.layout import flatten
 
 
+def model_of(guide: AutoGuide) -> Any:
+    """The model that a guide was built for, without the handlers around it.
+
+    Pyro's ``unwrap`` does not find it in a copy of a guide.
+    """
+    found: Any = guide.model
+    while isinstance(found, partial):
+        handled = len(found.args) > 1 and isinstance(found.args[0], Messenger)
+        found = found.args[1] if handled else found.func
+    return found
+
+
 class Tempered(AutoGuide):
     """What every guide of this package shares: the KL temperature on its sites, and copies that leave it unharmed."""
 
-    _temperature = 1.0
+    @property
+    def _temperature(self) -> float:
+        return getattr(model_of(self), "kl_temperature", 1.0)  # the model's, at each call: it may be changed
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         # The prior's sites carry the same factor: together they are T·KL, for any estimator of the ELBO.
@@ -59,7 +75,6 @@ class FlatGuide(Tempered):
         self.layout = Layout(list(self.shapes.values()))
         """Of the parameters: of all weights, or within :func:`compressed` of those that the masks keep."""
         self._masked = self.layout  # the layout of the masks last met by a guide that is not compressed
-        self._temperature = getattr(model, "kl_temperature", 1.0)
         self.loc = nn.Parameter(torch.cat([flatten(value) for value in values.values()]).clone())
 
     def unpack(self, flat: Tensor) -> dict[str, Tensor]:

@@ -11,13 +11,12 @@ import torch
 from pyro import poutine
 from pyro.distributions.transforms import ExpTransform
 from pyro.infer.autoguide import AutoContinuous, AutoDelta, AutoGuide, AutoNormal
-from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 from torch.distributions import transform_to
 
 from pyro_lottery import seeds
 from pyro_lottery.errors import UserError
-from pyro_lottery.guides.families import FlatGuide, Joint, MeanField, Point, latent_shapes, prototype
+from pyro_lottery.guides.families import FlatGuide, Joint, MeanField, Point, latent_shapes, model_of, prototype
 from pyro_lottery.handlers import active_mask
 from pyro_lottery.kernels.layout import flatten
 from pyro_lottery.types import Mask, Posterior, Sites
@@ -67,7 +66,7 @@ def posterior(guide: AutoGuide, draws: int = DRAWS) -> Posterior:
         loc, scale = _moments(guide, draws)
     determined = draws == 0 and not isinstance(guide, AutoContinuous)
     extra = {} if determined else {n: t.detach().clone() for n, t in guide.state_dict().items()}
-    return Posterior(loc, scale, tuple(getattr(unwrap(guide.model), "prunable", _matrices(loc))), extra, draws)
+    return Posterior(loc, scale, tuple(getattr(model_of(guide), "prunable", _matrices(loc))), extra, draws)
 
 
 def _moments(guide: AutoGuide, draws: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -84,7 +83,7 @@ def _moments(guide: AutoGuide, draws: int) -> tuple[dict[str, Tensor], dict[str,
                 before = mean.get(name, torch.zeros_like(value))
                 mean[name] = before + (value - before) / count
                 square[name] = square.get(name, 0.0) + (value - before) * (value - mean[name])
-    order = getattr(unwrap(guide.model), "sites", tuple(mean))  # the network's, in which ties are settled
+    order = getattr(model_of(guide), "sites", tuple(mean))  # the network's, in which ties are settled
     return {n: mean[n] for n in order}, {n: (square[n] / (draws - 1)).sqrt() for n in order}
 
 
