@@ -45,7 +45,7 @@ def squared_sum_log_scale(posterior: Posterior) -> Sites:
 
 def random(posterior: Posterior, seed: int = 0) -> Sites:
     """Uniform noise: the control that says what a score is worth."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator("cpu", seed, "random")
     return {name: torch.rand(loc.shape, generator=generator).to(loc) for name, loc in posterior.loc.items()}
 
 

@@ -7,9 +7,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from pyro_lottery.errors import UserError, one_line
+
+_WORDS = slice(24, 24 + 624 * 8)
+"""Of a CPU generator's state in bytes: the 624 words of its Mersenne Twister, 8 bytes each."""
 
 
 def derive(seed: int, *path: str | int) -> int:
@@ -18,13 +23,30 @@ def derive(seed: int, *path: str | int) -> int:
     >>> derive(0, "noise", 1) == derive(0, "noise", 1) != derive(0, "noise", 2)
     True
     """
-    text = "/".join(map(str, (seed, *path))).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(hashlib.blake2b(_key(seed, *path), digest_size=8).digest(), "big") >> 1
 
 
 def generator(device: torch.device | str, seed: int, *path: str | int) -> torch.Generator:
-    """A generator on ``device`` for the stream named by ``path``."""
-    return torch.Generator(device).manual_seed(derive(seed, *path))
+    """A generator on ``device`` for the stream named by ``path``.
+
+    ``manual_seed`` keeps only the low 32 bits of a seed on a processor, so that 77,000 streams have an even chance that
+    two are equal; here all 624 words of the state come from SHAKE-256 of the seed and the path. A GPU's generator
+    (Philox) keeps a seed whole.
+    """
+    made = torch.Generator(device).manual_seed(derive(seed, *path))
+    if made.device.type == "cpu":
+        made.set_state(_full_state(made.get_state(), _key(seed, *path)))
+    return made
+
+
+def _full_state(state: Tensor, key: bytes) -> Tensor:
+    words = np.frombuffer(hashlib.shake_256(key).digest(624 * 4), "<u4").astype(np.int64)
+    state[_WORDS] = torch.from_numpy(words).view(torch.uint8)
+    return state
+
+
+def _key(seed: int, *path: str | int) -> bytes:
+    return "/".join(map(str, (seed, *path))).encode()
 
 
 @contextmanager

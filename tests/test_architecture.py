@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
-    {"seeds", "files", "imports", "kernels", "ranks"},
+    {"seeds"},
+    {"files", "imports", "kernels", "ranks"},
     {"types", "sealed"},
     {"distributions"},
     {"nets", "data", "handlers", "priors", "metrics", "scores", "masks"},

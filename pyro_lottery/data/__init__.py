@@ -158,8 +158,7 @@ def _mean_and_std(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def stratified_split(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     """``count`` examples with every class in its proportion (to one example), and the rest."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(split), generator=generator)
+    order = torch.randperm(len(split), generator=seeds.generator("cpu", seed, "split"))
     labels = split.labels[order]
     # Rank of each example within its class, as a fraction of the class: the `count` smallest are a stratified sample.
     rank = torch.empty(len(order), dtype=torch.double)

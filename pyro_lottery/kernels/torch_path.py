@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from pyro_lottery import seeds
 from pyro_lottery.kernels.layout import Layout
 
 CHUNK = 1 << 20
@@ -22,7 +23,7 @@ Grads = Sequence[Tensor | None]
 
 
 def draw_seed() -> int:
-    """A seed from torch's global generator."""
+    """A seed of 63 bits from torch's global generator."""
     return int(torch.randint(2**63 - 1, (), device="cpu"))
 
 
@@ -30,13 +31,17 @@ def normal(count: int, like: Tensor) -> Tensor:
     """``count`` standard normal numbers [count] of ``like``'s device and precision; many of them by several threads."""
     if like.device.type != "cpu" or count <= CHUNK:
         return torch.randn(count, device=like.device, dtype=like.dtype)
-    out, seed = like.new_empty(count), draw_seed()
+    return fill_(like.new_empty(count), draw_seed())
+
+
+def fill_(out: Tensor, seed: int) -> Tensor:
+    """Standard normal numbers written over ``out`` [count], those of ``seed``: one stream a chunk."""
 
     def fill(start: int) -> None:
-        out[start : start + CHUNK].normal_(generator=torch.Generator().manual_seed((seed + start) % 2**63))
+        out[start : start + CHUNK].normal_(generator=seeds.generator("cpu", seed, "chunk", start))
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(fill, range(0, count, CHUNK)))
+        list(pool.map(fill, range(0, len(out), CHUNK)))
     return out
 
 

@@ -60,6 +60,15 @@ def test_draws_are_independent_of_each_other(path):
     assert ((draws[1:] * draws[:-1]).mean(0).abs() < 4 / 20_000**0.5).all()
 
 
+def test_no_chunk_of_noise_is_drawn_twice():
+    """Two draws whose seeds agree in the low 32 bits, all that torch's own seeding keeps, differ in every chunk."""
+    count = 11 * torch_path.CHUNK + 5  # weights of resnet18
+    chunks = [
+        part for seed in (1, 1 + 2**40) for part in torch_path.fill_(torch.empty(count), seed).split(torch_path.CHUNK)
+    ]
+    assert len({tuple(chunk[:5].tolist()) for chunk in chunks}) == len(chunks) == 24
+
+
 def test_one_seed_gives_the_same_bits_on_any_number_of_threads():
     code = (
         "import hashlib, torch; from pyro_lottery import kernels; from pyro_lottery.kernels import Layout, compiled\n"
