@@ -209,6 +209,12 @@ class RunFolder:
                 f"--run-dir {self.path} was trained on other data than --data-dir {options['data_dir']} holds now; "
                 "choose another --run-dir, or the run's own data"
             )
+        if facts.get("streams") != old.get("streams"):
+            self.check_subsets()
+            warnings.warn(
+                f"{self.path} was begun by an earlier version: what is trained now draws other random numbers",
+                stacklevel=2,
+            )
         for name in ("versions", "hardware", "kernels"):
             now = facts.get(name, {})
             for key, value in (now if isinstance(now, dict) else {"": now}).items():
@@ -224,6 +230,17 @@ class RunFolder:
         self._drop_damaged(options["epochs"], levels)
         if options["levels"] > old["levels"]:
             self._write_config(old | {"levels": options["levels"]})
+
+    def check_subsets(self) -> None:
+        """Raise ``UserError`` where an earlier version drew the run's part of the images, which would be another now."""
+        if "streams" in self.config:
+            return
+        for name in ("train_size", "test_size", "val_fraction"):
+            if self.config.get(name):
+                raise UserError(
+                    f"{self.path} was begun by an earlier version, which drew the images of --{name.replace('_', '-')} by "
+                    "other random numbers; train it anew in another --run-dir, or go on with that version"
+                )
 
     def _drop_damaged(self, epochs: int, levels: Sequence[int] | None) -> None:
         """Take the rows of levels whose files are damaged out of ``results.csv``, so that they are trained again."""

@@ -152,6 +152,7 @@ def facts(config: Config, shape: Shape, device: torch.device) -> dict[str, Any]:
         "data": asdict(shape),
         "versions": versions | {"python": platform.python_version()},
         "hardware": {"device": device.type, "name": hardware, "threads": torch.get_num_threads()},
+        "streams": seeds.STREAMS,
         "kernels": kernels.path(torch.empty(0, dtype=torch.float32, device=device)).__name__.rpartition(".")[2],
     }
 
@@ -307,6 +308,7 @@ class Run:
 
     def check_data(self, found: Data) -> None:
         """Raise ``UserError`` unless these are the images that the run was trained on."""
+        self.folder.check_subsets()
         if shape_of(found) != self.shape:
             raise UserError(
                 f"--data-dir holds other images than {self.folder.path} was trained on; name the folder of its own"

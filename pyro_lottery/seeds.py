@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pyro_lottery.errors import UserError, one_line
 
+STREAMS = "full keys"
+"""How streams are made, for ``config.json``; runs of earlier versions, of 32 bits a stream, do not say."""
 _WORDS = slice(24, 24 + 624 * 8)
 """Of a CPU generator's state in bytes: the 624 words of its Mersenne Twister, 8 bytes each."""
 

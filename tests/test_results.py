@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pyro_lottery as pl
-from pyro_lottery import files
+from pyro_lottery import files, seeds
 from pyro_lottery.errors import Damaged
 from pyro_lottery.results import LevelFolder, RunFolder
 from pyro_lottery.types import LevelResult, Posterior, Ticket
@@ -403,6 +403,18 @@ def test_other_kernels_are_warned_of(tmp_path):
     opened(tmp_path, facts={"kernels": "compiled"})
     with pytest.warns(UserWarning, match="begun with kernels = compiled, here it is torch_path"):
         opened(tmp_path, facts={"kernels": "torch_path"})
+
+
+def test_a_run_of_other_random_streams_is_warned_of_and_refused_where_they_chose_its_images(tmp_path):
+    opened(tmp_path / "whole")
+    with pytest.warns(UserWarning, match="begun by an earlier version: what is trained now draws other random numbers"):
+        opened(tmp_path / "whole", facts={"streams": seeds.STREAMS})
+    part = OPTIONS | {"val_fraction": 0.1}
+    opened(tmp_path / "part", part)
+    with pytest.raises(pl.UserError, match="earlier version, which drew the images of --val-fraction"):
+        opened(tmp_path / "part", part, {"streams": seeds.STREAMS})
+    opened(tmp_path / "new", part, {"streams": seeds.STREAMS})
+    opened(tmp_path / "new", part, {"streams": seeds.STREAMS}).check_subsets()
 
 
 def test_a_full_disk_is_no_fault_of_the_folder(tmp_path, monkeypatch):
