@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyro
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyro_lottery import guides
 from pyro_lottery.errors import UserError
+from pyro_lottery.names import check_same
 from pyro_lottery.priors import AnyPrior, SitePrior, normal, of_site, of_sites
 from pyro_lottery.types import Mask, Sites, Ticket
 
@@ -177,13 +178,8 @@ class BayesianNetwork(nn.Module):
     def load_net_state(self, state: Sites) -> None:
         """Copy :meth:`net_state` back, bit for bit; a missing, unknown or mis-shaped name raises ``UserError``."""
         own = self.net.state_dict()
-        for name in sorted(self._net_names | set(state)):
-            if name not in state or name not in self._net_names:
-                raise UserError(f"net/{name} is {'missing' if name not in state else 'not in this network'}")
-            if own[name].shape != state[name].shape:
-                raise UserError(
-                    f"net/{name} is {tuple(state[name].shape)}, but the network's is {tuple(own[name].shape)}"
-                )
+        wanted = {f"net/{name}": value for name, value in own.items() if name in self._net_names}
+        check_same({f"net/{name}": value for name, value in state.items()}, wanted)
         for name in self._net_names:
             own[name].copy_(state[name])
 
@@ -192,17 +188,10 @@ class BayesianNetwork(nn.Module):
 
         Raises one ``UserError`` with the names that differ where the ticket is of another architecture.
         """
-        shapes = {f"loc/{n}": t.shape for n, t in guides.locs(guide).items()}
-        shapes |= {f"net/{n}": t.shape for n, t in self.net_state().items()}
-        given = {f"loc/{n}": t.shape for n, t in ticket.start.loc.items()}
-        given |= {f"net/{n}": t.shape for n, t in ticket.net.items()}
-        shapes |= {f"mask/{n}": shapes[f"loc/{n}"] for n in self.prunable}
-        given |= {f"mask/{n}": t.shape for n, t in ticket.mask.items()}
-        differing = [name for name in {**shapes, **given} if shapes.get(name) != given.get(name)]
-        if differing:
-            listed = ", ".join(f"{n} {_size(given.get(n))} and {_size(shapes.get(n))}" for n in differing[:5])
-            more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-            raise UserError(f"the ticket is of another network; ticket's and network's: {listed}{more}")
+        loc = guides.locs(guide)
+        own = {"loc": loc, "net": self.net_state(), "mask": {name: loc[name] for name in self.prunable}}
+        given = {"loc": ticket.start.loc, "net": ticket.net, "mask": ticket.mask}
+        check_same(_by_group(given), _by_group(own), "the ticket is of another network: ")
         for name, value in (*ticket.start.loc.items(), *(ticket.start.scale or {}).items()):
             if not value.is_floating_point() or not bool(value.isfinite().all()):
                 raise UserError(f"the ticket's {name} holds {value.dtype} values that are not all finite real numbers")
@@ -231,8 +220,8 @@ class BayesianNetwork(nn.Module):
         return output
 
 
-def _size(shape: Any) -> str:
-    return "none" if shape is None else "×".join(map(str, shape)) or "number"
+def _by_group(groups: Mapping[str, Sites]) -> Sites:
+    return {f"{group}/{name}": value for group, sites in groups.items() for name, value in sites.items()}
 
 
 class BayesianClassifier(BayesianNetwork):

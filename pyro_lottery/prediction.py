@@ -65,7 +65,8 @@ def predict(
     """Class probabilities [n, classes]: the softmax averaged over ``num_samples`` draws of the weights (paper §3).
 
     Every draw is used for all images. Buffers, training mode and gradients are left as they were. Draws follow
-    torch's global generator; a point guide takes one sample whatever is asked for.
+    torch's global generator; a point guide takes one sample whatever is asked for. Raises ``UserError`` if the guide is
+    of another model, whose sites or shapes differ.
     """
     return last(predictives(model, guide, images, num_samples, batch_size=batch_size, precision=precision)).probs
 
@@ -106,6 +107,7 @@ def predictives(
     _check_classifier(model)
     if num_samples < 1:
         raise UserError(f"num_samples must be at least 1, got {num_samples}; predict_mean uses the mean weights")
+    guides.check_sites(model, guide)
     total: Any = 0.0
     entropies: Any = 0.0
     for count in range(1, (1 if guides.is_point(guide) else num_samples) + 1):
@@ -137,6 +139,8 @@ def logits_mean(
     model: BayesianNetwork, guide: AutoGuide, images: Images, *, batch_size: int = BATCH, precision: str = "32"
 ) -> Tensor:
     """Outputs [n, d] of the network whose weights are the posterior's locs (0 where ``sparsify`` prunes)."""
+    guides.check_guide(guide)
+    guides.check_sites(model, guide)
     weights: dict[str, Tensor] = {}
     for name, loc in guides.locs(guide).items():
         mask = active_mask(name, loc.shape)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_lottery import masks, seeds
 from pyro_lottery.errors import UserError
+from pyro_lottery.names import check_same
 from pyro_lottery.types import Mask, Posterior, Sites, Ticket
 
 if TYPE_CHECKING:
@@ -105,12 +106,7 @@ def bake_pruned(state: Sites) -> Sites:
 
 
 def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
-    for name in sorted(wanted.keys() - given.keys()):
-        raise UserError(f"{what}{name} is missing; the network has {len(wanted)} such keys")
-    for name in sorted(given.keys() - wanted.keys()):
-        raise UserError(f"{what}{name} is not in the network; remove it, or choose the network that it belongs to")
-    for name, value in wanted.items():
-        if given[name].shape != value.shape:
-            raise UserError(f"{what}{name} is {tuple(given[name].shape)}, but the network's is {tuple(value.shape)}")
+    check_same({f"{what}{n}": t for n, t in given.items()}, {f"{what}{n}": t for n, t in wanted.items()})
+    for name in wanted:
         if not given[name].isfinite().all():
             raise UserError(f"{what}{name} holds values that are not finite")

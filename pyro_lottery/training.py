@@ -113,8 +113,11 @@ def train(
     :func:`pyro_lottery.handlers.sparsify` around the call; on a processor the process then keeps the memory it frees
     (:func:`pyro_lottery.kernels.keep_memory`). All randomness follows ``(seed, level, epoch)``. Several ``ranks`` take
     a part of each batch each, or all of it, with weight noise of their own, and average their gradients.
-    Raises ``Diverged``, with epoch, step and sites, when a loss or a parameter is not finite.
+    Raises ``Diverged``, with epoch, step and sites, when a loss or a parameter is not finite, and ``UserError`` before
+    the first step if the guide is of another model.
     """
+    guides.check_guide(guide)
+    guides.check_sites(model, guide)
     if model.num_data != len(data.train):
         raise UserError(f"the model's num_data is {model.num_data}, but there are {len(data.train)} training images")
     check_batches(model, data, batch_size, ranks)

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
-    {"seeds"},
+    {"names", "seeds"},
     {"files", "imports", "kernels", "ranks"},
     {"types", "sealed"},
     {"distributions"},

@@ -1,6 +1,7 @@
 """The variational families, and where a guide keeps loc and scale."""
 
 from pyro_lottery.guides.build import auto, by_name, check_name, deterministic, mean_field
+from pyro_lottery.guides.check import check_guide, check_sites
 from pyro_lottery.guides.families import MeanField, Point
 from pyro_lottery.guides.state import (
     DRAWS,
@@ -20,7 +21,9 @@ __all__ = [
     "Point",
     "auto",
     "by_name",
+    "check_guide",
     "check_name",
+    "check_sites",
     "compressed",
     "deterministic",
     "is_point",

@@ -273,11 +273,16 @@ def initial_value(model: Any) -> Callable[[Any], Tensor]:
     return of
 
 
+def random_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[tuple[str, Any]]:
+    """The random sites of a model at their initial values, as Pyro traces them when the model is called with ``args``."""
+    with torch.no_grad(), poutine.block():
+        trace = poutine.trace(InitMessenger(initial_value(model))(model)).get_trace(*args, **kwargs)
+    return list(trace.iter_stochastic_nodes())
+
+
 def real_sites(model: Callable[..., Any], *prototype_args: Any) -> list[tuple[str, Any]]:
     """The random sites of a model at their initial values; ``UserError`` for one that is not over all real numbers."""
-    with torch.no_grad(), poutine.block():
-        trace = poutine.trace(InitMessenger(initial_value(model))(model)).get_trace(*prototype_args)
-    sites = list(trace.iter_stochastic_nodes())
+    sites = random_sites(model, *prototype_args)
     for name, site in sites:
         _check_real(name, site["fn"])
     return sites

@@ -16,9 +16,11 @@ from torch.distributions import transform_to
 
 from pyro_lottery import seeds
 from pyro_lottery.errors import UserError
+from pyro_lottery.guides.check import check_guide
 from pyro_lottery.guides.families import FlatGuide, Joint, MeanField, Point, latent_shapes, model_of, prototype
 from pyro_lottery.handlers import active_mask
 from pyro_lottery.kernels.layout import flatten
+from pyro_lottery.names import check_same
 from pyro_lottery.types import Mask, Posterior, Sites
 
 _EXP = ExpTransform()
@@ -44,6 +46,7 @@ def has_marginals(guide: AutoGuide) -> bool:
 @torch.no_grad()
 def locs(guide: AutoGuide) -> Sites:
     """Copies of the loc of every site."""
+    check_guide(guide)
     if not has_marginals(guide):
         return posterior(guide).loc
     return {name: value.detach().clone() for name, value in raw_locs(guide).items()}
@@ -58,6 +61,7 @@ def posterior(guide: AutoGuide, draws: int = DRAWS) -> Posterior:
     scale/√draws and scale about scale/√(2·draws), and the posterior's ``draws`` says so. ``extra`` keeps the raw
     parameters of every guide that loc and scale do not determine.
     """
+    check_guide(guide)
     if has_marginals(guide):
         loc = locs(guide)
         scale = None if is_point(guide) else {name: value.detach().clone() for name, value in _scales(guide).items()}
@@ -111,13 +115,7 @@ def set_posterior_(guide: AutoGuide, posterior: Posterior) -> None:
     for what, sites in (("loc", posterior.loc), ("scale", posterior.scale)):
         if sites is None:
             continue
-        for name in dict.fromkeys([*raw, *sites]):
-            if name not in sites or name not in raw:
-                raise UserError(f"{what}/{name} is {'missing' if name not in sites else 'not a site of this network'}")
-            if sites[name].shape != raw[name].shape:
-                raise UserError(
-                    f"{what}/{name} is {tuple(sites[name].shape)}, but the site is {tuple(raw[name].shape)}"
-                )
+        check_same({f"{what}/{n}": t for n, t in sites.items()}, {f"{what}/{n}": t for n, t in raw.items()})
     if isinstance(guide, AutoContinuous) or not has_marginals(guide):
         if not posterior.extra:
             raise UserError(f"loc and scale do not determine a {type(guide).__name__}; its raw parameters are missing")
