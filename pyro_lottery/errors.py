@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
     """Bad input: the command line prints its one line and exits with 2."""
+
+    def __init__(self, message: str):
+        super().__init__(
+            re.split(r"\n\s*Trace Shapes:", message)[0]
+        )  # which Pyro adds to what is raised within a model
 
 
 class Busy(UserError):

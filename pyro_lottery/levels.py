@@ -29,7 +29,7 @@ from pyro_lottery.model import BayesianClassifier
 from pyro_lottery.prediction import has_bf16, predict, resolve_precision
 from pyro_lottery.ranks import ALONE, Alone, check_alone, start
 from pyro_lottery.results import LevelFolder, RunFolder
-from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket
+from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket, infinite_info
 
 CHECKPOINT_SECONDS = 5.0
 """Least time between two checkpoints of quick epochs; slower epochs are saved each. Where saving itself is slow, it is
@@ -308,7 +308,7 @@ class LevelHooks(training.Hooks):
         tensors |= {f"generator/{n}": t for n, t in progress.generators.items()} | {"sums": progress.sums}
         info: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds}
         info |= {"device": next(self.guide.parameters()).device.type, "ticket": self.ticket}
-        self.folder.save_checkpoint(tensors, info | {"history": progress.history})
+        self.folder.save_checkpoint(tensors, info | {"history": progress.history} | infinite_info(tensors))
         self.next_save = time.monotonic() + max(CHECKPOINT_SECONDS, 20 * (time.monotonic() - began))
 
 

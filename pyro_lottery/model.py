@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import pyro
@@ -100,13 +101,32 @@ def _check_layers(net: nn.Module) -> None:
             raise UserError(f"{other!r} and {site!r} are one tied parameter; give each layer its own")
 
 
+_with_gradients: ContextVar[bool] = ContextVar("_with_gradients", default=False)
+"""Whether the model that runs here was called with gradients on."""
+
+
+def _check_gradients(layer: Any, name: str) -> None:
+    """Raise ``UserError`` where a network that is trained uses a weight without its gradient."""
+    if torch._C._current_graph_task_id() != -1:  # as torch.utils.checkpoint asks whether a backward pass is running
+        raise UserError(
+            f"gradient checkpointing runs {layer._pyro_get_fullname(name)!r} again in the backward pass, where its weights "
+            "would be drawn anew; switch it off"
+        )
+    if _with_gradients.get() and not torch.is_grad_enabled():
+        raise UserError(
+            f"{layer._pyro_get_fullname(name)!r} is used where gradients are off (reentrant gradient checkpointing, or "
+            "torch.no_grad), so the data could not train it; switch that off, or leave the layer deterministic"
+        )
+
+
 class _PriorOf:
     """Reads a layer's prior when its weight is sampled (a class, not a lambda, so that models can be copied and pickled)."""
 
     def __init__(self, name: str):
         self.name = name
 
-    def __call__(self, layer: nn.Module) -> dist.TorchDistribution:
+    def __call__(self, layer: Any) -> dist.TorchDistribution:
+        _check_gradients(layer, self.name)
         return getattr(layer, f"{self.name}_prior")()
 
 
@@ -180,6 +200,11 @@ class BayesianNetwork(nn.Module):
         own = self.net.state_dict()
         wanted = {f"net/{name}": value for name, value in own.items() if name in self._net_names}
         check_same({f"net/{name}": value for name, value in state.items()}, wanted)
+        for name, value in state.items():  # an attention mask is infinite from the start
+            if not bool((value.isfinite() | (value == own[name].to(value.device))).all()):
+                raise UserError(
+                    f"net/{name} holds values that are not finite, and that the network's own does not hold"
+                )
         for name in self._net_names:
             own[name].copy_(state[name])
 
@@ -209,11 +234,15 @@ class BayesianNetwork(nn.Module):
         Without ``x`` the weights alone are sampled, without a forward pass: so a guide learns the sites before the
         first batch, and BatchNorm does not notice.
         """
-        with poutine.scale(scale=self.kl_temperature):
-            if x is None:
-                _sample_sites(self.net, self._sites)
-                return None
-            output = self.net(x).float()
+        entered = _with_gradients.set(torch.is_grad_enabled())
+        try:
+            with poutine.scale(scale=self.kl_temperature):
+                if x is None:
+                    _sample_sites(self.net, self._sites)
+                    return None
+                output = self.net(x).float()
+        finally:
+            _with_gradients.reset(entered)
         index = torch.arange(len(x), device=x.device)  # given, or the plate would draw its own: a permutation of N
         with pyro.plate("data", self.num_data, subsample=index):
             pyro.sample("y", self.likelihood(output), obs=y)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_lottery import files, sealed
 from pyro_lottery.errors import Busy, Damaged, UserError, one_line
-from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket
+from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket, all_finite
 
 ORIGINS = ("control", "transplant")
 """Facts of ``config.json`` that say from what, and how, the tickets of a folder were made, if not by pruning."""
@@ -84,7 +84,7 @@ class LevelFolder:
         for path in (self.checkpoint, self.checkpoint_before):
             try:
                 tensors, info = files.load_tensors(path)
-                if not all(bool(t.isfinite().all()) for t in tensors.values()):
+                if not all(all_finite(name, t, info) for name, t in tensors.items()):
                     raise Damaged(f"{path} holds values that are not finite")
                 return tensors, info
             except FileNotFoundError:

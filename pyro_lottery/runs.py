@@ -131,6 +131,7 @@ def _sketch(config: Config, shape: Shape) -> nn.Module:
 
 def _try_out(net: nn.Module, arch: str, shape: Shape) -> None:
     size = (1, shape.in_channels, *shape.image_size)
+    modes = {module: module.training for module in net.modules()}  # a BatchNorm may be frozen on purpose
     net.eval()
     try:
         with torch.no_grad():
@@ -139,7 +140,8 @@ def _try_out(net: nn.Module, arch: str, shape: Shape) -> None:
         text = " ".join(str(error).split())
         raise UserError(f"--arch {arch} cannot take images of {size[1:]} (channels, height, width): {text}") from error
     finally:
-        net.train()
+        for module, training in modes.items():
+            module.training = training
     if found != (1, shape.num_classes):
         raise UserError(f"--arch {arch} gives {found} for one image; expected (1, {shape.num_classes})")
 

@@ -20,7 +20,9 @@ from pyro_lottery.elbo import ELBO
 from pyro_lottery.errors import Diverged, UserError
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.prediction import autocast, channels_last, predict
+from pyro_lottery.priors import SitePrior
 from pyro_lottery.ranks import ALONE, Alone
+from pyro_lottery.types import Sites
 
 History = list[dict[str, float]]
 CHECK_EVERY = 50
@@ -128,6 +130,7 @@ def train(
     if device.type == "cpu":
         kernels.keep_memory()
     norms: list[Any] = [m for m in model.modules() if _is_batch_norm(m) and m.running_mean is not None]
+    infinite = _infinite_buffers(model)
     with guides.compressed(guide):  # the parameters are those of surviving weights, so is the optimizer's state
         optimizer = Adam(guides.parameter_groups(model, guide, weight_decay), lr, fused=True)
         progress = hooks.start(optimizer) or Progress()
@@ -160,7 +163,9 @@ def train(
                         # Of each rank's part; now, so that what a stop saves of one rank is what all have.
                         ranks.mean_(b for m in norms for b in (m.running_mean, m.running_var))
                         seen = ranks.collect_(sums)
-                        _check_finite(seen, progress, model, guide)  # so that no checkpoint holds a diverged state
+                        _check_finite(
+                            seen, progress, model, guide, infinite
+                        )  # so that no checkpoint holds a diverged state
                         hooks.check(progress, len(chunks), *(float(seen[i] / seen[EXAMPLES]) for i in (NLL, CORRECT)))
                     if stopping:
                         progress.sums, progress.generators = seen, _generators(order, device, ranks)
@@ -227,15 +232,34 @@ def _step(
     sums[FINITE_STEPS] += sums.isfinite().all() / ranks.world
 
 
-def _check_finite(sums: Tensor, progress: Progress, model: nn.Module, guide: AutoGuide) -> None:
-    """Raise ``Diverged`` for a loss, a parameter or a buffer that is not finite, with the step that was the first."""
+def _infinite_buffers(model: nn.Module) -> Sites:
+    """Copies of the buffers that hold infinite numbers before the first step, as attention masks do."""
+    statistics = {name for name, m in model.named_modules() if _is_batch_norm(m)}  # infinite only after a divergence
+    return {
+        name: value.clone()
+        for name, value in model.named_buffers()
+        if name.rpartition(".")[0] not in statistics and bool(value.isinf().any())
+    }
+
+
+def _check_finite(sums: Tensor, progress: Progress, model: nn.Module, guide: AutoGuide, infinite: Sites) -> None:
+    """Raise ``Diverged`` for a loss, a parameter or a buffer that is not finite, with the step that was the first.
+
+    The buffers in ``infinite`` may keep their infinite numbers.
+    """
+
+    def fine(name: str, value: Tensor) -> bool:
+        kept = name in infinite and bool((value.isfinite() | (value == infinite[name])).all())
+        return kept or bool(value.isfinite().all())
+
     finite = bool(sums.isfinite().all())
-    if finite and all(bool(p.isfinite().all()) for p in (*guide.parameters(), *model.state_dict().values())):
+    parameters_finite = all(bool(p.isfinite().all()) for p in guide.parameters())
+    if finite and parameters_finite and all(fine(*item) for item in model.state_dict().items()):
         return
     what, step = ("a parameter", progress.step) if finite else ("the loss", int(sums[FINITE_STEPS]) + 1)
     sites = guides.not_finite(guide)
     named = (*model.named_parameters(), *model.named_buffers())
-    sites += [name for name, p in named if name not in sites and not bool(p.isfinite().all())]
+    sites += [name for name, p in named if name not in sites and not fine(name, p)]
     more = f" and {len(sites) - 3} more" if len(sites) > 3 else ""
     where = f" (not finite by then: {', '.join(sites[:3])}{more})" if sites else ""
     epoch = progress.epoch + 1
@@ -277,10 +301,16 @@ def _set_generators(states: dict[str, Tensor], order: torch.Generator, device: t
 def _training_mode(model: nn.Module, samples: int) -> Iterator[None]:
     """Training mode in which a batch weighs the same in BatchNorm's running statistics, however many weight samples
     it passes through: with momentum m and S passes, 1 − (1 − m)^(1/S) a pass makes m together.
+
+    A network of which some modules are in training mode and others, a frozen BatchNorm say, are not keeps both as they are.
     """
     layers: list[Any] = [m for m in model.modules() if _is_batch_norm(m) and m.momentum]
     before = [layer.momentum for layer in layers]
+    own = {m: m.training for m in model.modules() if not isinstance(m, BayesianNetwork | SitePrior)}
     model.train()
+    if len(set(own.values())) == 2:
+        for module, training in own.items():
+            module.training = training
     for layer in layers:
         layer.momentum = 1 - (1 - layer.momentum) ** (1 / samples)
     try:

@@ -41,7 +41,8 @@ class Posterior:
         tensors |= {f"mask/{name}": m.bool().to(torch.uint8) for name, m in (mask or {}).items()}
         # safetensors sorts its tensors; the network's order, in which ties are settled, is kept here.
         info: dict[str, Any] = {"sites": list(self.loc), "prunable": list(self.prunable)}
-        files.save_tensors(Path(path), tensors, info | ({"draws": self.draws} if self.draws else {}))
+        info |= {"draws": self.draws} if self.draws else {}
+        files.save_tensors(Path(path), tensors, info | infinite_info(tensors))
 
     @classmethod
     def load(cls, path: str | Path) -> tuple[Posterior, Sites]:
@@ -82,13 +83,27 @@ def _load(path: Path) -> tuple[Posterior, Sites, Sites]:
         loc = {name: groups["loc"][name] for name in sites}
         scale = {name: groups["scale"][name] for name in loc} if groups["scale"] else None
         posterior = Posterior(loc, scale, prunable, groups["guide"], info.get("draws", 0))
-        _check(path, posterior, groups)
+        _check(path, posterior, groups, info)
     except (KeyError, TypeError) as error:
         raise Damaged(f"{path} holds no posterior: {error} is missing or unknown") from error
     return posterior, groups["net"], groups["mask"]
 
 
-def _check(path: Path, posterior: Posterior, groups: Mapping[str, Sites]) -> None:
+def infinite_info(tensors: Sites) -> dict[str, Any]:
+    """What a file's JSON says of buffers (``net/NAME``) that hold infinite numbers, as attention masks do: their names."""
+    names = [n for n, t in tensors.items() if n.startswith("net/") and bool(t.isinf().any())]
+    return {"infinite": names} if names else {}
+
+
+def all_finite(name: str, value: Tensor, info: Mapping[str, Any]) -> bool:
+    """Whether a tensor of a file holds finite numbers, or is one of the buffers that :func:`infinite_info` names."""
+    names = info.get("infinite")
+    if name.startswith("net/") and isinstance(names, list) and name in names:
+        return not bool(value.isnan().any())
+    return bool(value.isfinite().all())
+
+
+def _check(path: Path, posterior: Posterior, groups: Mapping[str, Sites], info: Mapping[str, Any]) -> None:
     """Raise ``Damaged`` unless values are what they are called: whoever wrote the file could write a checksum too."""
 
     def must(right: Any, name: str, what: str) -> None:
@@ -113,7 +128,7 @@ def _check(path: Path, posterior: Posterior, groups: Mapping[str, Sites]) -> Non
             if group == "scale":  # 0 is a pruned weight's
                 must(bool((value >= 0).all()), key, "holds negative scales")
                 must(name not in mask or bool((value[mask[name] == 1] > 0).all()), key, "of survivors is not positive")
-            must(not value.is_floating_point() or bool(value.isfinite().all()), key, "holds values that are not finite")
+            must(all_finite(key, value, info), key, "holds values that are not finite")
 
 
 @dataclass(frozen=True)

@@ -285,3 +285,11 @@ def test_a_ticket_drops_into_a_fresh_network_and_says_what_differs(tmp_path):
         match=r"of another network: loc/out\.weight is \(3, 6\), .* \(5, 6\); loc/out\.bias is \(3,\), .* \(5,\)$",
     ):
         larger.start_from_(its_guide, pl.Ticket.load(tmp_path / "ticket.safetensors"))
+
+
+def test_net_state_may_be_infinite_only_where_the_networks_own_is(tiny_model):
+    tiny_model.net.bn.running_mean[1] = -torch.inf
+    state = tiny_model.net_state()
+    tiny_model.load_net_state(state)
+    with pytest.raises(pl.UserError, match=r"net/bn\.running_mean holds values that are not finite"):
+        tiny_model.load_net_state(state | {"bn.running_mean": torch.tensor([-torch.inf, 0.0, 0.0, 0.0])})

@@ -15,7 +15,7 @@ import pyro_lottery as pl
 from pyro_lottery import files, seeds
 from pyro_lottery.errors import Damaged
 from pyro_lottery.results import LevelFolder, RunFolder
-from pyro_lottery.types import LevelResult, Posterior, Ticket
+from pyro_lottery.types import LevelResult, Posterior, Ticket, infinite_info
 
 OPTIONS = {"arch": "lenet", "levels": 2, "milestones": (3, 4), "seed": 0, "run_dir": "x", "epochs": 5}
 
@@ -432,3 +432,19 @@ def test_a_link_within_a_run_is_not_followed(tmp_path):
     (tmp_path / "run" / "evaluation").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(pl.UserError, match="evaluation is a link"):
         run.derived("evaluation")
+
+
+def test_a_checkpoint_may_hold_an_attention_masks_infinite_numbers_and_no_others(tmp_path):
+    folder = LevelFolder(tmp_path)
+    for tensors, whole in (
+        ({"net/attention_mask": torch.tensor([-math.inf])}, True),
+        ({"net/attention_mask": torch.tensor([math.nan])}, False),
+        ({"guide/loc": torch.tensor([-math.inf])}, False),
+    ):
+        folder.save_checkpoint(tensors, infinite_info(tensors))
+        if whole:
+            assert torch.equal(folder.load_checkpoint()[0]["net/attention_mask"], tensors["net/attention_mask"])
+        else:
+            with pytest.warns(UserWarning, match="not finite"):
+                folder.load_checkpoint()
+        folder.drop_checkpoints()

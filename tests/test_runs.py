@@ -205,3 +205,12 @@ def test_nothing_is_written_where_a_run_folder_says_that_data_are(tmp_path):
     assert sorted((tmp_path / "data").rglob("*")) == before
     run.load_data(data_dir=tmp_path / "data")
     assert (tmp_path / "data" / "pyro_lottery.safetensors").exists(), "where the user says so, decoded images are kept"
+
+
+def test_trying_a_network_out_leaves_a_frozen_batchnorm_frozen():
+    from tests.conftest import TinyNet
+
+    net = TinyNet()
+    net.bn.eval()
+    runs._try_out(net, "mine", runs.Shape(3, 1, (4, 4), 60, 0))
+    assert [net.training, net.bn.training, net.out.training] == [True, False, True]

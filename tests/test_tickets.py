@@ -181,3 +181,13 @@ def test_chance_is_what_random_masks_share():
     x, y = torch.rand(200, n, generator=generator) < p, torch.rand(200, n, generator=generator) < q
     shared = ((x & y).sum(1) / (x | y).sum(1)).mean()
     assert float(shared) == pytest.approx(p * q / (p + q - p * q), abs=0.002)
+
+
+def test_a_transplant_keeps_the_networks_own_attention_mask():
+    into = dense(0)
+    into = Ticket(into.mask, into.start, {"attention_mask": torch.tensor([0.0, -torch.inf])})
+    weights = dict(dense(1).start.loc)
+    found = tickets.transplant(weights | into.net, None, into)
+    assert torch.equal(found.net["attention_mask"], into.net["attention_mask"])
+    with pytest.raises(pl.UserError, match="attention_mask holds values that are not finite"):
+        tickets.transplant(weights | {"attention_mask": torch.tensor([-torch.inf, 0.0])}, None, into)

@@ -199,3 +199,83 @@ def test_a_step_never_waits_for_the_gpu(tiny_data, estimator, masked):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert sums.isfinite().all()
+
+
+class Masked(TinyNet):
+    """Adds a buffer that is −∞ from the start, as attention masks are, to what a softmax takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("attention_mask", torch.zeros(6).index_fill(0, torch.tensor([1, 4]), -math.inf))
+
+    def forward(self, x):
+        x = torch.relu(self.bn(self.conv(x)))
+        x = torch.nn.functional.avg_pool2d(x, 2).flatten(1)
+        return self.out((self.hidden(x) + self.attention_mask).softmax(-1))
+
+
+def test_a_buffer_that_is_infinite_from_the_start_is_no_divergence_unless_it_changes(tiny_data):
+    model = pl.BayesianClassifier(Masked(), num_data=60)
+    guide, before = pl.guides.mean_field(model), model.net.attention_mask.clone()
+    assert math.isfinite(pl.train(model, guide, tiny_data, **QUICK)[-1]["loss"])
+    assert torch.equal(model.net.attention_mask, before)
+
+    class Spreading(Masked):
+        def forward(self, x):
+            if self.training:
+                self.attention_mask[0] = -math.inf
+            return super().forward(x)
+
+    model = pl.BayesianClassifier(Spreading(), num_data=60)
+    with pytest.raises(Diverged, match=r"net\.attention_mask"):
+        pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_batchnorm_in_eval_mode_stays_there_and_a_network_in_eval_mode_is_trained(tiny_data, whole):
+    net = TinyNet()
+    (net if whole else net.bn).eval()
+    model = pl.BayesianClassifier(net, num_data=60)
+    seen = []
+    net.register_forward_pre_hook(lambda *_: seen.append((net.training, net.bn.training)))
+    pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK)
+    assert seen[0] == (True, whole)
+    assert torch.equal(net.bn.running_mean, torch.zeros(4)) != whole
+    assert net.bn.training == whole
+
+
+class Checkpointed(TinyNet):
+    """Computes its hidden layer anew in the backward pass."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        from torch.utils.checkpoint import checkpoint
+
+        x = torch.nn.functional.avg_pool2d(torch.relu(self.bn(self.conv(x))), 2).flatten(1)
+        return self.out(checkpoint(lambda x: torch.relu(self.hidden(x)), x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs:UserWarning")  # of torch, in predictions
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("estimator", ["weights", "local"])
+def test_gradient_checkpointing_is_refused_in_one_line(tiny_data, reentrant, estimator):
+    model = pl.BayesianClassifier(Checkpointed(reentrant), num_data=60)
+    guide = pl.guides.mean_field(model)
+    with pytest.raises(pl.UserError, match=r"^(?=.*gradient checkpointing).*'hidden\.weight'") as error:
+        pl.train(model, guide, tiny_data, **QUICK, estimator=estimator)
+    assert "\n" not in str(error.value)
+    assert pl.predict(model, guide, tiny_data.test).shape == (24, 3)  # where no gradient is asked for
+
+
+def test_timms_gradient_checkpointing_is_refused_in_one_line():
+    import timm
+
+    net = timm.create_model("vit_tiny_patch16_224", img_size=16, num_classes=3, depth=2, embed_dim=12, num_heads=3)
+    net.set_grad_checkpointing()
+    images, labels = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4) % 3
+    model = pl.BayesianClassifier(net, num_data=4)
+    with pytest.raises(pl.UserError, match=r"gradient checkpointing runs 'blocks\.\d"):
+        pl.train(model, pl.guides.mean_field(model), pl.data.from_tensors(images, labels, images, labels), **QUICK)

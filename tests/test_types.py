@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -72,4 +74,14 @@ def test_values_that_are_not_what_they_are_called_are_refused(tensors, info, mes
     assert Ticket.load(path).mask["w"].tolist() == [True, False]
     files.save_tensors(path, GOOD | tensors, INFO | info)
     with pytest.raises(Damaged, match=message):
+        Ticket.load(path)
+
+
+def test_an_attention_masks_infinite_numbers_are_saved_and_loaded_and_nan_never(tmp_path):
+    saved, path = ticket(), tmp_path / "t.safetensors"
+    mask = torch.tensor([0.0, -math.inf])
+    Ticket(saved.mask, saved.start, {"attention_mask": mask}).save(path)
+    assert torch.equal(Ticket.load(path).net["attention_mask"], mask)
+    Ticket(saved.mask, saved.start, {"attention_mask": torch.tensor([math.nan, -math.inf])}).save(path)
+    with pytest.raises(Damaged, match="net/attention_mask holds values that are not finite"):
         Ticket.load(path)
