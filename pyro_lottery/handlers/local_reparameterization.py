@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
@@ -46,11 +48,11 @@ class LocalReparameterizationMessenger(Messenger):
             if not isinstance(msg["fn"], dist.Delta):
                 _say_once(msg["name"], f"is a {type(base(msg['fn'])).__name__}, not a Normal per weight")
             return
-        # The site's value is its mean. Layers recognise it and add the noise; the ELBO, if it needs the
-        # log-probability of a weight, is told that nobody has drawn one.
-        msg["value"], msg["done"] = moments[0], True
-        msg["infer"] = msg["infer"] | {"only_moments": True}
-        self._mode.weights[id(moments[0])] = _NoisyWeight(msg["name"], *moments)
+        # The value is a sample, as anybody expects who meets it: code that torch compiled, an autograd function, an
+        # ELBO that asks for log-probabilities. Layers alone recognise it, and take its moments instead.
+        noisy = _NoisyWeight(msg["name"], *moments, _sample(base(msg["fn"]), *moments))
+        msg["value"], msg["done"] = noisy.sample, True
+        self._mode.weights[id(noisy.sample)] = noisy
 
 
 def _moments(name: str, fn: Any) -> tuple[Tensor, Tensor] | None:
@@ -61,23 +63,23 @@ def _moments(name: str, fn: Any) -> tuple[Tensor, Tensor] | None:
         return torch.where(fn._mask, fn.base_dist.loc, 0.0), torch.where(fn._mask, fn.base_dist.scale.square(), 0.0)
     if type(fn) is not dist.Normal:
         return None
-    loc, variance = fn.loc.view_as(fn.loc), fn.scale.square()  # a tensor of its own, to be recognised by
-    mask = active_mask(name, fn.batch_shape, loc.device)
+    mask = active_mask(name, fn.batch_shape, fn.loc.device)
+    loc, variance = fn.loc, fn.scale.square()
     return (loc, variance) if mask is None else (torch.where(mask, loc, 0.0), torch.where(mask, variance, 0.0))
 
 
+def _sample(fn: Any, mean: Tensor, variance: Tensor) -> Tensor:
+    return fn.rsample() if isinstance(fn, SiteNormal) else perturb(mean.clone(), variance.clone())
+
+
+@dataclass(frozen=True, eq=False)
 class _NoisyWeight:
     """A site's mean and variance, and one sample for whoever cannot use them."""
 
-    def __init__(self, name: str, mean: Tensor, variance: Tensor):
-        self.name, self.mean, self.variance = name, mean, variance
-        self._sample: Tensor | None = None
-
-    @property
-    def sample(self) -> Tensor:
-        if self._sample is None:
-            self._sample = perturb(self.mean.clone(), self.variance.clone())
-        return self._sample
+    name: str
+    mean: Tensor
+    variance: Tensor
+    sample: Tensor
 
 
 class _NoisyLayers(TorchFunctionMode):
@@ -89,35 +91,36 @@ class _NoisyLayers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _QUERIES and self._any([*args, *kwargs.values()]):
+        if torch.compiler.is_compiling():  # what is compiled serves later samples too, and knows none by identity
+            return func(*args, **kwargs)
+        met = () if func in _QUERIES else tuple(self._noisy([*args, *kwargs.values()]))
+        if any(not _differentiated_elsewhere(noisy.sample) for noisy in met):
             if func in _LAYERS:
                 return self._layer(func, *args, **kwargs)
             if func is F.multi_head_attention_forward:
                 return self._attention(*args, **kwargs)
-            args = [self._sampled(a, func) for a in args]
-            kwargs = {key: self._sampled(a, func) for key, a in kwargs.items()}
+            self._say(func, *met)
         return func(*args, **kwargs)
 
-    def _any(self, values: Any) -> bool:
-        return any(self._any(v) if isinstance(v, tuple | list) else id(v) in self.weights for v in values)
+    def _say(self, func: Any, *met: _NoisyWeight) -> None:
+        for noisy in met:
+            _say_once(noisy.name, f"is used by {getattr(func, '__name__', func)}, not as the weight of a layer")
 
-    def _sampled(self, value: Any, func: Any) -> Any:
-        if isinstance(value, tuple | list):
-            return type(value)(self._sampled(v, func) for v in value)
-        noisy = self.weights.get(id(value))
-        if noisy is None:
-            return value
-        _say_once(noisy.name, f"is used by {getattr(func, '__name__', func)}, not as the weight of a layer")
-        return noisy.sample
+    def _noisy(self, values: Any) -> Iterator[_NoisyWeight]:
+        for value in values:
+            if isinstance(value, tuple | list):
+                yield from self._noisy(value)
+            elif id(value) in self.weights:
+                yield self.weights[id(value)]
 
     def _layer(
         self, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **more: Any
     ) -> Tensor:
-        input = self._sampled(input, func)
         noisy, noisy_bias = self.weights.get(id(weight)), self.weights.get(id(bias))
+        self._say(func, *self._noisy([input]))
         if noisy is None:  # a weight that is sampled or not random: its bias is sampled too
-            return func(input, weight, noisy_bias.sample if noisy_bias else bias, *rest, **more)
-        mean = func(input, noisy.mean, bias, *rest, **more)  # a noisy bias is its own mean
+            return func(input, weight, bias, *rest, **more)
+        mean = func(input, noisy.mean, noisy_bias.mean if noisy_bias else bias, *rest, **more)
         variance = func(_Square.apply(input), noisy.variance, noisy_bias and noisy_bias.variance, *rest, **more)
         return perturb(mean, variance)
 
@@ -130,6 +133,7 @@ class _NoisyLayers(TorchFunctionMode):
         a = dict(zip(names, rest, strict=False)) | more
         width, packed, bias = a["embed_dim_to_check"], a["in_proj_weight"], a["in_proj_bias"]
         biases = (None,) * 3 if bias is None else self._thirds(bias, width)
+        self._say(F.multi_head_attention_forward, *self._noisy([query, key, value, a["bias_k"], a["bias_v"]]))
         separate = a.pop("use_separate_proj_weight", False)
         weights = [a[f"{n}_proj_weight"] for n in "qkv"] if separate else self._thirds(packed, width)
         projected = [
@@ -138,8 +142,6 @@ class _NoisyLayers(TorchFunctionMode):
         identity = torch.eye(width, dtype=projected[0].dtype, device=query.device)
         given = a | dict.fromkeys((f"{n}_proj_weight" for n in "qkv"), identity) | {
             "in_proj_weight": None, "in_proj_bias": None, "use_separate_proj_weight": True,
-            "bias_k": self._sampled(a["bias_k"], F.multi_head_attention_forward),
-            "bias_v": self._sampled(a["bias_v"], F.multi_head_attention_forward),
             "out_proj_weight": identity, "out_proj_bias": None,
         }  # fmt: skip
         attend: Any = F.multi_head_attention_forward
@@ -148,13 +150,16 @@ class _NoisyLayers(TorchFunctionMode):
 
     def _thirds(self, stacked: Tensor, width: int) -> tuple[Tensor, ...]:
         """The parts for query, key and value of a stacked weight or bias, each as noisy as it was."""
-        noisy = self.weights.get(id(stacked))
-        if noisy is None:
-            return stacked.split(width)
-        means, variances = noisy.mean.split(width), noisy.variance.split(width)
-        for mean, variance in zip(means, variances, strict=True):
-            self.weights[id(mean)] = _NoisyWeight(noisy.name, mean, variance)
-        return means
+        parts, noisy = stacked.split(width), self.weights.get(id(stacked))
+        if noisy is not None:
+            moments = zip(noisy.mean.split(width), noisy.variance.split(width), strict=True)
+            self.weights |= {id(p): _NoisyWeight(noisy.name, *m, p) for p, m in zip(parts, moments, strict=True)}
+        return parts
+
+
+def _differentiated_elsewhere(weight: Tensor) -> bool:
+    """Whether we are inside an autograd function or a checkpoint, which differentiates by itself what it was given."""
+    return weight.requires_grad and not torch.is_grad_enabled()
 
 
 _LAYERS = {F.linear, torch.conv1d, torch.conv2d, torch.conv3d}
@@ -219,7 +224,8 @@ def local_reparameterization() -> LocalReparameterizationMessenger:
 
     For Linear, Conv and transposed convolutions and attention's projections, under ``sparsify`` too. The guide's site
     must be a Normal per weight; other sites, and weights that something else than a layer uses, are sampled, which a
-    warning says once. It is what ``ELBO(estimator="local")`` runs in: around one batch, not around predictions, and not
-    with an estimator that asks for the log-probability of the weights, since none are drawn.
+    warning says once (not within code that torch has compiled or that differentiates itself: ``torch.jit``, autograd
+    functions; there they are sampled without one). It is what ``ELBO(estimator="local")`` runs in: around one batch,
+    not around predictions.
     """
     return LocalReparameterizationMessenger()

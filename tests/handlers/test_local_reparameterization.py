@@ -255,3 +255,87 @@ def test_precisions_of_mean_and_variance_may_differ():
         out = perturb(torch.zeros(100_000, dtype=mean), torch.full((100_000,), 4.0, dtype=variance))
         assert out.dtype == mean
         assert abs(out.float().std() - 2) < 0.03
+
+
+def linear(x, w, b):
+    return nn.functional.linear(x, w, b)
+
+
+class OwnGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w, b):
+        ctx.save_for_backward(x, w)
+        return nn.functional.linear(x, w, b)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        return grad @ w, grad.T @ x, grad.sum(0)
+
+
+class Through(nn.Linear):
+    """A linear layer that hands its weights to some function."""
+
+    def __init__(self, function):
+        super().__init__(6, 5)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x, self.weight, self.bias)
+
+
+def out_of_sight(kind):
+    example = torch.randn(2, 6), torch.randn(5, 6), torch.randn(5)
+    return {
+        "script": lambda: torch.jit.script(linear),
+        "trace": lambda: torch.jit.trace(linear, example),
+        "autograd function": lambda: OwnGradient.apply,
+        "compile": lambda: torch.compile(linear, backend="aot_eager"),
+    }[kind]()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:The .grad attribute", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["script", "trace", "autograd function", "compile"])
+def test_code_that_no_handler_sees_into_gets_weight_samples_and_their_gradients(kind):
+    model, guide = built(Through(out_of_sight(kind)))
+    x, draws = torch.randn(3, 6), 600
+    found, grads = [], []
+    for _ in range(draws):
+        found.append(noisy(model, guide, x))
+        grads.append(torch.autograd.grad(found[-1].square().sum(), guide.log_scale)[0])
+    posterior = pl.posterior(guide)
+    std = (x.square() @ posterior.scale["weight"].square().T + posterior.scale["bias"].square()).sqrt()
+    found = torch.stack(found).detach()
+    assert ((found.std(0) - std).abs() <= 4.5 * std * (1 / draws) ** 0.5).all()
+    # y² = mean² + variance in expectation, and the variance's derivative by log_scale is 2·x²·scale²
+    grads = torch.stack(grads)
+    expected = 2 * x.square().sum(0) * posterior.scale["weight"].square()
+    error = guide.unpack(grads.mean(0))["weight"] - expected
+    assert (error.abs() <= 4.5 * guide.unpack(grads.std(0))["weight"] / draws**0.5).all()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_a_compiled_part_is_compiled_once():
+    compiled = []
+
+    def backend(graph, example):
+        compiled.append(graph)
+        return graph
+
+    model, guide = built(Through(torch.compile(linear, backend=backend)))
+    for _ in range(3):
+        noisy(model, guide, torch.randn(3, 6))
+    assert len(compiled) == 1
+
+
+def test_a_weight_without_closed_form_kl_is_the_sample_that_its_kl_is_of():
+    guide = built(nn.Linear(6, 5))[1]
+    with local_reparameterization():
+        trace = poutine.trace(guide).get_trace()
+    trace.compute_log_prob()
+    posterior = pl.posterior(guide)
+    for site, value in posterior.loc.items():
+        drawn = trace.nodes[site]["value"]
+        q = torch.distributions.Normal(value, posterior.scale[site])
+        assert not torch.equal(drawn, value)
+        torch.testing.assert_close(trace.nodes[site]["log_prob_sum"], q.log_prob(drawn).sum())
