@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyro_lottery import guides
 from pyro_lottery.errors import UserError
 from pyro_lottery.names import check_same
-from pyro_lottery.priors import AnyPrior, SitePrior, normal, of_site, of_sites
+from pyro_lottery.priors import AnyPrior, SitePrior, detached, normal, of_sites
 from pyro_lottery.types import Mask, Sites, Ticket
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -75,15 +75,20 @@ def bayesianize_(net: nn.Module, prior: AnyPrior) -> dict[str, float]:
         raise UserError("the network has no Linear, Conv or MultiheadAttention layer to make Bayesian")
     scales = {site: kaiming_scale(layer, name) for site, layer, name in found}
     values = {site: getattr(layer, name).detach().clone() for site, layer, name in found}
-    prior = of_sites(prior, values)
-    distributions = {site: of_site(prior, site, value.shape) for site, value in values.items()}  # before any change
+    own = _site_priors(prior, values)  # before any change
     to_pyro_module_(net)
     for site, layer, name in found:
         value = values[site]
-        setattr(layer, f"{name}_prior", SitePrior(site, distributions[site], value.shape).to(value.device))
+        setattr(layer, f"{name}_prior", own[site])
         setattr(layer, name, PyroSample(_PriorOf(name)))
         layer.register_buffer(f"{name}_init", value, persistent=False)
     return scales
+
+
+def _site_priors(prior: AnyPrior, values: Sites) -> dict[str, SitePrior]:
+    """Every site's prior, on the site's device."""
+    said = of_sites(prior, values)
+    return {site: SitePrior(site, said[site], value.shape).to(value.device) for site, value in values.items()}
 
 
 def _check_layers(net: nn.Module) -> None:
@@ -179,10 +184,15 @@ class BayesianNetwork(nn.Module):
         return tuple(self._sites)
 
     def prior_of(self, site: str) -> dist.TorchDistribution:
-        """The prior of each weight of ``site``: a distribution that broadcasts to the site's shape."""
-        path, name = self._sites[site]
-        layer = self.net.get_submodule(path) if path else self.net
-        return getattr(layer, f"{name}_prior").distribution
+        """The prior of each weight of ``site``, as it is now: a distribution that broadcasts to the site's shape."""
+        return detached(self._priors()[site].distribution)
+
+    def _priors(self) -> dict[str, SitePrior]:
+        return {site: self.net.get_submodule(f"{site}_prior") for site in self._sites}  # type: ignore[misc]
+
+    def prior_parameters(self) -> list[nn.Parameter]:
+        """What is learned of the priors, each once."""
+        return list(dict.fromkeys(p for prior in self._priors().values() for p in prior.parameters()))
 
     def initial_values(self) -> Sites:
         """What every site was when the network was made Bayesian: the starting loc of a guide."""
@@ -192,20 +202,26 @@ class BayesianNetwork(nn.Module):
         }
 
     def net_state(self) -> Sites:
-        """Copies of what is not random: normalisation parameters and buffers, under the plain network's names."""
-        return {k: v.detach().clone() for k, v in self.net.state_dict().items() if k in self._net_names}
+        """Copies of what is not random: normalisation parameters and buffers, under the plain network's names, and
+        parameters of priors that are learned, under ``SITE_prior``.
+        """
+        names = self._net_names | self._learned_names()
+        return {k: v.detach().clone() for k, v in self.net.state_dict().items() if k in names}
+
+    def _learned_names(self) -> set[str]:
+        return {f"{site}_prior.{name}" for site, prior in self._priors().items() for name in prior.learned_names()}
 
     def load_net_state(self, state: Sites) -> None:
         """Copy :meth:`net_state` back, bit for bit; a missing, unknown or mis-shaped name raises ``UserError``."""
-        own = self.net.state_dict()
-        wanted = {f"net/{name}": value for name, value in own.items() if name in self._net_names}
+        own, names = self.net.state_dict(), self._net_names | self._learned_names()
+        wanted = {f"net/{name}": value for name, value in own.items() if name in names}
         check_same({f"net/{name}": value for name, value in state.items()}, wanted)
         for name, value in state.items():  # an attention mask is infinite from the start
             if not bool((value.isfinite() | (value == own[name].to(value.device))).all()):
                 raise UserError(
                     f"net/{name} holds values that are not finite, and that the network's own does not hold"
                 )
-        for name in self._net_names:
+        for name in names:
             own[name].copy_(state[name])
 
     def start_from_(self, guide: AutoGuide, ticket: Ticket) -> Mask:

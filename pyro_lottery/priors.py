@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor, nn
@@ -29,14 +30,14 @@ Prior = Callable[[str, Size], dist.TorchDistribution]
 AnyPrior = Prior | dist.TorchDistribution | Mapping[str, Prior | dist.TorchDistribution]
 
 
-def of_sites(prior: AnyPrior, sites: Iterable[str]) -> Prior:
-    """Any kind of prior as a function of site and shape.
+def of_sites(prior: AnyPrior, sites: Iterable[str]) -> dict[str, Prior]:
+    """Any kind of prior as a function of site and shape for each site.
 
     In a dict of globs over site names the first that matches a site counts: ``{"*.conv1.weight": laplace(0.1), "*":
     normal(1.0)}``. Raises ``UserError`` for a glob that matches no site, with near matches, and for a site without one.
     """
     if not isinstance(prior, Mapping):
-        return _function(prior)
+        return dict.fromkeys(sites, _function(prior))
     sites, globs = list(sites), {glob: _function(value) for glob, value in prior.items()}
     for glob in globs:
         if not any(fnmatchcase(site, glob) for site in sites):
@@ -53,7 +54,7 @@ def of_sites(prior: AnyPrior, sites: Iterable[str]) -> Prior:
             raise UserError(
                 f"the prior's glob {glob!r} is never reached, since {before!r} comes first; put it before that"
             )
-    return lambda site, shape: chosen[site](site, shape)  # type: ignore[misc]
+    return chosen  # type: ignore[return-value]
 
 
 def of_site(prior: Prior, site: str, shape: Size) -> dist.TorchDistribution:
@@ -73,9 +74,19 @@ def of_site(prior: Prior, site: str, shape: Size) -> dist.TorchDistribution:
 _EXPECTED = "a prior is a pyro.distributions object, or a function (site, shape) -> one, as priors.normal(1.0) gives"
 
 
+class _Always:
+    """The prior that is one distribution for every site."""
+
+    def __init__(self, distribution: Any):
+        self.distribution = distribution
+
+    def __call__(self, site: str, shape: Size) -> dist.TorchDistribution:
+        return self.distribution
+
+
 def _function(prior: Any) -> Prior:
     if isinstance(prior, torch.distributions.Distribution):
-        return lambda site, shape: prior  # type: ignore[return-value]
+        return _Always(prior)
     if not callable(prior):
         raise UserError(f"{_EXPECTED}, or a dict of these by glob; got {prior!r}")
     return prior
@@ -178,37 +189,79 @@ class SitePrior(nn.Module):
     """One site's prior: any distribution per weight that broadcasts to the site's shape.
 
     The distribution's tensors, also those of distributions inside it, are this module's buffers, so that ``.to()``
-    moves them and the state dict holds them; a PyroSample alone does neither.
+    moves them and the state dict holds them; a PyroSample alone does neither. Those that require a gradient are its
+    parameters, the very objects where they are ``nn.Parameter``, and are learned with the guide (empirical Bayes). What
+    is computed from parameters is computed at every call, by the prior function or module that did so.
     """
 
-    def __init__(self, site: str, distribution: Any, shape: Size):
+    def __init__(self, site: str, prior: Prior, shape: Size):
         super().__init__()
-        while isinstance(distribution, dist.Independent):
-            distribution = distribution.base_dist
-        self.shape = shape
+        self.site, self.shape = site, shape
         self._owners: dict[str, tuple[Any, str]] = {}
-        self.distribution = self._adopt(distribution, "")
+        self._asked: Prior | None = None
+        self._constant: Any = None
+        found = _statements_checked(prior, site, shape)
+        computed = [t for t in _tensors(found) if t.requires_grad and _leaf(t) is None]
+        if computed:
+            self._ask_anew(prior, found)
+        else:
+            self._constant = _copied(found, self._adopt)
         try:
             fits = self().event_shape == shape
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(f"the prior of {site!r} does not broadcast to {tuple(shape)} ({error})") from error
         if not fits:
             raise UserError(f"the prior of {site!r} must be a distribution per weight, not over vectors")
 
-    def _adopt(self, original: Any, path: str) -> Any:
-        """A copy of a distribution or transform whose tensors are buffers of this module."""
-        owner = copy.copy(original)
-        for name, value in list(vars(owner).items()):
-            key = f"{path}_{name}" if path else name
-            if isinstance(value, Tensor):
-                self.register_buffer(key, value.detach().clone())
-                self._owners[key] = (owner, name)
-                setattr(owner, name, getattr(self, key))
-            elif isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
-                setattr(owner, name, self._adopt(value, key))
-            elif isinstance(value, list) and all(isinstance(v, torch.distributions.Transform) for v in value):
-                setattr(owner, name, [self._adopt(v, f"{key}_{place}") for place, v in enumerate(value)])
-        return owner
+    @property
+    def distribution(self) -> Any:
+        """The distribution of each weight, not yet of the site's shape."""
+        return self._constant if self._asked is None else _each(of_site(self._asked, self.site, self.shape))
+
+    def learned_names(self) -> set[str]:
+        """The names in this module's state dict of what training changes."""
+        names = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+        return names | {name for name in self.state_dict() if name.startswith("_asked.")}
+
+    def _ask_anew(self, prior: Prior, found: Any) -> None:
+        leaves = _leaves(found)
+        if isinstance(prior, _Always):
+            raise UserError(
+                f"the prior of {self.site!r} holds what was computed from a tensor that requires a gradient; give a function "
+                "(site, shape) -> distribution, which computes it anew at each step, or that tensor itself"
+            )
+        if isinstance(prior, nn.Module):
+            own, whose = set(prior.parameters()), "a parameter of that module"
+        else:
+            again, whose = _leaves(_each(of_site(prior, self.site, self.shape))), "an nn.Parameter made outside it"
+            own = {t for t in leaves if isinstance(t, nn.Parameter)} & set(again)
+        if not set(leaves) <= own:
+            raise UserError(
+                f"the prior of {self.site!r} depends on a tensor that requires a gradient and is not {whose}"
+            )
+        self._asked = prior  # a module is one of this module's from now on
+        if not isinstance(prior, nn.Module):
+            for number, leaf in enumerate(leaves):
+                self.register_parameter(f"learned_{number}", self._parameter(leaf))
+
+    def _adopt(self, owner: Any, name: str, key: str) -> Tensor:
+        value = getattr(owner, name)
+        leaf = _leaf(value) if value.requires_grad else None
+        if leaf is None:
+            self.register_buffer(key, value.detach().clone())
+        else:
+            self.register_parameter(key, self._parameter(leaf))
+        self._owners[key] = (owner, name)
+        return getattr(self, key)
+
+    def _parameter(self, leaf: Tensor) -> nn.Parameter:
+        if not isinstance(leaf, nn.Parameter):  # which no module can own, so that an optimizer would miss it
+            raise UserError(
+                f"the prior of {self.site!r} has a tensor that requires a gradient; make it an nn.Parameter"
+            )
+        return leaf
 
     def _apply(self, *args: Any, **kwargs: Any) -> SitePrior:
         super()._apply(*args, **kwargs)
@@ -216,5 +269,94 @@ class SitePrior(nn.Module):
             setattr(owner, name, getattr(self, key))
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self._asked is not None and not isinstance(self._asked, nn.Module):
+            raise UserError(  # since the function would go on with the parameters of the original
+                f"the prior of {self.site!r} is a function of nn.Parameters, which a copy would share; write it as an "
+                "nn.Module whose forward takes site and shape"
+            )
+        return self.__dict__
+
     def forward(self) -> dist.TorchDistribution:
         return self.distribution.expand(self.shape).to_event(len(self.shape))
+
+
+def _each(distribution: Any) -> Any:
+    """The distribution per weight inside any number of ``.to_event()``."""
+    while isinstance(distribution, dist.Independent):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def _statements_checked(prior: Prior, site: str, shape: Size) -> Any:
+    """The distribution per weight that a prior says; ``UserError`` if it makes statements of Pyro on the way."""
+    with poutine.block():
+        trace = poutine.trace(lambda: of_site(prior, site, shape)).get_trace()
+    for name, node in trace.nodes.items():
+        if node["type"] == "sample":
+            raise UserError(f"the prior of {site!r} samples {name!r}; hyperpriors are not supported")
+        if node["type"] == "param" and not isinstance(prior, nn.Module):
+            raise UserError(
+                f"the prior of {site!r} has pyro.param({name!r}) inside; use an nn.Parameter, which the model then owns"
+            )
+    return _each(trace.nodes["_RETURN"]["value"])
+
+
+def _copied(original: Any, tensor: Callable[[Any, str, str], Tensor], path: str = "") -> Any:
+    """A copy of a distribution or transform, and of those inside it, with ``tensor(owner, name, key)`` for each tensor."""
+    owner = copy.copy(original)
+    for name, value in list(vars(owner).items()):
+        key = f"{path}_{name}" if path else name
+        if isinstance(value, Tensor):
+            setattr(owner, name, tensor(owner, name, key))
+        elif isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
+            setattr(owner, name, _copied(value, tensor, key))
+        elif isinstance(value, list) and all(isinstance(v, torch.distributions.Transform) for v in value):
+            setattr(owner, name, [_copied(v, tensor, f"{key}_{place}") for place, v in enumerate(value)])
+    return owner
+
+
+def detached(distribution: Any) -> Any:
+    """A copy of a distribution whose tensors require no gradient."""
+    return _copied(distribution, lambda owner, name, key: getattr(owner, name).detach())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors of a distribution or transform, and of those inside it."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
+        for inner in vars(value).values():
+            yield from _tensors(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _tensors(inner)
+
+
+def _leaf(value: Tensor) -> Tensor | None:
+    """The leaf that ``value`` is or is an expansion of, as distributions make of their arguments; None if computed."""
+    if value.is_leaf:
+        return value
+    leaf = value._base
+    if leaf is None or not leaf.is_leaf or leaf.storage_offset() != value.storage_offset():
+        return None
+    try:
+        return leaf if leaf.expand(value.shape).stride() == value.stride() else None
+    except RuntimeError:  # a view of another kind
+        return None
+
+
+def _leaves(distribution: Any) -> list[Tensor]:
+    """The leaves that a distribution's tensors are computed from and that require a gradient."""
+    found = {id(t): t for t in _tensors(distribution) if t.requires_grad and t.is_leaf}
+    nodes: list[Any] = [t.grad_fn for t in _tensors(distribution) if t.grad_fn is not None]
+    seen: set[Any] = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        nodes += [following for following, _ in node.next_functions]
+    return list(found.values())

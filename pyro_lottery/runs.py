@@ -99,6 +99,10 @@ def build(config: Config, shape: Shape, device: torch.device) -> tuple[BayesianC
         point = config.guide == "deterministic"
         prior = priors.flat() if point else priors.by_name(config.prior, config.prior_scale)
         model = BayesianClassifier(net, prior, num_data=shape.num_data, kl_temperature=config.kl_temperature)
+        if model.prior_parameters():  # which all networks of this process would share
+            raise UserError(
+                f"--prior {config.prior} has an nn.Parameter to learn; train with it in Python, by pl.train"
+            )
         model.to(device)
         return model, guides.by_name(config.guide, model, config.init_scale)
 

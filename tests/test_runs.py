@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -97,6 +98,19 @@ def test_a_missing_run_is_named(tmp_path):
 
 def own_prior(site, shape):
     raise AssertionError("code that a config.json names has run")
+
+
+_LEARNED = torch.nn.Parameter(torch.tensor(1.0))
+
+
+def learned_prior(site, shape):
+    return dist.Normal(0.0, _LEARNED)
+
+
+def test_a_prior_with_parameters_is_refused_on_the_command_line(tmp_path, capsys):
+    arguments = ["--arch", "lenet", "--dataset", "digits", "--run-dir", str(tmp_path / "run")]
+    assert imp.main([*arguments, "--prior", "tests.test_runs.learned_prior"]) == 2
+    assert "--prior tests.test_runs.learned_prior has an nn.Parameter to learn" in capsys.readouterr().err
 
 
 def test_code_that_a_run_folder_names_runs_only_where_it_is_trusted(tmp_path, capsys):

@@ -158,13 +158,15 @@ def compressed(guide: AutoGuide) -> Iterator[None]:
 
 
 def parameter_groups(model: nn.Module, guide: AutoGuide, weight_decay: float) -> list[dict[str, Any]]:
-    """Adam's parameter groups: locs and the network's own parameters decay, scales do not.
+    """Adam's parameter groups: locs and the network's own parameters decay, scales and learned priors do not.
 
     Decay of a log-scale would pull every scale towards 1, which no prior of the paper asks for.
     """
     locs = {id(value) for value in _loc_parameters(guide)}
-    decayed = [p for p in guide.parameters() if id(p) in locs] + list(model.parameters())
-    rest = [p for p in guide.parameters() if id(p) not in locs]
+    priors: list[Any] = getattr(model, "prior_parameters", list)()
+    learned = {id(p) for p in priors}
+    decayed = [p for p in guide.parameters() if id(p) in locs] + [p for p in model.parameters() if id(p) not in learned]
+    rest = [p for p in guide.parameters() if id(p) not in locs] + priors
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
