@@ -187,6 +187,16 @@ class BayesianNetwork(nn.Module):
         """The prior of each weight of ``site``, as it is now: a distribution that broadcasts to the site's shape."""
         return detached(self._priors()[site].distribution)
 
+    def set_prior_(self, prior: AnyPrior) -> None:
+        """Replace the prior of every random weight, in place; the guide stays as it is.
+
+        ``priors.from_posterior`` makes one of a posterior, to go on with other data (set ``num_data`` to their number).
+        An optimizer that is to learn a parameter of the new prior has to be built after this.
+        """
+        for site, own in _site_priors(prior, self.initial_values()).items():  # all of them, before any is replaced
+            path, _, name = f"{site}_prior".rpartition(".")
+            self.net.get_submodule(path)._modules[name] = own
+
     def _priors(self) -> dict[str, SitePrior]:
         return {site: self.net.get_submodule(f"{site}_prior") for site in self._sites}  # type: ignore[misc]
 

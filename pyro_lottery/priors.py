@@ -17,6 +17,7 @@ from torch import Size, Tensor, nn
 
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.imports import load_callable
+from pyro_lottery.types import Posterior
 
 # Torch does not say how a mixture's support is reached from the real line, which Pyro's guides ask of every site: as
 # that of its components is.
@@ -138,6 +139,28 @@ def fan_in(scale: float = 1.0) -> Prior:
 def flat() -> Prior:
     """The improper uniform prior: log p(w) = 0, so that a point guide is maximum likelihood."""
     return lambda site, shape: Flat()
+
+
+def from_posterior(posterior: Posterior) -> Prior:
+    """N(loc, scale²) with loc and scale of a posterior, weight by weight, for continual learning: yesterday's posterior
+    is today's prior. N(0, 1) on weights that it has pruned, whose scale is 0; under their mask no prior counts.
+
+    Of a guide with correlations these are the marginals. Raises ``UserError`` for a posterior without scales.
+    """
+    scales = posterior.scale
+    if scales is None:
+        raise UserError("a point guide's posterior has no scales, so it is no prior")
+    known = {
+        name: (torch.where(scales[name] > 0, loc, 0.0), torch.where(scales[name] > 0, scales[name], 1.0))
+        for name, loc in posterior.loc.items()
+    }
+
+    def prior(site: str, shape: Size) -> dist.TorchDistribution:
+        if site not in known:
+            raise UserError(f"the posterior that is to be the prior has no site {site!r}; it is of another network")
+        return dist.Normal(*known[site])
+
+    return prior
 
 
 KINDS: dict[str, Callable[[float], Prior]] = {
