@@ -61,13 +61,17 @@ def predict(
     *,
     batch_size: int = BATCH,
     precision: str = "32",
+    aggregate: bool = True,
 ) -> Tensor:
     """Class probabilities [n, classes]: the softmax averaged over ``num_samples`` draws of the weights (paper §3).
 
+    With ``aggregate=False`` those of every draw, [samples, n, classes]; their mean is the average but for rounding.
     Every draw is used for all images. Buffers, training mode and gradients are left as they were. Draws follow
     torch's global generator; a point guide takes one sample whatever is asked for. Raises ``UserError`` if the guide is
     of another model, whose sites or shapes differ.
     """
+    if not aggregate:
+        return torch.stack(list(_draws(model, guide, images, num_samples, batch_size, precision)))
     return last(predictives(model, guide, images, num_samples, batch_size=batch_size, precision=precision)).probs
 
 
@@ -104,22 +108,29 @@ def predictives(
     """The predictive from 1, 2, ... ``num_samples`` draws of the weights, as :func:`predict` draws them; memory does not
     grow with their number.
     """
+    total: Any = 0.0
+    entropies: Any = 0.0
+    for count, probs in enumerate(_draws(model, guide, images, num_samples, batch_size, precision), 1):
+        total, entropies = total + probs, entropies + metrics.entropy(probs)
+        yield Predictive(total / count, entropies / count, count)
+
+
+def _draws(
+    model: BayesianNetwork, guide: AutoGuide, images: Images, num_samples: int, batch_size: int, precision: str
+) -> Iterator[Tensor]:
+    """The class probabilities [n, classes] of one draw of the weights after the other."""
     _check_classifier(model)
     if num_samples < 1:
         raise UserError(f"num_samples must be at least 1, got {num_samples}; predict_mean uses the mean weights")
     guides.check_sites(model, guide)
-    total: Any = 0.0
-    entropies: Any = 0.0
-    for count in range(1, (1 if guides.is_point(guide) else num_samples) + 1):
+    for _ in range(1 if guides.is_point(guide) else num_samples):
         with _inference(model):
             trace = poutine.trace(guide).get_trace()
             weights: dict[str, Any] = {
                 name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample"
             }
             probs = _softmax(model, weights, images, batch_size, precision)
-            total, entropies = total + probs, entropies + metrics.entropy(probs)
-            predictive = Predictive(total / count, entropies / count, count)
-        yield predictive
+        yield probs
 
 
 def last(every: Iterator[Predictive]) -> Predictive:

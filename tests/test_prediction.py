@@ -37,6 +37,21 @@ def test_averages_the_softmax_of_one_draw_for_all_images(tiny_model, tiny_data):
     torch.testing.assert_close(probs, expected)
 
 
+@pytest.mark.parametrize("point", [False, True])
+def test_unaggregated_predictions_are_those_that_the_average_is_of(point, tiny_model, tiny_data, half_mask):
+    guide = (pl.guides.deterministic if point else pl.guides.mean_field)(tiny_model)
+    with pl.handlers.sparsify(half_mask):
+        torch.manual_seed(3)
+        every = pl.predict(tiny_model, guide, tiny_data.test, num_samples=4, aggregate=False)
+        torch.manual_seed(3)
+        average = pl.predict(tiny_model, guide, tiny_data.test, num_samples=4)
+    count = 1 if point else 4
+    assert every.shape == (count, 24, 3)
+    assert torch.equal(sum(every) / count, average)
+    torch.testing.assert_close(every.mean(0), average)
+    assert point or not torch.equal(every[0], every[1])
+
+
 def test_splits_and_tensors_and_batch_sizes_agree(tiny_model, tiny_data):
     guide = pl.guides.deterministic(tiny_model)
     whole = pl.predict(tiny_model, guide, tiny_data.test[:])

@@ -222,6 +222,10 @@ def local_reparameterization() -> LocalReparameterizationMessenger:
     example. Where a weight is used at several positions (convolutions, tokens) every output has the right mean and
     variance, but they are independent where weight samples would correlate them.
 
+    Flipout (Wen et al. 2018) is not offered. It costs two layer evaluations as well and takes out the same correlation
+    between examples, by random signs on one shared weight sample; for independent Normal weights an example's output
+    has the same mean and variance here without that sample, whose noise the gradient would keep.
+
     For Linear, Conv and transposed convolutions and attention's projections, under ``sparsify`` too. The guide's site
     must be a Normal per weight; other sites, and weights that something else than a layer uses, are sampled, which a
     warning says once (not within code that torch has compiled or that differentiates itself: ``torch.jit``, autograd
