@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pyro_lottery import guides
 from pyro_lottery.errors import UserError
 from pyro_lottery.names import check_same
+from pyro_lottery.own_parameters import keep_parameters_
 from pyro_lottery.priors import AnyPrior, SitePrior, detached, normal, of_sites
 from pyro_lottery.types import Mask, Sites, Ticket
 
@@ -77,6 +78,7 @@ def bayesianize_(net: nn.Module, prior: AnyPrior) -> dict[str, float]:
     values = {site: getattr(layer, name).detach().clone() for site, layer, name in found}
     own = _site_priors(prior, values)  # before any change
     to_pyro_module_(net)
+    keep_parameters_(net)
     for site, layer, name in found:
         value = values[site]
         setattr(layer, f"{name}_prior", own[site])

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"names", "seeds"},
-    {"files", "imports", "kernels", "ranks"},
+    {"files", "imports", "kernels", "ranks", "own_parameters"},
     {"types", "sealed"},
     {"distributions"},
     {"nets", "data", "handlers", "priors", "metrics", "scores", "masks"},

@@ -1,8 +1,7 @@
-import pyro
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
@@ -134,20 +133,6 @@ def test_a_guide_without_the_temperature_is_refused(tiny_model, tiny_data):
     guide()
     with pytest.raises(pl.UserError, match=r"scaled by 0\.1 but the guide by 1\.0"):
         pl.ELBO().terms(tiny_model, guide, tiny_data.test[:2], tiny_data.test.labels[:2])
-
-
-def test_serves_pyros_svi(tiny_model, tiny_data):
-    # SVI looks parameters up in Pyro's param store, so this user has turned module-local parameters off.
-    pyro.settings.set(module_local_params=False)
-    try:
-        guide = pl.guides.mean_field(tiny_model)
-        svi = SVI(tiny_model, guide, pyro.optim.Adam({"lr": 0.01}), loss=pl.ELBO())
-        before = guide.loc.detach().clone()
-        assert svi.step(tiny_data.test[:4], tiny_data.test.labels[:4]) > 0
-        assert not torch.equal(before, guide.loc)
-    finally:
-        pyro.settings.set(module_local_params=True)
-        pyro.clear_param_store()
 
 
 def test_num_particles_average(tiny_model, tiny_data):

@@ -65,7 +65,8 @@ def auto(
         taken.discard("init_loc_fn")  # which it takes, and warns of
     guide = adapted(model, **{name: value for name, value in ours.items() if name in taken} | options)
     with torch.no_grad(), poutine.block():
-        guide(*prototype_args)
+        # Not by a call of the guide, around which the model's own parameters would stay out of Pyro's store.
+        guide._setup_prototype(*prototype_args)
     device = next(iter(model.initial_values().values())).device if hasattr(model, "initial_values") else None
     if isinstance(guide, AutoNormal):
         scales = {n: torch.full_like(v, init_scale * kaiming.get(n, 1.0)) for n, v in raw_locs(guide).items()}

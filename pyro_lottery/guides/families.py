@@ -21,6 +21,7 @@ from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import active_mask
 from pyro_lottery.kernels import Layout
 from pyro_lottery.kernels.layout import flatten
+from pyro_lottery.own_parameters import keep_parameters_
 
 
 def model_of(guide: AutoGuide) -> Any:
@@ -36,11 +37,17 @@ def model_of(guide: AutoGuide) -> Any:
 
 
 class Tempered(AutoGuide):
-    """What every guide of this package shares: the KL temperature on its sites, and copies that leave it unharmed."""
+    """What every guide of this package shares: parameters of its own, the KL temperature on its sites, and copies that
+    leave it unharmed.
+    """
 
     @property
     def _temperature(self) -> float:
         return getattr(model_of(self), "kl_temperature", 1.0)  # the model's, at each call: it may be changed
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        keep_parameters_(self)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         # The prior's sites carry the same factor: together they are T·KL, for any estimator of the ELBO.
@@ -103,7 +110,7 @@ class FlatGuide(Tempered):
             self.layout = layout
             for name, values in zip(self.flat, kept, strict=True):
                 dense = before[1][name]
-                setattr(self, name, nn.Parameter(values.detach().clone(), requires_grad=dense.requires_grad))
+                self._set(name, nn.Parameter(values.detach().clone(), requires_grad=dense.requires_grad))
         return before
 
     @torch.no_grad()
@@ -117,8 +124,12 @@ class FlatGuide(Tempered):
                 assert self.layout.index is not None
                 parameter.index_copy_(0, self.layout.index, kept)
                 parameter.grad = None
-                setattr(self, name, parameter)
+                self._set(name, parameter)
         self.layout = before[0]
+
+    def _set(self, name: str, parameter: nn.Parameter) -> None:
+        # Not by setattr: Pyro would delete whatever has this name in its global store, a user's own "loc" perhaps.
+        self._parameters[name] = parameter
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for name in self.flat:
