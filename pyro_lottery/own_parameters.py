@@ -11,6 +11,7 @@ import pyro
 from pyro.nn import PyroModule
 from pyro.nn.module import _Context
 from pyro.poutine.messenger import Messenger
+from torch import nn
 
 _lock = threading.Lock()
 _inside = 0
@@ -24,8 +25,9 @@ class _Unconstrained(Messenger):
         value = msg["args"][1] if len(msg["args"]) > 1 else None
         if value is not None and msg["value"] is None and not hasattr(value, "unconstrained"):
             # On a view, since a weak reference on the parameter itself could not be pickled with it.
-            msg["value"], msg["done"] = value.view_as(value), True
-            msg["value"].unconstrained = weakref.ref(value)
+            view = value.view_as(value)
+            view.unconstrained = weakref.ref(value)
+            msg["value"], msg["done"] = view, True
 
 
 class OwnParameters(_Context):
@@ -74,7 +76,7 @@ class OwnParameters(_Context):
                     pyro.settings.set(module_local_params=_before)
 
 
-def keep_parameters_(module: PyroModule) -> None:
+def keep_parameters_(module: nn.Module) -> None:
     """Let ``module`` and every PyroModule in it keep their parameters to themselves from now on, in place."""
     context = OwnParameters()
     for part in module.modules():

@@ -30,7 +30,9 @@ def pytest_collection_modifyitems(items):
 def _seeded_and_clean():
     torch.manual_seed(0)
     yield
-    assert not list(pyro.get_param_store().keys()), "something left parameters in Pyro's global store"
+    left = list(pyro.get_param_store().keys())
+    pyro.clear_param_store()
+    assert not left, "something left parameters in Pyro's global store"
 
 
 class TinyNet(nn.Module):

@@ -1,3 +1,4 @@
+import pyro
 import pytest
 import torch
 from pyro import poutine
@@ -133,6 +134,7 @@ def test_a_guide_without_the_temperature_is_refused(tiny_model, tiny_data):
     guide()
     with pytest.raises(pl.UserError, match=r"scaled by 0\.1 but the guide by 1\.0"):
         pl.ELBO().terms(tiny_model, guide, tiny_data.test[:2], tiny_data.test.labels[:2])
+    pyro.clear_param_store()
 
 
 def test_num_particles_average(tiny_model, tiny_data):

@@ -7,13 +7,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoNormal
 from torch import nn
-from torch.distributions import kl_divergence
+from torch.distributions import kl_divergence, transform_to
 
 import pyro_lottery as pl
 from pyro_lottery import guides
+from pyro_lottery.guides.state import _preimage
 from pyro_lottery.types import Posterior
 
 
@@ -55,6 +57,7 @@ def test_every_guide_knows_what_is_prunable(tiny_model):
     stock()
     for guide in (pl.guides.mean_field(tiny_model), pl.guides.auto(AutoDiagonalNormal, tiny_model), stock):
         assert pl.posterior(guide).prunable == ("conv.weight", "hidden.weight")
+    pyro.clear_param_store()  # which a guide of Pyro's own keeps its parameters in
 
 
 def test_same_family_as_stock_autonormal(tiny_model, tiny_data):
@@ -114,6 +117,14 @@ def test_restoring_a_posterior_gives_the_same_bits(make, tiny_model):
     for site in saved.loc:
         assert torch.equal(saved.loc[site], again.loc[site])
         assert torch.equal(saved.scale[site], again.scale[site])
+
+
+@pytest.mark.parametrize("constraint", [constraints.softplus_positive, constraints.positive])
+def test_every_scale_has_its_parameter_back(constraint):
+    # Where softplus is near log 2 its arguments lie more densely than its values.
+    transform = transform_to(constraint)
+    scale = transform(torch.linspace(-0.3, 0.3, 40_000))
+    assert torch.equal(transform(_preimage(transform, scale)), scale)
 
 
 def test_a_joint_guide_is_restored_from_its_raw_parameters(tiny_model):

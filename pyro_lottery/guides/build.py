@@ -65,8 +65,9 @@ def auto(
         taken.discard("init_loc_fn")  # which it takes, and warns of
     guide = adapted(model, **{name: value for name, value in ours.items() if name in taken} | options)
     with torch.no_grad(), poutine.block():
-        # Not by a call of the guide, around which the model's own parameters would stay out of Pyro's store.
+        # Before the guide's first call, within which the model's own parameters would stay out of Pyro's store.
         guide._setup_prototype(*prototype_args)
+        guide(*prototype_args)
     device = next(iter(model.initial_values().values())).device if hasattr(model, "initial_values") else None
     if isinstance(guide, AutoNormal):
         scales = {n: torch.full_like(v, init_scale * kaiming.get(n, 1.0)) for n, v in raw_locs(guide).items()}

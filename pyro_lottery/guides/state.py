@@ -227,21 +227,24 @@ def set_scales(guide: MeanField | AutoNormal, scales: Sites) -> None:
 
 
 def _preimage(transform: Any, scale: Tensor) -> Tensor:
-    """The parameter whose transform is ``scale`` to the last bit, if there is one within 8 units in the last place.
+    """The parameter whose transform is ``scale`` to the last bit, if there is one close to the inverse.
 
     exp(log(s)) is not s in floating point. Saved scales came out of exp, so a preimage exists close to log(s); with
-    it a ticket is restored bit for bit from the scale alone.
+    it a ticket is restored bit for bit from the scale alone. Looked at are the inverse's neighbours, and the inverses
+    of numbers between the scale's neighbours, since near 0 parameters lie more densely than their scales.
     """
     scale = torch.where(scale > 0, scale, 1.0)
     best = transform.inv(scale)
     wrong = transform(best) != scale
+    inverse, above = best, transform.inv(torch.nextafter(scale, scale.new_tensor(torch.inf)))
     up = down = best
-    for _ in range(8):
+    for step in range(1, 65):
         if not wrong.any():
             break
         up = torch.nextafter(up, up.new_tensor(torch.inf))
         down = torch.nextafter(down, down.new_tensor(-torch.inf))
-        for candidate in (up, down):
+        between = step / 32 * (above - inverse)
+        for candidate in (up, down, inverse + between, inverse - between):
             hit = wrong & (transform(candidate) == scale)
             best = torch.where(hit, candidate, best)
             wrong = wrong & ~hit
