@@ -148,7 +148,7 @@ def sample_grad(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of loc and log_scale from those of every site's sample, and from ``weight`` [sites] times its KL."""
     g_loc, g_log_scale = torch.empty_like(loc), torch.empty_like(loc)
-    weight = torch.zeros_like(m) if weight is None else weight.contiguous()
+    weight = None if weight is None else weight.contiguous()
     _call(
         "pl_sample_grad", len(g), _int64(layout.offsets), _int64(layout.starts), _pointers(g), layout.index32, w, loc,
         log_scale, m, s, weight, g_loc, g_log_scale,
@@ -162,7 +162,7 @@ def moments_grad(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The same from gradients of every site's mean and variance."""
     g_loc, g_log_scale = torch.empty_like(loc), torch.empty_like(loc)
-    weight = torch.zeros_like(m) if weight is None else weight.contiguous()
+    weight = None if weight is None else weight.contiguous()
     _call(
         "pl_moments_grad", len(g_mean), _int64(layout.offsets), _int64(layout.starts), _pointers(g_mean),
         _pointers(g_variance), layout.index32, loc, log_scale, m, s, weight, g_loc, g_log_scale,

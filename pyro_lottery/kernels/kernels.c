@@ -11,7 +11,7 @@
 
 enum { LANES = 64, BLOCK = 4 * LANES, CHUNK = 16 * BLOCK };
 
-#define TINY 1e-30f  /* as in torch_path.py: a smaller variance is 0 */
+#define TINY 1e-30f  /* as in torch_path.py: a smaller variance is 0; compared so that NaN is not smaller */
 #define EACH_LANE for (int l = 0; l < LANES; l++)
 
 static inline float polynomial(const float *c, int degree, float x) {
@@ -34,7 +34,8 @@ static inline float exponential(float x) {
     y = y > 88.0f ? 88.0f : y;
     float shifted = y * 1.44269504f + 0x1.8p23f, n = shifted - 0x1.8p23f;  /* rounds to an integer */
     float r = (y - n * 0.693145752f) - n * 1.42860677e-6f;
-    return polynomial(EXP, 6, r) * bits_float((float_bits(shifted) - 0x4b400000 + 127) << 23);
+    float e = polynomial(EXP, 6, r) * bits_float((float_bits(shifted) - 0x4b400000 + 127) << 23);
+    return x < -87.0f ? 0.0f : x > 88.0f ? INFINITY : e;
 }
 
 static inline float logarithm(float u) {  /* u in (0, 1], normal */
@@ -155,7 +156,8 @@ void pl_kl(int64_t sites, const int64_t *offsets, const float *loc, const float 
     }
 }
 
-/* Gradients from those of the samples, g[k] per site (null: none), and from weight[k] times the KL of site k:
+/* Gradients from those of the samples, g[k] per site (null: none), and from weight[k] times the KL of site k (no weight
+   at all: no KL):
    d/dloc = g + weight (loc - m) / s^2,  d/dlog_scale = g (w - loc) + weight (scale^2 / s^2 - 1).
    The noise is not kept: scale * noise = w - loc. */
 void pl_sample_grad(int64_t sites, const int64_t *offsets, const int64_t *starts, const float *const *g,
@@ -163,12 +165,12 @@ void pl_sample_grad(int64_t sites, const int64_t *offsets, const int64_t *starts
                     const float *s, const float *weight, float *g_loc, float *g_log_scale) {
     #pragma omp parallel
     for (int64_t k = 0; k < sites; k++) {
-        float a = weight[k] / (s[k] * s[k]), b = weight[k], centre = m[k];
+        float b = weight ? weight[k] : 0, a = b / (s[k] * s[k]), centre = m[k];
         const float *gk = g[k];
         #pragma omp for schedule(static) nowait
         for (int64_t c = 0; c < CHUNKS(offsets[k + 1] - offsets[k]); c++) {
             int64_t from = offsets[k] + c * CHUNK, to = MIN(from + CHUNK, offsets[k + 1]);
-            if (b != 0) for (int64_t i = from; i < to; i++) {
+            if (weight) for (int64_t i = from; i < to; i++) {
                 g_loc[i] = a * (loc[i] - centre);
                 g_log_scale[i] = a * exponential(2 * log_scale[i]) - b;
             } else {
@@ -196,13 +198,13 @@ void pl_moments_grad(int64_t sites, const int64_t *offsets, const int64_t *start
                      const float *m, const float *s, const float *weight, float *g_loc, float *g_log_scale) {
     #pragma omp parallel
     for (int64_t k = 0; k < sites; k++) {
-        float a = weight[k] / (s[k] * s[k]), b = weight[k], centre = m[k];
+        float b = weight ? weight[k] : 0, a = b / (s[k] * s[k]), centre = m[k];
         const float *gm = g_mean[k], *gv = g_variance[k];
         #pragma omp for schedule(static) nowait
         for (int64_t c = 0; c < CHUNKS(offsets[k + 1] - offsets[k]); c++) {
             int64_t from = offsets[k] + c * CHUNK, to = MIN(from + CHUNK, offsets[k + 1]);
             const int64_t shift = index ? starts[k] : offsets[k];
-            for (int64_t i = from; i < to; i++) g_loc[i] = a * (loc[i] - centre);
+            for (int64_t i = from; i < to; i++) g_loc[i] = weight ? a * (loc[i] - centre) : 0;
             if (gm) for (int64_t i = from; i < to; i++) g_loc[i] += gm[(index ? index[i] : i) - shift];
             if (gv) {
                 if (index) for (int64_t i = from; i < to; i++)
@@ -223,7 +225,7 @@ void pl_perturb(int64_t n, float *mean, float *variance, uint64_t seed) {
         float z[BLOCK], *x = mean + from, *v = variance + from;
         normals(seed, b, z);
         for (int64_t i = 0; i < count; i++) {
-            float root = sqrtf(v[i] > TINY ? v[i] : 0.0f), inverse = v[i] > TINY ? 0.5f / root : 0.0f;
+            float root = sqrtf(v[i] < TINY ? 0.0f : v[i]), inverse = v[i] < TINY ? 0.0f : 0.5f / root;
             x[i] += root * z[i];
             v[i] = inverse * z[i];
         }
@@ -246,7 +248,7 @@ void pl_perturb_bf16(int64_t n, uint16_t *mean, uint16_t *variance, uint64_t see
         normals(seed, b, z);
         for (int64_t i = 0; i < count; i++) {
             float v = from_bf16(y[i]);
-            float root = sqrtf(v > TINY ? v : 0.0f), inverse = v > TINY ? 0.5f / root : 0.0f;
+            float root = sqrtf(v < TINY ? 0.0f : v), inverse = v < TINY ? 0.0f : 0.5f / root;
             x[i] = to_bf16(from_bf16(x[i]) + root * z[i]);
             y[i] = to_bf16(inverse * z[i]);
         }

@@ -92,9 +92,9 @@ def perturb(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     Never a clamp: clamped at 1e-12, filters without weights would get gradients of 1e6.
     """
     noise = normal(mean.numel(), mean).as_strided(mean.shape, mean.stride())
-    varies = variance > TINY
-    rate = torch.where(varies, variance, 1.0).rsqrt_().mul_(varies)
-    return torch.addcmul(mean, variance * rate, noise), noise.mul_(rate).mul_(0.5)
+    constant = variance < TINY  # NaN is not, so that it stays NaN
+    root = variance.masked_fill(constant, 0.0).sqrt_()
+    return torch.addcmul(mean, root, noise), noise.mul_(0.5).div_(root).masked_fill_(constant, 0.0)
 
 
 def _join(layout: Layout, grads: Grads, like: Tensor) -> Tensor:

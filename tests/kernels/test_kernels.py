@@ -158,15 +158,40 @@ def test_perturb_has_the_right_moments_and_derivative(path):
     torch.testing.assert_close(rate[10:], noise / (2 * 0.5), rtol=1e-4, atol=1e-5)
 
 
+ODD = torch.tensor([0.0, 1.0, -1.0, 100.0, -200.0, torch.nan, torch.inf, -torch.inf])
+
+
+def kind(value):
+    """What must not depend on the path or the noise: which are NaN, infinite (0 · inf aside), and 0."""
+    return torch.where(value.isnan(), 3, torch.where(value.isinf(), 2, (value != 0).int())).tolist()
+
+
+def results_of(path, loc, log_scale):
+    """Everything that a path computes from one weight and a unit gradient, and from a mean and a variance."""
+    layout, one = Layout([torch.Size((1,))]), torch.ones(1)
+    priors, variance = (torch.zeros(1), one), log_scale.abs()
+    w = path.sample(layout, loc, log_scale)
+    yield "sample", w
+    yield "moments", torch.stack(path.moments(layout, loc, log_scale))
+    yield "kl", path.kl(layout, loc, log_scale, *priors)
+    for weight in (None, one):
+        yield "sample_grad", torch.stack(path.sample_grad(layout, [one], w, loc, log_scale, *priors, weight))
+        yield "moments_grad", torch.stack(path.moments_grad(layout, [one], [one], loc, log_scale, *priors, weight))
+    for dtype in (torch.float32, torch.bfloat16):
+        yield "perturb", torch.stack(path.perturb(loc.to(dtype), variance.to(dtype)))
+
+
 @needs_compiler
-def test_not_a_number_goes_through():
-    layout = Layout([torch.Size((300,))])
-    loc, log_scale = torch.zeros(300), torch.zeros(300)
-    log_scale[7] = torch.nan
-    assert compiled.sample(layout, loc, log_scale)[7].isnan()
-    assert compiled.kl(layout, loc, log_scale, torch.zeros(1), torch.ones(1)).isnan().all()
-    loc[7] = torch.inf
-    assert not compiled.sample(layout, loc, torch.zeros(300)).isfinite().all()
+@pytest.mark.parametrize("loc", ODD, ids=str)
+@pytest.mark.parametrize("log_scale", ODD, ids=str)
+def test_what_is_not_finite_stays_so_on_both_paths_alike(loc, log_scale):
+    loc, log_scale = loc.view(1), log_scale.view(1)
+    for (name, a), (_, b) in zip(
+        results_of(compiled, loc, log_scale), results_of(torch_path, loc, log_scale), strict=True
+    ):
+        assert kind(a) == kind(b), name
+        if (loc.isnan() or log_scale.isnan()) and "grad" not in name:
+            assert a.isnan().any(), name
 
 
 def test_without_a_compiler_the_torch_path_is_taken_and_said(tmp_path):
