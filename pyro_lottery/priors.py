@@ -327,10 +327,14 @@ def _statements_checked(prior: Prior, site: str, shape: Size) -> Any:
 
 def _copied(original: Any, tensor: Callable[[Any, str, str], Tensor], path: str = "") -> Any:
     """A copy of a distribution or transform, and of those inside it, with ``tensor(owner, name, key)`` for each tensor."""
+    if isinstance(original, torch.distributions.transforms._InverseTransform):
+        return _copied(original.inv, tensor, path).inv
     owner = copy.copy(original)
     for name, value in list(vars(owner).items()):
         key = f"{path}_{name}" if path else name
-        if isinstance(value, Tensor):
+        if name == "_inv":  # a transform's inverse, which holds that transform: the copy makes its own when asked
+            setattr(owner, name, None)
+        elif isinstance(value, Tensor):
             setattr(owner, name, tensor(owner, name, key))
         elif isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
             setattr(owner, name, _copied(value, tensor, key))
@@ -344,16 +348,19 @@ def detached(distribution: Any) -> Any:
     return _copied(distribution, lambda owner, name, key: getattr(owner, name).detach())
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
     """The tensors of a distribution or transform, and of those inside it."""
+    seen = set() if seen is None else seen
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
-        for inner in vars(value).values():
-            yield from _tensors(inner)
+        if id(value) not in seen:  # a transform and its inverse hold each other
+            seen.add(id(value))
+            for inner in vars(value).values():
+                yield from _tensors(inner, seen)
     elif isinstance(value, list):
         for inner in value:
-            yield from _tensors(inner)
+            yield from _tensors(inner, seen)
 
 
 def _leaf(value: Tensor) -> Tensor | None:

@@ -451,3 +451,41 @@ def test_a_prior_replaced_in_place_is_the_one_that_counts(tiny_model, tiny_data)
         assert scales(tiny_model) == before
     with pytest.raises(pl.UserError, match="a point guide's posterior has no scales"):
         priors.from_posterior(pl.posterior(pl.guides.deterministic(tiny_model)))
+
+
+ONE, ZERO = torch.tensor(1.0), torch.tensor(0.0)
+REAL = {
+    "Normal": dist.Normal(ZERO, ONE),
+    "Laplace": dist.Laplace(ZERO, ONE),
+    "Cauchy": dist.Cauchy(ZERO, ONE),
+    "StudentT": dist.StudentT(torch.tensor(3.0), ZERO, ONE),
+    "Gumbel": dist.Gumbel(ZERO, ONE),
+    "Gumbel of numbers": dist.Gumbel(0.0, 1.0),
+    "Logistic": dist.Logistic(ZERO, ONE),
+    "SkewLogistic": dist.SkewLogistic(ZERO, ONE, torch.tensor(2.0)),
+    "AsymmetricLaplace": dist.AsymmetricLaplace(ZERO, ONE, torch.tensor(1.5)),
+    "Stable": dist.Stable(torch.tensor(1.5), ZERO, ONE, ZERO),
+    "StableWithLogProb": dist.StableWithLogProb(torch.tensor(1.5), ZERO, ONE, ZERO),
+    "VonMises": dist.VonMises(ZERO, ONE),
+    "mixture": dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), torch.ones(2))),
+    "scaled": dist.TransformedDistribution(dist.Normal(ZERO, ONE), [dist.transforms.AffineTransform(ZERO, 2 * ONE)]),
+    "negated": dist.TransformedDistribution(dist.Gumbel(ZERO, ONE), [dist.transforms.AffineTransform(0.0, -1.0)]),
+    "masked": dist.Normal(ZERO, ONE).mask(True),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_every_distribution_over_the_reals_is_a_prior(name):
+    """Its density is the one it was given, also after a move and a copy, dense and under a mask."""
+    prior, x, y = REAL[name], torch.randn(8, 4), torch.randn(8, 2)
+    for mask in ({}, {"0.weight": torch.rand(3, 4) < 0.5}):
+        model = pl.BayesianRegressor(
+            nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), prior, num_data=8, noise_scale=1.0
+        )
+        guide = pl.guides.mean_field(model, 0.1)
+        with pl.handlers.sparsify(mask):
+            pl.ELBO().differentiable_loss(model, guide, x, y).backward()
+        assert guide.loc.grad.isfinite().all()
+        value = torch.full((3, 4), 0.3)
+        for each in (model, copy.deepcopy(model), copy.deepcopy(copy.deepcopy(model).double()).float()):
+            torch.testing.assert_close(each.prior_of("0.weight").log_prob(value).expand(3, 4), prior.log_prob(value))
