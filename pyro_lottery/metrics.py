@@ -1,6 +1,11 @@
-"""Measures of predictive probabilities [n, classes] against labels [n]; pure functions."""
+"""Measures of predictive probabilities [n, classes] against labels [n]; pure functions.
+
+An example whose probabilities or score are NaN counts as wrong in :func:`accuracy`; every other measure is then NaN.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -8,7 +13,6 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import (
     binary_auroc,
     binary_roc,
-    multiclass_accuracy,
     multiclass_calibration_error,
 )
 
@@ -18,7 +22,8 @@ BINS = 20
 
 def accuracy(probs: Tensor, labels: Tensor) -> float:
     """Share of examples whose most probable class is the label."""
-    return float(multiclass_accuracy(probs, labels, probs.shape[1], average="micro"))
+    right = (probs.argmax(1) == labels) & ~probs.isnan().any(1)  # the largest of NaN and others is NaN
+    return float(right.sum() / len(right))
 
 
 def nll(probs: Tensor, labels: Tensor) -> float:
@@ -33,6 +38,8 @@ def brier(probs: Tensor, labels: Tensor) -> float:
 
 def ece(probs: Tensor, labels: Tensor, bins: int = BINS) -> float:
     """Expected calibration error Σ_b (|S_b|/n) |acc(S_b) − conf(S_b)| over equal-width bins."""
+    if probs.isnan().any():  # torchmetrics would bin it
+        return math.nan
     # torchmetrics works in float32 and would put a confidence of exactly 1 into a bin of its own.
     below_one = probs.float().clamp_max(1 - 2**-24)
     return float(multiclass_calibration_error(below_one, labels, probs.shape[1], n_bins=bins, norm="l1"))
@@ -71,6 +78,8 @@ def entropy(probs: Tensor) -> Tensor:
 
 def selective(confidence: Tensor, correct: Tensor) -> Tensor:
     """Share of wrong answers [n] among the k most confident, for k = 1 to n; answers of equal confidence count alike."""
+    if confidence.isnan().any():
+        return torch.full(confidence.shape, math.nan, dtype=torch.double, device=confidence.device)
     order = confidence.double().argsort(descending=True, stable=True)
     ordered, wrong = confidence.double()[order], 1 - correct.double()[order]
     _, ties, counts = ordered.unique_consecutive(return_inverse=True, return_counts=True)
@@ -85,19 +94,27 @@ def aurc(confidence: Tensor, correct: Tensor) -> float:
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
     """Probability that a score of ``outside`` is above one of ``inside``, ties half (area under the ROC curve)."""
-    return float(binary_auroc(*_scored(inside, outside)))
+    scored = _scored(inside, outside)
+    return math.nan if scored is None else float(binary_auroc(*scored))
 
 
 def fpr95(inside: Tensor, outside: Tensor) -> float:
     """Share of ``inside`` taken for outside at the threshold at which 95 % of ``outside`` are found."""
-    false_positive, true_positive, _ = binary_roc(*_scored(inside, outside))
+    scored = _scored(inside, outside)
+    if scored is None:
+        return math.nan
+    false_positive, true_positive, _ = binary_roc(*scored)
     return float(false_positive[true_positive >= 0.95][0])
 
 
-def _scored(inside: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
+def _scored(inside: Tensor, outside: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Ranks from 0 to 1 and labels, 1 outside; None if a score is NaN.
+
+    Ranks, since torchmetrics takes scores beyond [0, 1] for logits, and its sigmoid would merge large ones.
+    """
     scores = torch.cat([inside, outside]).double()
-    spread = scores.max() - scores.min()
-    # torchmetrics takes scores beyond [0, 1] for logits, and its sigmoid would merge large ones
-    scores = (scores - scores.min()) / spread if spread > 0 else torch.zeros_like(scores)
+    if scores.isnan().any():
+        return None
+    ranks = scores.unique(return_inverse=True)[1].double()
     labels = torch.cat([torch.zeros(len(inside)), torch.ones(len(outside))]).long()
-    return scores, labels.to(scores.device)
+    return ranks / ranks.max().clamp_min(1), labels.to(scores.device)

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from dataclasses import replace
 from operator import attrgetter
 
 import pyro
@@ -475,3 +476,12 @@ def test_what_is_no_autoguide_is_refused_before_training_and_may_predict(tiny_mo
                 use()
     expected = pl.predict_mean(tiny_model, pl.guides.mean_field(tiny_model), tiny_data.test)
     torch.testing.assert_close(pl.predict(tiny_model, guide, tiny_data.test), expected)
+
+
+def test_a_scale_that_is_not_a_number_is_not_taken_for_a_pruned_one(tiny_model):
+    guide = pl.guides.mean_field(tiny_model)
+    start = pl.posterior(guide)
+    site = tiny_model.sites[0]
+    scale = {**start.scale, site: torch.full_like(start.scale[site], torch.nan)}
+    pl.guides.set_posterior_(guide, replace(start, scale=scale))
+    assert pl.posterior(guide).scale[site].isnan().all()

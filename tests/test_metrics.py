@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from pyro_lottery import metrics
 
@@ -89,3 +89,32 @@ def test_told_apart_by_made_up_scores():
     assert metrics.auroc(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([3.0, 4.5])) == pytest.approx(6.5 / 8)
     # all of the outside lie above 2.9, and so do two of four inside
     assert metrics.fpr95(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([2.9, 4.5])) == 0.5
+
+
+def test_examples_that_are_not_numbers_are_wrong_and_make_every_other_measure_nan():
+    probs = PROBS.repeat(2, 1)
+    probs[0], probs[1, 1] = torch.nan, torch.nan
+    labels = torch.tensor([0, 0, 1, 0, 0, 0, 1, 0])
+    assert metrics.accuracy(probs, labels) == 2 / 8  # of the second four, two are right
+    assert (
+        metrics.accuracy(probs, torch.ones(8).long()) == 2 / 8
+    )  # the largest of NaNs is no class, whatever argmax says
+    measured = metrics.all_metrics(probs, labels)
+    assert [name for name, value in measured.items() if not math.isnan(value)] == ["accuracy"]
+    assert metrics.entropy(probs).isnan().tolist() == [True, True] + [False] * 6
+    confidence = torch.tensor([0.9, torch.nan])
+    assert math.isnan(metrics.aurc(confidence, torch.ones(2)))
+    for measure in (metrics.auroc, metrics.fpr95):
+        assert math.isnan(measure(confidence, torch.zeros(2)))
+        assert math.isnan(measure(torch.zeros(2), confidence))
+
+
+def test_infinite_scores_are_ranked():
+    assert metrics.auroc(torch.tensor([0.0, 1.0]), torch.tensor([torch.inf, 0.5])) == 0.75
+    assert metrics.auroc(torch.tensor([-torch.inf, 1.0]), torch.tensor([2.0, torch.inf])) == 1
+
+
+def test_accuracy_agrees_with_torchmetrics():
+    torch.manual_seed(0)
+    probs, labels = torch.randn(999, 4).softmax(1), torch.randint(4, (999,))
+    assert metrics.accuracy(probs, labels) == float(multiclass_accuracy(probs, labels, 4, average="micro"))

@@ -233,7 +233,7 @@ def _preimage(transform: Any, scale: Tensor) -> Tensor:
     it a ticket is restored bit for bit from the scale alone. Looked at are the inverse's neighbours, and the inverses
     of numbers between the scale's neighbours, since near 0 parameters lie more densely than their scales.
     """
-    scale = torch.where(scale > 0, scale, 1.0)
+    scale = torch.where(scale == 0, 1.0, scale)
     best = transform.inv(scale)
     wrong = transform(best) != scale
     inverse, above = best, transform.inv(torch.nextafter(scale, scale.new_tensor(torch.inf)))
