@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -80,6 +81,13 @@ class Draw:
     def scales(self) -> list[Tensor]:
         """The scale of every site in plain autograd operations, 0 where pruned."""
         return self.layout.views(self.layout.scatter(self.log_scale.exp()))
+
+    def part(self, number: int, select: Callable[[Tensor], Tensor]) -> dist.TorchDistribution:
+        """Some of one site's weights as a distribution of their own, apart from the shared draw."""
+        loc, scale, kept = self.locs[number], self.scales[number], self.layout.masks[number]
+        if kept is None:
+            return dist.Normal(select(loc), select(scale))
+        return Pruned(dist.Normal(select(loc), select(torch.where(kept, scale, 1.0))), select(kept))
 
     def kl(self, loc: Tensor, scale: Tensor) -> Tensor:
         """KL(q ‖ N(loc, scale²)) of every site [sites], for priors with one loc and scale a site.
@@ -210,9 +218,7 @@ class SiteNormal(dist.TorchDistribution):
 
     def plain(self) -> dist.TorchDistribution:
         """The same distribution in Pyro's own classes."""
-        if self.kept is None:
-            return dist.Normal(self.loc, self.scale)
-        return Pruned(dist.Normal(self.loc, torch.where(self.kept, self.scale, 1.0)), self.kept)
+        return self.draw.part(self.number, lambda value: value)
 
 
 @register_kl(SiteNormal, torch.distributions.Distribution)

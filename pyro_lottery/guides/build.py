@@ -18,24 +18,27 @@ from pyro.infer.autoguide import (
 )
 
 from pyro_lottery.errors import UserError, unknown
-from pyro_lottery.guides.families import Joint, MeanField, Point, Tempered, initial_value, real_sites
+from pyro_lottery.guides.families import Joint, MeanField, Point, Tempered, continuous_sites, initial_value
 from pyro_lottery.guides.state import raw_locs, set_scales
 from pyro_lottery.imports import load_callable
 from pyro_lottery.kernels import memory
 
 
-def mean_field(model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any) -> MeanField:
+def mean_field(
+    model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any, create_plates: Any = None
+) -> MeanField:
     """A mean-field Normal guide (paper §3): loc from the network's own initialisation, scale = ``init_scale`` times
     the Kaiming scale √(2/fan_in) of the layer.
 
-    ``prototype_args`` are arguments with which a model that cannot run without data shows its sites.
+    ``prototype_args`` are arguments with which a model that cannot run without data shows its sites. Any Pyro model of
+    continuous sites will do, with plates and supports as :class:`FlatGuide` says; ``create_plates`` is as in Pyro.
     """
-    return MeanField(model, init_scale, *prototype_args)
+    return MeanField(model, init_scale, *prototype_args, create_plates=create_plates)
 
 
-def deterministic(model: Callable[..., Any], *prototype_args: Any) -> Point:
+def deterministic(model: Callable[..., Any], *prototype_args: Any, create_plates: Any = None) -> Point:
     """A point guide: with ``priors.flat`` ordinary deterministic training, with another prior MAP."""
-    return Point(model, *prototype_args)
+    return Point(model, *prototype_args, create_plates=create_plates)
 
 
 def auto(
@@ -50,7 +53,7 @@ def auto(
     """
     if not (isinstance(kind, type) and issubclass(kind, AutoGuide)):
         raise UserError(f"guides.auto takes a class of pyro.infer.autoguide such as AutoNormal, got {kind!r}")
-    real_sites(model, *prototype_args)
+    continuous_sites(model, *prototype_args)
     _check_memory(kind, model)
     kaiming = getattr(model, "kaiming_scale", {})
     usual = init_scale * (float(torch.tensor(list(kaiming.values())).median()) if kaiming else 1.0)

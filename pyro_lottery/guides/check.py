@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.util import site_is_subsample
 from torch import Size, nn
 
 from pyro_lottery import seeds
@@ -40,9 +41,12 @@ def check_guide(guide: Any) -> None:
 def _drawn(guide: Any, *args: Any, **kwargs: Any) -> dict[str, Size]:
     """The shapes of the values that a guide draws for sites of its model."""
     if isinstance(guide, FlatGuide):
-        return guide.shapes
+        return {name: place.shape for name, place in guide.places.items()}
     device = next(guide.parameters(), torch.empty(0)).device if isinstance(guide, nn.Module) else torch.device("cpu")
     with seeds.stream(device, 0, "check"), torch.no_grad(), poutine.block():
         trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    sites = [(name, site) for name, site in trace.iter_stochastic_nodes() if not site["infer"].get("is_auxiliary")]
-    return {name: site["value"].shape for name, site in sites}
+    return {
+        name: site["value"].shape
+        for name, site in trace.iter_stochastic_nodes()
+        if not (site_is_subsample(site) or site["infer"].get("is_auxiliary"))
+    }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,8 +15,12 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoContinuous, AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
+from pyro.ops.tensor_utils import periodic_repeat
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor, nn
+from torch.distributions import Transform, biject_to
 
 from pyro_lottery.distributions import Draw, PointMass, SiteNormal
 from pyro_lottery.errors import UserError
@@ -34,6 +40,99 @@ def model_of(guide: AutoGuide) -> Any:
         handled = len(found.args) > 1 and isinstance(found.args[0], Messenger)
         found = found.args[1] if handled else found.func
     return found
+
+
+Select = Callable[[Tensor], Tensor] | None
+"""Takes a subsample's part of a tensor shaped like a site's parameters; None takes all of it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a site of a guide is in its model: its plates, its support, and which of its dimensions are one event."""
+
+    shape: Size
+    """Of a value; within a subsample, if its plates are subsampled."""
+    event_dim: int
+    """Of a value."""
+    real_dim: int
+    """Event dimensions of the parameters, which differ for supports such as a simplex or triangular matrices."""
+    frames: tuple[CondIndepStackFrame, ...]
+    transform: Transform | None
+    """From the parameters' space to the support; None for all real numbers."""
+
+    @classmethod
+    def of(cls, site: Any) -> Place:
+        """The place of a site of a model's trace."""
+        value, event_dim, transform = site["value"], site["fn"].event_dim, transform_of(site["name"], site["fn"])
+        more = 0 if transform is None else len(transform.inverse_shape(value.shape)) - value.dim()
+        frames = tuple(frame for frame in site["cond_indep_stack"] if frame.vectorized)
+        return cls(value.shape, event_dim, event_dim + more, frames, transform)
+
+    @property
+    def unprunable(self) -> str:
+        """Why the site cannot be masked; empty if it can."""
+        if self.transform is not None:
+            return "is not over all real numbers"
+        subsampled = any((frame.full_size or frame.size) != frame.size for frame in self.frames)
+        return "is in a subsampled plate, of whose entries a model sees some" if subsampled else ""
+
+    def loc_of(self, value: Tensor) -> Tensor:
+        """The parameters at a value of the model's, repeated to whole plates."""
+        loc = value if self.transform is None else self.transform.inv(value)
+        for frame in self.frames:
+            size = frame.full_size or frame.size
+            if size != frame.size:
+                loc = periodic_repeat(loc, size, self._dim(frame))
+        return loc
+
+    def _dim(self, frame: CondIndepStackFrame) -> int:
+        assert frame.dim is not None  # of a vectorized plate
+        return frame.dim - self.real_dim
+
+    @property
+    def decreasing(self) -> bool:
+        """Whether the support is reached by a decreasing map, as numbers below a bound are."""
+        try:
+            return self.transform is not None and bool((torch.as_tensor(self.transform.sign) < 0).all())
+        except NotImplementedError:  # of a map that mixes its entries
+            return False
+
+    def value_of(self, loc: Tensor) -> Tensor:
+        """Values at parameters."""
+        return loc if self.transform is None else self.transform(loc)
+
+    def enter(self, stack: ExitStack, plates: Mapping[str, Any], given: bool) -> Select:
+        """Enter the site's plates; ``given`` are those that a user has made, perhaps with indices of his own."""
+        chosen = {}
+        for frame in self.frames:
+            index = stack.enter_context(plates[frame.name])
+            if given or len(index) < (frame.full_size or frame.size):
+                chosen[self._dim(frame)] = index
+        if not chosen:
+            return None
+
+        def select(value: Tensor) -> Tensor:
+            for dim, index in chosen.items():
+                value = value.index_select(dim, index.to(value.device))
+            return value
+
+        return select
+
+    def distribution(self, each: Any) -> dist.TorchDistribution:
+        """The site's distribution from one per parameter, or from a tensor of them for a point mass."""
+        if isinstance(each, Tensor):
+            return PointMass(self.value_of(each), event_dim=self.event_dim)
+        each = each.to_event(self.real_dim)
+        # Cached, so that the log-density is of the very number that was drawn.
+        return each if self.transform is None else dist.TransformedDistribution(each, [self.transform.with_cache()])
+
+
+def normal_quantiles(quantiles: Any, like: Tensor) -> Tensor:
+    """Quantiles of N(0, 1) for numbers between 0 and 1, which others raise ``UserError``."""
+    numbers = torch.as_tensor(quantiles, dtype=like.dtype, device=like.device).reshape(-1)
+    if not bool(((numbers >= 0) & (numbers <= 1)).all()):
+        raise UserError(f"quantiles are between 0 and 1, got {quantiles}")
+    return torch.special.ndtri(numbers)
 
 
 class Tempered(AutoGuide):
@@ -64,21 +163,25 @@ class FlatGuide(Tempered):
 
     Complete from the start: the model is asked for its sites without data, or with ``prototype_args``. The state dict
     holds one tensor per site and parameter, shaped like the site: ``loc.<site>``.
+
+    Sites inside plates have parameters over the whole plate, of which a subsample uses its part; ``create_plates`` is
+    Pyro's, a function of the model's arguments that returns plates to use instead of new ones. Parameters of a site
+    over less than the real line (positive numbers, a simplex) are those of its image under ``biject_to(support)``, so
+    they are unconstrained; such a site cannot be pruned, and a network's own weights must be over all real numbers.
     """
 
     flat: ClassVar[tuple[str, ...]] = ("loc",)
     """Names of the flat parameters."""
 
-    def __init__(self, model: Callable[..., Any], *prototype_args: Any):
-        super().__init__(model)
-        values = {}
-        for name, site in real_sites(model, *prototype_args):
-            if any(frame.vectorized for frame in site["cond_indep_stack"]):
-                raise UserError(f"site {name!r} is inside a plate; use guides.auto with Pyro's AutoNormal")
-            value = site["value"]
-            assert value is not None  # it has just been drawn
-            values[name] = value
+    def __init__(self, model: Callable[..., Any], *prototype_args: Any, create_plates: Any = None):
+        super().__init__(model, create_plates=create_plates)
+        sites = continuous_sites(model, *prototype_args)
+        self.places = {name: Place.of(site) for name, site in sites.items()}
+        values = {name: place.loc_of(sites[name]["value"]) for name, place in self.places.items()}
         self.shapes: dict[str, Size] = {name: value.shape for name, value in values.items()}
+        """Of each site's parameters."""
+        self._unprunable = {name: why for name, place in self.places.items() if (why := place.unprunable)}
+        self._prototype_frames = {frame.name: frame for place in self.places.values() for frame in place.frames}
         self.layout = Layout(list(self.shapes.values()))
         """Of the parameters: of all weights, or within :func:`compressed` of those that the masks keep."""
         self._masked = self.layout  # the layout of the masks last met by a guide that is not compressed
@@ -91,6 +194,8 @@ class FlatGuide(Tempered):
     def under_masks(self) -> tuple[Layout, list[Tensor]]:
         """The layout that the enclosing ``sparsify`` leaves, and the parameters of the weights in it."""
         masks = tuple(active_mask(name, shape, self.loc.device) for name, shape in self.shapes.items())
+        if self._unprunable:
+            check_unmasked(dict(zip(self.shapes, masks, strict=True)), self._unprunable)
         parameters = [getattr(self, name) for name in self.flat]
         if _same(masks, self.layout.masks):
             self.layout.masks = masks  # so that the next comparison is of objects, and a GPU is not waited for
@@ -101,6 +206,40 @@ class FlatGuide(Tempered):
             self._masked = Layout(self.layout.shapes, masks, self.loc.device)
         self._masked.masks = masks
         return self._masked, [self._masked.keep(p) for p in parameters]
+
+    def draw(self, distribution: Callable[[int, Select], Any], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every site inside its plates from ``distribution(number, select)``: per weight of the site's parameters,
+        of which ``select`` takes the subsample's part.
+        """
+        plates = self._create_plates(*args, **kwargs) if self._prototype_frames else {}
+        values = {}
+        with poutine.scale(scale=self._temperature):
+            for number, (name, place) in enumerate(self.places.items()):
+                with ExitStack() as stack:
+                    select = place.enter(stack, plates, self.create_plates is not None)
+                    values[name] = pyro.sample(name, place.distribution(distribution(number, select)))
+        return values
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The median of every site, shaped like its parameters; 0 where the enclosing ``sparsify`` prunes."""
+        return {name: value[0] for name, value in self.quantiles([0.5]).items()}
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The marginal quantiles [n, *shape] of every weight for n numbers between 0 and 1; 0 where ``sparsify`` prunes.
+
+        Of a simplex and the like, whose entries depend on each other, the image of the parameters' quantiles, as in Pyro.
+        """
+        layout, (loc, *log_scale) = self.under_masks()
+        steps = normal_quantiles(quantiles, loc)
+        locs = layout.views(layout.scatter(loc))
+        scales = layout.views(layout.scatter(log_scale[0].exp())) if log_scale else [torch.zeros_like(v) for v in locs]
+        found = {}
+        for (name, place), at, scale in zip(self.places.items(), locs, scales, strict=True):
+            step = (-steps if place.decreasing else steps).reshape(-1, *[1] * at.dim())
+            found[name] = place.value_of(torch.where(scale > 0, at + step * scale, at))
+        return found
 
     def compress_(self) -> tuple[Layout, dict[str, nn.Parameter]]:
         """Keep only the weights that the enclosing ``sparsify`` leaves as parameters; returns what :meth:`expand_` needs."""
@@ -165,8 +304,8 @@ class MeanField(FlatGuide):
 
     flat = ("loc", "log_scale")
 
-    def __init__(self, model: Callable[..., Any], init_scale: float, *prototype_args: Any):
-        super().__init__(model, *prototype_args)
+    def __init__(self, model: Callable[..., Any], init_scale: float, *prototype_args: Any, create_plates: Any = None):
+        super().__init__(model, *prototype_args, create_plates=create_plates)
         if not init_scale > 0:
             raise UserError(f"init_scale must be greater than 0, got {init_scale}")
         kaiming = getattr(model, "kaiming_scale", {})
@@ -179,11 +318,11 @@ class MeanField(FlatGuide):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         layout, (loc, log_scale) = self.under_masks()
         draw = Draw(loc, log_scale, layout)
-        with poutine.scale(scale=self._temperature):
-            return {
-                name: pyro.sample(name, SiteNormal(draw, number).to_event(len(shape)))
-                for number, (name, shape) in enumerate(self.shapes.items())
-            }
+
+        def normal(number: int, select: Select) -> dist.TorchDistribution:
+            return SiteNormal(draw, number) if select is None else draw.part(number, select)
+
+        return self.draw(normal, *args, **kwargs)
 
 
 class Point(FlatGuide):
@@ -191,9 +330,8 @@ class Point(FlatGuide):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         layout, (loc,) = self.under_masks()
-        values = zip(self.shapes, layout.views(layout.scatter(loc)), strict=True)
-        with poutine.scale(scale=self._temperature):
-            return {name: pyro.sample(name, PointMass(value, event_dim=value.dim())) for name, value in values}
+        values = layout.views(layout.scatter(loc))
+        return self.draw(lambda number, select: values[number] if select is None else select(values[number]), *args)
 
 
 class Joint(Tempered, AutoContinuous):
@@ -260,15 +398,17 @@ def latent_shapes(guide: AutoContinuous) -> dict[str, Size]:
 
 
 def prototype(guide: AutoGuide) -> Any:
-    """The trace that one of Pyro's guides took of its model; ``UserError`` if there is none yet, or of a site that is
-    not over all real numbers.
+    """The trace that one of Pyro's guides took of its model; ``UserError`` if there is none yet, or of a network's weight
+    that is not over all real numbers.
     """
     if guide.prototype_trace is None:
         raise UserError(
             f"this {type(guide).__name__} has not met its model yet; build it with pyro_lottery.guides.auto"
         )
+    weights = getattr(model_of(guide), "kaiming_scale", {})
     for name, site in guide.prototype_trace.iter_stochastic_nodes():
-        _check_real(name, site["fn"])  # or loc would be read in another space than samples are drawn in
+        if name in weights:
+            _check_real(name, site["fn"])  # or loc would be read in another space than samples are drawn in
     return guide.prototype_trace
 
 
@@ -288,21 +428,52 @@ def random_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[t
     """The random sites of a model at their initial values, as Pyro traces them when the model is called with ``args``."""
     with torch.no_grad(), poutine.block():
         trace = poutine.trace(InitMessenger(initial_value(model))(model)).get_trace(*args, **kwargs)
-    return list(trace.iter_stochastic_nodes())
+    return [(name, site) for name, site in trace.iter_stochastic_nodes() if not site_is_subsample(site)]
 
 
-def real_sites(model: Callable[..., Any], *prototype_args: Any) -> list[tuple[str, Any]]:
-    """The random sites of a model at their initial values; ``UserError`` for one that is not over all real numbers."""
-    sites = random_sites(model, *prototype_args)
-    for name, site in sites:
-        _check_real(name, site["fn"])
+def continuous_sites(model: Callable[..., Any], *prototype_args: Any) -> dict[str, Any]:
+    """The random sites of a model at their initial values; ``UserError`` for one that no guide of real numbers covers."""
+    weights = getattr(model, "kaiming_scale", {})  # of a network; any of them may be pruned
+    sites = dict(random_sites(model, *prototype_args))
+    for name, site in sites.items():
+        if name in weights:
+            _check_real(name, site["fn"])
+        transform_of(name, site["fn"])
+        for frame in site["cond_indep_stack"]:
+            if not frame.vectorized and (frame.full_size or frame.size) != frame.size:
+                raise UserError(f"site {name!r} is in {frame.name!r}, a loop over a subsample; use `with pyro.plate`")
     return sites
 
 
-def _check_real(site: str, distribution: Any) -> None:
+def transform_of(site: str, distribution: Any) -> Transform | None:
+    """The map from the real numbers to a site's support; None if that is all real numbers."""
+    if _base_constraint(distribution) is constraints.real:
+        return None
+    try:
+        return biject_to(distribution.support)
+    except NotImplementedError as error:
+        raise UserError(
+            f"site {site!r} is over {distribution.support}, which no map reaches from the real numbers; enumerate a "
+            "discrete site, and hide it from the guide with pyro.poutine.block"
+        ) from error
+
+
+def check_unmasked(masks: Mapping[str, Tensor | None], unprunable: Mapping[str, str]) -> None:
+    """Raise ``UserError`` for a mask of a site that cannot have one, with the reason."""
+    for name, reason in unprunable.items():
+        if masks[name] is not None:
+            raise UserError(f"site {name!r} {reason}, so its values cannot be pruned to exactly 0")
+
+
+def _base_constraint(distribution: Any) -> Any:
     support = distribution.support
     while hasattr(support, "base_constraint"):  # of an independent one, or of a mixture
         support = support.base_constraint
+    return support
+
+
+def _check_real(site: str, distribution: Any) -> None:
+    support = _base_constraint(distribution)
     if support is not constraints.real:
         raise UserError(
             f"the prior of {site!r} is over {support}, not all real numbers, on which a weight is pruned to exactly 0; "
