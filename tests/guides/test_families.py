@@ -15,6 +15,13 @@ from pyro.infer.autoguide import AutoNormal
 import pyro_lottery as pl
 
 
+@pytest.fixture(autouse=True)
+def _stock_parameters():
+    """Those of Pyro's own guides are in its global store."""
+    yield
+    pyro.clear_param_store()
+
+
 def nested():
     """Plates within each other; the inner one has events of two numbers."""
     w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
