@@ -20,6 +20,7 @@ from pyro_lottery.levels import Setup, prepare, train_levels
 from pyro_lottery.results import RunFolder
 from pyro_lottery.runs import Run, load_run
 from pyro_lottery.types import Ticket
+from pyro_lottery.used_weights import check_used_weights
 
 PROG = "python -m pyro_lottery.imp"
 
@@ -58,6 +59,7 @@ def _try_out(setup: Setup) -> None:
     mask = masks.shrink(masks.full(initial), score, setup.config.prune_fraction)
     with torch.no_grad(), sparsify(mask):
         setup.guide()
+        check_used_weights(setup.model, setup.data.train[:2])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from pyro_lottery import guides
 from pyro_lottery.errors import UserError
+from pyro_lottery.handlers.used_weights import mask_what_is_used_
 from pyro_lottery.names import check_same
 from pyro_lottery.own_parameters import keep_parameters_
 from pyro_lottery.priors import AnyPrior, SitePrior, detached, normal, of_sites
@@ -77,6 +79,9 @@ def bayesianize_(net: nn.Module, prior: AnyPrior) -> dict[str, float]:
     scales = {site: kaiming_scale(layer, name) for site, layer, name in found}
     values = {site: getattr(layer, name).detach().clone() for site, layer, name in found}
     own = _site_priors(prior, values)  # before any change
+    for site, layer, name in found:
+        if name == "weight" and isinstance(layer, _LAYERS):
+            mask_what_is_used_(layer, name, site)
     to_pyro_module_(net)
     keep_parameters_(net)
     for site, layer, name in found:
@@ -91,6 +96,26 @@ def _site_priors(prior: AnyPrior, values: Sites) -> dict[str, SitePrior]:
     """Every site's prior, on the site's device."""
     said = of_sites(prior, values)
     return {site: SitePrior(site, said[site], value.shape).to(value.device) for site, value in values.items()}
+
+
+LARGE_PART = 0.1
+"""Share of a network's weights in layers that cannot be random, from which on densities need saying what they are of."""
+
+
+def _what_density_is_of(net: nn.Module, prunable: tuple[str, ...]) -> str | None:
+    """A line if many of a network's weights are in layers that cannot be random: conditional convolutions, LSTM, embeddings."""
+    random = {site for site, _, _ in random_parameters(net)}
+    weights = {name: p.numel() for name, p in net.named_parameters() if p.ndim > 1 and p.requires_grad}
+    others = {name: count for name, count in weights.items() if name not in random}
+    if sum(others.values()) <= LARGE_PART * sum(weights.values()):
+        return None
+    largest = max(others, key=lambda name: others[name])
+    kind = type(net.get_submodule(largest.rpartition(".")[0])).__name__
+    share = sum(weights.get(site, 0) for site in prunable) / sum(weights.values())
+    return (
+        f"a density is a share of the prunable weights, which are {share:.1%} of this network's; {largest!r} ({kind}) and "
+        f"{len(others) - 1} other weights are in layers that cannot be random, and stay dense"
+    )
 
 
 def _check_layers(net: nn.Module) -> None:
@@ -157,8 +182,11 @@ class BayesianNetwork(nn.Module):
         if num_data < 1:
             raise UserError(f"num_data must be at least 1, got {num_data}")
         self.prunable = prunable_sites(net)
+        note = _what_density_is_of(net, self.prunable)
         self._net_names = set(net.state_dict()) - {site for site, _, _ in random_parameters(net)}
         self.kaiming_scale = bayesianize_(net, normal(0.0, 1.0) if prior is None else prior)
+        if note:
+            warnings.warn(note, stacklevel=3)
         self.net = net
         self.num_data = num_data
         self.kl_temperature = kl_temperature

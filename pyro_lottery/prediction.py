@@ -124,7 +124,7 @@ def _draws(
         raise UserError(f"num_samples must be at least 1, got {num_samples}; predict_mean uses the mean weights")
     guides.check_sites(model, guide)
     for _ in range(1 if guides.is_point(guide) else num_samples):
-        with _inference(model):
+        with inference(model):
             trace = poutine.trace(guide).get_trace()
             weights: dict[str, Any] = {
                 name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample"
@@ -156,7 +156,7 @@ def logits_mean(
     for name, loc in guides.locs(guide).items():
         mask = active_mask(name, loc.shape)
         weights[name] = loc if mask is None else loc.masked_fill_(~mask.to(loc.device), 0.0)
-    with _inference(model):
+    with inference(model):
         return torch.cat(list(_outputs(model, weights, images, batch_size, precision)))
 
 
@@ -166,7 +166,7 @@ def _check_classifier(model: BayesianNetwork) -> None:
 
 
 @contextmanager
-def _inference(model: nn.Module) -> Iterator[None]:
+def inference(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()  # so that BatchNorm uses, and does not touch, its running statistics
     try:

@@ -23,6 +23,7 @@ from pyro_lottery.prediction import autocast, channels_last, predict
 from pyro_lottery.priors import SitePrior
 from pyro_lottery.ranks import ALONE, Alone
 from pyro_lottery.types import Sites
+from pyro_lottery.used_weights import check_used_weights
 
 History = list[dict[str, float]]
 CHECK_EVERY = 50
@@ -129,6 +130,7 @@ def train(
     model.to(memory_format=torch.channels_last)
     if device.type == "cpu":
         kernels.keep_memory()
+    check_used_weights(model, data.train[:2])
     norms: list[Any] = [m for m in model.modules() if _is_batch_norm(m) and m.running_mean is not None]
     infinite = _infinite_buffers(model)
     with guides.compressed(guide):  # the parameters are those of surviving weights, so is the optimizer's state

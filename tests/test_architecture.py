@@ -17,6 +17,7 @@ LAYERS = [
     {"elbo", "guides", "tickets", "results"},
     {"model"},
     {"prediction", "figures"},
+    {"used_weights"},
     {"training", "config", "console", "commands"},
     {"runs"},
     {"levels", "tables", "draw"},

@@ -1,0 +1,152 @@
+"""What layers really compute with: masks for layers that transform their weight, and a record of every weight in use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pyro_lottery.handlers.local_reparameterization import _LAYERS
+from pyro_lottery.handlers.sparsify import active_mask
+from pyro_lottery.types import Sites
+
+_PLAIN: set[Any] = {cls.forward for cls in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+_PLAIN |= {cls.forward for cls in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)}
+_PLAIN_CONVOLUTIONS = {cls._conv_forward for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+
+
+@dataclass(frozen=True)
+class Use:
+    """A weight that a layer function got, and the sites that it was made from."""
+
+    sites: tuple[str, ...]
+    nonzero: int
+    elements: int
+
+
+class UsedWeights(TorchFunctionMode):
+    """Records what linear and convolution functions get as their weight, where it was made from ``sites``.
+
+    The values of sites require grad: autograd's graph says what became of them. A weight that was also made from
+    ``inputs`` is an activation, or a mixture for each example, and is left out.
+    """
+
+    def __init__(self, sites: Sites, inputs: Iterable[Tensor] = ()):
+        super().__init__()
+        self._names = {id(value): name for name, value in sites.items()}
+        self._inputs = {id(value) for value in inputs}
+        self.uses: list[Use] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _LAYERS:
+            self._record(kwargs["weight"] if "weight" in kwargs else args[1])
+        elif func is F.multi_head_attention_forward:
+            for value in (*args, *kwargs.values()):
+                if id(value) in self._names:
+                    self._record(value)
+        return func(*args, **kwargs)
+
+    def _record(self, weight: Tensor) -> None:
+        sites = self._sources(weight)
+        if sites:
+            self.uses.append(Use(sites, int(weight.detach().count_nonzero()), weight.numel()))
+
+    def _sources(self, weight: Tensor) -> tuple[str, ...]:
+        if id(weight) in self._names:
+            return (self._names[id(weight)],)
+        found, seen, todo = [], set(), [weight.grad_fn]
+        while todo:
+            node: Any = todo.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            leaf = id(getattr(node, "variable", None))
+            if leaf in self._inputs:
+                return ()
+            if leaf in self._names:
+                found.append(self._names[leaf])
+            todo += [before for before, _ in node.next_functions]
+        return tuple(found)
+
+
+def mask_what_is_used_(layer: nn.Module, name: str, site: str) -> None:
+    """Let the mask of ``site`` act on what the layer computes with, if it transforms its weight ``name`` before.
+
+    A standardised convolution (Qiao et al. 2019) subtracts each filter's mean, after which no pruned weight is 0: under
+    ``sparsify`` it computes with mask × standardised weight instead. Whether a layer does so is seen by running it.
+    """
+    if not _may_transform(layer):
+        return
+    weight = getattr(layer, name)
+    mask = (torch.arange(weight.numel(), device=weight.device) % 2 == 0).view(weight.shape)
+    use = _use(layer, name, torch.where(mask, torch.rand_like(weight) + 0.5, 0.0))
+    if use is not None and use.nonzero > int(mask.sum()) and use.elements == weight.numel():
+        layer.forward = _Masked(layer, site, weight.shape)
+
+
+def _may_transform(layer: Any) -> bool:
+    if "forward" in vars(layer):
+        return False  # somebody's own: it is checked when it is pruned
+    convolve = getattr(type(layer), "_conv_forward", None)
+    return type(layer).forward not in _PLAIN or (convolve is not None and convolve not in _PLAIN_CONVOLUTIONS)
+
+
+def _use(layer: Any, name: str, value: Tensor) -> Use | None:
+    """How a layer by itself uses a value of its weight; None where it cannot be run by itself, or does not use it."""
+    if isinstance(layer, nn.Linear):
+        size: tuple[int, ...] = (2, layer.in_features)
+    else:
+        size = (
+            2,
+            layer.in_channels,
+            *(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)),
+        )
+    value = value.detach().requires_grad_()
+    buffers = {n: b.clone() for n, b in layer.named_buffers()}
+    with torch.enable_grad(), UsedWeights({name: value}) as used:
+        try:
+            torch.func.functional_call(layer, {name: value} | buffers, (value.new_zeros(size),))
+        except Exception:  # what a layer needs beside its input is its own affair; it is checked when it is pruned
+            return None
+    return max(used.uses, key=lambda use: use.nonzero, default=None)
+
+
+class _Masked:
+    """The forward of a layer that transforms its weight, with the mask after the transformation."""
+
+    def __init__(self, layer: nn.Module, site: str, shape: torch.Size):
+        self.layer, self.site, self.shape = layer, site, shape
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        forward = type(self.layer).forward
+        mask = active_mask(self.site, self.shape, x.device)
+        if mask is None:
+            return forward(self.layer, x, *args, **kwargs)
+        with _Masking(mask):
+            return forward(self.layer, x, *args, **kwargs)
+
+
+class _Masking(TorchFunctionMode):
+    """Multiplies the weight that a layer function gets by the mask of its shape."""
+
+    def __init__(self, mask: Tensor):
+        super().__init__()
+        self.mask = mask
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _LAYERS:
+            if "weight" in kwargs:
+                kwargs["weight"] = self._masked(kwargs["weight"])
+            else:
+                args = (args[0], self._masked(args[1]), *args[2:])
+        return func(*args, **kwargs)
+
+    def _masked(self, weight: Tensor) -> Tensor:
+        return torch.where(self.mask, weight, 0.0) if weight.shape == self.mask.shape else weight

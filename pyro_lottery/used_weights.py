@@ -1,0 +1,71 @@
+"""Whether pruned weights are zero where it counts: in what the network's layers compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_lottery.errors import UserError
+from pyro_lottery.handlers import active_mask, sparsify
+from pyro_lottery.handlers.used_weights import Use, UsedWeights
+from pyro_lottery.model import BayesianNetwork
+from pyro_lottery.prediction import channels_last, inference
+from pyro_lottery.types import Mask, Sites
+
+_KEPT = 1 / 8
+"""Share of surviving weights that the check keeps, so that a part of a weight stands out too."""
+
+
+def used_weights(model: BayesianNetwork, values: Sites, images: Tensor) -> Sequence[Use]:
+    """Every weight, made from ``values`` of the sites, that a linear or convolution function gets in one forward pass.
+
+    Under the enclosing ``sparsify`` and in eval mode; ``images`` as the network takes them.
+    """
+    values = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
+    inputs = [images.clone().requires_grad_()] if images.is_floating_point() else []
+    with inference(model), torch.enable_grad(), UsedWeights(values, inputs) as used, poutine.condition(data=values):
+        model.net(channels_last(inputs[0] * 1 if inputs else images))  # times 1: a leaf refuses changes in place
+    return used.uses
+
+
+def check_used_weights(model: BayesianNetwork, images: Tensor) -> None:
+    """Raise ``UserError`` that names a layer which, under the enclosing ``sparsify``, computes with weights that the mask
+    does not prune, because something transforms them in between; without a mask nothing is run.
+
+    One forward pass with some values: every pruned weight must leave a zero in what a layer function gets.
+    """
+    masks = {name: active_mask(name, value.shape, value.device) for name, value in model.initial_values().items()}
+    kept = {name: mask for name, mask in masks.items() if mask is not None}
+    if all(bool(mask.all()) for mask in kept.values()):
+        return
+    values, probe = _probe(model, kept)
+    with sparsify(probe):
+        for name, mask in probe.items():  # or sites that are set from outside are taken for unknown ones
+            active_mask(name, mask.shape, mask.device)
+        uses = used_weights(model, values, images)
+    survivors = {name: int(value.count_nonzero()) for name, value in values.items()}
+    for use in uses:
+        elements = sum(values[name].numel() for name in use.sites)
+        allowed = sum(survivors[name] for name in use.sites) * max(1.0, use.elements / elements)
+        if use.nonzero > allowed:
+            raise UserError(
+                f"{use.sites[0]!r} is transformed before its layer uses it: of the pruned weights {use.nonzero:,} of "
+                f"{use.elements:,} are not 0 where {int(allowed):,} survive; give it no mask, or train the network dense"
+            )
+
+
+def _probe(model: BayesianNetwork, kept: Mask) -> tuple[Sites, Mask]:
+    """Values of all sites that are not 0 but where they are pruned, and masks of a share of the survivors."""
+    generator = torch.Generator().manual_seed(0)
+    values, masks = {}, {}
+    for name, initial in model.initial_values().items():
+        value = torch.randn(initial.shape, generator=generator) * model.kaiming_scale[name]
+        values[name] = torch.where(value == 0, 1.0, value).to(initial)
+        if name in kept:
+            some = torch.rand(initial.shape, generator=generator) < _KEPT
+            masks[name] = kept[name] & some.to(initial.device)
+            values[name] = torch.where(masks[name], values[name], 0.0)
+    return values, masks

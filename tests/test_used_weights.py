@@ -1,0 +1,215 @@
+"""Pruned weights are 0 in what layers compute with, counted there, or the layer is named."""
+
+import copy
+import warnings
+
+import pytest
+import timm
+import torch
+from timm.layers import StdConv2d
+from timm.models.resnetv2 import ResNetV2
+from torch import nn
+from torch.nn import functional as F
+
+import pyro_lottery as pl
+from pyro_lottery.used_weights import check_used_weights, used_weights
+
+from .conftest import TinyNet
+
+QUICK = {"epochs": 1, "batch_size": 16, "milestones": ()}
+
+
+def standardise(weight):
+    """Weight standardisation (Qiao et al. 2019), written anew."""
+    flat = weight.flatten(1)
+    return ((flat - flat.mean(1, keepdim=True)) / flat.std(1, keepdim=True)).view_as(weight)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(x, weight=standardise(self.weight), bias=self.bias, padding=self.padding)
+
+
+class StandardisedNet(TinyNet):
+    def __init__(self):
+        super().__init__()
+        self.conv = Standardised(1, 4, 3, padding=1)
+
+
+def pruned(model, density):
+    posterior = pl.posterior(pl.guides.mean_field(model))
+    return pl.masks.shrink(pl.masks.full(posterior), pl.scores.magnitude(posterior), round(1 - density, 6)), posterior
+
+
+def share_in_use(model, density, images):
+    """Of the prunable weights that layers get, the share that is not 0."""
+    mask, posterior = pruned(model, density)
+    with pl.handlers.sparsify(mask):
+        check_used_weights(model, images)
+        for name, m in mask.items():
+            pl.handlers.active_mask(name, m.shape)
+        uses = used_weights(model, pl.masks.apply(mask, posterior).loc, images)
+    uses = [use for use in uses if set(use.sites) <= set(model.prunable)]
+    return sum(use.nonzero for use in uses) / sum(use.elements for use in uses)
+
+
+def test_a_standardised_convolution_computes_with_mask_times_standardised_weight(half_mask, tiny_data):
+    model = pl.BayesianClassifier(StandardisedNet(), num_data=60)
+    half_mask = half_mask | {"conv.weight": torch.arange(36).view(4, 1, 3, 3) % 2 == 0}
+    loc, x = pl.masks.apply(half_mask, pl.posterior(pl.guides.mean_field(model))).loc, tiny_data.test[:5]
+    expected = F.conv2d(x, standardise(loc["conv.weight"]) * half_mask["conv.weight"], loc["conv.bias"], padding=1)
+    dense = F.conv2d(x, standardise(loc["conv.weight"]), loc["conv.bias"], padding=1)
+    for each in (model, copy.deepcopy(model)):
+        seen = []
+        each.net.bn.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        guide = pl.guides.mean_field(each)
+        with pl.handlers.sparsify(half_mask):
+            pl.guides.zero_pruned_(guide, half_mask)
+            pl.predict_mean(each, guide, x)
+        torch.testing.assert_close(seen.pop(), expected)
+        pl.predict_mean(each, guide, x)
+        torch.testing.assert_close(seen.pop(), dense)
+
+
+@pytest.mark.filterwarnings("ignore:local reparameterization")
+@pytest.mark.parametrize("estimator", ["weights", "local"])
+def test_the_gradient_under_a_mask_is_that_of_what_a_standardised_convolution_computes(estimator, tiny_data, half_mask):
+    half_mask = half_mask | {"conv.weight": torch.arange(36).view(4, 1, 3, 3) % 2 == 0}
+
+    class ByHand(TinyNet):
+        """The same network with its mask written into it."""
+
+        def forward(self, x):
+            x = F.conv2d(x, standardise(self.conv.weight) * half_mask["conv.weight"], self.conv.bias, padding=1)
+            x = F.avg_pool2d(torch.relu(self.bn(x)), 2).flatten(1)
+            return self.out(torch.relu(self.hidden(x)))
+
+    start, gradients = TinyNet().state_dict(), []
+    for net in (StandardisedNet(), ByHand()):
+        net.load_state_dict(start)
+        model = pl.BayesianClassifier(net, num_data=60)
+        guide = pl.guides.mean_field(model)
+        torch.manual_seed(1)
+        with pl.handlers.sparsify(half_mask):
+            terms = pl.ELBO(estimator=estimator).terms(model, guide, tiny_data.test[:8], tiny_data.test.labels[:8])
+            (terms.nll + terms.kl).backward()
+        gradients.append(guide.unpack(guide.loc.grad))
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(value, gradients[1][name])
+        assert (value[~half_mask.get(name, torch.ones_like(value) > 0)] == 0).all()
+
+
+def test_a_standardised_network_is_trained_under_a_mask(tiny_data, half_mask):
+    model = pl.BayesianClassifier(StandardisedNet(), num_data=60)
+    guide = pl.guides.mean_field(model)
+    with pl.handlers.sparsify(half_mask):
+        history = pl.train(model, guide, tiny_data, **QUICK | {"epochs": 20, "lr": 0.02, "seed": 1})
+    assert history[-1]["test_accuracy"] > 0.9
+
+
+class Shifted(TinyNet):
+    """A network that takes a layer's weight out of its hands."""
+
+    def forward(self, x):
+        x = F.avg_pool2d(torch.relu(self.bn(self.conv(x))), 2).flatten(1)
+        return self.out(torch.relu(F.linear(x, self.hidden.weight - self.hidden.weight.mean(), self.hidden.bias)))
+
+
+class Halved(TinyNet):
+    """The same of half a weight, of which fewer elements are in use than survive."""
+
+    def forward(self, x):
+        x = F.avg_pool2d(torch.relu(self.bn(self.conv(x))), 2).flatten(1)
+        first, rest = self.hidden.weight.split((2, 4))
+        x = torch.cat([F.linear(x, first + 0.1), F.linear(x, rest)], -1)
+        return self.out(torch.relu(x))
+
+
+class Fine(TinyNet):
+    """Scales, transposes and splits weights, and filters the image with what it computed: none of it undoes a mask."""
+
+    def forward(self, x):
+        x = F.avg_pool2d(torch.relu(self.bn(self.conv(x))), 2).flatten(1)
+        a, b = (2 * self.hidden.weight).T.contiguous().T.split(3)
+        x = torch.cat([F.linear(x, a), F.linear(x, b)], -1)
+        x = F.conv1d(x[None], x.softmax(-1)[:, None, :1], groups=len(x))[0]
+        return self.out(torch.relu(x))
+
+
+@pytest.mark.parametrize("make", [Shifted, Halved])
+def test_a_weight_that_is_transformed_elsewhere_is_refused_by_name_before_the_first_step(make, tiny_data):
+    model = pl.BayesianClassifier(make(), num_data=60)
+    guide = pl.guides.mean_field(model)
+    before = pl.posterior(guide).loc["out.weight"]
+    with (
+        pytest.raises(pl.UserError, match=r"^'hidden\.weight' is transformed before its layer uses it.*dense$"),
+        pl.handlers.sparsify(pruned(model, 0.5)[0]),
+    ):
+        pl.train(model, guide, tiny_data, **QUICK)
+    assert torch.equal(pl.posterior(guide).loc["out.weight"], before)
+    pl.train(model, guide, tiny_data, **QUICK)  # dense
+    with pl.handlers.sparsify(pl.masks.full(pl.posterior(guide))):
+        pl.train(model, guide, tiny_data, **QUICK)
+
+
+def test_what_leaves_pruned_weights_zero_is_not_refused_and_the_check_leaves_no_trace(tiny_data):
+    model = pl.BayesianClassifier(Fine(), num_data=60)
+    state, generator = model.net_state(), torch.get_rng_state()
+    with pl.handlers.sparsify(pruned(model, 0.3)[0]):
+        check_used_weights(model, tiny_data.train[:2])
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert model.net.training
+    assert all(torch.equal(state[name], value) for name, value in model.net_state().items())
+    assert not any(p.grad is not None for p in model.parameters())
+
+
+def small_bit():
+    return ResNetV2((1, 1), (8, 16), num_classes=3, stem_chs=8, conv_layer=StdConv2d, norm_layer=nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize(
+    ("make", "standardised"),
+    [
+        (small_bit, True),
+        ("nf_regnet_b0", True),
+        ("tf_mobilenetv3_small_075", False),  # whose convolutions pad by themselves
+        ("mixnet_s", False),
+        ("convit_tiny", False),
+        ("efficientnet_cc_b0_4e", False),
+    ],
+)
+def test_the_share_of_nonzeros_that_convolutions_of_timms_families_get(make, standardised):
+    net = timm.create_model(make, num_classes=3) if isinstance(make, str) else make()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "a density is a share of the prunable weights")
+        model = pl.BayesianClassifier(net, num_data=60)
+    size = 224 if make == "convit_tiny" else 64
+    share = share_in_use(model, 0.02, torch.randn(2, 3, size, size))
+    # Filters of one weight, or of weights that are all pruned or alike, are standardised to 0.
+    assert 0.01 < share < 0.021 if standardised else share == pytest.approx(0.02, rel=1e-3)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.rnn, self.hidden, self.out = kind(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.hidden(self.rnn(x)[0]))
+
+
+@pytest.mark.parametrize(
+    ("make", "share", "layer"),
+    [
+        (lambda: Recurrent(nn.LSTM), r"13\.6%", r"'rnn\.weight_hh_l0' \(LSTM\) and 1 other"),
+        (lambda: Recurrent(nn.GRU), r"17\.0%", r"'rnn\.weight_hh_l0' \(GRU\) and 1 other"),
+        (
+            lambda: timm.create_model("efficientnet_cc_b0_4e", num_classes=3),
+            r"10\.7%",
+            r"'blocks\.\d\.\d\.conv_pwl?\.weight' \(CondConv2d\)",
+        ),
+    ],
+)
+def test_a_network_much_of_which_cannot_be_random_is_told_what_a_density_is_of(make, share, layer):
+    with pytest.warns(UserWarning, match=f"prunable weights, which are {share} of this network's; {layer}"):
+        pl.BayesianClassifier(make(), num_data=60)
