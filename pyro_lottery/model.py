@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -22,7 +23,7 @@ from pyro_lottery.errors import UserError
 from pyro_lottery.handlers.used_weights import mask_what_is_used_
 from pyro_lottery.names import check_same
 from pyro_lottery.own_parameters import keep_parameters_
-from pyro_lottery.priors import AnyPrior, SitePrior, detached, normal, of_sites
+from pyro_lottery.priors import AnyPrior, OneSite, SitePrior, detached, normal, of_sites
 from pyro_lottery.types import Mask, Sites, Ticket
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -95,7 +96,14 @@ def bayesianize_(net: nn.Module, prior: AnyPrior) -> dict[str, float]:
 def _site_priors(prior: AnyPrior, values: Sites) -> dict[str, SitePrior]:
     """Every site's prior, on the site's device."""
     said = of_sites(prior, values)
-    return {site: SitePrior(site, said[site], value.shape).to(value.device) for site, value in values.items()}
+    with poutine.block(), OneSite(check=True):  # which draws hyperpriors once, to see what depends on them
+        found = {site: SitePrior(site, said[site], value.shape).to(value.device) for site, value in values.items()}
+    for site, own in found.items():
+        for name in {*values, "y", "data"} & {*own.hyper_sites}:
+            raise UserError(
+                f"the prior of {site!r} samples {name!r}, which is another site's name; choose one of its own"
+            )
+    return found
 
 
 LARGE_PART = 0.1
@@ -191,6 +199,7 @@ class BayesianNetwork(nn.Module):
         self.num_data = num_data
         self.kl_temperature = kl_temperature
         self._sites = {site: (site.rpartition(".")[0], site.rpartition(".")[2]) for site in self.kaiming_scale}
+        self._note_dependence()
 
     @property
     def kl_temperature(self) -> float:
@@ -206,7 +215,12 @@ class BayesianNetwork(nn.Module):
     @property
     def independent_sites(self) -> tuple[str, ...]:
         """The sites whose prior depends on no other site, so that a KL in closed form, site by site, is exact."""
-        return self.sites
+        return self._independent_sites
+
+    @property
+    def hyper_sites(self) -> tuple[str, ...]:
+        """The sites that priors sample themselves (hyperpriors), each once."""
+        return self._hyper_sites
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -214,8 +228,16 @@ class BayesianNetwork(nn.Module):
         return tuple(self._sites)
 
     def prior_of(self, site: str) -> dist.TorchDistribution:
-        """The prior of each weight of ``site``, as it is now: a distribution that broadcasts to the site's shape."""
-        return detached(self._priors()[site].distribution)
+        """The prior of each weight of ``site``, as it is now: a distribution that broadcasts to the site's shape.
+
+        Raises ``UserError`` for a prior that depends on other sites (a hyperprior).
+        """
+        prior = self._priors()[site]
+        if prior.hyper_sites:
+            raise UserError(
+                f"the prior of {site!r} depends on {', '.join(prior.hyper_sites)}; it is not one distribution"
+            )
+        return detached(prior.distribution)
 
     def set_prior_(self, prior: AnyPrior) -> None:
         """Replace the prior of every random weight, in place; the guide stays as it is.
@@ -226,9 +248,19 @@ class BayesianNetwork(nn.Module):
         for site, own in _site_priors(prior, self.initial_values()).items():  # all of them, before any is replaced
             path, _, name = f"{site}_prior".rpartition(".")
             self.net.get_submodule(path)._modules[name] = own
+        self._note_dependence()
+
+    def _note_dependence(self) -> None:
+        """Keep which priors depend on which sites, since every step asks."""
+        depends = {site: prior.hyper_sites for site, prior in self._priors().items()}
+        self._independent_sites = tuple(site for site, names in depends.items() if not names)
+        self._hyper_sites = tuple(dict.fromkeys(name for names in depends.values() for name in names))
 
     def _priors(self) -> dict[str, SitePrior]:
         return {site: self.net.get_submodule(f"{site}_prior") for site in self._sites}  # type: ignore[misc]
+
+    def _hyperpriors(self) -> Any:
+        return OneSite(self._hyper_sites) if self._hyper_sites else nullcontext()
 
     def prior_parameters(self) -> list[nn.Parameter]:
         """What is learned of the priors, each once."""
@@ -292,7 +324,7 @@ class BayesianNetwork(nn.Module):
         """
         entered = _with_gradients.set(torch.is_grad_enabled())
         try:
-            with poutine.scale(scale=self.kl_temperature):
+            with poutine.scale(scale=self.kl_temperature), self._hyperpriors():
                 if x is None:
                     _sample_sites(self.net, self._sites)
                     return None

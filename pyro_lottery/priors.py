@@ -6,6 +6,7 @@ import copy
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -13,6 +14,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor, nn
 
 from pyro_lottery.errors import UserError, unknown
@@ -214,7 +216,8 @@ class SitePrior(nn.Module):
     The distribution's tensors, also those of distributions inside it, are this module's buffers, so that ``.to()``
     moves them and the state dict holds them; a PyroSample alone does neither. Those that require a gradient are its
     parameters, the very objects where they are ``nn.Parameter``, and are learned with the guide (empirical Bayes). What
-    is computed from parameters is computed at every call, by the prior function or module that did so.
+    is computed from parameters is computed at every call, by the prior function or module that did so; so is what
+    depends on sites that these sample (hyperpriors), which become sites of the model.
     """
 
     def __init__(self, site: str, prior: Prior, shape: Size):
@@ -223,10 +226,12 @@ class SitePrior(nn.Module):
         self._owners: dict[str, tuple[Any, str]] = {}
         self._asked: Prior | None = None
         self._constant: Any = None
-        found = _statements_checked(prior, site, shape)
+        found, hyperpriors = _traced(prior, site, shape)
+        self.hyper_sites = tuple(hyperpriors)
+        """Sites that the prior samples itself."""
         computed = [t for t in _tensors(found) if t.requires_grad and _leaf(t) is None]
-        if computed:
-            self._ask_anew(prior, found)
+        if hyperpriors or computed:
+            self._ask_anew(prior, [found, *hyperpriors.values()])
         else:
             self._constant = _copied(found, self._adopt)
         try:
@@ -248,7 +253,7 @@ class SitePrior(nn.Module):
         names = {name for name, _ in self.named_parameters(remove_duplicate=False)}
         return names | {name for name in self.state_dict() if name.startswith("_asked.")}
 
-    def _ask_anew(self, prior: Prior, found: Any) -> None:
+    def _ask_anew(self, prior: Prior, found: list[Any]) -> None:
         leaves = _leaves(found)
         if isinstance(prior, _Always):
             raise UserError(
@@ -258,8 +263,9 @@ class SitePrior(nn.Module):
         if isinstance(prior, nn.Module):
             own, whose = set(prior.parameters()), "a parameter of that module"
         else:
-            again, whose = _leaves(_each(of_site(prior, self.site, self.shape))), "an nn.Parameter made outside it"
-            own = {t for t in leaves if isinstance(t, nn.Parameter)} & set(again)
+            again, hyperpriors = _traced(prior, self.site, self.shape)
+            own = {t for t in _leaves([again, *hyperpriors.values()]) if isinstance(t, nn.Parameter)}
+            whose = "an nn.Parameter made outside it"
         if not set(leaves) <= own:
             raise UserError(
                 f"the prior of {self.site!r} depends on a tensor that requires a gradient and is not {whose}"
@@ -293,7 +299,7 @@ class SitePrior(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._asked is not None and not isinstance(self._asked, nn.Module):
+        if self._parameters and self._asked is not None:
             raise UserError(  # since the function would go on with the parameters of the original
                 f"the prior of {self.site!r} is a function of nn.Parameters, which a copy would share; write it as an "
                 "nn.Module whose forward takes site and shape"
@@ -311,18 +317,56 @@ def _each(distribution: Any) -> Any:
     return distribution
 
 
-def _statements_checked(prior: Prior, site: str, shape: Size) -> Any:
-    """The distribution per weight that a prior says; ``UserError`` if it makes statements of Pyro on the way."""
-    with poutine.block():
-        trace = poutine.trace(lambda: of_site(prior, site, shape)).get_trace()
+class OneSite(Messenger):
+    """Within this context, sample statements of one name are one site: the first is made, the others get its value.
+
+    So a hyperprior may be stated by the priors of several sites. ``names`` are those it acts on, None for all. Raises
+    ``UserError`` where the distributions of one name differ and ``check`` is on.
+    """
+
+    def __init__(self, names: Iterable[str] | None = None, check: bool = False):
+        super().__init__()
+        self._names, self._check = None if names is None else set(names), check
+        self._met: dict[str, tuple[Any, Any]] = {}
+
+    def __exit__(self, *exception: Any) -> None:
+        self._met.clear()
+        super().__exit__(*exception)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self._met:
+            fn, value = self._met[msg["name"]]
+            if self._check and not _same(fn, msg["fn"]):
+                raise UserError(f"two priors sample {msg['name']!r} from different distributions; give them two names")
+            msg["value"], msg["done"], msg["stop"] = value, True, True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if self._names is None or msg["name"] in self._names:
+            self._met[msg["name"]] = msg["fn"], msg["value"]
+
+
+def _same(one: Any, other: Any) -> bool:
+    tensors = zip_longest(_tensors(one), _tensors(other))
+    return type(one) is type(other) and all(a is b or (a is not None and torch.equal(a, b)) for a, b in tensors)
+
+
+def _traced(prior: Prior, site: str, shape: Size) -> tuple[Any, dict[str, Any]]:
+    """The distribution per weight that a prior says, and of each site that it samples itself the distribution.
+
+    Raises ``UserError`` for other statements of Pyro.
+    """
+    trace = poutine.trace(lambda: of_site(prior, site, shape)).get_trace()
+    found = {}
     for name, node in trace.nodes.items():
         if node["type"] == "sample":
-            raise UserError(f"the prior of {site!r} samples {name!r}; hyperpriors are not supported")
+            if node["is_observed"]:
+                raise UserError(f"the prior of {site!r} observes {name!r}, which only a likelihood can")
+            found[name] = node["fn"]
         if node["type"] == "param" and not isinstance(prior, nn.Module):
             raise UserError(
                 f"the prior of {site!r} has pyro.param({name!r}) inside; use an nn.Parameter, which the model then owns"
             )
-    return _each(trace.nodes["_RETURN"]["value"])
+    return _each(trace.nodes["_RETURN"]["value"]), found
 
 
 def _copied(original: Any, tensor: Callable[[Any, str, str], Tensor], path: str = "") -> Any:
@@ -376,10 +420,10 @@ def _leaf(value: Tensor) -> Tensor | None:
         return None
 
 
-def _leaves(distribution: Any) -> list[Tensor]:
-    """The leaves that a distribution's tensors are computed from and that require a gradient."""
-    found = {id(t): t for t in _tensors(distribution) if t.requires_grad and t.is_leaf}
-    nodes: list[Any] = [t.grad_fn for t in _tensors(distribution) if t.grad_fn is not None]
+def _leaves(distributions: list[Any]) -> list[Tensor]:
+    """The leaves that the tensors of distributions are computed from and that require a gradient."""
+    found = {id(t): t for t in _tensors(distributions) if t.requires_grad and t.is_leaf}
+    nodes: list[Any] = [t.grad_fn for t in _tensors(distributions) if t.grad_fn is not None]
     seen: set[Any] = set()
     while nodes:
         node = nodes.pop()

@@ -40,7 +40,7 @@ def describe(model: BayesianNetwork, guide: Any) -> list[dict[str, Any]]:
 
 
 def _prior(model: BayesianNetwork, site: str) -> str:
-    return _text(model.prior_of(site))
+    return _text(model.prior_of(site)) if site in model.independent_sites else "depends on other sites"
 
 
 def _text(each: Any) -> str:

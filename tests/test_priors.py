@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import nn
 
 import pyro_lottery as pl
@@ -348,8 +349,16 @@ def test_a_learnable_prior_that_cannot_be_learned_is_refused():
         (Stray(), "is not a parameter of that module"),
         (lambda site, shape: dist.Normal(0.0, pyro.param("s", torch.tensor(1.0))), r"has pyro\.param\('s'\) inside"),
         (
-            lambda site, shape: dist.Normal(0.0, pyro.sample("s", dist.HalfNormal(1.0))),
-            r"the prior of 'conv\.weight' samples 's'",
+            lambda site, shape: dist.Normal(0.0, pyro.sample("s", dist.HalfNormal(1.0), obs=torch.tensor(1.0))),
+            r"the prior of 'conv\.weight' observes 's'",
+        ),
+        (
+            lambda site, shape: dist.Normal(0.0, pyro.sample("out.bias", dist.HalfNormal(1.0))),
+            r"the prior of 'conv\.weight' samples 'out\.bias', which is another site's name",
+        ),
+        (
+            lambda site, shape: dist.Normal(0.0, pyro.sample("s", dist.HalfNormal(float(len(shape))))),
+            "two priors sample 's' from different distributions",
         ),
     ]:
         net = TinyNet()
@@ -489,3 +498,89 @@ def test_every_distribution_over_the_reals_is_a_prior(name):
         value = torch.full((3, 4), 0.3)
         for each in (model, copy.deepcopy(model), copy.deepcopy(copy.deepcopy(model).double()).float()):
             torch.testing.assert_close(each.prior_of("0.weight").log_prob(value).expand(3, 4), prior.log_prob(value))
+
+
+def hyperprior(site, shape):
+    """N(m, e^(2l)) with l for all sites and m for each."""
+    log_scale = pyro.sample("log_scale", dist.Normal(-1.0, 0.5))
+    return dist.Normal(pyro.sample(f"{site}.mean", dist.Normal(0.0, 0.2)), log_scale.exp())
+
+
+def test_what_a_prior_samples_are_sites_of_the_model(tiny_data):
+    model = pl.BayesianClassifier(TinyNet(), hyperprior, num_data=60, kl_temperature=0.1)
+    hyper = ("log_scale", *(f"{site}.mean" for site in model.sites))
+    assert set(model.hyper_sites) == set(hyper)
+    assert model.independent_sites == ()
+    trace = poutine.trace(model).get_trace(tiny_data.test[:4], tiny_data.test.labels[:4])
+    drawn = [n for n, s in trace.nodes.items() if s["type"] == "sample" and n not in ("data", "y")]
+    assert set(drawn) == {*hyper, *model.sites}
+    assert {trace.nodes[n]["scale"] for n in drawn} == {0.1}
+    value = {n: trace.nodes[n]["value"] for n in drawn}
+    density = torch.distributions.Normal(-1.0, 0.5).log_prob(value["log_scale"])
+    for site in model.sites:
+        mean = value[f"{site}.mean"]
+        density = density + torch.distributions.Normal(0.0, 0.2).log_prob(mean)
+        density = density + torch.distributions.Normal(mean, value["log_scale"].exp()).log_prob(value[site]).sum()
+    torch.testing.assert_close(trace.log_prob_sum(lambda name, site: name in drawn), 0.1 * density)
+
+    mixed = pl.BayesianClassifier(TinyNet(), {"conv.*": hyperprior, "*": priors.normal(1.0)}, num_data=60)
+    assert set(mixed.hyper_sites) == {"log_scale", "conv.weight.mean", "conv.bias.mean"}
+    assert mixed.independent_sites == ("hidden.weight", "hidden.bias", "out.weight", "out.bias")
+    with pytest.raises(pl.UserError, match=r"prior of 'conv\.weight' depends on log_scale, conv\.weight\.mean"):
+        mixed.prior_of("conv.weight")
+    assert sites.describe(mixed, pl.guides.mean_field(mixed))[0]["prior"] == "depends on other sites"
+    mixed.set_prior_(priors.normal(1.0))
+    assert (mixed.hyper_sites, mixed.independent_sites) == ((), mixed.sites)
+
+
+@pytest.mark.filterwarnings("ignore:local reparameterization")
+@pytest.mark.parametrize("estimator", ["weights", "local"])
+def test_the_posterior_under_a_hyperprior_is_exact(estimator):
+    """h ~ N(0, τ²), w ~ N(h, s²), y = Xw + noise is one Gaussian of h and w with precision Λ: the best mean-field guide
+    has its mean and the variances 1/Λᵢᵢ.
+    """
+    x, y = torch.randn(20, 3), torch.randn(20, 1) + 1
+    noise, width, hyper_width = 0.8, 0.5, 2.0
+    precision = torch.zeros(4, 4)
+    precision[0, 0] = 1 / hyper_width**2 + 3 / width**2
+    precision[0, 1:] = precision[1:, 0] = -1 / width**2
+    precision[1:, 1:] = x.mT @ x / noise**2 + torch.eye(3) / width**2
+    mean = torch.linalg.solve(precision, torch.cat([torch.zeros(1, 1), x.mT @ y / noise**2])).squeeze(1)
+    exact = precision.diagonal().rsqrt()
+
+    def prior(site, shape):
+        return dist.Normal(pyro.sample("h", dist.Normal(0.0, hyper_width)), width)
+
+    model = pl.BayesianRegressor(nn.Linear(3, 1, bias=False), prior, num_data=20, noise_scale=noise)
+    guide = pl.guides.mean_field(model, init_scale=0.1)
+    optimizer = torch.optim.Adam(guide.parameters(), 0.05)
+    elbo = pl.ELBO(num_particles=2, estimator=estimator)
+    for step in range(400):
+        optimizer.param_groups[0]["lr"] = 0.05 * 0.985**step
+        optimizer.zero_grad()
+        elbo.differentiable_loss(model, guide, x, y).backward()
+        optimizer.step()
+    found = pl.posterior(guide)
+    loc, scale = (torch.cat([part["h"].view(1), part["weight"][0]]) for part in (found.loc, found.scale))
+    assert ((loc - mean).abs() < 0.25 * exact).all()
+    torch.testing.assert_close(scale, exact, rtol=0.1, atol=0)
+
+
+def test_pruning_leaves_hyperpriors_alone(tiny_data, half_mask, tmp_path):
+    model = pl.BayesianClassifier(TinyNet(), hyperprior, num_data=60, kl_temperature=0.1)
+    guide = pl.guides.mean_field(model)
+    assert set(model.prunable) == set(half_mask)
+    start = pl.posterior(guide)
+    with pl.handlers.sparsify(half_mask):
+        history = pl.train(model, guide, tiny_data, epochs=1, milestones=())
+        probs = pl.predict(model, guide, tiny_data.test, num_samples=2)
+        pl.predict_mean(model, guide, tiny_data.test)
+    assert np.isfinite(history[-1]["loss"])
+    torch.testing.assert_close(probs.sum(-1), torch.ones(24))
+    assert set(start.loc) == {*model.sites, *model.hyper_sites}
+    assert set(pl.masks.full(start)) == set(half_mask)
+    pl.Ticket(half_mask, start, model.net_state()).save(tmp_path / "ticket.safetensors")
+    model.start_from_(guide, pl.Ticket.load(tmp_path / "ticket.safetensors"))
+    assert torch.equal(pl.posterior(guide).loc["log_scale"], start.loc["log_scale"])
+    twin = copy.deepcopy(model)
+    assert twin.hyper_sites == model.hyper_sites
