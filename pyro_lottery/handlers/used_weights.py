@@ -108,10 +108,11 @@ def _use(layer: Any, name: str, value: Tensor) -> Use | None:
             *(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)),
         )
     value = value.detach().requires_grad_()
-    buffers = {n: b.clone() for n, b in layer.named_buffers()}
+    others = {n: torch.ones_like(p) for n, p in layer.named_parameters()}  # a gain may start at 0, and hide all
+    others |= {n: b.clone() for n, b in layer.named_buffers()}
     with torch.enable_grad(), UsedWeights({name: value}) as used:
         try:
-            torch.func.functional_call(layer, {name: value} | buffers, (value.new_zeros(size),))
+            torch.func.functional_call(layer, others | {name: value}, (value.new_zeros(size),))
         except Exception:  # what a layer needs beside its input is its own affair; it is checked when it is pruned
             return None
     return max(used.uses, key=lambda use: use.nonzero, default=None)
