@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -26,7 +29,15 @@ def used_weights(model: BayesianNetwork, values: Sites, images: Tensor) -> Seque
     """
     values = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
     inputs = [images.clone().requires_grad_()] if images.is_floating_point() else []
-    with inference(model), torch.enable_grad(), UsedWeights(values, inputs) as used, poutine.condition(data=values):
+    # A network by torch.compile runs as it was written, since what is recorded is read at once.
+    eager: Any = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with (
+        eager,
+        inference(model),
+        torch.enable_grad(),
+        UsedWeights(values, inputs) as used,
+        poutine.condition(data=values),
+    ):
         model.net(channels_last(inputs[0] * 1 if inputs else images))  # times 1: a leaf refuses changes in place
     return used.uses
 
