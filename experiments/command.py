@@ -112,7 +112,7 @@ def print_plan(jobs: Iterable[Job], root: Path) -> None:
     total = 0.0
     for job in jobs:
         left = unfinished(job, root)
-        seconds = seconds_left(job, len(left), root) if left else 0.0
+        seconds = seconds_left(job, left, root) if left else 0.0
         total += seconds
         state = f"{duration(seconds)} left" if left else "finished"
         print(f"{job}: {len(job.levels) - len(left)} of {len(job.levels)} levels, {state}, {job.folder(root).path}")

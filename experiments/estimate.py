@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,13 +21,13 @@ STEPS, ROUNDS = 4, 3
 """Steps to measure, and how often, after as many to warm up."""
 
 
-def seconds_left(job: Job, levels: int, root: Path) -> float:
+def seconds_left(job: Job, levels: Collection[int], root: Path) -> float:
     """Seconds that ``levels`` levels of ``job`` will take, from the steps of finished levels where there are some."""
     step, forward = measure(like(job.config))
     return seconds_of(job.config, levels, _finished_step(job.config, root) or step, forward)
 
 
-def seconds_of(config: Config, levels: int, step: float, forward: float) -> float:
+def seconds_of(config: Config, levels: Collection[int], step: float, forward: float) -> float:
     """Seconds of ``levels`` levels: epochs × steps × step, and the predictions after each epoch and at the end."""
     train, test, *_ = sizes(config.dataset, config.data_dir)
     train, test = config.train_size or train, config.test_size or test
@@ -34,8 +35,8 @@ def seconds_of(config: Config, levels: int, step: float, forward: float) -> floa
     final = 1 if config.guide == "deterministic" else config.eval_samples
     history = min(config.history_samples or samples, final)
     steps = training.steps_per_epoch(train, config.batch_size)
-    predicted = test * (config.epochs * history + final) * forward
-    return levels * (config.epochs * steps * step + predicted)
+    epochs = sum(map(config.epochs_of, levels))
+    return epochs * (steps * step + test * history * forward) + len(levels) * test * final * forward
 
 
 @cache

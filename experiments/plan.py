@@ -118,7 +118,7 @@ def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Nam
     seconds = {}
     for job, levels in left.items():
         cost = costs[like(job.config)]
-        seconds[job] = cost.start + seconds_of(job.config, len(levels), cost.step, cost.forward)
+        seconds[job] = cost.start + seconds_of(job.config, levels, cost.step, cost.forward)
     bytes_of = {job: len(levels) * disk(job.config, _shape(job.config)) for job, levels in left.items()}
 
     where = f"{device.type}, {together} at a time" + (f", {threads} threads each" if device.type == "cpu" else "")

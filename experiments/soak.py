@@ -41,7 +41,7 @@ from hypothesis import strategies as st
 
 import pyro_lottery as pl
 from pyro_lottery import controls, evaluate, files, imp, levels, report, sites, transplant
-from pyro_lottery.config import Config
+from pyro_lottery.config import Config, from_json
 from pyro_lottery.errors import Damaged
 from pyro_lottery.results import RunFolder
 
@@ -253,9 +253,10 @@ def _corrupt(folder: Path) -> int:
     if not (folder / "config.json").exists():
         return 0
     run, corrupt = RunFolder(folder), 0
+    config = from_json(run.config)
     for row in run.results():
         try:
-            run.level(row.level).check(row, run.config["epochs"])
+            run.level(row.level).check(row, config.epochs_of(row.level))
         except Damaged:
             corrupt += 1
     return corrupt
@@ -471,7 +472,7 @@ RIGHT: dict[str, list[str]] = {
     "arch": ["lenet", "resnet20"], "augment": ["none", "crop", "crop_flip"], "guide": ["mean_field", "deterministic"],
     "prior": ["normal", "laplace", "student_t", "mixture", "fan_in"], "prior_scale": ["0.3", "2"], "seed": ["0", "123"],
     "score": ["snr", "magnitude", "squared_sum", "random"], "levels": ["0", "1"], "prune_fraction": ["0.1", "0.99"],
-    "rewind": ["init", "lr", "epoch:1"], "epochs": ["1", "2"], "batch_size": ["7", "64"], "lr": ["0.1", "1e-5"],
+    "rewind": ["init", "lr", "epoch:1", "restart:1"], "epochs": ["1", "2"], "batch_size": ["7", "64"], "lr": ["0.1", "1e-5"],
     "warmup_epochs": ["1"], "weight_decay": ["0", "0.1"], "kl_temperature": ["1"], "kl": ["monte_carlo"],
     "init_scale": ["0.5"], "estimator": ["local"], "train_samples": ["2"], "device": ["cpu"], "on_divergence": ["retry"],
     "val_fraction": ["0.2"],

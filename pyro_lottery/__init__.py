@@ -10,7 +10,7 @@ from pyro_lottery.nets import create_model, list_models
 from pyro_lottery.prediction import predict, predict_mean
 from pyro_lottery.runs import load_run
 from pyro_lottery.tickets import compare
-from pyro_lottery.training import train
+from pyro_lottery.training import TrainState, train
 from pyro_lottery.types import LevelResult, Mask, Posterior, Ticket
 
 __version__ = "0.1.0"
@@ -24,6 +24,7 @@ __all__ = [
     "Mask",
     "Posterior",
     "Ticket",
+    "TrainState",
     "UserError",
     "bayesianize_",
     "compare",

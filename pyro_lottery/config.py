@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from pyro_lottery import data, elbo, prediction, priors
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.ranks import PARALLEL, STRATEGIES
-from pyro_lottery.results import LATER, RESUMABLE
+from pyro_lottery.results import LATER, RESUMABLE, first_epoch
 
 Check = tuple[Callable[[Any], bool], str]
 _POSITIVE: Check = (lambda v: v > 0, "greater than 0")
@@ -65,8 +65,13 @@ class Config:
     levels: int = _option(20, int, "prunings; level 0 is dense, so N levels make N + 1 trainings", _AT_LEAST_0)
     prune_fraction: float = _option(0.2, float, "share of the surviving weights that a level prunes", _FRACTION)
     rewind: str = _option(
-        "init", str, "init, epoch:K (values after K epochs of level 0), or lr (keep trained values)",
-        (lambda v: bool(re.fullmatch(r"init|lr|epoch:[1-9]\d{0,8}", v)), "init, lr or epoch:K with K at least 1"),
+        "init", str,
+        "init; epoch:K (go on from level 0's values after K epochs, at epoch K of the schedule); restart:K (from the same "
+        "values, the whole schedule anew); or lr (keep trained values, the whole schedule anew)",
+        (
+            lambda v: bool(re.fullmatch(r"init|lr|(epoch|restart):[1-9]\d{0,8}", v)),
+            "init, lr, epoch:K or restart:K with K at least 1",
+        ),
     )  # fmt: skip
     epochs: int = _option(160, int, "epochs per level", _AT_LEAST_1)
     batch_size: int = _option(128, int, "images per batch", _AT_LEAST_1)
@@ -129,8 +134,12 @@ class Config:
                 raise unknown(f"--{_dashed(f.name)}", str(value), meta["choices"])
             if meta["check"] and not meta["check"][0](value):
                 raise UserError(f"--{_dashed(f.name)} must be {meta['check'][1]}, got {_text(value)}")
-        if self.rewind.startswith("epoch:") and self.rewind_epoch > self.epochs:
+        if self.rewind_epoch > self.epochs:
             raise UserError(f"--rewind {self.rewind} is after the last of {self.epochs} epochs")
+        if self.epochs_of(1) == 0:
+            raise UserError(
+                f"--rewind {self.rewind} leaves none of {self.epochs} epochs to train; choose an earlier one"
+            )
         if self.guide == "deterministic" and self.score == "snr":
             object.__setattr__(self, "score", "magnitude")  # |w| is what remains of |μ|/σ without a σ
         if self.history_samples is None:
@@ -140,8 +149,16 @@ class Config:
 
     @property
     def rewind_epoch(self) -> int:
-        """K of ``--rewind epoch:K``, else 0."""
-        return int(self.rewind.removeprefix("epoch:")) if self.rewind.startswith("epoch:") else 0
+        """K of ``--rewind epoch:K`` or ``restart:K``, else 0."""
+        return int(self.rewind.partition(":")[2] or 0)
+
+    def first_epoch(self, level: int) -> int:
+        """The epoch, counted from 0, at which ``level`` begins to train: K with ``--rewind epoch:K`` but for level 0."""
+        return first_epoch(self.rewind, level)
+
+    def epochs_of(self, level: int) -> int:
+        """How many epochs ``level`` trains: the rows of its history."""
+        return self.epochs - self.first_epoch(level)
 
     @property
     def data_name(self) -> str:

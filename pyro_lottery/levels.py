@@ -193,6 +193,8 @@ def train_level(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, h
 
 def _train(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, hooks: LevelHooks) -> training.History:
     options, diverged = _train_options(setup.config), setup.ranks.first(folder.load_divergence)
+    options["epochs"] = setup.config.epochs_of(level)
+    state = training.TrainState(setup.config.first_epoch(level))  # Adam begins anew at every level
     if diverged:
         lr = diverged.get("lr")
         if lr != setup.config.lr / 2:
@@ -203,7 +205,7 @@ def _train(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, hooks:
     setup.model.start_from_(setup.guide, ticket)
     with hooks:
         return training.train(
-            setup.model, setup.guide, setup.data, **options, level=level, hooks=hooks, ranks=setup.ranks
+            setup.model, setup.guide, setup.data, **options, level=level, state=state, hooks=hooks, ranks=setup.ranks
         )
 
 
@@ -214,7 +216,7 @@ class LevelHooks(training.Hooks):
         self.folder, self.model, self.guide, self.received = run.level(level), setup.model, setup.guide, received
         self.ranks = setup.ranks
         config = setup.config
-        self.epochs = config.epochs
+        self.first, self.epochs = config.first_epoch(level), config.epochs
         self.steps = training.steps_per_epoch(len(setup.data.train), config.batch_size, setup.ranks.least)
         self.columns = {*training.COLUMNS, "test_accuracy"} | ({"val_accuracy"} if setup.data.val else set())
         self.rewind_point, self.rewind_epoch = run.rewind_point, config.rewind_epoch if level == 0 else 0
@@ -255,7 +257,7 @@ class LevelHooks(training.Hooks):
         self.guide.load_state_dict(_group(tensors, "guide"))
         self.model.load_net_state(_group(tensors, "net"))
         epoch, step, history, sums = info["epoch"], info["step"], info["history"], tensors["sums"]
-        _load_optimizer(optimizer, _group(tensors, "optimizer"), epoch > 0 or step > 0)
+        _load_optimizer(optimizer, _group(tensors, "optimizer"), epoch > self.first or step > 0)
         if not type(epoch) is type(step) is int or (step > 0 and not _group(tensors, "generator")):
             raise ValueError("no whole step")
         numbers = all(isinstance(value, float | int) for row in history for value in row.values())
@@ -263,12 +265,13 @@ class LevelHooks(training.Hooks):
         if not (
             numbers
             and columns
-            and len(history) == epoch <= self.epochs
+            and self.first <= epoch <= self.epochs
+            and [row["epoch"] for row in history] == list(range(self.first + 1, epoch + 1))
             and 0 <= step < self.steps
             and sums.shape == (5,)
             and sums.dtype == torch.float32
         ):
-            raise ValueError(f"{len(history)} epochs of {epoch}, step {step}")
+            raise ValueError(f"{len(history)} epochs from {self.first} to {epoch}, step {step}")
         return training.Progress(epoch, step, float(info["seconds"]), history, sums, generators)
 
     def stopping(self) -> bool:

@@ -28,6 +28,17 @@ RESUMABLE = {"levels", "data_dir", "run_dir", "device", "on_divergence", "determ
 """Options that may differ when a run is resumed: they say how far, where and how carefully, not what."""
 LATER = {"devices": 1, "num_nodes": 1, "strategy": "ddp", "parallel": "data", "sync_batchnorm": False}
 """Options that older runs do not name, and what they were then."""
+
+
+def first_epoch(rewind: str, level: int) -> int:
+    """The epoch, counted from 0, at which ``level`` begins to train: K with ``--rewind epoch:K`` but for level 0.
+
+    A level then trains the epochs K+1 to the last, with their learning rates and random streams (Frankle et al. 2020,
+    Linear Mode Connectivity and the Lottery Ticket Hypothesis).
+    """
+    return int(rewind.removeprefix("epoch:")) if level and rewind.startswith("epoch:") else 0
+
+
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _OURS = re.compile(r"\.lock|\.owner|\.(config\.json|\.owner)\.\d+\.tmp")
 """What may be in a folder that is still to become a run."""
@@ -188,6 +199,7 @@ class RunFolder:
 
     def _resume(self, options: dict[str, Any], facts: dict[str, Any], levels: Sequence[int] | None) -> None:
         old: dict[str, Any] = LATER | self.config
+        self._check_rewind(options)
         for folder in (self.path, self.rewind_point.path, *self.path.glob("level_*")):
             for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
                 if _TEMPORARY.fullmatch(leftover.name):
@@ -227,13 +239,23 @@ class RunFolder:
                     )
         if type(old["levels"]) is not int:
             raise UserError(f"{self.path / 'config.json'}: levels is {old['levels']!r}, not a whole number")
-        self._drop_damaged(options["epochs"], levels)
+        self._drop_damaged(options, levels)
         if options["levels"] > old["levels"]:
             self._write_config(old | {"levels": options["levels"]})
 
+    def _check_rewind(self, options: Mapping[str, Any]) -> None:
+        """Raise ``UserError`` where an earlier version's ``epoch:K`` would be mixed with what it means now."""
+        config = self.config
+        here, given = str(config.get("rewind")), options.get("rewind")
+        if _is_earlier(config) and here != given == here.replace("restart:", "epoch:"):
+            raise UserError(
+                f"{self.path} was begun by an earlier version, whose --rewind {given} is --rewind {here} now; go on with "
+                "that, or choose another --run-dir"
+            )
+
     def check_subsets(self) -> None:
         """Raise ``UserError`` where an earlier version drew the run's part of the images, which would be another now."""
-        if "streams" in self.config:
+        if not _is_earlier(self.config):
             return
         for name in ("train_size", "test_size", "val_fraction"):
             if self.config.get(name):
@@ -242,12 +264,13 @@ class RunFolder:
                     "other random numbers; train it anew in another --run-dir, or go on with that version"
                 )
 
-    def _drop_damaged(self, epochs: int, levels: Sequence[int] | None) -> None:
+    def _drop_damaged(self, options: Mapping[str, Any], levels: Sequence[int] | None) -> None:
         """Take the rows of levels whose files are damaged out of ``results.csv``, so that they are trained again."""
         rows, whole = self.results(repair=True), []
         for row in rows:
             try:
                 if levels is None or row.level in levels:
+                    epochs = options["epochs"] - first_epoch(str(options.get("rewind")), row.level)
                     self.level(row.level).check(row, epochs)
                     if row.level == 0 and self._rewinds_late:
                         self.rewind_point.load_posterior()
@@ -336,6 +359,8 @@ class RunFolder:
         if not path.exists():
             raise UserError(f"{self.path} is not a run folder: it has no config.json")
         config = sealed.read_object(path)
+        if _is_earlier(config) and isinstance(rewind := config.get("rewind"), str):
+            config["rewind"] = rewind.replace("epoch:", "restart:")  # what it meant then
         facts = {name: config.get(name, {}) for name in ("data", "versions", "hardware")}
         for name, value in facts.items():
             if not isinstance(value, dict):
@@ -362,7 +387,7 @@ class RunFolder:
 
     @property
     def _rewinds_late(self) -> bool:
-        return str(self.config.get("rewind", "")).startswith("epoch:")
+        return str(self.config.get("rewind", "")).startswith(("epoch:", "restart:"))
 
     def load_rewind_point(self) -> tuple[Posterior, Sites]:
         """What all weights of a rewound ticket go back to: the values at level 0's start, or after K of its epochs."""
@@ -432,6 +457,11 @@ class RunFolder:
             (self.path / "results.csv").unlink(missing_ok=True)
             return
         sealed.write_table(self.path / "results.csv", [f.name for f in fields(LevelResult)], rows)
+
+
+def _is_earlier(config: Mapping[str, Any]) -> bool:
+    """Whether a run was begun by a version that drew other random numbers, and restarted the schedule after a late rewind."""
+    return "streams" not in config
 
 
 def _named_in(owner: Path) -> str:

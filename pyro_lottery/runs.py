@@ -222,8 +222,8 @@ class Level:
         import pandas as pd
 
         found = self._folder.load_history()
-        if len(found) != self._run.config.epochs:
-            raise Damaged(f"{self._folder.path / 'history.csv'} has {len(found)} of {self._run.config.epochs} epochs")
+        if len(found) != (epochs := self._run.config.epochs_of(self.number)):
+            raise Damaged(f"{self._folder.path / 'history.csv'} has {len(found)} of {epochs} epochs")
         return pd.DataFrame(found)
 
     def load_model(self, device: torch.device | str = "cpu") -> TrainedNetwork:
@@ -294,7 +294,7 @@ class Run:
         rows = {row.level: row for row in self.folder.results()}
         if number not in rows:
             raise UserError(f"{self.folder.path} has no finished level {number}; finished: {list(rows)}")
-        self.folder.level(number).check(rows[number], self.config.epochs)
+        self.folder.level(number).check(rows[number], self.config.epochs_of(number))
         return rows[number]
 
     def initial(self, seed: int) -> Ticket:

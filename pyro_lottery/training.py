@@ -51,6 +51,14 @@ class Progress:
     """States of the random generators within an epoch; an epoch's start needs none, since it is seeded by name."""
 
 
+@dataclass(eq=False)
+class TrainState:
+    """Where a training is, for a later call of :func:`train` to go on; every call moves it on."""
+
+    epoch: int = 0
+    """The first epoch that the next call trains, counted from 0: it chooses the learning rate and the random streams."""
+
+
 class Hooks:
     """What a caller may do while a level trains; each method may be left as it is."""
 
@@ -103,6 +111,7 @@ def train(
     precision: str = "32",
     seed: int = 0,
     level: int = 0,
+    state: TrainState | None = None,
     hooks: Hooks | None = None,
     ranks: Alone = ALONE,
 ) -> History:
@@ -113,7 +122,7 @@ def train(
     ``epoch`` (from 1), ``loss = nll + kl_weight·kl`` in nats (``nll`` per example, ``kl`` whole), ``train_accuracy``,
     ``test_accuracy`` and, with a validation split, ``val_accuracy`` from ``history_samples`` posterior samples
     (default: ``train_samples``), ``lr`` and ``seconds`` of training. Prune with
-    :func:`pyro_lottery.handlers.sparsify` around the call; on a processor the process then keeps the memory it frees
+    :func:`pyro_lottery.handlers.sparsify` around the call. ``epochs`` are trained from ``state.epoch`` on. On a processor the process then keeps the memory it frees
     (:func:`pyro_lottery.kernels.keep_memory`). All randomness follows ``(seed, level, epoch)``. Several ``ranks`` take
     a part of each batch each, or all of it, with weight noise of their own, and average their gradients.
     Raises ``Diverged``, with epoch, step and sites, when a loss or a parameter is not finite, and ``UserError`` before
@@ -124,7 +133,8 @@ def train(
     if model.num_data != len(data.train):
         raise UserError(f"the model's num_data is {model.num_data}, but there are {len(data.train)} training images")
     check_batches(model, data, batch_size, ranks)
-    hooks = hooks or Hooks()
+    hooks, state = hooks or Hooks(), state or TrainState()
+    last_epoch = state.epoch + epochs
     device = data.train.pixels.device
     samples = 1 if guides.is_point(guide) else train_samples
     model.to(memory_format=torch.channels_last)
@@ -135,10 +145,10 @@ def train(
     infinite = _infinite_buffers(model)
     with guides.compressed(guide):  # the parameters are those of surviving weights, so is the optimizer's state
         optimizer = Adam(guides.parameter_groups(model, guide, weight_decay), lr, fused=True)
-        progress = hooks.start(optimizer) or Progress()
+        progress = hooks.start(optimizer) or Progress(state.epoch)
         elbo = ELBO(kl, estimator="weights" if guides.is_point(guide) else estimator)
 
-        while progress.epoch < epochs:
+        while progress.epoch < last_epoch:
             began = time.perf_counter() - progress.seconds
             order = seeds.generator(device, seed, "batches", level, progress.epoch)
             with (
@@ -178,6 +188,7 @@ def train(
                     with seeds.stream(device, seed, f"history-{name}", level, progress.epoch):
                         row[f"{name}_accuracy"] = _accuracy(model, guide, split, history_samples or samples, precision)
             progress = Progress(progress.epoch + 1, history=[*progress.history, row])
+            state.epoch = progress.epoch
             hooks.epoch(progress, optimizer)
         return progress.history
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import pyro_lottery as pl
 from experiments.soak import fingerprint
-from pyro_lottery import files, imp, kernels, levels, nets
+from pyro_lottery import controls, files, imp, kernels, levels, nets, runs, sealed, transplant
 from pyro_lottery.config import Config, preset
 from pyro_lottery.errors import Damaged, Stopped
 from pyro_lottery.results import RunFolder
@@ -101,9 +101,10 @@ def test_learning_rate_rewinding_keeps_the_trained_values(tmp_path, ten_weights)
         assert not torch.equal(ticket.net["norm.running_mean"], run.level(0).ticket.net["norm.running_mean"])
 
 
-def test_late_rewinding_goes_back_to_epoch_k_of_level_0(tmp_path, ten_weights):
+@pytest.mark.parametrize("rewind", ["epoch:1", "restart:1"])
+def test_late_rewinding_goes_back_to_epoch_k_of_level_0(rewind, tmp_path, ten_weights):
     options = SMALL | {"arch": "ten", "levels": 2}
-    late = imp.run_imp(Config(**options | {"rewind": "epoch:1", "run_dir": str(tmp_path / "late")}))
+    late = imp.run_imp(Config(**options | {"rewind": rewind, "run_dir": str(tmp_path / "late")}))
     one_epoch = imp.run_imp(Config(**options | {"levels": 0, "epochs": 1, "run_dir": str(tmp_path / "one")}))
     after = one_epoch.level(0).posterior
     for level in (1, 2):
@@ -111,6 +112,69 @@ def test_late_rewinding_goes_back_to_epoch_k_of_level_0(tmp_path, ten_weights):
         mask = ticket.mask["layer.weight"]
         assert torch.equal(ticket.start.loc["layer.weight"], after.loc["layer.weight"] * mask)
         assert torch.equal(ticket.start.scale["layer.weight"], after.scale["layer.weight"] * mask)
+
+
+SCHEDULE = {"arch": "ten", "epochs": 4, "milestones": (3,), "warmup_epochs": 3, "levels": 2}
+
+
+def test_a_late_rewind_goes_on_at_epoch_k_with_its_rates_and_random_streams(tmp_path, ten_weights):
+    """Frankle et al. 2020: levels after the dense one train epochs K to the last, from the schedule's place at K."""
+    options = SMALL | SCHEDULE
+    late, restarted = (
+        imp.run_imp(Config(**options | {"rewind": f"{kind}:1", "run_dir": str(tmp_path / kind)}))
+        for kind in ("epoch", "restart")
+    )
+    rates = late.level(0).history["lr"].tolist()
+    assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-4])
+    for level in (1, 2):
+        history = late.level(level).history
+        assert history["epoch"].tolist() == [2, 3, 4]
+        assert history["lr"].tolist() == rates[1:]
+        assert late.results["max_test_accuracy"][level] >= history["test_accuracy"].max()
+        assert late.results["train_seconds"][level] == pytest.approx(history["seconds"].sum())
+        assert restarted.level(level).history["epoch"].tolist() == [1, 2, 3, 4]
+        assert restarted.level(level).history["lr"].tolist() == rates
+    data = late.load_data()
+    model, guide = runs.build(late.config, late.shape, torch.device("cpu"))
+    with pl.handlers.sparsify(model.start_from_(guide, late.level(1).ticket)):
+        pl.train(
+            model,
+            guide,
+            data,
+            epochs=3,
+            state=pl.TrainState(1),
+            batch_size=128,
+            milestones=(3,),
+            warmup_epochs=3,
+            level=1,
+        )
+    assert torch.equal(pl.posterior(guide).loc["head.weight"], late.level(1).posterior.loc["head.weight"])
+
+
+def test_controls_and_transplants_of_a_late_rewind_train_the_epochs_of_their_level(tmp_path, ten_weights):
+    options = SMALL | SCHEDULE | {"levels": 1, "epochs": 3, "rewind": "epoch:2", "guide": "deterministic"}
+    run = imp.run_imp(Config(**options | {"run_dir": str(tmp_path / "run")}))
+    derived = controls.run_control(run, "shuffle_even"), transplant.transplant_run(run, [0, 1])
+    assert [found.level(1).history["epoch"].tolist() for found in derived] == [[3], [3]]
+    assert derived[1].level(0).history["epoch"].tolist() == [1, 2, 3]
+
+
+def test_a_late_rewind_of_an_earlier_version_is_the_restart_that_it_was(tmp_path, ten_weights):
+    path, options = tmp_path / "run", SMALL | SCHEDULE | {"levels": 1, "train_size": None}
+    options |= {"rewind": "restart:1", "run_dir": str(path)}
+    imp.run_imp(Config(**options))
+    config = RunFolder(path).config
+    del config["streams"]
+    sealed.write_object(path / "config.json", config | {"rewind": "epoch:1"})
+    run = pl.load_run(path)
+    assert run.config.rewind == "restart:1"
+    assert len(run.level(1).history) == 4
+    with pytest.raises(pl.UserError, match="earlier version, whose --rewind epoch:1 is --rewind restart:1 now"):
+        imp.run_imp(Config(**options | {"rewind": "epoch:1"}))
+    with pytest.warns(UserWarning, match="begun by an earlier version"):
+        later = imp.run_imp(Config(**options | {"levels": 2}))
+    assert [len(later.level(level).history) for level in range(3)] == [4, 4, 4]
+    assert later.config.rewind == "restart:1"
 
 
 def test_same_seed_gives_equal_files_and_more_levels_extend(tmp_path):
@@ -179,10 +243,12 @@ def test_sigterm_and_kill_nine_in_the_middle_end_bit_identical(tmp_path):
     assert not list(broken.rglob("*checkpoint*"))
 
 
-@pytest.mark.parametrize("estimator", ["weights", "local"])
-def test_a_checkpoint_within_an_epoch_holds_all_that_matters(estimator, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "more", [{"estimator": "weights"}, {"estimator": "local"}, {"rewind": "epoch:1", "epochs": 3, "milestones": (2,)}]
+)
+def test_a_checkpoint_within_an_epoch_holds_all_that_matters(more, tmp_path, monkeypatch):
     """Stop at the first step of every level's second epoch, by the same path a signal takes, and go on."""
-    options = SMALL | {"estimator": estimator}
+    options = SMALL | more
     whole = imp.run_imp(Config(**options, run_dir=str(tmp_path / "whole")))
     asked = []
 

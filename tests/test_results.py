@@ -48,12 +48,12 @@ def row(level):
     return LevelResult(level, 0.6, 6, 10, 0.5, 0.6, None, 1.25, 0.1, 0.2, 0.3, 12.5, 3.25)
 
 
-def finish(run, level):
+def finish(run, level, epochs=OPTIONS["epochs"]):
     """A finished level: its files and its row, which agree."""
     folder, saved = run.level(level), ticket()
     folder.save_ticket(saved)
     folder.save_posterior(pl.masks.apply(saved.mask, saved.start), saved.net)
-    folder.save_history([{"epoch": 1.0, "loss": 2.0}] * OPTIONS["epochs"])
+    folder.save_history([{"epoch": 1.0, "loss": 2.0}] * epochs)
     run.add_result(row(level))
 
 
@@ -272,15 +272,26 @@ def test_a_disk_that_fails_for_a_moment_does_not_make_a_level_unfinished(tmp_pat
 
 
 def test_a_late_rewind_point_is_part_of_level_0(tmp_path):
-    options = OPTIONS | {"rewind": "epoch:1"}
-    run = opened(tmp_path, options)
+    options, facts = OPTIONS | {"rewind": "epoch:1"}, {"streams": seeds.STREAMS}
+    run = opened(tmp_path, options, facts)
     for level in range(2):
-        finish(run, level)
+        finish(run, level, OPTIONS["epochs"] - level)
     with pytest.warns(UserWarning, match=r"rewind.*level 0 is trained again"):
-        opened(tmp_path, options)
+        opened(tmp_path, options, facts)
     assert run.results() == [row(1)]
     with pytest.raises(FileNotFoundError):
         run.load_rewind_point()
+
+
+def test_levels_after_a_late_rewind_have_the_epochs_from_there(tmp_path):
+    options, facts = OPTIONS | {"rewind": "epoch:2"}, {"streams": seeds.STREAMS}
+    run = opened(tmp_path, options, facts)
+    run.rewind_point.save_posterior(ticket().start, {})
+    for level, epochs in enumerate((5, 3, 5)):
+        finish(run, level, epochs)
+    with pytest.warns(UserWarning, match=r"has 5 of 3 epochs; level 2 is trained again"):
+        opened(tmp_path, options, facts)
+    assert run.results() == [row(0), row(1)]
 
 
 def test_files_of_others_are_not_touched(tmp_path):
