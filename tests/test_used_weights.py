@@ -122,6 +122,14 @@ class Shifted(TinyNet):
         return self.out(torch.relu(F.linear(x, self.hidden.weight - self.hidden.weight.mean(), self.hidden.bias)))
 
 
+class Multiplied(TinyNet):
+    """A network that does without layer functions."""
+
+    def forward(self, x):
+        x = F.avg_pool2d(torch.relu(self.bn(self.conv(x))), 2).flatten(1)
+        return self.out(torch.relu(x @ (self.hidden.weight + 1).T))
+
+
 class Halved(TinyNet):
     """The same of half a weight, of which fewer elements are in use than survive."""
 
@@ -140,10 +148,11 @@ class Fine(TinyNet):
         a, b = (2 * self.hidden.weight).T.contiguous().T.split(3)
         x = torch.cat([F.linear(x, a), F.linear(x, b)], -1)
         x = F.conv1d(x[None], x.softmax(-1)[:, None, :1], groups=len(x))[0]
-        return self.out(torch.relu(x))
+        made = F.linear(torch.ones(1, 16), self.hidden.weight).sigmoid()  # a weight that a layer puts out
+        return self.out(torch.relu(F.linear(x, made.T @ made))) + torch.einsum("bi,oi->bo", x, self.out.weight)
 
 
-@pytest.mark.parametrize("make", [Shifted, Halved])
+@pytest.mark.parametrize("make", [Shifted, Multiplied, Halved])
 def test_a_weight_that_is_transformed_elsewhere_is_refused_by_name_before_the_first_step(make, tiny_data):
     model = pl.BayesianClassifier(make(), num_data=60)
     guide = pl.guides.mean_field(model)

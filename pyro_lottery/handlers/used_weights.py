@@ -18,6 +18,8 @@ from pyro_lottery.types import Sites
 _PLAIN: set[Any] = {cls.forward for cls in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 _PLAIN |= {cls.forward for cls in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)}
 _PLAIN_CONVOLUTIONS = {cls._conv_forward for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+_PRODUCTS = {torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum, F.bilinear}
+_PRODUCTS |= {Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, Tensor.mm, Tensor.bmm, Tensor.addmm, Tensor.baddbmm}
 
 
 @dataclass(frozen=True)
@@ -30,27 +32,38 @@ class Use:
 
 
 class UsedWeights(TorchFunctionMode):
-    """Records what linear and convolution functions get as their weight, where it was made from ``sites``.
+    """Records what linear and convolution functions and matrix products get as their weight, where it was made from ``sites``.
 
-    The values of sites require grad: autograd's graph says what became of them. A weight that was also made from
-    ``inputs`` is an activation, or a mixture for each example, and is left out.
+    The values of sites require grad: autograd's graph says what became of them. What was also made from ``inputs``, or
+    from what a layer put out, is an activation, or a mixture for each example, and is left out.
     """
 
     def __init__(self, sites: Sites, inputs: Iterable[Tensor] = ()):
         super().__init__()
         self._names = {id(value): name for name, value in sites.items()}
         self._inputs = {id(value) for value in inputs}
+        self._activations: set[Any] = set()
         self.uses: list[Use] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _LAYERS:
             self._record(kwargs["weight"] if "weight" in kwargs else args[1])
+            out = func(*args, **kwargs)
+            self._activations.add(out.grad_fn)
+            return out
+        if func in _PRODUCTS:
+            self._record_all([*args, *kwargs.values()])
         elif func is F.multi_head_attention_forward:
-            for value in (*args, *kwargs.values()):
-                if id(value) in self._names:
-                    self._record(value)
+            self._record_all([a for a in (*args, *kwargs.values()) if id(a) in self._names])
         return func(*args, **kwargs)
+
+    def _record_all(self, values: Any) -> None:
+        for value in values:
+            if isinstance(value, tuple | list):
+                self._record_all(value)
+            elif isinstance(value, Tensor):
+                self._record(value)
 
     def _record(self, weight: Tensor) -> None:
         sites = self._sources(weight)
@@ -65,6 +78,8 @@ class UsedWeights(TorchFunctionMode):
             node: Any = todo.pop()
             if node is None or node in seen:
                 continue
+            if node in self._activations:
+                return ()
             seen.add(node)
             leaf = id(getattr(node, "variable", None))
             if leaf in self._inputs:
