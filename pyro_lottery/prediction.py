@@ -153,7 +153,7 @@ def logits_mean(
     guides.check_guide(guide)
     guides.check_sites(model, guide)
     weights: dict[str, Tensor] = {}
-    for name, loc in guides.locs(guide).items():
+    for name, loc in guides.values_at_loc(guide).items():
         mask = active_mask(name, loc.shape)
         weights[name] = loc if mask is None else loc.masked_fill_(~mask.to(loc.device), 0.0)
     with inference(model):

@@ -12,6 +12,7 @@ from pyro_lottery.guides.state import (
     parameter_groups,
     posterior,
     set_posterior_,
+    values_at_loc,
     zero_pruned_,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "parameter_groups",
     "posterior",
     "set_posterior_",
+    "values_at_loc",
     "zero_pruned_",
 ]

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import (
+    AutoCallable,
     AutoContinuous,
+    AutoDelta,
+    AutoDiscreteParallel,
+    AutoGaussian,
     AutoGuide,
+    AutoGuideList,
     AutoIAFNormal,
     AutoLowRankMultivariateNormal,
+    AutoMessenger,
     AutoMultivariateNormal,
     AutoNormal,
 )
 
 from pyro_lottery.errors import UserError, unknown
-from pyro_lottery.guides.families import Joint, MeanField, Point, Tempered, continuous_sites, initial_value
+from pyro_lottery.guides.families import MeanField, Point
+from pyro_lottery.guides.places import Place, continuous_sites, initial_value
 from pyro_lottery.guides.state import raw_locs, set_scales
+from pyro_lottery.guides.stock import adapted
 from pyro_lottery.imports import load_callable
 from pyro_lottery.kernels import memory
 
@@ -51,14 +59,12 @@ def auto(
     ``options`` are the guide's own (``rank``, ``hidden_dim``). Raises ``UserError`` for a covariance that is larger than
     the machine's memory, with the memory it would need.
     """
-    if not (isinstance(kind, type) and issubclass(kind, AutoGuide)):
-        raise UserError(f"guides.auto takes a class of pyro.infer.autoguide such as AutoNormal, got {kind!r}")
-    continuous_sites(model, *prototype_args)
-    _check_memory(kind, model)
+    _check_kind(kind)
+    sites = continuous_sites(model, *prototype_args)
+    _check_plates(kind, sites)
+    _check_memory(kind, sites)
     kaiming = getattr(model, "kaiming_scale", {})
     usual = init_scale * (float(torch.tensor(list(kaiming.values())).median()) if kaiming else 1.0)
-    base = Joint if issubclass(kind, AutoContinuous) else Tempered
-    adapted = type(kind.__name__, (base, kind), {})
     ours: dict[str, Any] = {"init_loc_fn": initial_value(model), "init_scale": usual}
     taken = set(inspect.signature(kind).parameters)
     for name in options:
@@ -66,16 +72,53 @@ def auto(
             raise unknown(f"option of {kind.__name__}", name, sorted(taken - {"model"}))
     if issubclass(kind, AutoIAFNormal):
         taken.discard("init_loc_fn")  # which it takes, and warns of
-    guide = adapted(model, **{name: value for name, value in ours.items() if name in taken} | options)
+    guide = adapted(kind)(model, **{name: value for name, value in ours.items() if name in taken} | options)
     with torch.no_grad(), poutine.block():
         # Before the guide's first call, within which the model's own parameters would stay out of Pyro's store.
         guide._setup_prototype(*prototype_args)
+        guide.places = {name: Place.of(site) for name, site in sites.items()}
         guide(*prototype_args)
     device = next(iter(model.initial_values().values())).device if hasattr(model, "initial_values") else None
     if isinstance(guide, AutoNormal):
         scales = {n: torch.full_like(v, init_scale * kaiming.get(n, 1.0)) for n, v in raw_locs(guide).items()}
         set_scales(guide, scales)
     return guide.to(device) if device is not None else guide
+
+
+_REFUSED: dict[type, str] = {
+    AutoMessenger: "is a messenger guide, whose parameters are not known before the first batch and which runs the network "
+    "twice a draw; use mean_field or AutoNormal",
+    AutoGaussian: "is one class of several; use AutoMultivariateNormal, which is as general",
+    AutoCallable: "wraps a guide of your own; give that to pyro.infer.SVI with pl.ELBO, or to pl.predict",
+    AutoDiscreteParallel: "is for discrete sites; use mean_field or AutoNormal",
+}
+
+
+def _check_kind(kind: Any) -> None:
+    """Raise ``UserError`` for what is not a class of Pyro's AutoGuides that can have masks, a temperature and a posterior."""
+    if not (isinstance(kind, type) and issubclass(kind, AutoGuide | AutoMessenger)):
+        raise UserError(f"guides.auto takes a class of pyro.infer.autoguide such as AutoNormal, got {kind!r}")
+    for refused, why in _REFUSED.items():
+        if issubclass(kind, refused):
+            raise UserError(f"{kind.__name__} {why}")
+    if kind in (AutoGuide, AutoContinuous):
+        raise UserError(f"{kind.__name__} is what other guides are made from; use one of them, such as AutoNormal")
+
+
+def _check_plates(kind: type[AutoGuide], sites: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` for plates that one of Pyro's guides does not follow, which would be silently wrong."""
+    for name, site in sites.items():
+        for frame in site["cond_indep_stack"]:
+            if not frame.vectorized:
+                raise UserError(
+                    f"site {name!r} is in the loop {frame.name!r}, which Pyro's guides refuse; use mean_field"
+                )
+            subsampled = (frame.full_size or frame.size) != frame.size
+            if subsampled and not issubclass(kind, AutoNormal | AutoDelta | AutoGuideList):
+                raise UserError(
+                    f"site {name!r} is in a subsample of {frame.name!r}, and a {kind.__name__} has no loc for the rest of "
+                    "it; use mean_field or AutoNormal"
+                )
 
 
 _NUMBERS: dict[type[AutoGuide], Callable[[int], float]] = {
@@ -88,13 +131,14 @@ order: parameters, gradients, Adam's moments and intermediate results, by the gr
 """
 
 
-def _check_memory(kind: type[AutoGuide], model: Any) -> None:
-    weights = sum(value.numel() for value in model.initial_values().values()) if hasattr(model, "initial_values") else 0
+def _check_memory(kind: type[AutoGuide], sites: Mapping[str, Any]) -> None:
+    values = [site["value"] for site in sites.values()]
+    weights = sum(value.numel() for value in values)
     size = next((size for known, size in _NUMBERS.items() if issubclass(kind, known)), None)
     if size is None:
         return
     needed = 4 * size(weights)
-    device = next(iter(model.initial_values().values())).device
+    device = values[0].device
     here = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory()
     if needed > here:
         raise UserError(

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide import AutoGuide, AutoGuideList
 from pyro.poutine.util import site_is_subsample
 from torch import Size, nn
 
 from pyro_lottery import seeds
 from pyro_lottery.errors import UserError
-from pyro_lottery.guides.families import FlatGuide, random_sites
+from pyro_lottery.guides.families import FlatGuide
+from pyro_lottery.guides.places import random_sites
 from pyro_lottery.names import check_same
 
 
@@ -35,6 +36,11 @@ def check_guide(guide: Any) -> None:
         raise UserError(
             f"expected a guide of pyro_lottery.guides or of Pyro's AutoGuides, got a {type(guide).__name__}, whose "
             "parameters are not known before it is called; use guides.mean_field, or guides.auto with AutoNormal"
+        )
+    if isinstance(guide, AutoGuideList) and not len(guide):
+        raise UserError(
+            "this AutoGuideList has no parts yet; append guides.mean_field or guides.auto of pyro.poutine.block(model, "
+            "hide=[...]), one for each group of sites"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions.transforms import ExpTransform
-from pyro.infer.autoguide import AutoContinuous, AutoDelta, AutoGuide, AutoNormal
+from pyro.infer.autoguide import AutoContinuous, AutoDelta, AutoGuide, AutoGuideList, AutoNormal
 from torch import Tensor, nn
 from torch.distributions import transform_to
 
 from pyro_lottery import seeds
 from pyro_lottery.errors import UserError
+from pyro_lottery.guides import stock
 from pyro_lottery.guides.check import check_guide
-from pyro_lottery.guides.families import FlatGuide, Joint, MeanField, Point, latent_shapes, model_of, prototype
+from pyro_lottery.guides.families import FlatGuide, MeanField, Point
+from pyro_lottery.guides.places import Place, model_of
 from pyro_lottery.handlers import active_mask
 from pyro_lottery.kernels.layout import flatten
 from pyro_lottery.names import check_same
@@ -28,7 +30,9 @@ _EXP = ExpTransform()
 
 def is_point(guide: AutoGuide) -> bool:
     """Whether every draw of ``guide`` is the same, so that one sample is enough."""
-    return isinstance(guide, Point | AutoDelta)
+    if isinstance(guide, AutoGuideList):
+        return all(map(is_point, stock.parts_of(guide)))
+    return isinstance(guide, Point) or stock.is_point(guide)
 
 
 DRAWS = 200
@@ -37,10 +41,9 @@ DRAWS = 200
 
 def has_marginals(guide: AutoGuide) -> bool:
     """Whether loc and scale of every site can be read from ``guide``; otherwise they are estimated from draws."""
-    if isinstance(guide, AutoContinuous):
-        prototype(guide)  # before which it has none
-        return hasattr(guide, "loc")
-    return isinstance(guide, FlatGuide | AutoNormal | AutoDelta)
+    if isinstance(guide, AutoGuideList):
+        return all(map(has_marginals, stock.parts_of(guide)))
+    return isinstance(guide, FlatGuide) or stock.has_marginals(guide)
 
 
 @torch.no_grad()
@@ -54,8 +57,9 @@ def locs(guide: AutoGuide) -> Sites:
 
 @torch.no_grad()
 def posterior(guide: AutoGuide, draws: int = DRAWS) -> Posterior:
-    """Copies of the marginal loc and scale of every site.
+    """Copies of the marginal loc and scale of every site; scale is None for a point guide.
 
+    Those of a site that is not over all real numbers are of its image under ``biject_to(support)``, where guides are Normal.
     For guides over one joint Gaussian these are its mean and standard deviation. A guide without closed-form marginals
     (a normalising flow, say) is drawn from ``draws`` times, always the same draws: loc then has the standard error
     scale/√draws and scale about scale/√(2·draws), and the posterior's ``draws`` says so. ``extra`` keeps the raw
@@ -64,11 +68,13 @@ def posterior(guide: AutoGuide, draws: int = DRAWS) -> Posterior:
     check_guide(guide)
     if has_marginals(guide):
         loc = locs(guide)
-        scale = None if is_point(guide) else {name: value.detach().clone() for name, value in _scales(guide).items()}
+        scale = None if is_point(guide) else {name: value.detach().clone() for name, value in raw_scales(guide).items()}
         draws = 0
     else:
         loc, scale = _moments(guide, draws)
-    determined = draws == 0 and not isinstance(guide, AutoContinuous)
+        if is_point(guide):
+            scale, draws = None, 0
+    determined = has_marginals(guide) and not isinstance(guide, AutoContinuous | AutoGuideList)
     extra = {} if determined else {n: t.detach().clone() for n, t in guide.state_dict().items()}
     return Posterior(loc, scale, tuple(getattr(model_of(guide), "prunable", _matrices(loc))), extra, draws)
 
@@ -77,18 +83,26 @@ def _moments(guide: AutoGuide, draws: int) -> tuple[dict[str, Tensor], dict[str,
     """Mean and standard deviation of draws, by Welford's recurrence, so that memory does not grow with their number."""
     if draws < 2:
         raise UserError(f"draws must be at least 2 for a standard deviation, got {draws}")
-    prototype(guide)
+    places = _places(guide)
     mean: dict[str, Tensor] = {}
     square: dict[str, Tensor] = {}
-    device = next(iter(guide.parameters())).device
-    with seeds.stream(device, 0, "posterior"), poutine.block():
+    with seeds.stream(stock.device_of(guide), 0, "posterior"), poutine.block():
         for count in range(1, draws + 1):
-            for name, value in guide().items():
+            for name, drawn in guide().items():
+                value = places[name].real_of(drawn)
                 before = mean.get(name, torch.zeros_like(value))
                 mean[name] = before + (value - before) / count
                 square[name] = square.get(name, 0.0) + (value - before) * (value - mean[name])
-    order = getattr(model_of(guide), "sites", tuple(mean))  # the network's, in which ties are settled
+    order = _ordered(guide, mean)
     return {n: mean[n] for n in order}, {n: (square[n] / (draws - 1)).sqrt() for n in order}
+
+
+def _ordered(guide: AutoGuide, names: Iterable[str]) -> list[str]:
+    """Names in the network's order, in which ties are settled, and after them those of hyperpriors."""
+    names = list(names)
+    return [*(n for n in getattr(model_of(guide), "sites", ()) if n in names)] + [
+        n for n in names if n not in getattr(model_of(guide), "sites", ())
+    ]
 
 
 def not_finite(guide: AutoGuide) -> list[str]:
@@ -116,7 +130,7 @@ def set_posterior_(guide: AutoGuide, posterior: Posterior) -> None:
         if sites is None:
             continue
         check_same({f"{what}/{n}": t for n, t in sites.items()}, {f"{what}/{n}": t for n, t in raw.items()})
-    if isinstance(guide, AutoContinuous) or not has_marginals(guide):
+    if isinstance(guide, AutoContinuous | AutoGuideList) or not has_marginals(guide):
         if not posterior.extra:
             raise UserError(f"loc and scale do not determine a {type(guide).__name__}; its raw parameters are missing")
         guide.load_state_dict(dict(posterior.extra))
@@ -175,13 +189,9 @@ def _matrices(loc: Sites) -> tuple[str, ...]:
     return tuple(name for name, value in loc.items() if value.ndim > 1)
 
 
-def _split(guide: AutoContinuous, flat: Tensor) -> dict[str, Tensor]:
-    shapes = latent_shapes(guide)
-    parts = flat.split([shape.numel() for shape in shapes.values()])
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-
-
 def _loc_parameters(guide: AutoGuide) -> list[Tensor]:
+    if isinstance(guide, AutoGuideList):
+        return [value for part in stock.parts_of(guide) for value in _loc_parameters(part)]
     if isinstance(guide, FlatGuide) or (isinstance(guide, AutoContinuous) and hasattr(guide, "loc")):
         return [guide.loc]
     if isinstance(guide, AutoNormal):
@@ -195,23 +205,40 @@ def raw_locs(guide: AutoGuide) -> dict[str, Tensor]:
     """Views of every site's loc in a guide that :func:`has_marginals`; writable ones, unless it is compressed."""
     if isinstance(guide, FlatGuide):
         return guide.unpack(guide.loc.data)
-    names = [name for name, _ in prototype(guide).iter_stochastic_nodes()]
     if not has_marginals(guide):
         raise UserError(f"a {type(guide).__name__} has no loc per weight; read it with guides.posterior, from draws")
-    if isinstance(guide, AutoContinuous):
-        return _split(guide, guide.loc.data)
-    home = guide.locs if isinstance(guide, AutoNormal) else guide
-    return {name: attrgetter(f"{name}_unconstrained")(home).data for name in names}
+    return _merged(guide, raw_locs) if isinstance(guide, AutoGuideList) else stock.locs_of(guide)
 
 
-def _scales(guide: AutoGuide) -> dict[str, Tensor]:
+def raw_scales(guide: AutoGuide) -> dict[str, Tensor]:
+    """Every site's scale in a guide that :func:`has_marginals` and is no point."""
     if isinstance(guide, MeanField):
         return guide.unpack(guide.log_scale.exp())
-    if isinstance(guide, AutoContinuous):
-        joint = guide.unmasked() if isinstance(guide, Joint) else guide.get_posterior()
-        return _split(guide, joint.variance.sqrt())
-    assert isinstance(guide, AutoNormal)
-    return {name: attrgetter(name)(guide.scales) for name in raw_locs(guide)}
+    if is_point(guide):
+        raise UserError(
+            f"a {type(guide).__name__}, a part of this guide, is a point and has no scale; read the other parts with "
+            "guides.posterior"
+        )
+    return _merged(guide, raw_scales) if isinstance(guide, AutoGuideList) else stock.scales_of(guide)
+
+
+def _merged(guide: AutoGuideList, read: Callable[[AutoGuide], dict[str, Tensor]]) -> dict[str, Tensor]:
+    found = {name: value for part in stock.parts_of(guide) for name, value in read(part).items()}
+    return {name: found[name] for name in _ordered(guide, found)}
+
+
+def _places(guide: AutoGuide) -> Mapping[str, Place]:
+    return {name: place for part in stock.parts_of(guide) for name, place in stock.places_of(part).items()}
+
+
+@torch.no_grad()
+def values_at_loc(guide: AutoGuide) -> dict[str, Tensor]:
+    """The value of every site at its loc: loc itself for all sites over the real line."""
+    check_guide(guide)
+    if isinstance(guide, FlatGuide) or not has_marginals(guide):
+        places = _places(guide)
+        return {name: places[name].value_of(loc) for name, loc in locs(guide).items()}
+    return _merged(guide, values_at_loc) if isinstance(guide, AutoGuideList) else stock.values_of(guide)
 
 
 def set_scales(guide: MeanField | AutoNormal, scales: Sites) -> None:

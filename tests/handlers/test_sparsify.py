@@ -16,8 +16,8 @@ from pyro.infer.autoguide import (
 from torch.distributions import kl_divergence
 
 import pyro_lottery as pl
-from pyro_lottery.guides.families import _marginal
 from pyro_lottery.guides.state import raw_locs
+from pyro_lottery.guides.stock import _marginal
 
 GUIDES = {
     "mean_field": pl.guides.mean_field,
