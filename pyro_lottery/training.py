@@ -53,10 +53,43 @@ class Progress:
 
 @dataclass(eq=False)
 class TrainState:
-    """Where a training is, for a later call of :func:`train` to go on; every call moves it on."""
+    """Where a training is, so that another call of :func:`train` can go on; every call moves it on, epoch by epoch.
+
+    ``TrainState(k)`` begins at epoch k with Adam's moments at 0.
+    """
 
     epoch: int = 0
-    """The first epoch that the next call trains, counted from 0: it chooses the learning rate and the random streams."""
+    """The next epoch, counted from 0: it chooses the learning rate, the KL weight and the random streams."""
+    moments: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    """Adam's, as in the optimizer's state dict; under a mask, of the surviving weights."""
+    trained: dict[str, tuple[torch.Size, bool]] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    """The parameters and the masks that ``moments`` belong to."""
+
+    def check(self, model: nn.Module, guide: AutoGuide) -> None:
+        """Raise ``UserError`` unless this state is of ``model`` and ``guide`` under the masks around this call."""
+        if type(self.epoch) is not int or self.epoch < 0:
+            raise UserError(f"the epoch of a TrainState must be a whole number, at least 0, got {self.epoch!r}")
+        named = (*guide.named_parameters(), *model.named_parameters())
+        trained, masks = {n: (p.shape, p.requires_grad) for n, p in named}, guides.active_masks(guide)
+        same = trained == self.trained and masks.keys() == self.masks.keys()
+        if self.moments and not (
+            same and all(torch.equal(m.to(masks[n].device), masks[n]) for n, m in self.masks.items())
+        ):
+            raise UserError(
+                "the TrainState holds Adam's moments of another network, guide or mask; to go on at its epoch without "
+                f"them, give TrainState({self.epoch})"
+            )
+        self.trained, self.masks = trained, masks
+
+    def load(self, optimizer: Adam) -> None:
+        """Give ``optimizer`` the moments, if there are any."""
+        if self.moments:
+            optimizer.load_state_dict({"state": self.moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+    def move_on(self, epoch: int, optimizer: Adam) -> None:
+        """Note that all before ``epoch`` is trained."""
+        self.epoch, self.moments = epoch, optimizer.state_dict()["state"]
 
 
 class Hooks:
@@ -122,11 +155,17 @@ def train(
     ``epoch`` (from 1), ``loss = nll + kl_weight·kl`` in nats (``nll`` per example, ``kl`` whole), ``train_accuracy``,
     ``test_accuracy`` and, with a validation split, ``val_accuracy`` from ``history_samples`` posterior samples
     (default: ``train_samples``), ``lr`` and ``seconds`` of training. Prune with
-    :func:`pyro_lottery.handlers.sparsify` around the call. ``epochs`` are trained from ``state.epoch`` on. On a processor the process then keeps the memory it frees
-    (:func:`pyro_lottery.kernels.keep_memory`). All randomness follows ``(seed, level, epoch)``. Several ``ranks`` take
-    a part of each batch each, or all of it, with weight noise of their own, and average their gradients.
+    :func:`pyro_lottery.handlers.sparsify` around the call; on a processor the process then keeps the memory it frees
+    (:func:`pyro_lottery.kernels.keep_memory`).
+
+    All randomness follows ``(seed, level, epoch)``: a second call draws the same batches and noise again, unless it is
+    told where it goes on. To train in several calls, give all of them one :class:`TrainState`: each trains ``epochs``
+    more, from ``state.epoch`` on, with Adam's moments, and the bits are those of one call of all epochs. Milestones and
+    warm-up count from epoch 0. Several ``ranks`` take a part of each batch each, or all of it, with weight noise of
+    their own, and average their gradients.
+
     Raises ``Diverged``, with epoch, step and sites, when a loss or a parameter is not finite, and ``UserError`` before
-    the first step if the guide is of another model.
+    the first step if the guide is of another model, or the state of another training.
     """
     guides.check_guide(guide)
     guides.check_sites(model, guide)
@@ -134,6 +173,7 @@ def train(
         raise UserError(f"the model's num_data is {model.num_data}, but there are {len(data.train)} training images")
     check_batches(model, data, batch_size, ranks)
     hooks, state = hooks or Hooks(), state or TrainState()
+    state.check(model, guide)
     last_epoch = state.epoch + epochs
     device = data.train.pixels.device
     samples = 1 if guides.is_point(guide) else train_samples
@@ -145,6 +185,7 @@ def train(
     infinite = _infinite_buffers(model)
     with guides.compressed(guide):  # the parameters are those of surviving weights, so is the optimizer's state
         optimizer = Adam(guides.parameter_groups(model, guide, weight_decay), lr, fused=True)
+        state.load(optimizer)
         progress = hooks.start(optimizer) or Progress(state.epoch)
         elbo = ELBO(kl, estimator="weights" if guides.is_point(guide) else estimator)
 
@@ -188,7 +229,7 @@ def train(
                     with seeds.stream(device, seed, f"history-{name}", level, progress.epoch):
                         row[f"{name}_accuracy"] = _accuracy(model, guide, split, history_samples or samples, precision)
             progress = Progress(progress.epoch + 1, history=[*progress.history, row])
-            state.epoch = progress.epoch
+            state.move_on(progress.epoch, optimizer)
             hooks.epoch(progress, optimizer)
         return progress.history
 

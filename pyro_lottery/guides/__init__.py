@@ -5,6 +5,7 @@ from pyro_lottery.guides.check import check_guide, check_sites
 from pyro_lottery.guides.families import MeanField, Point
 from pyro_lottery.guides.state import (
     DRAWS,
+    active_masks,
     compressed,
     is_point,
     locs,
@@ -20,6 +21,7 @@ __all__ = [
     "DRAWS",
     "MeanField",
     "Point",
+    "active_masks",
     "auto",
     "by_name",
     "check_guide",

@@ -149,6 +149,13 @@ def zero_pruned_(guide: AutoGuide, mask: Mask) -> None:
             value.mul_(mask[name].to(value.device))
 
 
+def active_masks(guide: AutoGuide) -> dict[str, Tensor]:
+    """What the enclosing ``sparsify`` has for sites of ``guide``; nothing for a guide without a loc per weight."""
+    values = raw_locs(guide) if has_marginals(guide) else {}
+    masks = {name: active_mask(name, value.shape, value.device) for name, value in values.items()}
+    return {name: mask for name, mask in masks.items() if mask is not None}
+
+
 @contextmanager
 def compressed(guide: AutoGuide) -> Iterator[None]:
     """Within this context a pruned weight costs ``guide`` nothing, under the ``sparsify`` that encloses it.
@@ -159,8 +166,7 @@ def compressed(guide: AutoGuide) -> Iterator[None]:
     if not has_marginals(guide):
         yield
         return
-    masks = {name: active_mask(name, value.shape, value.device) for name, value in raw_locs(guide).items()}
-    zero_pruned_(guide, {name: mask for name, mask in masks.items() if mask is not None})
+    zero_pruned_(guide, active_masks(guide))
     if not isinstance(guide, FlatGuide):
         yield
         return
