@@ -33,6 +33,10 @@ class Own(AutoGuide):
         # Pyro's own sets the living guide's model to None.
         return self.__dict__ | {"master": None}
 
+    def _pyro_set_supermodule(self, name: str, context: Any) -> None:
+        keep_parameters_(self)  # anew: Pyro refuses to take a module that has been called into a list
+        super()._pyro_set_supermodule(name, context)
+
 
 class Tempered(Own):
     """A guide with the KL temperature on its sites."""
@@ -100,7 +104,8 @@ class FlatGuide(Tempered):
         """Sample every site inside its plates from ``distribution(number, select)``: per weight of the site's parameters,
         of which ``select`` takes the subsample's part.
         """
-        plates = self._create_plates(*args, **kwargs) if self._prototype_frames else {}
+        # Also without sites in them: a user's plates say which part of the data the model sees.
+        plates = self._create_plates(*args, **kwargs) if self._prototype_frames or self.create_plates else {}
         values = {}
         with poutine.scale(scale=self._temperature):
             for number, (name, place) in enumerate(self.places.items()):

@@ -174,6 +174,8 @@ def continuous_sites(model: Callable[..., Any], *prototype_args: Any) -> dict[st
     """The random sites of a model at their initial values; ``UserError`` for one that no guide of real numbers covers."""
     weights = getattr(model, "kaiming_scale", {})  # of a network; any of them may be pruned
     sites = dict(random_sites(model, *prototype_args))
+    if not sites:
+        raise UserError("the model samples no site for a guide to cover")
     for name, site in sites.items():
         if name in weights:
             check_real(name, site["fn"])

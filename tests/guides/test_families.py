@@ -139,6 +139,49 @@ def test_plates_of_the_users_own_say_which_entries_are_drawn():
     assert guide(every)["z"].tolist() == every.tolist()
 
 
+def test_plates_of_the_users_own_are_made_though_no_site_is_in_them():
+    # Both axes of the data are subsampled by the same indices, which the model cannot say itself.
+    def model(x):
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 10, dim=-2), pyro.plate("columns", 10, dim=-1):
+            part = pyro.subsample(x, event_dim=0)
+            assert not square or part.shape == (5, 5)
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=part)
+
+    def create_plates(x):
+        rows = pyro.plate("rows", 10, subsample_size=5, dim=-2)
+        with rows as index:
+            return rows, pyro.plate("columns", 10, subsample=index, dim=-1)
+
+    square, x = False, torch.randn(10, 10)
+    guide = pl.guides.mean_field(model, 0.1, x, create_plates=create_plates)
+    square = True
+    trace = poutine.trace(guide).get_trace(x)
+    assert torch.equal(trace.nodes["rows"]["value"], trace.nodes["columns"]["value"])
+    poutine.replay(model, trace)(x)
+
+
+def test_minibatches_may_differ_in_size():
+    def model(index):
+        with pyro.plate("data", 7, subsample=index):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(index)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.arange(7.0)[index])
+
+    guide = pl.guides.mean_field(
+        model, 0.1, torch.arange(3), create_plates=lambda index: pyro.plate("data", 7, subsample=index)
+    )
+    for index in torch.arange(7).split(3):  # 3, 3 and 1
+        guide.zero_grad()
+        pl.ELBO().differentiable_loss(model, guide, index).backward()
+        assert guide.loc.grad.nonzero().squeeze(1).tolist() == index.tolist() or 0 in index.tolist()
+
+
+def test_a_model_without_sites_is_refused():
+    for make in (pl.guides.mean_field, lambda model: pl.guides.auto(AutoNormal, model)):
+        with pytest.raises(pl.UserError, match="the model samples no site"):
+            make(lambda: None)
+
+
 def test_a_mask_of_sites_in_a_plate():
     guide, mask = pl.guides.mean_field(nested), {"b": torch.arange(40).view(4, 5, 2) % 3 == 0}
     with pl.handlers.sparsify(mask):

@@ -176,6 +176,17 @@ def test_a_list_of_guides_trains_is_read_and_pruned(tiny_model, tiny_data, half_
     copy.deepcopy(guide)()
 
 
+def test_every_kind_can_be_part_of_a_list_also_of_pyros_own(tiny_model):
+    for kind in (A.AutoNormal, A.AutoDelta, A.AutoMultivariateNormal, A.AutoStructured, A.AutoIAFNormal):
+        ours = _list(tiny_model, second=lambda m, kind=kind: pl.guides.auto(kind, m))
+        assert set(ours()) == set(tiny_model.sites)
+        stock = A.AutoGuideList(tiny_model)
+        stock.append(pl.guides.mean_field(poutine.block(tiny_model, hide=["out.weight"])))
+        stock.append(pl.guides.auto(kind, poutine.block(tiny_model, expose=["out.weight"])))
+        assert set(stock()) == set(tiny_model.sites)
+        pyro.clear_param_store()
+
+
 def test_a_list_that_does_not_cover_the_model_once_is_refused(tiny_model, tiny_data):
     guide = pl.guides.auto(A.AutoGuideList, tiny_model)
     with pytest.raises(pl.UserError, match="has no parts yet"):
