@@ -473,7 +473,7 @@ RIGHT: dict[str, list[str]] = {
     "prior": ["normal", "laplace", "student_t", "mixture", "fan_in"], "prior_scale": ["0.3", "2"], "seed": ["0", "123"],
     "score": ["snr", "magnitude", "squared_sum", "random"], "levels": ["0", "1"], "prune_fraction": ["0.1", "0.99"],
     "rewind": ["init", "lr", "epoch:1", "restart:1"], "epochs": ["1", "2"], "batch_size": ["7", "64"], "lr": ["0.1", "1e-5"],
-    "warmup_epochs": ["1"], "weight_decay": ["0", "0.1"], "kl_temperature": ["1"], "kl": ["monte_carlo"],
+    "warmup_epochs": ["1"], "kl_warmup_epochs": ["1"], "weight_decay": ["0", "0.1"], "kl_temperature": ["1"], "kl": ["monte_carlo"],
     "init_scale": ["0.5"], "estimator": ["local"], "train_samples": ["2"], "device": ["cpu"], "on_divergence": ["retry"],
     "val_fraction": ["0.2"],
 }  # fmt: skip

@@ -82,6 +82,10 @@ class Config:
     warmup_epochs: int = _option(0, int, "epochs over which the rate rises from 0", _AT_LEAST_0)
     weight_decay: float = _option(1e-4, float, "L2 in Adam's gradient, on locs and network parameters", _AT_LEAST_0)
     kl_temperature: float = _option(0.1, float, "factor T of the KL divergence", _POSITIVE)
+    kl_warmup_epochs: int = _option(
+        0, int, "epochs K over which the KL's factor rises from 0 to T: it is T * (e + 1/2) / K in epochs e = 0, ..., K - 1",
+        _AT_LEAST_0,
+    )  # fmt: skip
     kl: str = _option(
         "analytic", str, "KL by closed form where there is one, or always by sampling", choices=elbo.KL_KINDS
     )
@@ -134,6 +138,11 @@ class Config:
                 raise unknown(f"--{_dashed(f.name)}", str(value), meta["choices"])
             if meta["check"] and not meta["check"][0](value):
                 raise UserError(f"--{_dashed(f.name)} must be {meta['check'][1]}, got {_text(value)}")
+        if self.kl_warmup_epochs >= self.epochs:
+            raise UserError(
+                f"--kl-warmup-epochs {self.kl_warmup_epochs} leaves none of {self.epochs} epochs at the full --kl-temperature; "
+                "choose fewer"
+            )
         if self.rewind_epoch > self.epochs:
             raise UserError(f"--rewind {self.rewind} is after the last of {self.epochs} epochs")
         if self.epochs_of(1) == 0:

@@ -26,7 +26,9 @@ ORIGINS = ("control", "transplant")
 """Facts of ``config.json`` that say from what, and how, the tickets of a folder were made, if not by pruning."""
 RESUMABLE = {"levels", "data_dir", "run_dir", "device", "on_divergence", "deterministic"}
 """Options that may differ when a run is resumed: they say how far, where and how carefully, not what."""
-LATER = {"devices": 1, "num_nodes": 1, "strategy": "ddp", "parallel": "data", "sync_batchnorm": False}
+LATER = {
+    "devices": 1, "num_nodes": 1, "strategy": "ddp", "parallel": "data", "sync_batchnorm": False, "kl_warmup_epochs": 0,
+}  # fmt: skip
 """Options that older runs do not name, and what they were then."""
 
 

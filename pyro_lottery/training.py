@@ -51,6 +51,16 @@ class Progress:
     """States of the random generators within an epoch; an epoch's start needs none, since it is seeded by name."""
 
 
+def kl_factor(epoch: int, kl_warmup_epochs: int) -> float:
+    """What multiplies T·KL in ``epoch`` (from 0): (epoch + ½)/K over the first K epochs, a line from 0 to 1 taken at each
+    epoch's middle, and then 1 (Sønderby et al. 2016, Ladder Variational Autoencoders).
+
+    >>> [kl_factor(epoch, 2) for epoch in range(4)]
+    [0.25, 0.75, 1.0, 1.0]
+    """
+    return (epoch + 0.5) / kl_warmup_epochs if epoch < kl_warmup_epochs else 1.0
+
+
 @dataclass(eq=False)
 class TrainState:
     """Where a training is, so that another call of :func:`train` can go on; every call moves it on, epoch by epoch.
@@ -137,6 +147,7 @@ def train(
     milestones: tuple[int, ...] = (80, 120),
     warmup_epochs: int = 0,
     weight_decay: float = 1e-4,
+    kl_warmup_epochs: int = 0,
     train_samples: int = 1,
     history_samples: int | None = None,
     kl: str = "analytic",
@@ -151,7 +162,8 @@ def train(
     """Train ``guide`` and the network's own parameters by Adam on the ELBO (paper §3, §4); returns one row an epoch.
 
     Minimised per example: nll + kl·T/N, averaged over ``train_samples`` noise samples a batch; ``estimator`` says whether
-    they are of the weights or of what layers compute (see :class:`ELBO`). A row holds
+    they are of the weights or of what layers compute (see :class:`ELBO`). T is the model's ``kl_temperature``, times
+    :func:`kl_factor` over the first ``kl_warmup_epochs``; ``kl_weight`` is their product over N. A row holds
     ``epoch`` (from 1), ``loss = nll + kl_weight·kl`` in nats (``nll`` per example, ``kl`` whole), ``train_accuracy``,
     ``test_accuracy`` and, with a validation split, ``val_accuracy`` from ``history_samples`` posterior samples
     (default: ``train_samples``), ``lr`` and ``seconds`` of training. Prune with
@@ -192,6 +204,7 @@ def train(
         while progress.epoch < last_epoch:
             began = time.perf_counter() - progress.seconds
             order = seeds.generator(device, seed, "batches", level, progress.epoch)
+            factor = kl_factor(progress.epoch, kl_warmup_epochs)
             with (
                 seeds.stream(device, seed, "noise", level, progress.epoch, *ranks.path),
                 pyro.validation_enabled(False),
@@ -206,7 +219,7 @@ def train(
                     x, y = map(ranks.share, batch(data.train, indices, data.augment, order))
                     share = len(y) * ranks.world / len(indices) if ranks.parallel == "data" else 1.0
                     x = channels_last(x)
-                    _step(model, guide, elbo, optimizer, rate, x, y, samples, precision, sums, share, ranks)
+                    _step(model, guide, elbo, optimizer, rate, x, y, samples, precision, sums, share, ranks, factor)
                     progress.step += 1
                     progress.seconds = time.perf_counter() - began
                     last = progress.step == len(chunks)
@@ -223,7 +236,7 @@ def train(
                     if stopping:
                         progress.sums, progress.generators = seen, _generators(order, device, ranks)
                         hooks.stop(progress, optimizer)
-            row = _row(progress.epoch, seen, len(chunks), model, rate, time.perf_counter() - began)
+            row = _row(progress.epoch, seen, len(chunks), model, factor, rate, time.perf_counter() - began)
             for name, split in (("test", data.test), ("val", data.val)):
                 if split is not None:
                     with seeds.stream(device, seed, f"history-{name}", level, progress.epoch):
@@ -264,9 +277,10 @@ def _step(
     sums: Tensor,
     share: float = 1.0,
     ranks: Alone = ALONE,
+    factor: float = 1.0,
 ) -> None:
     """One step of Adam. ``share`` weighs the images of a rank that has more or fewer than the others, so that the mean of
-    the ranks' gradients is the gradient of the whole batch.
+    the ranks' gradients is the gradient of the whole batch. ``factor`` multiplies the KL, but not in ``sums``.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -274,7 +288,7 @@ def _step(
     for sample in range(samples):  # one backward pass a sample, so that memory does not grow with the samples
         with autocast(x.device, precision):
             terms = elbo.terms(model, guide, x, y, closed_forms=0 if sample else samples)
-        ((share * terms.nll + terms.kl) / (model.num_data * samples)).backward()
+        ((share * terms.nll + factor * terms.kl) / (model.num_data * samples)).backward()
         with torch.no_grad():
             correct = (terms.output.argmax(-1) == y).sum()
             nll = terms.nll * (len(y) / model.num_data)
@@ -320,9 +334,11 @@ def _check_finite(sums: Tensor, progress: Progress, model: nn.Module, guide: Aut
     raise Diverged(f"{what} is not finite at epoch {epoch}, step {step}{where}; {_REMEDY}", epoch, step, sites)
 
 
-def _row(epoch: int, sums: Tensor, steps: int, model: BayesianNetwork, rate: float, seconds: float) -> dict[str, float]:
+def _row(
+    epoch: int, sums: Tensor, steps: int, model: BayesianNetwork, factor: float, rate: float, seconds: float
+) -> dict[str, float]:
     nll, kl = float(sums[NLL] / sums[EXAMPLES]), float(sums[KL]) / steps / model.kl_temperature
-    weight = model.kl_temperature / model.num_data
+    weight = factor * model.kl_temperature / model.num_data
     accuracy = float(sums[CORRECT] / sums[EXAMPLES])
     values = (epoch + 1, nll + weight * kl, nll, kl, weight, accuracy, rate, seconds)
     return dict(zip(COLUMNS, values, strict=True))

@@ -72,6 +72,8 @@ def test_a_deterministic_guide_ranks_by_magnitude():
         (["--rewind", "epoch:5", "--epochs", "5"], "leaves none of 5 epochs to train"),
         (["--rewind", "restart:6", "--epochs", "5"], "after the last of 5 epochs"),
         (["--rewind", "lr:2"], "--rewind must be init, lr, epoch:K or restart:K"),
+        (["--kl-warmup-epochs", "5", "--epochs", "5"], "leaves none of 5 epochs at the full --kl-temperature"),
+        (["--kl-warmup-epochs", "-1"], "--kl-warmup-epochs must be at least 0"),
         (["--milestones", "5", "3"], "--milestones must be rising epochs"),
         (["--lr", "nan"], "--lr must be a number of usual size"),
         (["--estimator", "flipout"], "unknown --estimator 'flipout'"),

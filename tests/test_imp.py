@@ -114,7 +114,7 @@ def test_late_rewinding_goes_back_to_epoch_k_of_level_0(rewind, tmp_path, ten_we
         assert torch.equal(ticket.start.scale["layer.weight"], after.scale["layer.weight"] * mask)
 
 
-SCHEDULE = {"arch": "ten", "epochs": 4, "milestones": (3,), "warmup_epochs": 3, "levels": 2}
+SCHEDULE = {"arch": "ten", "epochs": 4, "milestones": (3,), "warmup_epochs": 3, "kl_warmup_epochs": 2, "levels": 2}
 
 
 def test_a_late_rewind_goes_on_at_epoch_k_with_its_rates_and_random_streams(tmp_path, ten_weights):
@@ -126,28 +126,22 @@ def test_a_late_rewind_goes_on_at_epoch_k_with_its_rates_and_random_streams(tmp_
     )
     rates = late.level(0).history["lr"].tolist()
     assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-4])
+    weights = late.level(0).history["kl_weight"].tolist()
+    assert weights == pytest.approx([0.1 / 200 * factor for factor in (0.25, 0.75, 1, 1)])
     for level in (1, 2):
         history = late.level(level).history
         assert history["epoch"].tolist() == [2, 3, 4]
         assert history["lr"].tolist() == rates[1:]
+        assert history["kl_weight"].tolist() == weights[1:]
         assert late.results["max_test_accuracy"][level] >= history["test_accuracy"].max()
         assert late.results["train_seconds"][level] == pytest.approx(history["seconds"].sum())
         assert restarted.level(level).history["epoch"].tolist() == [1, 2, 3, 4]
         assert restarted.level(level).history["lr"].tolist() == rates
     data = late.load_data()
     model, guide = runs.build(late.config, late.shape, torch.device("cpu"))
+    schedule = {"milestones": (3,), "warmup_epochs": 3, "kl_warmup_epochs": 2}
     with pl.handlers.sparsify(model.start_from_(guide, late.level(1).ticket)):
-        pl.train(
-            model,
-            guide,
-            data,
-            epochs=3,
-            state=pl.TrainState(1),
-            batch_size=128,
-            milestones=(3,),
-            warmup_epochs=3,
-            level=1,
-        )
+        pl.train(model, guide, data, epochs=3, state=pl.TrainState(1), **schedule, level=1)
     assert torch.equal(pl.posterior(guide).loc["head.weight"], late.level(1).posterior.loc["head.weight"])
 
 
@@ -244,7 +238,12 @@ def test_sigterm_and_kill_nine_in_the_middle_end_bit_identical(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "more", [{"estimator": "weights"}, {"estimator": "local"}, {"rewind": "epoch:1", "epochs": 3, "milestones": (2,)}]
+    "more",
+    [
+        {"estimator": "weights"},
+        {"estimator": "local"},
+        {"rewind": "epoch:1", "epochs": 3, "milestones": (2,), "kl_warmup_epochs": 2},
+    ],
 )
 def test_a_checkpoint_within_an_epoch_holds_all_that_matters(more, tmp_path, monkeypatch):
     """Stop at the first step of every level's second epoch, by the same path a signal takes, and go on."""

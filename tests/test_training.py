@@ -66,8 +66,33 @@ def test_the_kl_column_is_the_untempered_kl(tiny_data):
         ).sum()
         for s in q.loc
     )
-    row = pl.train(model, guide, tiny_data, **QUICK | {"epochs": 1, "lr": 1e-9})[0]
-    assert row["kl"] == pytest.approx(before.item(), rel=1e-5)
+    for row in pl.train(model, guide, tiny_data, **QUICK | {"epochs": 2, "lr": 1e-9}, kl_warmup_epochs=1):
+        assert row["kl"] == pytest.approx(before.item(), rel=1e-5)
+        assert row["kl_weight"] == pytest.approx({1: 0.05, 2: 0.1}[row["epoch"]] / 60)
+        assert row["loss"] == pytest.approx(row["nll"] + row["kl_weight"] * row["kl"])
+    assert model.kl_temperature == 0.1
+
+
+@pytest.mark.parametrize(
+    ("family", "estimator"),
+    [
+        (pl.guides.mean_field, "weights"),
+        (pl.guides.mean_field, "local"),
+        (lambda m: pl.guides.auto(AutoNormal, m), "weights"),
+    ],
+)
+def test_an_epoch_of_the_kl_warm_up_has_the_bits_of_its_own_temperature(family, estimator, tiny_data):
+    """A quarter of T in the first of two epochs: a power of two, by which no bit is rounded."""
+
+    def trained(temperature, warmup):
+        torch.manual_seed(0)
+        model = pl.BayesianClassifier(TinyNet(), num_data=60, kl_temperature=temperature)
+        guide = family(model)
+        pl.train(model, guide, tiny_data, **QUICK | {"epochs": 1}, estimator=estimator, kl_warmup_epochs=warmup)
+        return pl.posterior(guide).loc["hidden.weight"]
+
+    assert torch.equal(trained(0.1, 2), trained(0.025, 0))
+    assert not torch.equal(trained(0.1, 2), trained(0.1, 0))
 
 
 def test_same_seed_same_bits_and_another_seed_others(tiny_data):
@@ -99,7 +124,7 @@ def made(make):
 @pytest.mark.parametrize("make", [pl.guides.mean_field, pl.guides.deterministic])
 @pytest.mark.parametrize("masked", [False, True])
 def test_three_calls_with_one_state_have_the_bits_of_one_call_of_three_epochs(make, masked, tiny_data, half_mask):
-    options = QUICK | {"milestones": (2,), "warmup_epochs": 2, "train_samples": 2}
+    options = QUICK | {"milestones": (2,), "warmup_epochs": 2, "kl_warmup_epochs": 2, "train_samples": 2}
 
     def trained(calls, epochs):
         (model, guide), state, history = made(make), pl.TrainState(), []
