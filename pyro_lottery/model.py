@@ -301,6 +301,8 @@ class BayesianNetwork(nn.Module):
 
         Raises one ``UserError`` with the names that differ where the ticket is of another architecture.
         """
+        guides.check_guide(guide)
+        guides.check_sites(self, guide)
         loc = guides.locs(guide)
         own = {"loc": loc, "net": self.net_state(), "mask": {name: loc[name] for name in self.prunable}}
         given = {"loc": ticket.start.loc, "net": ticket.net, "mask": ticket.mask}

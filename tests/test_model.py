@@ -280,6 +280,8 @@ def test_a_ticket_drops_into_a_fresh_network_and_says_what_differs(tmp_path):
             other.start_from_(its_guide, mangled)
     assert all(torch.equal(pl.posterior(its_guide).loc[n], t) for n, t in expected.loc.items()), "nothing was changed"
     larger, its_guide = fresh(classes=5)
+    with pytest.raises(pl.UserError, match=r"the guide is of another model: out\.weight is \(5, 6\)"):
+        other.start_from_(its_guide, pl.Ticket.load(tmp_path / "ticket.safetensors"))
     with pytest.raises(
         pl.UserError,
         match=r"of another network: loc/out\.weight is \(3, 6\), .* \(5, 6\); loc/out\.bias is \(3,\), .* \(5,\)$",

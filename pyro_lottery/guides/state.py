@@ -76,7 +76,8 @@ def posterior(guide: AutoGuide, draws: int = DRAWS) -> Posterior:
             scale, draws = None, 0
     determined = has_marginals(guide) and not isinstance(guide, AutoContinuous | AutoGuideList)
     extra = {} if determined else {n: t.detach().clone() for n, t in guide.state_dict().items()}
-    return Posterior(loc, scale, tuple(getattr(model_of(guide), "prunable", _matrices(loc))), extra, draws)
+    prunable = tuple(getattr(model_of(guide), "prunable", _matrices(guide, loc)))
+    return Posterior(loc, scale, prunable, extra, draws)
 
 
 def _moments(guide: AutoGuide, draws: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -191,8 +192,9 @@ def parameter_groups(model: nn.Module, guide: AutoGuide, weight_decay: float) ->
     return [group for group in groups if group["params"]]
 
 
-def _matrices(loc: Sites) -> tuple[str, ...]:
-    return tuple(name for name, value in loc.items() if value.ndim > 1)
+def _matrices(guide: AutoGuide, loc: Sites) -> tuple[str, ...]:
+    places = _places(guide)
+    return tuple(name for name, value in loc.items() if value.ndim > 1 and not places[name].unprunable)
 
 
 def _loc_parameters(guide: AutoGuide) -> list[Tensor]:

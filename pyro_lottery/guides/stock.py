@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from operator import attrgetter
 from types import MappingProxyType
@@ -220,12 +221,13 @@ class Laplace(Joint):
         """The Gaussian at loc with covariance T·H⁻¹, an AutoMultivariateNormal like one of :func:`guides.auto`.
 
         H is the Hessian of −log p(D|w) − T·log p(w) over the surviving weights, so that this is Laplace's approximation
-        of p(w)·p(D|w)^(1/T). ``args`` are the model's, the data for one. Raises ``UserError`` where H is not positive
-        definite: loc is no maximum.
+        of p(w)·p(D|w)^(1/T). ``args`` are the model's, the data for one; the network is in eval mode, as in predictions.
+        Raises ``UserError`` where H is not positive definite: loc is no maximum.
         """
-        drawn = poutine.trace(self).get_trace(*args, **kwargs)
-        model = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(*args, **kwargs)
-        precision = hessian(drawn.log_prob_sum() - model.log_prob_sum(), self.loc).detach() / self._temperature
+        with _evaluating(model_of(self)):
+            drawn = poutine.trace(self).get_trace(*args, **kwargs)
+            model = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(*args, **kwargs)
+            precision = hessian(drawn.log_prob_sum() - model.log_prob_sum(), self.loc).detach() / self._temperature
         kept = self.surviving()
         index = torch.arange(len(precision), device=precision.device) if kept is None else kept.nonzero().squeeze(1)
         try:
@@ -236,7 +238,7 @@ class Laplace(Joint):
                 "the Hessian at this guide's loc is not positive definite, so loc is not a maximum; train it further"
             ) from error
         found = adapted(AutoMultivariateNormal)(self.model)
-        with poutine.block():
+        with poutine.block(), _evaluating(model_of(self)):
             found._setup_prototype(*args, **kwargs)
         found.places = self.places
         found.to(self.loc.device)
@@ -247,6 +249,19 @@ class Laplace(Joint):
             unit[index[:, None], index] = tril / tril.diagonal()[:, None]
             found.scale_tril = unit
         return found
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """A network in eval mode, in which BatchNorm uses its running statistics, and as it was afterwards."""
+    modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
+    for module in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 class Parts(Own, AutoGuideList):

@@ -187,7 +187,9 @@ def test_a_mask_of_sites_in_a_plate():
     with pl.handlers.sparsify(mask):
         assert torch.equal(guide()["b"] != 0, mask["b"])
         assert torch.equal(guide.median()["b"] != 0, mask["b"] & (guide.unpack(guide.loc)["b"] != 0))
+    assert pl.posterior(guide).prunable == ("a", "b")
     guide, mask = pl.guides.mean_field(subsampled), {"z": torch.arange(16).view(8, 2) % 3 == 0}
+    assert pl.posterior(guide).prunable == ()
     with pytest.raises(pl.UserError, match="site 'z' is in a subsampled plate"), pl.handlers.sparsify(mask):
         guide()
 

@@ -105,6 +105,21 @@ def test_laplaces_approximation_of_a_gaussian_is_exact(temperature, kept):
     assert torch.equal(pl.posterior(again).scale["weight"], posterior.scale["weight"])
 
 
+def test_laplaces_approximation_uses_batchnorms_running_statistics(tiny_data):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3, affine=False))
+    model = pl.BayesianClassifier(net, num_data=60)
+    guide = pl.guides.auto(A.AutoLaplaceApproximation, model)
+    pl.train(model, guide, tiny_data, epochs=1)
+    before, x, y = model.net_state(), tiny_data.train[:20], tiny_data.train.labels[:20]
+    scales = []
+    for training in (True, False):
+        model.train(training)
+        scales.append(pl.posterior(guide.laplace_approximation(x, y)).scale["1.weight"])
+        assert all(torch.equal(value, before[name]) for name, value in model.net_state().items())
+        assert model.training == training
+    assert torch.equal(*scales)
+
+
 def test_a_loc_that_is_no_maximum_has_no_laplace_approximation():
     def model():
         pyro.factor("hill", pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1)).square().sum())
