@@ -31,6 +31,64 @@ class Pruned(dist.MaskedDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return torch.where(self._mask, self.base_dist.rsample(sample_shape), 0.0)
 
+    @property
+    def mean(self) -> Tensor:
+        return torch.where(self._mask, self.base_dist.mean, 0.0)
+
+    @property
+    def variance(self) -> Tensor:
+        return torch.where(self._mask, self.base_dist.variance, 0.0)
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self) -> Any:
+        return _ZeroWherePruned(self._mask, self.base_dist.support)
+
+
+class _ZeroWherePruned(constraints.Constraint):
+    """``base_constraint`` where ``mask`` keeps a weight, exactly 0 elsewhere."""
+
+    def __init__(self, mask: Tensor, base_constraint: Any):
+        self.mask, self.base_constraint = mask, base_constraint
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        return torch.where(self.mask, self.base_constraint.check(value), value == 0)
+
+
+class _PruneTransform(torch.distributions.Transform):
+    """The kept weights by ``to_kept``, and 0 for the pruned ones, whatever number stands for them.
+
+    Who samples unconstrained numbers needs a density of each: those of pruned weights are standard normal, up to a
+    constant, so that a Markov chain in them neither drifts nor moves a weight.
+    """
+
+    bijective = True  # as far as Pyro asks: 0 comes back as 0
+    domain = constraints.real
+
+    def __init__(self, mask: Tensor, to_kept: Any):
+        super().__init__()
+        self.mask, self.to_kept = mask, to_kept
+        self.codomain = _ZeroWherePruned(mask, to_kept.codomain)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return torch.where(self.mask, self.to_kept(x), 0.0)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return torch.where(
+            self.mask, self.to_kept.inv(torch.where(self.mask, y, self.to_kept(torch.zeros_like(y)))), 0.0
+        )
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        kept = torch.where(self.mask, y, self.to_kept(torch.zeros_like(y)))
+        return torch.where(self.mask, self.to_kept.log_abs_det_jacobian(x, kept), -0.5 * x.square())
+
+
+for _registry in (torch.distributions.biject_to, torch.distributions.transform_to):
+    _registry.register(
+        _ZeroWherePruned,
+        lambda constraint, registry=_registry: _PruneTransform(constraint.mask, registry(constraint.base_constraint)),
+    )
+
 
 class PointMass(dist.Delta):
     """A Delta whose guide has already put zeros where its mask prunes."""

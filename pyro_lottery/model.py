@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pyro_lottery import guides
 from pyro_lottery.errors import UserError
+from pyro_lottery.handlers import not_hidden
 from pyro_lottery.handlers.used_weights import mask_what_is_used_
 from pyro_lottery.names import check_same
 from pyro_lottery.own_parameters import keep_parameters_
@@ -326,7 +327,7 @@ class BayesianNetwork(nn.Module):
         """
         entered = _with_gradients.set(torch.is_grad_enabled())
         try:
-            with poutine.scale(scale=self.kl_temperature), self._hyperpriors():
+            with not_hidden(), poutine.scale(scale=self.kl_temperature), self._hyperpriors():
                 if x is None:
                     _sample_sites(self.net, self._sites)
                     return None

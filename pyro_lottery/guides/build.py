@@ -28,6 +28,7 @@ from pyro_lottery.guides.families import MeanField, Point
 from pyro_lottery.guides.places import Place, continuous_sites, initial_value
 from pyro_lottery.guides.state import raw_locs, set_scales
 from pyro_lottery.guides.stock import adapted
+from pyro_lottery.handlers import left_out
 from pyro_lottery.imports import load_callable
 from pyro_lottery.kernels import memory
 
@@ -75,7 +76,8 @@ def auto(
     guide = adapted(kind)(model, **{name: value for name, value in ours.items() if name in taken} | options)
     with torch.no_grad(), poutine.block():
         # Before the guide's first call, within which the model's own parameters would stay out of Pyro's store.
-        guide._setup_prototype(*prototype_args)
+        with left_out():
+            guide._setup_prototype(*prototype_args)
         guide.places = {name: Place.of(site) for name, site in sites.items()}
         guide(*prototype_args)
     device = next(iter(model.initial_values().values())).device if hasattr(model, "initial_values") else None

@@ -52,6 +52,7 @@ class LocalReparameterizationMessenger(Messenger):
         # ELBO that asks for log-probabilities. Layers alone recognise it, and take its moments instead.
         noisy = _NoisyWeight(msg["name"], *moments, _sample(base(msg["fn"]), *moments))
         msg["value"], msg["done"] = noisy.sample, True
+        msg["infer"] = msg["infer"] | {"by_layers": True}
         self._mode.weights[id(noisy.sample)] = noisy
 
 

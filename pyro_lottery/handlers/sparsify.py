@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
 
 import pyro.distributions as dist
 import torch
@@ -25,85 +28,188 @@ def active_mask(site: str, shape: Size, device: torch.device | None = None) -> T
     return None
 
 
+@effectful(type="masks_met")
+def _masks_met() -> frozenset[int]:
+    """The mask dicts of the ``sparsify`` handlers that a site would meet here, by identity."""
+    return frozenset()
+
+
+_entered: list[SparsifyMessenger] = []
+
+
+@contextmanager
+def not_hidden() -> Iterator[None]:
+    """Within this context the enclosing ``sparsify`` handlers act that ``poutine.block`` hides.
+
+    Pyro's ``MCMC.run`` hides whatever surrounds it, and would sample a dense network under a mask.
+    """
+    met = _masks_met() if _entered else frozenset()
+    with ExitStack() as stack:
+        for handler in _entered:
+            if id(handler.mask) not in met:
+                stack.enter_context(handler._again())
+        yield
+
+
+@contextmanager
+def left_out() -> Iterator[None]:
+    """Within this context :func:`not_hidden` brings back no mask: a guide that asks a model for its sites wants all weights."""
+    hidden = _entered.copy()
+    _entered.clear()
+    try:
+        yield
+    finally:
+        _entered[:] = hidden
+
+
 class SparsifyMessenger(Messenger):
     """The effect behind :func:`sparsify`."""
 
     def __init__(self, mask: Mask):
         super().__init__()
-        self.mask = {name: m.bool().clone() for name, m in mask.items()}  # what a caller does to his is his affair
+        self.mask = {name: m.bool().clone() for name, m in mask.items()}  # later changes to the caller's have no effect
         self._joined: dict[str, tuple[Tensor, Tensor]] = {}  # an inner handler's mask, and what it shares with ours
         self._sites: set[str] = set()  # every random site met, to tell a misspelt mask from an unused one
+        self._draws: dict[str, str] = {}  # of the guide that runs: its auxiliary draws, by the site that each is for
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        _entered.append(self)
+        return self
+
+    def _again(self) -> Messenger:
+        """The same handler, to be entered a second time."""
+        again = copy.copy(self)
+        again.__class__ = _Again
+        return again
+
+    def _pyro_masks_met(self, msg: Any) -> None:
+        msg["value"], msg["done"] = (msg["value"] or frozenset()) | {id(self.mask)}, True
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
+        _entered.remove(self)
         missed = [name for name in self.mask if name not in self._sites]
-        if exception[0] is None and self._sites and missed:
+        if exception[0] is None and missed and not self._sites:
+            raise UserError(
+                "no random site was met under this mask; inference that hides what surrounds it, as Pyro's MCMC does, takes "
+                "the masked model: NUTS(sparsify(mask)(model))"
+            )
+        if exception[0] is None and missed:
             near = difflib.get_close_matches(missed[0], self._sites, n=1) or sorted(self._sites)[:1]
             raise UserError(
                 f"the mask names site {missed[0]!r}, which the network does not have; did you mean {near[0]!r}?"
             )
 
-    def _of(self, name: str, shape: Size, device: torch.device | None) -> Tensor:
+    def _of(self, name: str, shape: Size, device: torch.device | None, inner: Tensor | None = None) -> Tensor:
+        """The mask of a site, together with that of an ``inner`` handler: the same object each time."""
         mask = self.mask[name]
         if mask.shape != shape:
             raise UserError(f"the mask of site {name!r} is {tuple(mask.shape)}, but the site is {tuple(shape)}")
         if device is not None and mask.device != device:
             mask = self.mask[name] = mask.to(device)
-        return mask
+        if inner is None:
+            return mask
+        if name not in self._joined or self._joined[name][0] is not inner:
+            self._joined[name] = (inner, mask & inner.to(mask.device))
+        return self._joined[name][1]
 
     def _pyro_active_mask(self, msg: Any) -> None:
         site, shape, device = (*msg["args"], None)[:3]
         self._sites.add(site)
         if site in self.mask:
-            mask, inner = self._of(site, shape, device), msg["value"]
-            if inner is not None:
-                if site not in self._joined or self._joined[site][0] is not inner:
-                    self._joined[site] = (inner, mask & inner.to(mask.device))
-                mask = self._joined[site][1]
-            msg["value"], msg["done"] = mask, True
+            msg["value"], msg["done"] = self._of(site, shape, device, msg["value"]), True
 
     def _pyro_sample(self, msg: Any) -> None:
         # Acts before the value is drawn and changes the distribution itself: a handler that edits the value
         # afterwards would come too late for a trace further out, and poutine.mask cannot reach inside an event.
-        if msg["is_observed"]:
-            return
         name, fn = msg["name"], msg["fn"]
-        if getattr(base(fn), "knows_masks", False):
-            return
-        if name not in self.mask and msg["infer"].get("is_auxiliary"):
-            name = name.removesuffix("_unconstrained")  # AutoNormal's real draw; the named site is its Delta
-            if name == msg["name"]:
-                raise UserError(
-                    f"the guide draws its weights from {name!r}, in which pruned ones cannot be masked; use mean_field, or "
-                    "guides.auto with AutoNormal, AutoDiagonalNormal or AutoMultivariateNormal, full or low-rank"
-                )
-        self._sites.add(name)
+        if msg["infer"].get("is_auxiliary") and name not in self.mask and not _knows_masks(fn):
+            site = name.removesuffix("_unconstrained")  # AutoNormal's real draw; the named site is its Delta
+            self._draws[site] = name
+            if site == name or site not in self.mask:
+                return
+            name = site
+        elif not msg["is_observed"]:
+            self._sites.add(name)
         if name not in self.mask:
             return
-        if isinstance(fn, dist.Delta):
-            mask = self._of(name, fn.v.shape, fn.v.device)
+        self._sites.add(name)
+        if _knows_masks(fn):
+            self._draws.clear()
+            mask = self._of(name, fn.shape(), _device_of(msg, None), msg["infer"].get("pruned_by"))
+        elif isinstance(fn, dist.Delta):
+            self._check_draws(name)
+            mask = self._of(name, fn.v.shape, fn.v.device, msg["infer"].get("pruned_by"))
             msg["fn"] = dist.Delta(torch.where(mask, fn.v, 0.0), fn.log_density, fn.event_dim)
-        elif isinstance(fn, dist.Independent) and not fn.base_dist.event_shape:
-            each = fn.base_dist
-            mask = self._of(name, each.batch_shape, _device(each) if msg["value"] is None else msg["value"].device)
-            msg["fn"] = Pruned(each, mask).to_event(fn.reinterpreted_batch_ndims)
         else:
+            self._draws.clear()
+            each, inner, dims = base(fn), None, fn.event_dim
+            if each.event_shape:
+                raise UserError(f"site {name!r}: a {type(fn).__name__} has no distribution per weight to prune")
+            if isinstance(each, Pruned):  # by a sparsify within this one
+                each, inner = each.base_dist, each._mask
+            shape = each.batch_shape
+            if dims and dims == self.mask[name].ndim:  # beside the event there may be particles
+                shape = shape[-dims:]
+            mask = self._of(name, shape, _device_of(msg, each), inner)
+            msg["fn"] = Pruned(each, mask).to_event(dims)
+        # A draw of local reparameterization is pruned already, and layers know it by the tensor that it is.
+        pruned = msg["infer"].get("pruned_by") is mask or "by_layers" in msg["infer"]
+        if msg["value"] is not None and not pruned:
+            # Somebody has set it: a condition, a sampler's step, the replay of a guide that is not masked.
+            msg["value"] = torch.where(mask, msg["value"], 0.0)
+        msg["infer"] = msg["infer"] | {"pruned_by": mask}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        mask = self.mask.get(msg["name"])
+        if mask is not None and (msg["is_observed"] or "pruned_by" not in msg["infer"]):
+            # A handler around this one has set the value, after the distribution was masked.
+            msg["value"] = torch.where(mask.to(msg["value"].device), msg["value"], 0.0)
+
+    def _check_draws(self, name: str) -> None:
+        """Raise ``UserError`` for a site that its guide takes from a draw in which no weight can be pruned."""
+        joint = [draw for site, draw in self._draws.items() if site == draw]
+        if name not in self._draws and joint:
             raise UserError(
-                f"site {name!r}: a {type(fn).__name__} has no distribution per weight to prune; use .to_event()"
+                f"the guide draws its weights from {joint[-1]!r}, in which pruned ones cannot be masked; use mean_field, or "
+                "guides.auto with AutoNormal, AutoDiagonalNormal or AutoMultivariateNormal, full or low-rank"
             )
 
 
-def _device(distribution: dist.TorchDistribution) -> torch.device | None:
+class _Again(SparsifyMessenger):
+    """A handler that acts where the one it is a copy of is hidden; it shares that one's masks and what it has met."""
+
+    def __enter__(self) -> Self:
+        Messenger.__enter__(self)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        Messenger.__exit__(self, *exception)
+
+
+def _knows_masks(fn: Any) -> bool:
+    return getattr(base(fn), "knows_masks", False)
+
+
+def _device_of(msg: Any, distribution: Any) -> torch.device | None:
+    if msg["value"] is not None:
+        return msg["value"].device
+    if distribution is None:
+        return None
     for value in vars(distribution).values():
         if isinstance(value, Tensor):
             return value.device
-    inner = getattr(distribution, "base_dist", None)
-    return None if inner is None else _device(inner)
+    return _device_of(msg, getattr(distribution, "base_dist", None))
 
 
 def sparsify(mask: Mask) -> SparsifyMessenger:
     """Within this context (or for a callable it decorates) every pruned weight is exactly zero in every sample of the
     guide and of the prior, and adds exactly 0 to the KL divergence (paper §3: a pruned weight has (μ, σ) = (0, 0)).
+
+    A value that somebody else sets is pruned too: a condition's, a replayed one, what MCMC tries. Pyro's HMC and NUTS
+    need a density of every number, so that they draw a standard normal one in a pruned weight's place, which their
+    samples show as 0. Nested masks prune what any of them prunes.
 
     ``mask``: one bool tensor per site, shaped like the site; sites without one are left alone. A name that no
     sampled site answers to, or a wrong shape, raises ``UserError``.

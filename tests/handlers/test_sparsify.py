@@ -1,9 +1,11 @@
+from contextlib import ExitStack, nullcontext
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import MCMC, NUTS, Trace_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
@@ -16,6 +18,7 @@ from pyro.infer.autoguide import (
 from torch.distributions import kl_divergence
 
 import pyro_lottery as pl
+from pyro_lottery.distributions import Pruned
 from pyro_lottery.guides.state import raw_locs
 from pyro_lottery.guides.stock import _marginal
 
@@ -182,3 +185,119 @@ def test_a_guide_whose_draws_cannot_be_masked_is_refused(tiny_model, half_mask):
     guide()
     with pytest.raises(pl.UserError, match="in which pruned ones cannot be masked"), pl.handlers.sparsify(half_mask):
         guide()
+
+
+def regression(scale=0.5):
+    """y = 2·x₁ + 3·x₂ + noise with x₁ and x₂ correlated, so that pruning x₂ moves the first weight; exact posteriors."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 3, generator=generator)
+    x[:, 1] += x[:, 0]
+    y = x @ torch.tensor([[2.0], [3.0], [-1.0]]) + scale * torch.randn(30, 1, generator=generator)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 1, bias=False))
+    model = pl.BayesianRegressor(net, num_data=30, noise_scale=scale)
+
+    def exact(kept):
+        a = x[:, kept]
+        covariance = torch.linalg.inv(a.mT @ a / scale**2 + torch.eye(a.shape[1]))
+        return (covariance @ a.mT @ y / scale**2).squeeze(1), covariance.diagonal().sqrt()
+
+    return model, x, y, exact
+
+
+@pytest.mark.parametrize("decorated", [False, True])
+def test_nuts_under_a_mask_meets_the_exact_posterior_of_the_survivors(decorated):
+    model, x, y, exact = regression()
+    mask = {"0.weight": torch.tensor([[True, False, True]])}
+    loc, scale = exact([0, 2])
+    pyro.set_rng_seed(0)
+    with nullcontext() if decorated else pl.handlers.sparsify(mask):
+        kernel = NUTS(pl.handlers.sparsify(mask)(model) if decorated else model)
+        chain = MCMC(kernel, num_samples=400, warmup_steps=100, disable_progbar=True)
+        chain.run(x, y)
+    samples = chain.get_samples()["0.weight"][:, 0]
+    assert torch.equal(samples[:, 1], torch.zeros(400))
+    torch.testing.assert_close(samples[:, [0, 2]].mean(0), loc, rtol=0.02, atol=0)
+    torch.testing.assert_close(samples[:, [0, 2]].std(0), scale, rtol=0.15, atol=0)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_values_that_somebody_else_sets_are_pruned(inside, tiny_model, half_mask, tiny_data):
+    dense = tiny_model.initial_values()
+    sparse = {n: torch.where(half_mask[n], v, 0.0) if n in half_mask else v for n, v in dense.items()}
+    x = tiny_data.test[:4]
+    tiny_model.eval()
+    expected = poutine.condition(tiny_model, sparse)(x)
+    prune = pl.handlers.sparsify(half_mask)
+    pruned = prune(poutine.condition(tiny_model, dense)) if inside else poutine.condition(prune(tiny_model), dense)
+    assert torch.equal(pruned(x), expected)
+    trace = poutine.trace(pruned).get_trace(x)
+    trace.compute_log_prob()
+    for name, m in half_mask.items():
+        log_prob = dist.Normal(0.0, 1.0).log_prob(dense[name])[m].sum()
+        assert trace.nodes[name]["log_prob_sum"].item() == pytest.approx(0.1 * log_prob.item(), rel=1e-5)
+    guide_trace = poutine.trace(pl.guides.mean_field(tiny_model)).get_trace()  # that knows nothing of the mask
+    assert (guide_trace.nodes["hidden.weight"]["value"] != 0).all()
+    replayed = (
+        prune(poutine.replay(tiny_model, guide_trace)) if inside else poutine.replay(prune(tiny_model), guide_trace)
+    )
+    with poutine.trace() as seen:
+        seen_output = replayed(x)
+    values = {n: guide_trace.nodes[n]["value"] * half_mask.get(n, torch.tensor(True)) for n in dense}
+    assert torch.equal(seen_output, poutine.condition(tiny_model, values)(x))
+    assert seen is not None
+
+
+def test_two_nested_masks_keep_the_closed_form(tiny_model, half_mask, tiny_data):
+    guide = pl.guides.mean_field(tiny_model)
+    other = {"conv.weight": torch.rand(4, 1, 3, 3) < 0.5, "out.bias": torch.tensor([True, False, True])}
+    both = half_mask | other | {"conv.weight": half_mask["conv.weight"] & other["conv.weight"]}
+    args = tiny_data.test[:4], tiny_data.test.labels[:4]
+
+    def terms(*masks):
+        torch.manual_seed(0)
+        tiny_model.eval()
+        with ExitStack() as stack:
+            for mask in masks:
+                stack.enter_context(pl.handlers.sparsify(mask))
+            return pl.ELBO().terms(tiny_model, guide, *args)
+
+    for masks in ((half_mask, other), (other, half_mask), (half_mask, half_mask, other)):
+        assert terms(*masks).kl.item() == terms(both).kl.item()
+        assert terms(*masks).nll.item() == terms(both).nll.item()
+
+
+@pytest.mark.parametrize("name", [*GUIDES, "flow", "structured"])
+def test_an_empty_mask_changes_nothing(name, tiny_model, tiny_data):
+    more = {"flow": AutoIAFNormal, "structured": AutoStructured}
+    guide = pl.guides.auto(more[name], tiny_model) if name in more else GUIDES[name](tiny_model)
+    guide()
+    args = tiny_data.test[:4], tiny_data.test.labels[:4]
+    values = []
+    for handler in (nullcontext(), pl.handlers.sparsify({})):
+        torch.manual_seed(0)
+        tiny_model.eval()
+        with handler:
+            values.append(pl.ELBO().loss(tiny_model, guide, *args))
+    assert values[0] == values[1]
+
+
+def test_a_guide_built_under_a_mask_is_dense_outside(tiny_model, half_mask):
+    for kind in (AutoNormal, AutoDiagonalNormal):
+        with pl.handlers.sparsify(half_mask):
+            guide = pl.guides.auto(kind, tiny_model)
+            assert (guide()["hidden.weight"][~half_mask["hidden.weight"]] == 0).all()
+        assert (guide()["hidden.weight"] != 0).all()
+
+
+def test_a_pruned_distribution_has_mean_and_variance_0_where_it_prunes():
+    mask = torch.tensor([True, False])
+    pruned = Pruned(dist.Normal(torch.tensor([2.0, 3.0]), 0.5), mask)
+    assert pruned.mean.tolist() == [2.0, 0.0]
+    assert pruned.variance.tolist() == [0.25, 0.0]
+    assert pruned.support.check(torch.tensor([1.0, 0.0])).all()
+    assert pruned.support.check(torch.tensor([1.0, 1.0])).tolist() == [True, False]
+    transform = torch.distributions.biject_to(pruned.support)
+    numbers = torch.tensor([0.3, 0.4])
+    assert transform(numbers).tolist() == pytest.approx([0.3, 0.0])
+    assert transform.inv(transform(numbers)).tolist() == pytest.approx([0.3, 0.0])
+    assert transform.log_abs_det_jacobian(numbers, transform(numbers)).tolist() == pytest.approx([0.0, -0.08])
