@@ -103,6 +103,11 @@ def build(config: Config, shape: Shape, device: torch.device) -> tuple[BayesianC
             raise UserError(
                 f"--prior {config.prior} has an nn.Parameter to learn; train with it in Python, by pl.train"
             )
+        if model.hyper_sites:
+            raise UserError(
+                f"--prior {config.prior} samples {model.hyper_sites[0]!r}, which no run folder keeps; train with it in "
+                "Python, by pl.train"
+            )
         model.to(device)
         return model, guides.by_name(config.guide, model, config.init_scale)
 

@@ -485,3 +485,58 @@ def test_a_scale_that_is_not_a_number_is_not_taken_for_a_pruned_one(tiny_model):
     scale = {**start.scale, site: torch.full_like(start.scale[site], torch.nan)}
     pl.guides.set_posterior_(guide, replace(start, scale=scale))
     assert pl.posterior(guide).scale[site].isnan().all()
+
+
+def pulled(scale, tiny_model, tiny_data, **options):
+    """The scales of a guide that 40 steps towards a prior of ``scale`` have trained, and the guide."""
+    tiny_model.set_prior_(pl.priors.normal(scale))
+    guide = pl.guides.mean_field(tiny_model, **options)
+    optimizer = torch.optim.Adam(guide.parameters(), 0.1)
+    for _ in range(40):
+        optimizer.zero_grad()
+        pl.ELBO().terms(tiny_model, guide, tiny_data.test[:4], tiny_data.test.labels[:4]).kl.backward()
+        optimizer.step()
+    return pl.posterior(guide).scale, guide
+
+
+def test_no_scale_exceeds_its_bound_and_one_at_the_bound_may_return(tiny_model, tiny_data, half_mask):
+    scale, guide = pulled(1.0, tiny_model, tiny_data, init_scale=0.2, max_scale=0.25)
+    assert all((s <= 0.25 * (1 + 1e-6)).all() for s in scale.values())
+    assert all((s > 0.249).all() for s in scale.values())
+    free, _ = pulled(1.0, tiny_model, tiny_data, init_scale=0.2)
+    assert all((s > 0.5).all() for s in free.values())
+    # what is drawn, the quantiles and the moments have the bound too, dense and under a mask
+    for mask in ({}, half_mask):
+        with pl.handlers.sparsify(mask):
+            values = torch.stack([guide()["conv.bias"] for _ in range(400)])
+            low, high = guide.quantiles([0.1586553, 0.8413447])["conv.bias"]
+        assert values.std(0).max() < 0.25 * 1.2
+        torch.testing.assert_close((high - low) / 2, torch.full_like(low, 0.25), rtol=1e-4, atol=0)
+    tiny_model.set_prior_(pl.priors.normal(0.01))
+    optimizer = torch.optim.Adam(guide.parameters(), 0.1)
+    for _ in range(20):
+        optimizer.zero_grad()
+        pl.ELBO().terms(tiny_model, guide, tiny_data.test[:4], tiny_data.test.labels[:4]).kl.backward()
+        optimizer.step()
+    assert all((s < 0.2).all() for s in pl.posterior(guide).scale.values())
+
+
+def test_bounds_that_do_not_hold_are_refused(tiny_model, tiny_data):
+    with pytest.raises(pl.UserError, match=r"scale of 'conv\.weight' is to be 0\.4714, above max_scale 0\.1"):
+        pl.guides.mean_field(tiny_model, init_scale=1.0, max_scale=0.1)
+    with pytest.raises(pl.UserError, match="max_scale must be greater than 0"):
+        pl.guides.mean_field(tiny_model, max_scale=0.0)
+    guide = pl.guides.mean_field(tiny_model, max_scale=0.1)
+    with pytest.raises(pl.UserError, match="above max_scale"):
+        pl.guides.set_posterior_(guide, pl.posterior(pl.guides.mean_field(tiny_model, init_scale=1.0)))
+
+
+def test_fixed_scales_stay_as_they_are(tiny_model, tiny_data, half_mask):
+    guide = pl.guides.mean_field(tiny_model, train_scale=False)
+    before = pl.posterior(guide)
+    with pl.handlers.sparsify(half_mask):
+        pl.train(tiny_model, guide, tiny_data, epochs=1, milestones=())
+    after = pl.posterior(guide)
+    assert all(torch.equal(before.scale[n], after.scale[n]) for n in before.loc)
+    assert not torch.equal(before.loc["out.weight"], after.loc["out.weight"])
+    assert not guide.log_scale.requires_grad

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -107,10 +108,17 @@ def learned_prior(site, shape):
     return dist.Normal(0.0, _LEARNED)
 
 
-def test_a_prior_with_parameters_is_refused_on_the_command_line(tmp_path, capsys):
+def hyperprior(site, shape):
+    return dist.Normal(0.0, pyro.sample("s", dist.HalfNormal(1.0)))
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"), [("learned_prior", "has an nn.Parameter to learn"), ("hyperprior", "samples 's'")]
+)
+def test_a_prior_that_no_run_folder_can_keep_is_refused_on_the_command_line(prior, message, tmp_path, capsys):
     arguments = ["--arch", "lenet", "--dataset", "digits", "--run-dir", str(tmp_path / "run")]
-    assert imp.main([*arguments, "--prior", "tests.test_runs.learned_prior"]) == 2
-    assert "--prior tests.test_runs.learned_prior has an nn.Parameter to learn" in capsys.readouterr().err
+    assert imp.main([*arguments, "--prior", f"tests.test_runs.{prior}"]) == 2
+    assert f"--prior tests.test_runs.{prior} {message}" in capsys.readouterr().err
 
 
 def test_code_that_a_run_folder_names_runs_only_where_it_is_trusted(tmp_path, capsys):

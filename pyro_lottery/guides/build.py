@@ -34,15 +34,28 @@ from pyro_lottery.kernels import memory
 
 
 def mean_field(
-    model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any, create_plates: Any = None
+    model: Callable[..., Any],
+    init_scale: float = 0.01,
+    *prototype_args: Any,
+    create_plates: Any = None,
+    max_scale: float | None = None,
+    train_scale: bool = True,
 ) -> MeanField:
     """A mean-field Normal guide (paper §3): loc from the network's own initialisation, scale = ``init_scale`` times
     the Kaiming scale √(2/fan_in) of the layer.
 
     ``prototype_args`` are arguments with which a model that cannot run without data shows its sites. Any Pyro model of
-    continuous sites will do, with plates and supports as :class:`FlatGuide` says; ``create_plates`` is as in Pyro.
+    continuous sites will do, with plates and supports as :class:`FlatGuide` says; ``create_plates`` is as in Pyro. No
+    scale exceeds ``max_scale``; with ``train_scale=False`` all stay as they are.
     """
-    return MeanField(model, init_scale, *prototype_args, create_plates=create_plates)
+    return MeanField(
+        model,
+        init_scale,
+        *prototype_args,
+        create_plates=create_plates,
+        max_scale=max_scale,
+        train_scale=train_scale,
+    )
 
 
 def deterministic(model: Callable[..., Any], *prototype_args: Any, create_plates: Any = None) -> Point:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
@@ -73,6 +74,7 @@ class FlatGuide(Tempered):
         values = {name: place.loc_of(sites[name]["value"]) for name, place in self.places.items()}
         self.shapes: dict[str, Size] = {name: value.shape for name, value in values.items()}
         """Of each site's parameters."""
+        self._hyper_sites = frozenset(getattr(model_of(self), "hyper_sites", ()))
         self._unprunable = {name: why for name, place in self.places.items() if (why := place.unprunable)}
         self._prototype_frames = {frame.name: frame for place in self.places.values() for frame in place.frames}
         self.layout = Layout(list(self.shapes.values()))
@@ -111,7 +113,8 @@ class FlatGuide(Tempered):
             for number, (name, place) in enumerate(self.places.items()):
                 with ExitStack() as stack:
                     select = place.enter(stack, plates, self.create_plates is not None)
-                    values[name] = pyro.sample(name, place.distribution(distribution(number, select)))
+                    infer: Any = {"is_weight": name not in self._hyper_sites}
+                    values[name] = pyro.sample(name, place.distribution(distribution(number, select)), infer=infer)
         return values
 
     @torch.no_grad()
@@ -191,16 +194,44 @@ class MeanField(FlatGuide):
 
     flat = ("loc", "log_scale")
 
-    def __init__(self, model: Callable[..., Any], init_scale: float, *prototype_args: Any, create_plates: Any = None):
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        init_scale: float,
+        *prototype_args: Any,
+        create_plates: Any = None,
+        max_scale: float | None = None,
+        train_scale: bool = True,
+    ):
         super().__init__(model, *prototype_args, create_plates=create_plates)
         if not init_scale > 0:
             raise UserError(f"init_scale must be greater than 0, got {init_scale}")
+        if max_scale is not None and not max_scale > 0:
+            raise UserError(f"max_scale must be greater than 0, got {max_scale}")
         kaiming = getattr(model, "kaiming_scale", {})
+        self.max_scale = max_scale
+        self.check_scales({name: torch.tensor(init_scale * kaiming.get(name, 1.0)) for name in self.shapes})
         scales = [
             torch.full((size,), init_scale * kaiming.get(name, 1.0))
             for name, size in zip(self.shapes, self.layout.sizes, strict=True)
         ]
-        self.log_scale = nn.Parameter(torch.cat(scales).to(self.loc).log())
+        self.log_scale = nn.Parameter(torch.cat(scales).to(self.loc).log(), requires_grad=train_scale)
+
+    def check_scales(self, scales: Mapping[str, Tensor]) -> None:
+        """Raise ``UserError`` for a site with a scale above ``max_scale``."""
+        for name, scale in scales.items():
+            if self.max_scale is not None and bool((scale > self.max_scale).any()):
+                raise UserError(
+                    f"the scale of {name!r} is to be {float(scale.max()):.4g}, above max_scale {self.max_scale:.4g}"
+                )
+
+    def bounded(self, log_scale: Tensor) -> Tensor:
+        """The logarithms of the scales that this guide has, none above ``max_scale``."""
+        return log_scale if self.max_scale is None else _AtMost.apply(log_scale, math.log(self.max_scale))
+
+    def under_masks(self) -> tuple[Layout, list[Tensor]]:
+        layout, (loc, log_scale) = super().under_masks()
+        return layout, [loc, self.bounded(log_scale)]
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         layout, (loc, log_scale) = self.under_masks()
@@ -210,6 +241,19 @@ class MeanField(FlatGuide):
             return SiteNormal(draw, number) if select is None else draw.part(number, select)
 
         return self.draw(normal, *args, **kwargs)
+
+
+class _AtMost(torch.autograd.Function):
+    """min(x, bound), with a gradient of 0 only where descent would go further above the bound: what is at it can return."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(x >= bound)
+        return x.clamp(max=bound)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return torch.where(ctx.saved_tensors[0] & (grad < 0), 0.0, grad), None
 
 
 class Point(FlatGuide):

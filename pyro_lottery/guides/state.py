@@ -221,7 +221,7 @@ def raw_locs(guide: AutoGuide) -> dict[str, Tensor]:
 def raw_scales(guide: AutoGuide) -> dict[str, Tensor]:
     """Every site's scale in a guide that :func:`has_marginals` and is no point."""
     if isinstance(guide, MeanField):
-        return guide.unpack(guide.log_scale.exp())
+        return guide.unpack(guide.bounded(guide.log_scale).exp())
     if is_point(guide):
         raise UserError(
             f"a {type(guide).__name__}, a part of this guide, is a point and has no scale; read the other parts with "
@@ -252,6 +252,7 @@ def values_at_loc(guide: AutoGuide) -> dict[str, Tensor]:
 def set_scales(guide: MeanField | AutoNormal, scales: Sites) -> None:
     """Put scales into a guide whose sites are independent, in its own parametrisation; no check of names or shapes."""
     if isinstance(guide, MeanField):
+        guide.check_scales(scales)
         flat = torch.cat([flatten(scales[name]) for name in guide.shapes]).to(guide.log_scale)
         guide.log_scale.copy_(_preimage(_EXP, flat))
         return

@@ -38,7 +38,7 @@ class LocalReparameterizationMessenger(Messenger):
         super().__exit__(*exception)
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["value"] is not None:
+        if msg["is_observed"] or msg["value"] is not None or not msg["infer"].get("is_weight", True):
             return
         if msg["infer"].get("is_auxiliary"):
             _say_once(msg["name"], "is drawn for other sites")
