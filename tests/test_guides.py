@@ -336,6 +336,11 @@ def test_a_covariance_too_large_for_the_machine_says_what_it_needs():
     n = sum(t.numel() for t in model.initial_values().values())
     with pytest.raises(pl.UserError, match=f"over {n:,} weights needs {64 * n * n / 2**30:,.1f} GiB to train"):
         pl.guides.auto(autoguide.AutoMultivariateNormal, model)
+    with pytest.raises(pl.UserError, match=f"over {n:,} weights needs"):
+        pl.guides.auto(autoguide.AutoLaplaceApproximation, model).laplace_approximation()
+    wide = pl.BayesianRegressor(nn.Linear(2000, 2000, bias=False), num_data=1, noise_scale=1.0)
+    with pytest.raises(pl.UserError, match=f"over 4,000,000 weights needs {26 * 4e6**2 / 2**30:,.1f} GiB"):
+        pl.guides.auto(autoguide.AutoStructured, wide)
 
 
 def test_a_prior_over_less_than_the_real_line_is_refused(tiny_data):

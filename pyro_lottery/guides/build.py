@@ -17,9 +17,7 @@ from pyro.infer.autoguide import (
     AutoGuide,
     AutoGuideList,
     AutoIAFNormal,
-    AutoLowRankMultivariateNormal,
     AutoMessenger,
-    AutoMultivariateNormal,
     AutoNormal,
 )
 
@@ -27,10 +25,9 @@ from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.guides.families import MeanField, Point
 from pyro_lottery.guides.places import Place, continuous_sites, initial_value
 from pyro_lottery.guides.state import raw_locs, set_scales
-from pyro_lottery.guides.stock import adapted
+from pyro_lottery.guides.stock import adapted, check_memory
 from pyro_lottery.handlers import left_out
 from pyro_lottery.imports import load_callable
-from pyro_lottery.kernels import memory
 
 
 def mean_field(
@@ -76,7 +73,8 @@ def auto(
     _check_kind(kind)
     sites = continuous_sites(model, *prototype_args)
     _check_plates(kind, sites)
-    _check_memory(kind, sites)
+    if options.get("conditionals", "mvn") == "mvn":  # AutoStructured's others are small
+        check_memory(kind, [site["value"].numel() for site in sites.values()], _device(sites))
     kaiming = getattr(model, "kaiming_scale", {})
     usual = init_scale * (float(torch.tensor(list(kaiming.values())).median()) if kaiming else 1.0)
     ours: dict[str, Any] = {"init_loc_fn": initial_value(model), "init_scale": usual}
@@ -98,6 +96,10 @@ def auto(
         scales = {n: torch.full_like(v, init_scale * kaiming.get(n, 1.0)) for n, v in raw_locs(guide).items()}
         set_scales(guide, scales)
     return guide.to(device) if device is not None else guide
+
+
+def _device(sites: Mapping[str, Any]) -> torch.device:
+    return next(iter(sites.values()))["value"].device
 
 
 _REFUSED: dict[type, str] = {
@@ -134,32 +136,6 @@ def _check_plates(kind: type[AutoGuide], sites: Mapping[str, Any]) -> None:
                     f"site {name!r} is in a subsample of {frame.name!r}, and a {kind.__name__} has no loc for the rest of "
                     "it; use mean_field or AutoNormal"
                 )
-
-
-_NUMBERS: dict[type[AutoGuide], Callable[[int], float]] = {
-    AutoMultivariateNormal: lambda n: 16 * n**2,
-    AutoLowRankMultivariateNormal: lambda n: 13 * n**1.5,  # its rank is √n
-    AutoIAFNormal: lambda n: 91 * n**2,  # autoregressive networks of n units and their masks
-}
-"""How many float32 numbers training holds at its peak with Pyro's guides over one joint vector of n weights, to leading
-order: parameters, gradients, Adam's moments and intermediate results, by the greatest peak measured.
-"""
-
-
-def _check_memory(kind: type[AutoGuide], sites: Mapping[str, Any]) -> None:
-    values = [site["value"] for site in sites.values()]
-    weights = sum(value.numel() for value in values)
-    size = next((size for known, size in _NUMBERS.items() if issubclass(kind, known)), None)
-    if size is None:
-        return
-    needed = 4 * size(weights)
-    device = values[0].device
-    here = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory()
-    if needed > here:
-        raise UserError(
-            f"a {kind.__name__} over {weights:,} weights needs {needed / 2**30:,.1f} GiB to train, and there are "
-            f"{here / 2**30:,.1f} GiB; use mean_field or a smaller network"
-        )
 
 
 def check_name(name: str) -> Any:

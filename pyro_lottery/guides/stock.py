@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from operator import attrgetter
@@ -18,7 +18,9 @@ from pyro.infer.autoguide import (
     AutoDelta,
     AutoGuide,
     AutoGuideList,
+    AutoIAFNormal,
     AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
     AutoStructured,
@@ -38,6 +40,7 @@ from pyro_lottery.guides.places import (
     probabilities,
 )
 from pyro_lottery.handlers import active_mask
+from pyro_lottery.kernels import memory
 
 QUANTILE_DRAWS = 1000
 """Draws from which quantiles of a guide without closed-form marginals are estimated."""
@@ -222,8 +225,9 @@ class Laplace(Joint):
 
         H is the Hessian of −log p(D|w) − T·log p(w) over the surviving weights, so that this is Laplace's approximation
         of p(w)·p(D|w)^(1/T). ``args`` are the model's, the data for one; the network is in eval mode, as in predictions.
-        Raises ``UserError`` where H is not positive definite: loc is no maximum.
+        Raises ``UserError`` where H is not positive definite, since loc is no maximum, or larger than the memory.
         """
+        check_memory(AutoMultivariateNormal, [len(self.loc)], self.loc.device)
         with _evaluating(model_of(self)):
             drawn = poutine.trace(self).get_trace(*args, **kwargs)
             model = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(*args, **kwargs)
@@ -280,6 +284,31 @@ class Parts(Own, AutoGuideList):
                     f"site {name!r} is {'in another part already' if name in taken else 'not in the model'}"
                 )
         super().append(part)
+
+
+_NUMBERS: dict[type[AutoGuide], Callable[[Sequence[int]], float]] = {
+    AutoMultivariateNormal: lambda sizes: 16 * sum(sizes) ** 2,
+    AutoLowRankMultivariateNormal: lambda sizes: 13 * sum(sizes) ** 1.5,  # its rank is the root of that sum
+    AutoIAFNormal: lambda sizes: 91 * sum(sizes) ** 2,  # autoregressive networks of as many units, and their masks
+    AutoStructured: lambda sizes: 6.5 * sum(size**2 for size in sizes),  # a covariance for each site
+}
+"""How many float32 numbers training holds at its peak with Pyro's guides over sites of these sizes, to leading order:
+parameters, gradients, Adam's moments and intermediate results, by the greatest peak measured.
+"""
+
+
+def check_memory(kind: type[AutoGuide], sizes: Sequence[int], device: torch.device) -> None:
+    """Raise ``UserError`` for a covariance that is larger than the machine's memory, with the memory it would need."""
+    count = next((count for known, count in _NUMBERS.items() if issubclass(kind, known)), None)
+    if count is None:
+        return
+    needed = 4 * count(sizes)
+    here = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory()
+    if needed > here:
+        raise UserError(
+            f"a {kind.__name__} over {sum(sizes):,} weights needs {needed / 2**30:,.1f} GiB to train, and there are "
+            f"{here / 2**30:,.1f} GiB; use mean_field or a smaller network"
+        )
 
 
 def adapted(kind: type[AutoGuide]) -> Any:

@@ -40,13 +40,12 @@ def _small():
 
 
 def test_quantiles_of_guides_without_closed_form_are_those_of_draws():
-    for kind in (A.AutoIAFNormal, A.AutoStructured):
-        guide = pl.guides.auto(kind, _small())
-        quantiles, median = guide.quantiles([0.25, 0.75]), guide.median()
-        draws = torch.stack([guide()["1.weight"] for _ in range(300)]).detach()
-        between = (quantiles["1.weight"][0] < draws) & (draws < quantiles["1.weight"][1])
-        assert abs(between.float().mean() - 0.5) < 0.03, kind
-        assert abs((draws < median["1.weight"]).float().mean() - 0.5) < 0.04, kind
+    guide = pl.guides.auto(A.AutoIAFNormal, _small())
+    quantiles, median = guide.quantiles([0.25, 0.75]), guide.median()
+    draws = torch.stack([guide()["1.weight"] for _ in range(300)]).detach()
+    between = (quantiles["1.weight"][0] < draws) & (draws < quantiles["1.weight"][1])
+    assert abs(between.float().mean() - 0.5) < 0.03
+    assert abs((draws < median["1.weight"]).float().mean() - 0.5) < 0.04
 
 
 @pytest.mark.parametrize("kind", [A.AutoDelta, A.AutoLaplaceApproximation])
