@@ -14,11 +14,13 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor, nn
 
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.imports import load_callable
+from pyro_lottery.own_parameters import keep_parameters_
 from pyro_lottery.types import Posterior
 
 # Torch does not say how a mixture's support is reached from the real line, which Pyro's guides ask of every site: as
@@ -226,6 +228,8 @@ class SitePrior(nn.Module):
         self._owners: dict[str, tuple[Any, str]] = {}
         self._asked: Prior | None = None
         self._constant: Any = None
+        if isinstance(prior, PyroModule):
+            keep_parameters_(prior)  # which would be in Pyro's global store otherwise
         found, hyperpriors = _traced(prior, site, shape)
         self.hyper_sites = tuple(hyperpriors)
         """Sites that the prior samples itself."""

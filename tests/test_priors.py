@@ -7,6 +7,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 import pyro_lottery as pl
@@ -205,11 +207,25 @@ class LearnedScale(nn.Module):
         return dist.Normal(0.0, self.log_scale.exp())
 
 
+class ConstrainedScale(PyroModule):
+    """The same in Pyro's manner."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = PyroParam(torch.tensor(-0.7).exp(), dist.constraints.positive)
+
+    def forward(self, site, shape):
+        return dist.Normal(0.0, self.scale)
+
+
 def learnable(kind):
     """A prior N(0, s²) with s = e^-0.7 to be learned, its parameter, and s as a function of that."""
     if kind == "module":
         module = LearnedScale()
         return module, module.log_scale, torch.exp
+    if kind == "PyroModule":
+        module = ConstrainedScale()
+        return module, module.scale_unconstrained, torch.exp
     if kind == "function":
         log_scale = nn.Parameter(torch.tensor(-0.7))
         return (lambda site, shape: dist.Normal(0.0, log_scale.exp())), log_scale, torch.exp
@@ -218,7 +234,7 @@ def learnable(kind):
     return (prior if kind == "distribution" else lambda site, shape: dist.Normal(0.0, scale)), scale, lambda s: s
 
 
-KINDS = ("distribution", "leaf", "function", "module")
+KINDS = ("distribution", "leaf", "function", "module", "PyroModule")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -244,22 +260,35 @@ def test_the_kl_of_a_learnable_prior_and_its_gradient(kind, mask, half_mask, tin
     torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["distribution", "module"])
 def test_a_learned_scale_is_that_of_empirical_bayes(kind, tiny_data):
     """With q held fixed, the best s² is the mean of μ² + σ² over all weights."""
     prior, parameter, scale_of = learnable(kind)
     model = pl.BayesianClassifier(TinyNet(), prior, num_data=60, kl_temperature=0.1)
     guide = pl.guides.mean_field(model, init_scale=0.3).requires_grad_(False)
     loss, args = pl.ELBO()(model, guide), (tiny_data.test[:4], tiny_data.test.labels[:4])
-    optimizer = torch.optim.Adam(loss.parameters(), 0.05)
-    for step in range(150):
-        optimizer.param_groups[0]["lr"] = 0.05 * 0.97**step
+    optimizer = torch.optim.Adam(loss.parameters(), 0.1)
+    for step in range(80):
+        optimizer.param_groups[0]["lr"] = 0.1 * 0.95**step
         optimizer.zero_grad()
         loss(*args).backward()
         optimizer.step()
     found = pl.posterior(guide)
     best = torch.cat([(found.loc[n] ** 2 + found.scale[n] ** 2).flatten() for n in found.loc]).mean().sqrt()
     assert float(scale_of(parameter.detach())) == pytest.approx(float(best), rel=0.01)
+
+
+@pytest.mark.parametrize(("kind", "loss"), [*((kind, pl.ELBO) for kind in KINDS), ("module", Trace_ELBO)])
+def test_pyros_svi_learns_a_scale(kind, loss, tiny_data):
+    prior, parameter, scale_of = learnable(kind)
+    model = pl.BayesianClassifier(TinyNet(), prior, num_data=60)
+    guide = pl.guides.mean_field(model, init_scale=0.3).requires_grad_(False)
+    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.95}), loss=loss())
+    for _ in range(80):
+        svi.step(tiny_data.test[:4], tiny_data.test.labels[:4])
+    found = pl.posterior(guide)
+    best = torch.cat([(found.loc[n] ** 2 + found.scale[n] ** 2).flatten() for n in found.loc]).mean().sqrt()
+    assert float(scale_of(parameter.detach())) == pytest.approx(float(best), rel=0.05)
 
 
 def test_empirical_bayes_of_a_regression_is_the_maximum_of_the_evidence():
