@@ -133,8 +133,6 @@ def _train(model: Any, guide: Any, data: Any, estimator: str) -> None:
 def _share_in_use(model: Any, guide: Any, mask: Any, images: Tensor) -> float:
     """Of the prunable weights that convolutions and linear layers get, the share that is not 0."""
     values = masks.apply(mask, guides.posterior(guide)).loc
-    for name, m in mask.items():
-        pl.handlers.active_mask(name, m.shape)
     uses = [use for use in used_weights(model, values, images) if set(use.sites) <= set(mask)]
     return sum(use.nonzero for use in uses) / sum(use.elements for use in uses)
 

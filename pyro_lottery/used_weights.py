@@ -54,8 +54,6 @@ def check_used_weights(model: BayesianNetwork, images: Tensor) -> None:
         return
     values, probe = _probe(model, kept)
     with sparsify(probe):
-        for name, mask in probe.items():  # or sites that are set from outside are taken for unknown ones
-            active_mask(name, mask.shape, mask.device)
         uses = used_weights(model, values, images)
     survivors = {name: int(value.count_nonzero()) for name, value in values.items()}
     for use in uses:

@@ -50,8 +50,6 @@ def share_in_use(model, density, images):
     mask, posterior = pruned(model, density)
     with pl.handlers.sparsify(mask):
         check_used_weights(model, images)
-        for name, m in mask.items():
-            pl.handlers.active_mask(name, m.shape)
         uses = used_weights(model, pl.masks.apply(mask, posterior).loc, images)
     uses = [use for use in uses if set(use.sites) <= set(model.prunable)]
     return sum(use.nonzero for use in uses) / sum(use.elements for use in uses)
