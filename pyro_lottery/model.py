@@ -100,7 +100,7 @@ def _site_priors(prior: AnyPrior, values: Sites) -> dict[str, SitePrior]:
     with poutine.block(), OneSite(check=True):  # which draws hyperpriors once, to see what depends on them
         found = {site: SitePrior(site, said[site], value.shape).to(value.device) for site, value in values.items()}
     for site, own in found.items():
-        for name in {*values, "y", "data"} & {*own.hyper_sites}:
+        for name in {*values, "y", "data"} & {*own.statements}:
             raise UserError(
                 f"the prior of {site!r} samples {name!r}, which is another site's name; choose one of its own"
             )
@@ -254,6 +254,7 @@ class BayesianNetwork(nn.Module):
     def _note_dependence(self) -> None:
         """Keep which priors depend on which sites, since every step asks."""
         depends = {site: prior.hyper_sites for site, prior in self._priors().items()}
+        self._prior_statements = {name for prior in self._priors().values() for name in prior.statements}
         self._independent_sites = tuple(site for site, names in depends.items() if not names)
         self._hyper_sites = tuple(dict.fromkeys(name for names in depends.values() for name in names))
 
@@ -261,7 +262,7 @@ class BayesianNetwork(nn.Module):
         return {site: self.net.get_submodule(f"{site}_prior") for site in self._sites}  # type: ignore[misc]
 
     def _hyperpriors(self) -> Any:
-        return OneSite(self._hyper_sites) if self._hyper_sites else nullcontext()
+        return OneSite(self._prior_statements) if self._prior_statements else nullcontext()
 
     def prior_parameters(self) -> list[nn.Parameter]:
         """What is learned of the priors, each once."""

@@ -16,6 +16,7 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Size, Tensor, nn
 
 from pyro_lottery.errors import UserError, unknown
@@ -230,7 +231,10 @@ class SitePrior(nn.Module):
         self._constant: Any = None
         if isinstance(prior, PyroModule):
             keep_parameters_(prior)  # which would be in Pyro's global store otherwise
-        found, hyperpriors = _traced(prior, site, shape)
+        found, statements = _traced(prior, site, shape)
+        self.statements = tuple(statements)
+        """Names that the prior samples itself, or uses for plates."""
+        hyperpriors = {name: fn for name, fn in statements.items() if not isinstance(fn, _Subsample)}
         self.hyper_sites = tuple(hyperpriors)
         """Sites that the prior samples itself."""
         computed = [t for t in _tensors(found) if t.requires_grad and _leaf(t) is None]
@@ -341,7 +345,10 @@ class OneSite(Messenger):
         if msg["name"] in self._met:
             fn, value = self._met[msg["name"]]
             if self._check and not _same(fn, msg["fn"]):
-                raise UserError(f"two priors sample {msg['name']!r} from different distributions; give them two names")
+                raise UserError(
+                    f"two priors sample {msg['name']!r} from different distributions, or have plates of this name and "
+                    "different sizes; give them two names"
+                )
             msg["value"], msg["done"], msg["stop"] = value, True, True
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -350,12 +357,14 @@ class OneSite(Messenger):
 
 
 def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, _Subsample) and isinstance(other, _Subsample):
+        return one.size == other.size
     tensors = zip_longest(_tensors(one), _tensors(other))
     return type(one) is type(other) and all(a is b or (a is not None and torch.equal(a, b)) for a, b in tensors)
 
 
 def _traced(prior: Prior, site: str, shape: Size) -> tuple[Any, dict[str, Any]]:
-    """The distribution per weight that a prior says, and of each site that it samples itself the distribution.
+    """The distribution per weight that a prior says, and those that it samples from itself, plates included, by name.
 
     Raises ``UserError`` for other statements of Pyro.
     """
@@ -363,7 +372,7 @@ def _traced(prior: Prior, site: str, shape: Size) -> tuple[Any, dict[str, Any]]:
     found = {}
     for name, node in trace.nodes.items():
         if node["type"] == "sample":
-            if node["is_observed"]:
+            if node["is_observed"] and not isinstance(node["fn"], _Subsample):
                 raise UserError(f"the prior of {site!r} observes {name!r}, which only a likelihood can")
             found[name] = node["fn"]
         if node["type"] == "param" and not isinstance(prior, nn.Module):
