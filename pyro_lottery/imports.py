@@ -21,14 +21,16 @@ def foreign(*names: str) -> list[str]:
     return [name for name in names if not _OURS.fullmatch(name)]
 
 
-def load_callable(path: str, option: str) -> Any:
-    """The class or function at ``package.module.name``; a one-line ``UserError`` naming ``option`` if there is none."""
+def load_callable(path: str, option: str, *others: type) -> Any:
+    """The class or function at ``package.module.name``, or an object of one of ``others``; a one-line ``UserError`` naming
+    ``option`` if there is none.
+    """
     module_name, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name)
     except Exception as error:  # the user's module may fail in any way
         text = " ".join(str(error).split())
         raise UserError(f"{option} {path}: cannot be imported ({text}); expected package.module.name") from error
-    if not callable(found):
+    if not (callable(found) or isinstance(found, others)):
         raise UserError(f"{option} {path} is a {type(found).__name__}; expected a class or a function")
     return found

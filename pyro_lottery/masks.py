@@ -13,6 +13,11 @@ from torch import Tensor
 from pyro_lottery.errors import UserError
 from pyro_lottery.types import Mask, Posterior, Sites
 
+NOTHING_PRUNABLE = (
+    "nothing can be pruned: no weight is random that is in a Linear, Conv or MultiheadAttention layer before the final "
+    "classification layer"
+)
+
 
 def full(posterior: Posterior) -> Mask:
     """The dense mask: every prunable weight survives."""
@@ -27,6 +32,8 @@ def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
     """
     if not 0 < fraction < 1:
         raise UserError(f"prune fraction must be between 0 and 1, got {fraction}")
+    if not total(mask):
+        raise UserError(NOTHING_PRUNABLE)
     if not remaining(mask):
         raise UserError("no weight is left to prune; use fewer --levels or a smaller --prune-fraction")
     if not (isinstance(score, Mapping) and all(isinstance(value, Tensor) for value in score.values())):
@@ -47,6 +54,8 @@ def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
 
 def shuffle_global(mask: Mask, generator: torch.Generator) -> Mask:
     """One permutation over all prunable weights (paper §6): keeps the number of survivors, not where they are."""
+    if not mask:
+        return {}
     flat = _flat(mask)
     return _unflat(flat[torch.randperm(len(flat), generator=generator).to(flat.device)], mask)
 
@@ -91,8 +100,8 @@ def total(mask: Mask) -> int:
 
 
 def density(mask: Mask) -> float:
-    """Fraction of prunable weights remaining."""
-    return remaining(mask) / total(mask)
+    """Fraction of prunable weights remaining; 1 where there are none, since nothing was pruned."""
+    return remaining(mask) / total(mask) if total(mask) else 1.0
 
 
 def density_per_site(mask: Mask) -> dict[str, float]:

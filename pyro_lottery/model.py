@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -22,67 +22,32 @@ from pyro_lottery import guides
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import not_hidden
 from pyro_lottery.handlers.used_weights import mask_what_is_used_
+from pyro_lottery.layers import (
+    LAYERS,
+    kaiming_scale,
+    prunable_sites,
+    random_parameters,
+    random_sites,
+    what_density_is_of,
+)
 from pyro_lottery.names import check_same
 from pyro_lottery.own_parameters import keep_parameters_
-from pyro_lottery.priors import AnyPrior, OneSite, SitePrior, detached, normal, of_sites
+from pyro_lottery.priors import AnyPrior, OneSite, Prior, SitePrior, detached, normal, of_sites
 from pyro_lottery.types import Mask, Sites, Ticket
 
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
+def bayesianize_(net: nn.Module, priors: Mapping[str, Prior]) -> dict[str, float]:
+    """Turn every parameter that ``priors`` names into a Pyro sample site, in place.
 
-def random_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """``(site, layer, attribute)`` of every weight and bias that becomes random, in the network's order (paper §3).
-
-    These are the parameters of Linear, Conv and MultiheadAttention layers; normalisation layers, class tokens and
-    position embeddings stay deterministic.
+    The site is named as the parameter was, and the value it had is kept beside it as the buffer ``NAME_init`` (not in
+    the state dict), where a guide finds its initial loc. Returns the Kaiming scale of every site.
     """
-    for prefix, layer in net.named_modules():
-        if isinstance(layer, (*_LAYERS, nn.MultiheadAttention)):
-            for name, _ in layer.named_parameters(recurse=False):
-                # by name, since subclasses add others: the gain of timm's standardised convolutions is a normalisation
-                if name.endswith(("weight", "bias")) or name in ("bias_k", "bias_v"):
-                    yield (f"{prefix}.{name}" if prefix else name), layer, name
-
-
-def prunable_sites(net: nn.Module) -> tuple[str, ...]:
-    """Sites that pruning may touch: all weights but those of the final classification layer; no biases (paper §5)."""
-    final = _classifier_layers(net)
-    return tuple(site for site, layer, name in random_parameters(net) if "bias" not in name and id(layer) not in final)
-
-
-def _classifier_layers(net: nn.Module) -> set[int]:
-    get = getattr(net, "get_classifier", None)  # timm's convention, which the networks of this package follow
-    heads = get() if callable(get) else ()
-    heads = heads if isinstance(heads, tuple | list) else (heads,)  # distilled transformers have two
-    final = {id(m) for head in heads if isinstance(head, nn.Module) for m in head.modules() if isinstance(m, _LAYERS)}
-    return final or {id(m) for m in [m for m in net.modules() if isinstance(m, _LAYERS)][-1:]}
-
-
-def kaiming_scale(layer: Any, name: str) -> float:
-    """Standard deviation √(2 / fan_in) of Kaiming's initialisation (He et al. 2015) for a layer; a bias takes its layer's."""
-    if "bias" not in name:
-        fan_in = getattr(layer, name)[0].numel()
-    else:
-        fan_in = layer.embed_dim if isinstance(layer, nn.MultiheadAttention) else layer.weight[0].numel()
-    return math.sqrt(2.0 / fan_in)
-
-
-def bayesianize_(net: nn.Module, prior: AnyPrior) -> dict[str, float]:
-    """Turn every weight and bias of Linear, Conv and MultiheadAttention layers into a Pyro sample site, in place.
-
-    The site is named as the parameter was, its prior is ``prior`` or what that says of the site (:mod:`pyro_lottery.priors`), and the value it had is kept beside
-    it as the buffer ``NAME_init`` (not in the state dict), where a guide finds its initial loc. Returns the Kaiming
-    scale of every site. Raises ``UserError`` if the network has no such layer.
-    """
-    found = list(random_parameters(net))
-    _check_layers(net)
-    if not found:
-        raise UserError("the network has no Linear, Conv or MultiheadAttention layer to make Bayesian")
+    found = [(site, layer, name) for site, layer, name in random_parameters(net) if site in priors]
     scales = {site: kaiming_scale(layer, name) for site, layer, name in found}
     values = {site: getattr(layer, name).detach().clone() for site, layer, name in found}
-    own = _site_priors(prior, values)  # before any change
+    own = _site_priors(priors, values)  # before any change
     for site, layer, name in found:
-        if name == "weight" and isinstance(layer, _LAYERS):
+        if name == "weight" and isinstance(layer, LAYERS):
             mask_what_is_used_(layer, name, site)
     to_pyro_module_(net)
     keep_parameters_(net)
@@ -94,52 +59,16 @@ def bayesianize_(net: nn.Module, prior: AnyPrior) -> dict[str, float]:
     return scales
 
 
-def _site_priors(prior: AnyPrior, values: Sites) -> dict[str, SitePrior]:
+def _site_priors(said: Mapping[str, Prior], values: Sites) -> dict[str, SitePrior]:
     """Every site's prior, on the site's device."""
-    said = of_sites(prior, values)
     with poutine.block(), OneSite(check=True):  # which draws hyperpriors once, to see what depends on them
         found = {site: SitePrior(site, said[site], value.shape).to(value.device) for site, value in values.items()}
     for site, own in found.items():
-        for name in {*values, "y", "data"} & {*own.statements}:
+        for name in {*values, "y", "data"} & {*own.hyper_sites}:
             raise UserError(
                 f"the prior of {site!r} samples {name!r}, which is another site's name; choose one of its own"
             )
     return found
-
-
-LARGE_PART = 0.1
-"""Share of a network's weights in layers that cannot be random, from which on densities need saying what they are of."""
-
-
-def _what_density_is_of(net: nn.Module, prunable: tuple[str, ...]) -> str | None:
-    """A line if many of a network's weights are in layers that cannot be random: conditional convolutions, LSTM, embeddings."""
-    random = {site for site, _, _ in random_parameters(net)}
-    weights = {name: p.numel() for name, p in net.named_parameters() if p.ndim > 1 and p.requires_grad}
-    others = {name: count for name, count in weights.items() if name not in random}
-    if sum(others.values()) <= LARGE_PART * sum(weights.values()):
-        return None
-    largest = max(others, key=lambda name: others[name])
-    kind = type(net.get_submodule(largest.rpartition(".")[0])).__name__
-    share = sum(weights.get(site, 0) for site in prunable) / sum(weights.values())
-    return (
-        f"a density is a share of the prunable weights, which are {share:.1%} of this network's; {largest!r} ({kind}) and "
-        f"{len(others) - 1} other weights are in layers that cannot be random, and stay dense"
-    )
-
-
-def _check_layers(net: nn.Module) -> None:
-    """Raise ``UserError`` for layers whose weights are not parameters of their own."""
-    owners: dict[int, str] = {}
-    for path, layer in net.named_modules():
-        name = f"{path}.weight" if path else "weight"
-        if isinstance(layer, _LAYERS) and hasattr(layer, "weight_prior"):
-            raise UserError("the network is Bayesian already; create it anew, or go on with the model that it is in")
-        if isinstance(layer, _LAYERS) and "weight" not in layer._parameters:
-            raise UserError(f"{name!r} is not a parameter (weight_norm, spectral_norm or pruning?); remove that first")
-    for site, layer, attribute in random_parameters(net):
-        other = owners.setdefault(id(getattr(layer, attribute)), site)
-        if other != site:
-            raise UserError(f"{other!r} and {site!r} are one tied parameter; give each layer its own")
 
 
 _with_gradients: ContextVar[bool] = ContextVar("_with_gradients", default=False)
@@ -190,10 +119,12 @@ class BayesianNetwork(nn.Module):
         super().__init__()
         if num_data < 1:
             raise UserError(f"num_data must be at least 1, got {num_data}")
-        self.prunable = prunable_sites(net)
-        note = _what_density_is_of(net, self.prunable)
-        self._net_names = set(net.state_dict()) - {site for site, _, _ in random_parameters(net)}
-        self.kaiming_scale = bayesianize_(net, normal(0.0, 1.0) if prior is None else prior)
+        priors = random_sites(net, normal(0.0, 1.0) if prior is None else prior)
+        self.prunable = tuple(site for site in prunable_sites(net) if site in priors)
+        self._could_be_random = tuple(site for site, _, _ in random_parameters(net))
+        note = what_density_is_of(net, self.prunable)
+        self._net_names = set(net.state_dict()) - set(priors)
+        self.kaiming_scale = bayesianize_(net, priors)
         if note:
             warnings.warn(note, stacklevel=3)
         self.net = net
@@ -241,12 +172,22 @@ class BayesianNetwork(nn.Module):
         return detached(prior.distribution)
 
     def set_prior_(self, prior: AnyPrior) -> None:
-        """Replace the prior of every random weight, in place; the guide stays as it is.
+        """Replace the prior of every random weight, in place; the guide stays as it is, and so does what is random.
 
         ``priors.from_posterior`` makes one of a posterior, to go on with other data (set ``num_data`` to their number).
         An optimizer that is to learn a parameter of the new prior has to be built after this.
         """
-        for site, own in _site_priors(prior, self.initial_values()).items():  # all of them, before any is replaced
+        said = of_sites(prior, self._could_be_random)
+        for site, own in said.items():
+            is_random = site in self._sites
+            frozen = not is_random and not self.net.get_parameter(site).requires_grad
+            if isinstance(prior, Mapping) and (own is not None) != is_random and not frozen:
+                raise UserError(
+                    f"{site!r} is {'random' if is_random else 'deterministic'} in this model, and the new prior says "
+                    f"{'None' if is_random else 'otherwise'}; build a new model to change that"
+                )
+        new = {site: own for site, own in said.items() if own is not None and site in self._sites}
+        for site, own in _site_priors(new, self.initial_values()).items():  # all of them, before any is replaced
             path, _, name = f"{site}_prior".rpartition(".")
             self.net.get_submodule(path)._modules[name] = own
         self._note_dependence()
@@ -254,7 +195,6 @@ class BayesianNetwork(nn.Module):
     def _note_dependence(self) -> None:
         """Keep which priors depend on which sites, since every step asks."""
         depends = {site: prior.hyper_sites for site, prior in self._priors().items()}
-        self._prior_statements = {name for prior in self._priors().values() for name in prior.statements}
         self._independent_sites = tuple(site for site, names in depends.items() if not names)
         self._hyper_sites = tuple(dict.fromkeys(name for names in depends.values() for name in names))
 
@@ -262,7 +202,7 @@ class BayesianNetwork(nn.Module):
         return {site: self.net.get_submodule(f"{site}_prior") for site in self._sites}  # type: ignore[misc]
 
     def _hyperpriors(self) -> Any:
-        return OneSite(self._prior_statements) if self._prior_statements else nullcontext()
+        return OneSite(self._hyper_sites) if self._hyper_sites else nullcontext()
 
     def prior_parameters(self) -> list[nn.Parameter]:
         """What is learned of the priors, each once."""

@@ -16,7 +16,6 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Size, Tensor, nn
 
 from pyro_lottery.errors import UserError, unknown
@@ -33,34 +32,35 @@ for _registry in (torch.distributions.biject_to, torch.distributions.transform_t
     )
 
 Prior = Callable[[str, Size], dist.TorchDistribution]
-AnyPrior = Prior | dist.TorchDistribution | Mapping[str, Prior | dist.TorchDistribution]
+AnyPrior = Prior | dist.TorchDistribution | Mapping[str, Prior | dist.TorchDistribution | None]
 
 
-def of_sites(prior: AnyPrior, sites: Iterable[str]) -> dict[str, Prior]:
-    """Any kind of prior as a function of site and shape for each site.
+def of_sites(prior: AnyPrior, sites: Iterable[str]) -> dict[str, Prior | None]:
+    """Any kind of prior as a function of site and shape for each site; None for one that is to stay deterministic.
 
     In a dict of globs over site names the first that matches a site counts: ``{"*.conv1.weight": laplace(0.1), "*":
-    normal(1.0)}``. Raises ``UserError`` for a glob that matches no site, with near matches, and for a site without one.
+    normal(1.0)}``, or ``{"layer4.*": normal(1.0), "*": None}``. Raises ``UserError`` for a glob that matches no site,
+    with near matches, and for a site without one.
     """
     if not isinstance(prior, Mapping):
         return dict.fromkeys(sites, _function(prior))
-    sites, globs = list(sites), {glob: _function(value) for glob, value in prior.items()}
+    sites, globs = list(sites), {glob: None if value is None else _function(value) for glob, value in prior.items()}
     for glob in globs:
         if not any(fnmatchcase(site, glob) for site in sites):
             near = difflib.get_close_matches(glob.replace("*", ""), sites, n=3, cutoff=0.3) or sites[:3]
             raise UserError(f"the prior's glob {glob!r} matches no site; near: {', '.join(near)}")
-    chosen = {site: next((globs[glob] for glob in globs if fnmatchcase(site, glob)), None) for site in sites}
-    for site, value in chosen.items():
-        if value is None:
+    chosen = {site: next((glob for glob in globs if fnmatchcase(site, glob)), None) for site in sites}
+    for site, first in chosen.items():
+        if first is None:
             raise UserError(f"no glob of the prior matches site {site!r}; add '*' for all others")
     for glob in globs:
-        if globs[glob] not in chosen.values():
+        if glob not in chosen.values():
             site = next(site for site in sites if fnmatchcase(site, glob))
             before = next(other for other in globs if fnmatchcase(site, other))
             raise UserError(
                 f"the prior's glob {glob!r} is never reached, since {before!r} comes first; put it before that"
             )
-    return chosen  # type: ignore[return-value]
+    return {site: globs[first] for site, first in chosen.items() if first is not None}
 
 
 def of_site(prior: Prior, site: str, shape: Size) -> dist.TorchDistribution:
@@ -94,7 +94,7 @@ def _function(prior: Any) -> Prior:
     if isinstance(prior, torch.distributions.Distribution):
         return _Always(prior)
     if not callable(prior):
-        raise UserError(f"{_EXPECTED}, or a dict of these by glob; got {prior!r}")
+        raise UserError(f"{_EXPECTED}, or a dict of these by glob (None for what stays deterministic); got {prior!r}")
     return prior
 
 
@@ -174,13 +174,13 @@ KINDS: dict[str, Callable[[float], Prior]] = {
 """Priors by their command-line names, from one scale."""
 
 
-def by_name(name: str, scale: float) -> Prior:
-    """A prior from its command-line name, or from the import path of ``(site, shape) -> distribution``."""
+def by_name(name: str, scale: float) -> AnyPrior:
+    """A prior from its command-line name, or from the import path of ``(site, shape) -> distribution`` or a dict of globs."""
     if name in KINDS:
         return KINDS[name](scale)
     if "." not in name:
         raise unknown("prior", name, [*KINDS, "package.module.function"])
-    return load_callable(name, "--prior")
+    return load_callable(name, "--prior", Mapping)
 
 
 def _loc_scale(name: str, numbers: tuple[float, ...], named: float | None = None) -> tuple[float, float]:
@@ -231,10 +231,7 @@ class SitePrior(nn.Module):
         self._constant: Any = None
         if isinstance(prior, PyroModule):
             keep_parameters_(prior)  # which would be in Pyro's global store otherwise
-        found, statements = _traced(prior, site, shape)
-        self.statements = tuple(statements)
-        """Names that the prior samples itself, or uses for plates."""
-        hyperpriors = {name: fn for name, fn in statements.items() if not isinstance(fn, _Subsample)}
+        found, hyperpriors = _traced(prior, site, shape)
         self.hyper_sites = tuple(hyperpriors)
         """Sites that the prior samples itself."""
         computed = [t for t in _tensors(found) if t.requires_grad and _leaf(t) is None]
@@ -345,10 +342,7 @@ class OneSite(Messenger):
         if msg["name"] in self._met:
             fn, value = self._met[msg["name"]]
             if self._check and not _same(fn, msg["fn"]):
-                raise UserError(
-                    f"two priors sample {msg['name']!r} from different distributions, or have plates of this name and "
-                    "different sizes; give them two names"
-                )
+                raise UserError(f"two priors sample {msg['name']!r} from different distributions; give them two names")
             msg["value"], msg["done"], msg["stop"] = value, True, True
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -357,14 +351,12 @@ class OneSite(Messenger):
 
 
 def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, _Subsample) and isinstance(other, _Subsample):
-        return one.size == other.size
     tensors = zip_longest(_tensors(one), _tensors(other))
     return type(one) is type(other) and all(a is b or (a is not None and torch.equal(a, b)) for a, b in tensors)
 
 
 def _traced(prior: Prior, site: str, shape: Size) -> tuple[Any, dict[str, Any]]:
-    """The distribution per weight that a prior says, and those that it samples from itself, plates included, by name.
+    """The distribution per weight that a prior says, and of each site that it samples itself the distribution.
 
     Raises ``UserError`` for other statements of Pyro.
     """
@@ -372,7 +364,7 @@ def _traced(prior: Prior, site: str, shape: Size) -> tuple[Any, dict[str, Any]]:
     found = {}
     for name, node in trace.nodes.items():
         if node["type"] == "sample":
-            if node["is_observed"] and not isinstance(node["fn"], _Subsample):
+            if node["is_observed"]:
                 raise UserError(f"the prior of {site!r} observes {name!r}, which only a likelihood can")
             found[name] = node["fn"]
         if node["type"] == "param" and not isinstance(prior, nn.Module):

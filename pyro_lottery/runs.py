@@ -193,9 +193,10 @@ class TrainedNetwork:
         every = prediction.predictives(self.model, self.guide, images, num_samples, precision=self.precision)
         draws = seeds.Stream(device, seed, "predict", self.level)
         while True:
-            with sparsify(self.mask), draws:  # around each step: what the caller does in between is not masked
-                predictive = next(every, None)
-            if predictive is None:
+            try:
+                with sparsify(self.mask), draws:  # around each step: what the caller does in between is not masked
+                    predictive = next(every)
+            except StopIteration:  # a mask under which nothing was drawn would complain if nothing was raised
                 return
             yield predictive
 

@@ -1,4 +1,6 @@
-"""Every random weight of a network: ``python -m pyro_lottery.sites --arch resnet20`` (name, shape, prior, guide, scale)."""
+"""Every random weight of a network, and what stays deterministic: ``python -m pyro_lottery.sites --arch resnet20``
+(name, shape, prior, guide, scale).
+"""
 
 from __future__ import annotations
 
@@ -39,6 +41,24 @@ def describe(model: BayesianNetwork, guide: Any) -> list[dict[str, Any]]:
     ]
 
 
+def deterministic(model: BayesianNetwork) -> list[dict[str, Any]]:
+    """One row per parameter that is not random, in the network's order: ``name``, ``shape``, ``weights``, ``layer`` (its
+    class), and ``trained``, False for a frozen one.
+    """
+    learned = {id(p) for p in model.prior_parameters()}
+    return [
+        {
+            "name": name,
+            "shape": tuple(parameter.shape),
+            "weights": parameter.numel(),
+            "layer": type(model.net.get_submodule(name.rpartition(".")[0])).__name__.removeprefix("Pyro"),
+            "trained": parameter.requires_grad,
+        }
+        for name, parameter in model.net.named_parameters()
+        if id(parameter) not in learned
+    ]
+
+
 def _prior(model: BayesianNetwork, site: str) -> str:
     return _text(model.prior_of(site)) if site in model.independent_sites else "depends on other sites"
 
@@ -65,8 +85,8 @@ def _shape(config: Config) -> Shape:
     return shape_of(load_data(config, torch.device("cpu")))
 
 
-def show(rows: Sequence[dict[str, Any]]) -> None:
-    """Print the sites as a table, and how many weights there are, random and prunable."""
+def show(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]] = ()) -> None:
+    """Print the sites as a table, and how many weights there are, random and prunable; below, what is not random."""
     table = Table(
         "site", "shape", "weights", "prunable", "prior", "guide", "initial scale", box=None, header_style="bold"
     )
@@ -75,12 +95,25 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
             row["site"], "×".join(map(str, row["shape"])), f"{row['weights']:,}", "yes" if row["prunable"] else "",
             row["prior"], row["guide"], "" if row["scale"] is None else f"{row['scale']:.4g}",
         )  # fmt: skip
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    _print(table)
     prunable = [row["weights"] for row in rows if row["prunable"]]
     total = sum(row["weights"] for row in rows)
     print(
         f"{len(rows)} sites, {total:,} random weights; {len(prunable)} prunable sites, {sum(prunable):,} prunable weights"
     )
+    if not others:
+        return
+    table = Table("deterministic", "shape", "weights", "layer", "", box=None, header_style="bold")
+    for row in others:
+        shape = "×".join(map(str, row["shape"]))
+        table.add_row(row["name"], shape, f"{row['weights']:,}", row["layer"], "" if row["trained"] else "frozen")
+    print()
+    _print(table)
+    print(f"{len(others)} parameters stay deterministic, {sum(row['weights'] for row in others):,} weights")
+
+
+def _print(table: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         config = preset(given.pop("preset"), **given)
         check_names(config)
-        show(describe(*build(config, _shape(config), torch.device("cpu"))))
+        model, guide = build(config, _shape(config), torch.device("cpu"))
+        show(describe(model, guide), deterministic(model))
 
     return run_command(PROG, work, arguments)
 

@@ -55,17 +55,24 @@ def transplant(weights: Sites, mask: Mask | None, into: Ticket) -> Ticket:
 
     loc ← ``weights``, mask ← ``mask``, scale ← that of ``into``, the Bayesian network's dense ticket. ``weights`` are
     named as in the network and hold its normalisation parameters and buffers too. Where ``mask`` is None, zeros among
-    the prunable weights are the mask. Raises ``UserError`` that names an unmatched, missing or mis-shaped key.
+    the prunable weights are the mask. Raises ``UserError`` that names an unmatched, missing or mis-shaped key, and a mask
+    that prunes what stays deterministic.
     """
     start = into.start
     _check(weights, {**start.loc, **into.net}, "")
     if mask is None:
         mask = {name: weights[name] != 0 for name in start.prunable}
+    for name in {*mask} & {*into.net}:  # of a network in which more was random
+        if not bool((mask[name] != 0).all()):
+            raise UserError(
+                f"the mask prunes {name!r}, which stays deterministic in this network and would be dense again"
+            )
+    mask = {name: value for name, value in mask.items() if name not in into.net}
     _check(mask, {name: start.loc[name] for name in start.prunable}, "mask of ")
     for name, value in mask.items():
         if not ((value == 0) | (value == 1)).all():
             raise UserError(f"mask of {name} holds other values than 0 and 1")
-    if not any(bool(value.any()) for value in mask.values()):
+    if mask and not any(bool(value.any()) for value in mask.values()):
         raise UserError("the mask keeps no weight")
     loc = {name: weights[name].to(value) for name, value in start.loc.items()}
     net = {name: weights[name].to(value) for name, value in into.net.items()}

@@ -14,7 +14,7 @@ LAYERS = [
     {"types", "sealed"},
     {"distributions"},
     {"nets", "data", "handlers", "priors", "metrics", "scores", "masks"},
-    {"elbo", "guides", "tickets", "results"},
+    {"elbo", "guides", "tickets", "results", "layers"},
     {"model"},
     {"prediction", "figures"},
     {"used_weights"},

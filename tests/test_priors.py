@@ -360,17 +360,6 @@ def test_a_copy_of_a_learnable_prior_has_parameters_of_its_own(kind):
     assert model.net.conv.weight_prior().base_dist.scale.dtype == torch.double
 
 
-def plated(name):
-    """A prior N(m, 1) with an m for each output of a layer; ``{}`` in the plate's name is their number."""
-
-    def prior(site, shape):
-        with pyro.plate(name.format(shape[0]), shape[0]):
-            mean = pyro.sample(f"{site}_mean", dist.Normal(0.0, 0.1))
-        return dist.Normal(mean.view(-1, *[1] * (len(shape) - 1)), 1.0)
-
-    return prior
-
-
 def test_a_learnable_prior_that_cannot_be_learned_is_refused():
     scale, free = nn.Parameter(torch.tensor(1.0)), torch.tensor(1.0, requires_grad=True)
 
@@ -399,11 +388,6 @@ def test_a_learnable_prior_that_cannot_be_learned_is_refused():
         (
             lambda site, shape: dist.Normal(0.0, pyro.sample("s", dist.HalfNormal(float(len(shape))))),
             "two priors sample 's' from different distributions",
-        ),
-        (plated("filters"), "or have plates of this name and different sizes"),
-        (
-            lambda site, shape: dist.Normal(pyro.sample("y", dist.Normal(0.0, 1.0)), 1.0),
-            r"the prior of 'conv\.weight' samples 'y', which is another site's name",
         ),
     ]:
         net = TinyNet()
@@ -576,29 +560,6 @@ def test_what_a_prior_samples_are_sites_of_the_model(tiny_data):
     assert sites.describe(mixed, pl.guides.mean_field(mixed))[0]["prior"] == "depends on other sites"
     mixed.set_prior_(priors.normal(1.0))
     assert (mixed.hyper_sites, mixed.independent_sites) == ((), mixed.sites)
-
-
-@pytest.mark.parametrize("kind", [None, "AutoNormal", "AutoDelta", "AutoLowRankMultivariateNormal"])
-def test_priors_may_have_plates(kind, tiny_data):
-    from pyro.infer import autoguide
-
-    model = pl.BayesianClassifier(TinyNet(), plated("{} outputs"), num_data=60, kl_temperature=0.1)
-    assert model.hyper_sites == tuple(f"{site}_mean" for site in model.sites)
-    guide = pl.guides.auto(getattr(autoguide, kind), model) if kind else pl.guides.mean_field(model)
-    history = pl.train(model, guide, tiny_data, epochs=2, milestones=())
-    assert np.isfinite(history[-1]["loss"])
-    assert pl.posterior(guide).loc["hidden.weight_mean"].shape == (6,)
-
-
-def test_names_that_pyros_guides_cannot_tell_apart_are_refused():
-    from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
-
-    model = pl.BayesianClassifier(TinyNet(), hyperprior, num_data=60)
-    with pytest.raises(
-        pl.UserError, match=r"weight\.mean' and '\w+\.weight' cannot both.*an AutoNormal|bias\.mean' and"
-    ):
-        pl.guides.auto(AutoNormal, model)
-    assert set(pl.posterior(pl.guides.auto(AutoDiagonalNormal, model)).loc) == {*model.sites, *model.hyper_sites}
 
 
 def gradients(model, guide, x, y, estimator, sites):

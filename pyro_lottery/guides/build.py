@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -73,7 +73,6 @@ def auto(
     _check_kind(kind)
     sites = continuous_sites(model, *prototype_args)
     _check_plates(kind, sites)
-    _check_names(kind, sites)
     if options.get("conditionals", "mvn") == "mvn":  # AutoStructured's others are small
         check_memory(kind, [site["value"].numel() for site in sites.values()], _device(sites))
     kaiming = getattr(model, "kaiming_scale", {})
@@ -137,17 +136,6 @@ def _check_plates(kind: type[AutoGuide], sites: Mapping[str, Any]) -> None:
                     f"site {name!r} is in a subsample of {frame.name!r}, and a {kind.__name__} has no loc for the rest of "
                     "it; use mean_field or AutoNormal"
                 )
-
-
-def _check_names(kind: type[AutoGuide], sites: Iterable[str]) -> None:
-    """Raise ``UserError`` where one site's name begins with another's and a dot: Pyro keeps parameters in modules by name."""
-    names = set(sites)
-    for name in () if issubclass(kind, AutoContinuous) else names:
-        for end in (place for place, letter in enumerate(name) if letter == "." and name[:place] in names):
-            raise UserError(
-                f"sites {name!r} and {name[:end]!r} cannot both have parameters in an {kind.__name__}; rename the first, "
-                "without a dot after the other's name, or use mean_field"
-            )
 
 
 def check_name(name: str) -> Any:

@@ -188,7 +188,10 @@ def parameter_groups(model: nn.Module, guide: AutoGuide, weight_decay: float) ->
     learned = {id(p) for p in priors}
     decayed = [p for p in guide.parameters() if id(p) in locs] + [p for p in model.parameters() if id(p) not in learned]
     rest = [p for p in guide.parameters() if id(p) not in locs] + priors
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.requires_grad], "weight_decay": decay}  # what is frozen stays
+        for parameters, decay in ((decayed, weight_decay), (rest, 0.0))
+    ]
     return [group for group in groups if group["params"]]
 
 

@@ -1,0 +1,147 @@
+"""Which parameters of a network become random, and which of these may be pruned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from pyro_lottery.errors import UserError
+from pyro_lottery.priors import AnyPrior, Prior, SitePrior, of_sites
+
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+"""Layers whose weights and biases become random, beside MultiheadAttention."""
+
+
+def random_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """``(site, layer, attribute)`` of every weight and bias that can be random, in the network's order (paper §3).
+
+    These are the parameters of Linear, Conv and MultiheadAttention layers; normalisation layers, class tokens and
+    position embeddings stay deterministic.
+    """
+    for prefix, layer in net.named_modules():
+        if isinstance(layer, (*LAYERS, nn.MultiheadAttention)):
+            for name, _ in layer.named_parameters(recurse=False):
+                # by name, since subclasses add others: the gain of timm's standardised convolutions is a normalisation
+                if name.endswith(("weight", "bias")) or name in ("bias_k", "bias_v"):
+                    yield (f"{prefix}.{name}" if prefix else name), layer, name
+
+
+def random_sites(net: nn.Module, prior: AnyPrior) -> dict[str, Prior]:
+    """The prior of every parameter that becomes random: those of :func:`random_parameters` but what ``prior`` leaves out
+    (None in a dict of globs) and what is frozen (``requires_grad=False``).
+
+    Raises ``UserError`` if nothing would be random, and for a prior of which all parameters are frozen.
+    """
+    _check_network(net)
+    parameters = {site: getattr(layer, name) for site, layer, name in random_parameters(net)}
+    if not parameters:
+        raise UserError("the network has no Linear, Conv or MultiheadAttention layer to make Bayesian")
+    said = of_sites(prior, parameters)
+    chosen = {site: own for site, own in said.items() if own is not None and parameters[site].requires_grad}
+    for site, own in said.items():
+        if own is not None and own not in chosen.values():
+            raise UserError(
+                f"{site!r} has a prior and is frozen (requires_grad=False), as all others of that prior are; a frozen "
+                "parameter stays deterministic: thaw what is to be random, or give it None"
+            )
+    if not chosen:
+        raise UserError("the prior leaves every parameter deterministic (None); give some of them a distribution")
+    _check_layers(net, prior, chosen)
+    _check_dtypes({site: parameters[site].dtype for site in chosen})
+    return chosen
+
+
+def prunable_sites(net: nn.Module) -> tuple[str, ...]:
+    """Sites that pruning may touch: all weights but those of the final classification layer; no biases (paper §5)."""
+    final = _classifier_layers(net)
+    return tuple(site for site, layer, name in random_parameters(net) if "bias" not in name and id(layer) not in final)
+
+
+def _classifier_layers(net: nn.Module) -> set[int]:
+    get = getattr(net, "get_classifier", None)  # timm's convention, which the networks of this package follow
+    heads = get() if callable(get) else ()
+    heads = heads if isinstance(heads, tuple | list) else (heads,)  # distilled transformers have two
+    final = {id(m) for head in heads if isinstance(head, nn.Module) for m in head.modules() if isinstance(m, LAYERS)}
+    return final or {id(m) for m in [m for m in net.modules() if isinstance(m, LAYERS)][-1:]}
+
+
+def kaiming_scale(layer: Any, name: str) -> float:
+    """Standard deviation √(2 / fan_in) of Kaiming's initialisation (He et al. 2015) for a layer; a bias takes its layer's."""
+    if "bias" not in name:
+        fan_in = getattr(layer, name)[0].numel()
+    else:
+        fan_in = layer.embed_dim if isinstance(layer, nn.MultiheadAttention) else layer.weight[0].numel()
+    return math.sqrt(2.0 / fan_in)
+
+
+LARGE_PART = 0.1
+"""Share of a network's weights in layers that cannot be random, from which on densities need saying what they are of."""
+
+
+def what_density_is_of(net: nn.Module, prunable: Iterable[str]) -> str | None:
+    """A line if many of a network's weights are in layers that cannot be random: conditional convolutions, LSTM, embeddings."""
+    random = {site for site, _, _ in random_parameters(net)}
+    weights = {name: p.numel() for name, p in net.named_parameters() if p.ndim > 1 and p.requires_grad}
+    others = {name: count for name, count in weights.items() if name not in random}
+    if sum(others.values()) <= LARGE_PART * sum(weights.values()):
+        return None
+    largest = max(others, key=lambda name: others[name])
+    kind = type(net.get_submodule(largest.rpartition(".")[0])).__name__
+    share = sum(weights.get(site, 0) for site in prunable) / sum(weights.values())
+    return (
+        f"a density is a share of the prunable weights, which are {share:.1%} of this network's; {largest!r} ({kind}) and "
+        f"{len(others) - 1} other weights are in layers that cannot be random, and stay dense"
+    )
+
+
+def _check_network(net: nn.Module) -> None:
+    """Raise ``UserError`` for a network that is Bayesian already, compiled, or whose layers have no shape yet."""
+    if any(isinstance(module, SitePrior) for module in net.modules()):
+        raise UserError("the network is Bayesian already; create it anew, or go on with the model that it is in")
+    for path, module in net.named_modules():
+        if "_orig_mod" in module._modules:  # an OptimizedModule, whose class is slow to import
+            raise UserError(
+                f"{path or 'the network'} is compiled, which gains nothing where each weight is drawn anew at each step; give "
+                "the network that torch.compile was called with (its ._orig_mod)"
+            )
+    for name, value in (*net.named_parameters(), *net.named_buffers()):
+        if is_lazy(value):
+            raise UserError(f"{name!r} has no shape yet (a lazy layer); run the network once on an image first")
+
+
+def _check_dtypes(dtypes: Mapping[str, torch.dtype]) -> None:
+    """Raise ``UserError`` unless all random parameters are of float32, or all of float64."""
+    (first, dtype), *others = dtypes.items()
+    if dtype not in (torch.float32, torch.float64):
+        raise UserError(
+            f"{first!r} is {dtype}, in which small scales and their KL are lost; make the network float32 by net.float(), "
+            'and train by precision="bf16" for its speed'
+        )
+    for name, other in others:
+        if other != dtype:
+            raise UserError(f"{first!r} is {dtype} and {name!r} is {other}; make the network one by net.float()")
+
+
+def _check_layers(net: nn.Module, prior: AnyPrior, random: Iterable[str]) -> None:
+    """Raise ``UserError`` for layers that are to be random and whose weights are not parameters of their own."""
+    for path, layer in net.named_modules():
+        name = f"{path}.weight" if path else "weight"
+        if isinstance(layer, LAYERS) and "weight" not in layer._parameters and not _left_out(prior, name):
+            raise UserError(f"{name!r} is not a parameter (weight_norm, spectral_norm or pruning?); remove that first")
+    random, owners = set(random), dict[int, str]()
+    for path, layer in net.named_modules():
+        for attribute, parameter in layer.named_parameters(recurse=False, remove_duplicate=False):
+            name = f"{path}.{attribute}" if path else attribute
+            other = owners.setdefault(id(parameter), name)
+            if other != name and {other, name} & random:
+                raise UserError(f"{other!r} and {name!r} are one tied parameter; give each layer its own")
+
+
+def _left_out(prior: AnyPrior, name: str) -> bool:
+    return isinstance(prior, Mapping) and next((prior[glob] for glob in prior if fnmatchcase(name, glob)), 0) is None
