@@ -28,7 +28,7 @@ from pyro.infer.autoguide import (
 from pyro.ops.hessian import hessian
 from torch import Size, Tensor, nn
 
-from pyro_lottery.distributions import base
+from pyro_lottery.distributions import Pruned, base
 from pyro_lottery.errors import UserError
 from pyro_lottery.guides.families import Own, Tempered
 from pyro_lottery.guides.places import (
@@ -39,7 +39,7 @@ from pyro_lottery.guides.places import (
     normal_quantiles,
     probabilities,
 )
-from pyro_lottery.handlers import active_mask
+from pyro_lottery.handlers import active_mask, left_out
 from pyro_lottery.kernels import memory
 
 QUANTILE_DRAWS = 1000
@@ -60,6 +60,11 @@ def places_of(guide: AutoGuide) -> Mapping[str, Place]:
         )
     weights = getattr(model_of(guide), "kaiming_scale", {})
     for name, site in trace.iter_stochastic_nodes():
+        if isinstance(base(site["fn"]), Pruned):
+            raise UserError(
+                f"this {type(guide).__name__} met its model inside sparsify and keeps that mask; build it with "
+                "pyro_lottery.guides.auto"
+            )
         if name in weights:
             check_real(name, site["fn"])  # or loc would be read in another space than samples are drawn in
     return {name: Place.of(site) for name, site in trace.iter_stochastic_nodes()}
@@ -242,7 +247,7 @@ class Laplace(Joint):
                 "the Hessian at this guide's loc is not positive definite, so loc is not a maximum; train it further"
             ) from error
         found = adapted(AutoMultivariateNormal)(self.model)
-        with poutine.block(), _evaluating(model_of(self)):
+        with poutine.block(), left_out(), _evaluating(model_of(self)):
             found._setup_prototype(*args, **kwargs)
         found.places = self.places
         found.to(self.loc.device)

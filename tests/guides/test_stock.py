@@ -95,6 +95,7 @@ def test_laplaces_approximation_of_a_gaussian_is_exact(temperature, kept):
         assert not draws[:, [n for n in range(4) if n not in kept]].any()
         torch.testing.assert_close(found.get_posterior().marginal.covariance_matrix, covariance, rtol=1e-3, atol=1e-6)
         pl.ELBO().differentiable_loss(model, found, x, y).backward()
+    assert found()["weight"].all(), "keeps the mask outside of it"
     posterior = pl.posterior(found)
     assert not pl.guides.is_point(found)
     torch.testing.assert_close(posterior.loc["weight"][mask], loc)
@@ -281,6 +282,15 @@ def test_a_masked_site_of_pyros_guides_stays_over_the_reals():
             pl.handlers.sparsify({"a": torch.tensor([True, False, True])}),
         ):
             guide()
+
+
+def test_a_guide_of_pyros_own_that_met_its_model_under_a_mask_is_refused(tiny_model, half_mask):
+    guide = A.AutoNormal(tiny_model)
+    with pl.handlers.sparsify(half_mask):
+        guide()
+    with pytest.raises(pl.UserError, match="met its model inside sparsify and keeps that mask"):
+        pl.posterior(guide)
+    pyro.clear_param_store()
 
 
 def test_building_a_guide_changes_no_class_of_pyro(tiny_model):
