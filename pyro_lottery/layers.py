@@ -32,6 +32,20 @@ def random_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
                     yield (f"{prefix}.{name}" if prefix else name), layer, name
 
 
+def second_names(net: nn.Module) -> dict[str, str]:
+    """What a state dict holds under a second name, of modules that are in the network in two places: each such name, and
+    the first one, which is the site's.
+    """
+    places: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for path, module in net.named_modules(remove_duplicate=False):
+        first = places.setdefault(id(module), path)
+        if first != path:
+            own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            found |= {f"{path}.{name}": f"{first}.{name}" if first else name for name, _ in own}
+    return found
+
+
 def random_sites(net: nn.Module, prior: AnyPrior) -> dict[str, Prior]:
     """The prior of every parameter that becomes random: those of :func:`random_parameters` but what ``prior`` leaves out
     (None in a dict of globs) and what is frozen (``requires_grad=False``).

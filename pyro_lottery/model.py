@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
-from pyro.nn import PyroSample
+from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import pyro_method, to_pyro_module_
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ from pyro_lottery.layers import (
     prunable_sites,
     random_parameters,
     random_sites,
+    second_names,
     what_density_is_of,
 )
 from pyro_lottery.names import check_same
@@ -50,6 +51,9 @@ def bayesianize_(net: nn.Module, priors: Mapping[str, Prior]) -> dict[str, float
         if name == "weight" and isinstance(layer, LAYERS):
             mask_what_is_used_(layer, name, site)
     to_pyro_module_(net)
+    for path, module in net.named_modules():  # of a module in two places, Pyro would name the site by the last
+        if isinstance(module, PyroModule):
+            module._pyro_name = path
     keep_parameters_(net)
     for site, layer, name in found:
         value = values[site]
@@ -123,7 +127,7 @@ class BayesianNetwork(nn.Module):
         self.prunable = tuple(site for site in prunable_sites(net) if site in priors)
         self._could_be_random = tuple(site for site, _, _ in random_parameters(net))
         note = what_density_is_of(net, self.prunable)
-        self._net_names = set(net.state_dict()) - set(priors)
+        self._net_names = set(net.state_dict()) - set(priors) - set(second_names(net))
         self.kaiming_scale = bayesianize_(net, priors)
         if note:
             warnings.warn(note, stacklevel=3)

@@ -15,7 +15,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from pyro_lottery import data, guides, kernels, masks, nets, prediction, priors, scores, seeds, tickets
+from pyro_lottery import data, guides, kernels, layers, masks, nets, prediction, priors, scores, seeds, tickets
 from pyro_lottery.config import Config, from_json
 from pyro_lottery.data import Data
 from pyro_lottery.errors import Damaged, UserError
@@ -238,7 +238,9 @@ class Level:
         self._run.row(self.number)
         config, shape, ticket = self._run.config, self._run.shape, self.ticket
         (posterior, net), where = self._folder.load_posterior(), resolve_device(str(device))
-        expected = {name: value.shape for name, value in _sketch(config, shape).state_dict().items()}
+        sketch = _sketch(config, shape)
+        second = layers.second_names(sketch)
+        expected = {name: value.shape for name, value in sketch.state_dict().items() if name not in second}
         for name, value in {**posterior.loc, **net}.items():
             if (known := expected.pop(name, None)) != value.shape:
                 raise Damaged(

@@ -59,6 +59,7 @@ def transplant(weights: Sites, mask: Mask | None, into: Ticket) -> Ticket:
     that prunes what stays deterministic.
     """
     start = into.start
+    weights = _once(weights, {*start.loc, *into.net})
     _check(weights, {**start.loc, **into.net}, "")
     if mask is None:
         mask = {name: weights[name] != 0 for name in start.prunable}
@@ -110,6 +111,16 @@ def bake_pruned(state: Sites) -> Sites:
             raise UserError(f"{name}_mask is {tuple(mask.shape)}, but {name}_orig is {tuple(weight.shape)}")
         kept[name] = weight * mask
     return kept
+
+
+def _once(state: Sites, known: set[str]) -> Sites:
+    """A ``state_dict`` without what is in it a second time, by another name: a module that is in a network in two places."""
+
+    def memory(value: Tensor) -> tuple[int, tuple[int, ...]]:
+        return value.data_ptr(), tuple(value.shape)
+
+    there = {memory(value) for name, value in state.items() if name in known}
+    return {name: value for name, value in state.items() if name in known or memory(value) not in there}
 
 
 def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:

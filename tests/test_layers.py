@@ -2,10 +2,11 @@ import copy
 
 import pytest
 import torch
+from pyro import poutine
 from torch import nn
 
 import pyro_lottery as pl
-from pyro_lottery import imp, sites, tickets, transplant
+from pyro_lottery import imp, layers, nets, sites, tickets, transplant
 from pyro_lottery.config import Config
 from tests.conftest import TinyNet
 
@@ -173,3 +174,81 @@ def test_networks_that_are_not_ready_are_refused():
     mixed.out.double()
     with pytest.raises(pl.UserError, match=r"'conv\.weight' is torch\.float32 and 'out\.weight' is torch\.float64"):
         pl.BayesianClassifier(mixed, num_data=1)
+
+
+class Twice(nn.Module):
+    """A convolution and a BatchNorm that are in the network under two names each, for [n, 1, 8, 8] images."""
+
+    def __init__(self, classes=10):
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3)
+        self.one = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+        self.two = nn.Sequential(self.one[0], nn.ReLU(), self.one[1])
+        self.again = self.one
+        self.head = nn.Linear(4, classes)
+
+    def forward(self, x):
+        return self.head(self.again(self.two(self.one(self.first(x)))).mean((2, 3)))
+
+
+def test_a_module_in_two_places_is_one_site_with_its_own_value(tiny_data):
+    net = Twice(3)
+    plain = copy.deepcopy(net).eval()
+    model = pl.BayesianClassifier(net, num_data=60)
+    guide, x = pl.guides.mean_field(model), torch.randn(5, 1, 8, 8)
+    assert model.sites == ("first.weight", "first.bias", "one.0.weight", "one.0.bias", "head.weight", "head.bias")
+    assert set(model.net_state()) == {
+        f"one.1.{n}" for n in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    }
+    with torch.no_grad():
+        torch.testing.assert_close(pl.prediction.logits_mean(model, guide, x), plain(x))
+    model.eval()
+    trace = poutine.trace(guide).get_trace()
+    drawn = poutine.trace(poutine.replay(model, trace)).get_trace(x, torch.zeros(5, dtype=torch.long))
+    values = {site: trace.nodes[site]["value"] for site in model.sites}
+    names = layers.second_names(plain)
+    assert {n: f for n, f in names.items() if f == "one.0.weight"} == {
+        "two.0.weight": "one.0.weight", "again.0.weight": "one.0.weight"
+    }  # fmt: skip
+    expected = torch.func.functional_call(plain, values, (x,))  # which sets shared parameters under all their names
+    torch.testing.assert_close(drawn.nodes["_RETURN"]["value"], expected)
+    state = model.net_state()
+    state["one.1.weight"] = torch.full((4,), 7.0)
+    model.load_net_state(state)
+    assert bool((model.net.two[2].weight == 7).all())
+
+
+def test_a_module_in_two_places_in_a_run_folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(nets._NETS, "twice", lambda classes, *size: Twice(classes))
+    options = SMALL | {"arch": "twice", "levels": 1, "epochs": 1}
+    run = imp.run_imp(Config(**options | {"run_dir": str(tmp_path / "run")}))
+    assert list(run.level(1).ticket.mask) == ["first.weight", "one.0.weight"]
+    images = run.load_data().test
+    found = run.level(1).load_model().predict(images, 2)
+    assert torch.equal(found, run.level(1).load_model().predict(images, 2))
+    torch.manual_seed(5)
+    plain = Twice()
+    torch.save(plain.state_dict(), tmp_path / "plain.pt")
+    config = Config(**options | {"levels": 0, "run_dir": str(tmp_path / "transplant")})
+    ticket = transplant.transplant_file(tmp_path / "plain.pt", None, config).level(0).ticket
+    assert torch.equal(ticket.start.loc["one.0.weight"], plain.two[0].weight)
+
+
+def test_parameters_tied_across_kinds_of_layers_are_refused():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(7, 4)
+            self.hidden = nn.Linear(4, 4)
+            self.decoder = nn.Linear(4, 7, bias=False)
+            self.decoder.weight = self.embedding.weight
+
+        def forward(self, x):
+            return self.decoder(self.hidden(self.embedding(x)).mean(1))
+
+    with pytest.raises(pl.UserError, match=r"'embedding\.weight' and 'decoder\.weight' are one tied parameter"):
+        pl.BayesianClassifier(Tied(), num_data=1)
+    with pytest.warns(UserWarning, match="'embedding.weight' .Embedding. and 0 other weights"):
+        model = pl.BayesianClassifier(Tied(), {"decoder.*": None, "*": pl.priors.normal(1.0)}, num_data=1)
+    assert model.net.decoder.weight is model.net.embedding.weight
+    assert model.sites == ("hidden.weight", "hidden.bias")
