@@ -34,6 +34,7 @@ from pyro_lottery.layers import (
 from pyro_lottery.names import check_same
 from pyro_lottery.own_parameters import keep_parameters_
 from pyro_lottery.priors import AnyPrior, OneSite, Prior, SitePrior, detached, normal, of_sites
+from pyro_lottery.threads import TURN
 from pyro_lottery.types import Mask, Sites, Ticket
 
 
@@ -65,7 +66,7 @@ def bayesianize_(net: nn.Module, priors: Mapping[str, Prior]) -> dict[str, float
 
 def _site_priors(said: Mapping[str, Prior], values: Sites) -> dict[str, SitePrior]:
     """Every site's prior, on the site's device."""
-    with poutine.block(), OneSite(check=True):  # which draws hyperpriors once, to see what depends on them
+    with TURN, poutine.block(), OneSite(check=True):  # which draws hyperpriors once, to see what depends on them
         found = {site: SitePrior(site, said[site], value.shape).to(value.device) for site, value in values.items()}
     for site, own in found.items():
         for name in {*values, "y", "data"} & {*own.hyper_sites}:

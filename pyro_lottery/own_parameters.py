@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from types import TracebackType
 from typing import Any
@@ -13,7 +12,8 @@ from pyro.nn.module import _Context
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
-_lock = threading.Lock()
+from pyro_lottery.threads import TURN
+
 _inside = 0
 _before = False
 
@@ -45,12 +45,12 @@ class OwnParameters(_Context):
 
     def __enter__(self) -> None:
         global _inside, _before
+        TURN.acquire()  # threads share Pyro's settings and handlers, and this module's context
         if not self.active:
-            with _lock:  # threads share Pyro's settings: the last one out restores them
-                if not _inside:
-                    _before = pyro.settings.get("module_local_params")
-                    pyro.settings.set(module_local_params=True)
-                _inside += 1
+            if not _inside:
+                _before = pyro.settings.get("module_local_params")
+                pyro.settings.set(module_local_params=True)
+            _inside += 1
             self._handler = _Unconstrained()
             self._handler.__enter__()
         # Not by super(): Pyro's own swaps the global store for the call, and the parameters in it, which an outer guide
@@ -70,10 +70,10 @@ class OwnParameters(_Context):
             self.cache.clear()
             self._handler.__exit__(type, value, traceback)
             del self._handler
-            with _lock:
-                _inside -= 1
-                if not _inside:
-                    pyro.settings.set(module_local_params=_before)
+            _inside -= 1
+            if not _inside:
+                pyro.settings.set(module_local_params=_before)
+        TURN.release()
 
 
 def keep_parameters_(module: nn.Module) -> None:

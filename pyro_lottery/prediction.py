@@ -18,6 +18,7 @@ from pyro_lottery import guides, metrics
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.handlers import active_mask
 from pyro_lottery.model import BayesianNetwork, BayesianRegressor
+from pyro_lottery.threads import TURN
 
 PRECISIONS = ("32", "bf16")
 BATCH = 500
@@ -68,11 +69,12 @@ def predict(
     With ``aggregate=False`` those of every draw, [samples, n, classes]; their mean is the average but for rounding.
     Every draw is used for all images. Buffers, training mode and gradients are left as they were. Draws follow
     torch's global generator; a point guide takes one sample whatever is asked for. Raises ``UserError`` if the guide is
-    of another model, whose sites or shapes differ.
+    of another model, whose sites or shapes differ. Threads take turns, prediction by prediction.
     """
-    if not aggregate:
-        return torch.stack(list(_draws(model, guide, images, num_samples, batch_size, precision)))
-    return last(predictives(model, guide, images, num_samples, batch_size=batch_size, precision=precision)).probs
+    with TURN:
+        if not aggregate:
+            return torch.stack(list(_draws(model, guide, images, num_samples, batch_size, precision)))
+        return last(predictives(model, guide, images, num_samples, batch_size=batch_size, precision=precision)).probs
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,7 @@ def predictives(
     precision: str = "32",
 ) -> Iterator[Predictive]:
     """The predictive from 1, 2, ... ``num_samples`` draws of the weights, as :func:`predict` draws them; memory does not
-    grow with their number.
+    grow with their number. Threads take turns, draw by draw.
     """
     total: Any = 0.0
     entropies: Any = 0.0
@@ -122,7 +124,8 @@ def _draws(
     _check_classifier(model)
     if num_samples < 1:
         raise UserError(f"num_samples must be at least 1, got {num_samples}; predict_mean uses the mean weights")
-    guides.check_sites(model, guide)
+    with TURN:
+        guides.check_sites(model, guide)
     for _ in range(1 if guides.is_point(guide) else num_samples):
         with inference(model):
             trace = poutine.trace(guide).get_trace()
@@ -150,14 +153,15 @@ def logits_mean(
     model: BayesianNetwork, guide: AutoGuide, images: Images, *, batch_size: int = BATCH, precision: str = "32"
 ) -> Tensor:
     """Outputs [n, d] of the network whose weights are the posterior's locs (0 where ``sparsify`` prunes)."""
-    guides.check_guide(guide)
-    guides.check_sites(model, guide)
-    weights: dict[str, Tensor] = {}
-    for name, loc in guides.values_at_loc(guide).items():
-        mask = active_mask(name, loc.shape)
-        weights[name] = loc if mask is None else loc.masked_fill_(~mask.to(loc.device), 0.0)
-    with inference(model):
-        return torch.cat(list(_outputs(model, weights, images, batch_size, precision)))
+    with TURN:
+        guides.check_guide(guide)
+        guides.check_sites(model, guide)
+        weights: dict[str, Tensor] = {}
+        for name, loc in guides.values_at_loc(guide).items():
+            mask = active_mask(name, loc.shape)
+            weights[name] = loc if mask is None else loc.masked_fill_(~mask.to(loc.device), 0.0)
+        with inference(model):
+            return torch.cat(list(_outputs(model, weights, images, batch_size, precision)))
 
 
 def _check_classifier(model: BayesianNetwork) -> None:
@@ -167,14 +171,15 @@ def _check_classifier(model: BayesianNetwork) -> None:
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()  # so that BatchNorm uses, and does not touch, its running statistics
-    try:
-        with torch.no_grad(), pyro.validation_enabled(False):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with TURN:
+        modes = {module: module.training for module in model.modules()}
+        model.eval()  # so that BatchNorm uses, and does not touch, its running statistics
+        try:
+            with torch.no_grad(), pyro.validation_enabled(False):
+                yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
 
 
 def _outputs(

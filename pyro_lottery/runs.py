@@ -23,6 +23,7 @@ from pyro_lottery.handlers import sparsify
 from pyro_lottery.imports import foreign
 from pyro_lottery.model import BayesianClassifier
 from pyro_lottery.results import RunFolder
+from pyro_lottery.threads import TURN
 from pyro_lottery.types import LevelResult, Mask, Posterior, Ticket
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def load_data(config: Config, device: torch.device, write: bool = True) -> Data:
 def build(config: Config, shape: Shape, device: torch.device) -> tuple[BayesianClassifier, AutoGuide]:
     """Model and guide of a config at their initial values, which follow ``config.seed``."""
     _sketch(config, shape)
-    with seeds.stream("cpu", config.seed, "init"):
+    with TURN, seeds.stream("cpu", config.seed, "init"):
         height, width = shape.image_size
         if height != width and config.arch.startswith(("vit_", "lenet")):
             raise UserError(f"--arch {config.arch} takes square images, not {height}×{width}; try a resnet or vgg")
@@ -188,21 +189,23 @@ class TrainedNetwork:
     def predictives(
         self, images: prediction.Images, num_samples: int = 10, seed: int = 0
     ) -> Iterator[prediction.Predictive]:
-        """What 1, 2, ... ``num_samples`` draws say of ``images``: probabilities, total, aleatoric and epistemic entropy."""
+        """What 1, 2, ... ``num_samples`` draws say of ``images``: probabilities, total, aleatoric and epistemic entropy.
+
+        Threads take turns, draw by draw, and get the bits that they would get one after the other.
+        """
         device = next(iter(self.guide.parameters())).device
         every = prediction.predictives(self.model, self.guide, images, num_samples, precision=self.precision)
-        draws = seeds.Stream(device, seed, "predict", self.level)
+        pruned, draws = sparsify(self.mask), seeds.Stream(device, seed, "predict", self.level)
         while True:
-            try:
-                with sparsify(self.mask), draws:  # around each step: what the caller does in between is not masked
-                    predictive = next(every)
-            except StopIteration:  # a mask under which nothing was drawn would complain if nothing was raised
+            with TURN, pruned, draws:  # around each step: what the caller does in between is not masked
+                predictive = next(every, None)
+            if predictive is None:
                 return
             yield predictive
 
     def predict_mean(self, images: prediction.Images) -> Tensor:
         """Class probabilities [n, classes] of the mean weights."""
-        with sparsify(self.mask):
+        with TURN, sparsify(self.mask):
             return prediction.predict_mean(self.model, self.guide, images, precision=self.precision)
 
 

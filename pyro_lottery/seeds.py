@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_lottery.errors import UserError, one_line
+from pyro_lottery.threads import TURN
 
 STREAMS = "full keys"
 """How streams are made, for ``config.json``; runs of earlier versions, of 32 bits a stream, do not say."""
@@ -107,8 +108,10 @@ class Stream:
             self._states[place] = state
 
     def __enter__(self) -> Stream:
-        self._swap()
+        with TURN:  # not while another thread predicts
+            self._swap()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._swap()
+        with TURN:
+            self._swap()

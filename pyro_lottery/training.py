@@ -22,6 +22,7 @@ from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.prediction import autocast, channels_last, predict
 from pyro_lottery.priors import SitePrior
 from pyro_lottery.ranks import ALONE, Alone
+from pyro_lottery.threads import TURN, in_one_thread
 from pyro_lottery.types import Sites
 from pyro_lottery.used_weights import check_used_weights
 
@@ -136,6 +137,7 @@ def learning_rate(
     return value
 
 
+@in_one_thread
 def train(
     model: BayesianNetwork,
     guide: AutoGuide,
@@ -219,7 +221,8 @@ def train(
                     x, y = map(ranks.share, batch(data.train, indices, data.augment, order))
                     share = len(y) * ranks.world / len(indices) if ranks.parallel == "data" else 1.0
                     x = channels_last(x)
-                    _step(model, guide, elbo, optimizer, rate, x, y, samples, precision, sums, share, ranks, factor)
+                    with TURN:  # a thread that predicts meanwhile waits for the step's end
+                        _step(model, guide, elbo, optimizer, rate, x, y, samples, precision, sums, share, ranks, factor)
                     progress.step += 1
                     progress.seconds = time.perf_counter() - began
                     last = progress.step == len(chunks)
@@ -239,7 +242,7 @@ def train(
             row = _row(progress.epoch, seen, len(chunks), model, factor, rate, time.perf_counter() - began)
             for name, split in (("test", data.test), ("val", data.val)):
                 if split is not None:
-                    with seeds.stream(device, seed, f"history-{name}", level, progress.epoch):
+                    with TURN, seeds.stream(device, seed, f"history-{name}", level, progress.epoch):
                         row[f"{name}_accuracy"] = _accuracy(model, guide, split, history_samples or samples, precision)
             progress = Progress(progress.epoch + 1, history=[*progress.history, row])
             state.move_on(progress.epoch, optimizer)

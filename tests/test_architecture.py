@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
+    {"threads"},
     {"names", "seeds"},
     {"files", "imports", "kernels", "ranks", "own_parameters"},
     {"types", "sealed"},

@@ -28,6 +28,7 @@ from pyro_lottery.guides.state import raw_locs, set_scales
 from pyro_lottery.guides.stock import adapted, check_memory
 from pyro_lottery.handlers import left_out
 from pyro_lottery.imports import load_callable
+from pyro_lottery.threads import TURN
 
 
 def mean_field(
@@ -85,7 +86,7 @@ def auto(
     if issubclass(kind, AutoIAFNormal):
         taken.discard("init_loc_fn")  # which it takes, and warns of
     guide = adapted(kind)(model, **{name: value for name, value in ours.items() if name in taken} | options)
-    with torch.no_grad(), poutine.block():
+    with TURN, torch.no_grad(), poutine.block():
         # Before the guide's first call, within which the model's own parameters would stay out of Pyro's store.
         with left_out():
             guide._setup_prototype(*prototype_args)

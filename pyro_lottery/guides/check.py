@@ -16,6 +16,7 @@ from pyro_lottery.errors import UserError
 from pyro_lottery.guides.families import FlatGuide
 from pyro_lottery.guides.places import random_sites
 from pyro_lottery.names import check_same
+from pyro_lottery.threads import TURN
 
 
 def check_sites(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -49,7 +50,7 @@ def _drawn(guide: Any, *args: Any, **kwargs: Any) -> dict[str, Size]:
     if isinstance(guide, FlatGuide):
         return {name: place.shape for name, place in guide.places.items()}
     device = next(guide.parameters(), torch.empty(0)).device if isinstance(guide, nn.Module) else torch.device("cpu")
-    with seeds.stream(device, 0, "check"), torch.no_grad(), poutine.block():
+    with TURN, seeds.stream(device, 0, "check"), torch.no_grad(), poutine.block():
         trace = poutine.trace(guide).get_trace(*args, **kwargs)
     return {
         name: site["value"].shape

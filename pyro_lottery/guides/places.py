@@ -24,6 +24,7 @@ from torch.distributions import Transform, biject_to
 from pyro_lottery.distributions import PointMass
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import left_out
+from pyro_lottery.threads import TURN
 
 
 def model_of(guide: AutoGuide) -> Any:
@@ -166,7 +167,7 @@ def initial_value(model: Any) -> Callable[[Any], Tensor]:
 
 def random_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[tuple[str, Any]]:
     """The random sites of a model at their initial values, as Pyro traces them when the model is called with ``args``."""
-    with torch.no_grad(), poutine.block(), left_out():
+    with TURN, torch.no_grad(), poutine.block(), left_out():
         trace = poutine.trace(InitMessenger(initial_value(model))(model)).get_trace(*args, **kwargs)
     return [(name, site) for name, site in trace.iter_stochastic_nodes() if not site_is_subsample(site)]
 

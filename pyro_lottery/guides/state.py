@@ -23,6 +23,7 @@ from pyro_lottery.guides.places import Place, model_of
 from pyro_lottery.handlers import active_mask
 from pyro_lottery.kernels.layout import flatten
 from pyro_lottery.names import check_same
+from pyro_lottery.threads import TURN
 from pyro_lottery.types import Mask, Posterior, Sites
 
 _EXP = ExpTransform()
@@ -87,7 +88,7 @@ def _moments(guide: AutoGuide, draws: int) -> tuple[dict[str, Tensor], dict[str,
     places = _places(guide)
     mean: dict[str, Tensor] = {}
     square: dict[str, Tensor] = {}
-    with seeds.stream(stock.device_of(guide), 0, "posterior"), poutine.block():
+    with TURN, seeds.stream(stock.device_of(guide), 0, "posterior"), poutine.block():
         for count in range(1, draws + 1):
             for name, drawn in guide().items():
                 value = places[name].real_of(drawn)

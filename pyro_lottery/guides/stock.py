@@ -41,6 +41,7 @@ from pyro_lottery.guides.places import (
 )
 from pyro_lottery.handlers import active_mask, left_out
 from pyro_lottery.kernels import memory
+from pyro_lottery.threads import TURN
 
 QUANTILE_DRAWS = 1000
 """Draws from which quantiles of a guide without closed-form marginals are estimated."""
@@ -121,7 +122,7 @@ def _split(places: Mapping[str, Place], flat: Tensor) -> dict[str, Tensor]:
 
 def values_of(guide: AutoGuide) -> dict[str, Tensor]:
     """Copies of every site's value at its loc, of a guide that :func:`has_marginals`."""
-    with poutine.block():
+    with TURN, poutine.block():
         if isinstance(guide, AutoDelta):  # whose parameters are mapped by transform_to instead of biject_to
             return {name: attrgetter(name)(guide).detach().clone() for name in places_of(guide)}
         locs = locs_of(guide)
@@ -233,7 +234,7 @@ class Laplace(Joint):
         Raises ``UserError`` where H is not positive definite, since loc is no maximum, or larger than the memory.
         """
         check_memory(AutoMultivariateNormal, [len(self.loc)], self.loc.device)
-        with _evaluating(model_of(self)):
+        with TURN, _evaluating(model_of(self)):
             drawn = poutine.trace(self).get_trace(*args, **kwargs)
             model = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(*args, **kwargs)
             precision = hessian(drawn.log_prob_sum() - model.log_prob_sum(), self.loc).detach() / self._temperature
@@ -247,7 +248,7 @@ class Laplace(Joint):
                 "the Hessian at this guide's loc is not positive definite, so loc is not a maximum; train it further"
             ) from error
         found = adapted(AutoMultivariateNormal)(self.model)
-        with poutine.block(), left_out(), _evaluating(model_of(self)):
+        with TURN, poutine.block(), left_out(), _evaluating(model_of(self)):
             found._setup_prototype(*args, **kwargs)
         found.places = self.places
         found.to(self.loc.device)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import difflib
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import pyro.distributions as dist
 import torch
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import Size, Tensor
 
 from pyro_lottery.distributions import Pruned, base
 from pyro_lottery.errors import UserError
+from pyro_lottery.threads import OwnHandler
 from pyro_lottery.types import Mask
 
 
@@ -34,7 +35,14 @@ def _masks_met() -> frozenset[int]:
     return frozenset()
 
 
-_entered: list[SparsifyMessenger] = []
+class _OfThread(threading.local):
+    """What differs between threads."""
+
+    def __init__(self) -> None:
+        self.entered: list[SparsifyMessenger] = []
+
+
+_mine = _OfThread()
 
 
 @contextmanager
@@ -43,9 +51,9 @@ def not_hidden() -> Iterator[None]:
 
     Pyro's ``MCMC.run`` hides whatever surrounds it, and would sample a dense network under a mask.
     """
-    met = _masks_met() if _entered else frozenset()
+    met = _masks_met() if _mine.entered else frozenset()
     with ExitStack() as stack:
-        for handler in _entered:
+        for handler in _mine.entered:
             if id(handler.mask) not in met:
                 stack.enter_context(handler._again())
         yield
@@ -54,15 +62,14 @@ def not_hidden() -> Iterator[None]:
 @contextmanager
 def left_out() -> Iterator[None]:
     """Within this context :func:`not_hidden` brings back no mask: a guide that asks a model for its sites wants all weights."""
-    hidden = _entered.copy()
-    _entered.clear()
+    hidden, _mine.entered = _mine.entered, []
     try:
         yield
     finally:
-        _entered[:] = hidden
+        _mine.entered = hidden
 
 
-class SparsifyMessenger(Messenger):
+class SparsifyMessenger(OwnHandler):
     """The effect behind :func:`sparsify`."""
 
     def __init__(self, mask: Mask):
@@ -74,21 +81,21 @@ class SparsifyMessenger(Messenger):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        _entered.append(self)
+        _mine.entered.append(self)
         return self
 
-    def _again(self) -> Messenger:
+    def _again(self) -> _Again:
         """The same handler, to be entered a second time."""
-        again = copy.copy(self)
+        again: Any = copy.copy(self)
         again.__class__ = _Again
-        return again
+        return again  # type: ignore[no-any-return]
 
     def _pyro_masks_met(self, msg: Any) -> None:
         msg["value"], msg["done"] = (msg["value"] or frozenset()) | {id(self.mask)}, True
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
-        _entered.remove(self)
+        _mine.entered.remove(self)
         missed = [name for name in self.mask if name not in self._sites]
         if exception[0] is None and missed and not self._sites:
             raise UserError(
@@ -100,6 +107,10 @@ class SparsifyMessenger(Messenger):
             raise UserError(
                 f"the mask names site {missed[0]!r}, which the network does not have; did you mean {near[0]!r}?"
             )
+
+    def _concerns(self, msg: Any) -> bool:
+        asked = msg["args"][0] if msg["type"] == "active_mask" else msg["name"]
+        return msg["type"] in ("active_mask", "sample") and asked in self.mask
 
     def _of(self, name: str, shape: Size, device: torch.device | None, inner: Tensor | None = None) -> Tensor:
         """The mask of a site, together with that of an ``inner`` handler: the same object each time."""
@@ -181,11 +192,11 @@ class _Again(SparsifyMessenger):
     """A handler that acts where the one it is a copy of is hidden; it shares that one's masks and what it has met."""
 
     def __enter__(self) -> Self:
-        Messenger.__enter__(self)
+        OwnHandler.__enter__(self)
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        Messenger.__exit__(self, *exception)
+        OwnHandler.__exit__(self, *exception)
 
 
 def _knows_masks(fn: Any) -> bool:
@@ -209,7 +220,7 @@ def sparsify(mask: Mask) -> SparsifyMessenger:
 
     A value that somebody else sets is pruned too: a condition's, a replayed one, what MCMC tries. Pyro's HMC and NUTS
     need a density of every number, so that they draw a standard normal one in a pruned weight's place, which their
-    samples show as 0. Nested masks prune what any of them prunes.
+    samples show as 0. Nested masks prune what any of them prunes. A mask acts on the thread that enters it.
 
     ``mask``: one bool tensor per site, shaped like the site; sites without one are left alone. A name that no
     sampled site answers to, or a wrong shape, raises ``UserError``.
