@@ -11,6 +11,8 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
+from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -32,33 +34,52 @@ class Terms:
 
 
 class ELBO(Trace_ELBO):
-    """−ELBO = −E_q[log p(D|w)] + T·KL(q‖p), a drop-in for Pyro's ``Trace_ELBO`` with reparameterised guides.
+    """−ELBO = −E_q[log p(D|w)] + T·KL(q‖p), a drop-in for Pyro's ``Trace_ELBO`` on any model and guide.
 
-    ``kl="analytic"`` takes ``kl_divergence(q, p)`` for each site where torch or Pyro has a closed form and otherwise
-    the Monte Carlo value log q − log p; ``"monte_carlo"`` always takes the latter, as ``Trace_ELBO`` does.
-    ``poutine.scale`` and ``poutine.mask`` are honoured. ``estimator`` says where the noise enters: ``"weights"`` draws
-    every weight once per batch, ``"local"`` the outputs of layers (:func:`pyro_lottery.handlers.local_reparameterization`).
+    ``kl="analytic"`` takes ``kl_divergence(q, p)`` for each site where torch or Pyro has a closed form and neither
+    distribution depends on another latent site, and otherwise the Monte Carlo value log q − log p; ``"monte_carlo"``
+    always takes the latter, as ``Trace_ELBO`` does. Sites without a reparameterised sample, factors, plates and
+    ``vectorize_particles`` are ``Trace_ELBO``'s, whose other ``options`` are taken too. ``poutine.scale`` and
+    ``poutine.mask`` are honoured. ``estimator`` says where the noise enters: ``"weights"`` draws every weight once per
+    batch, ``"local"`` the outputs of layers (:func:`pyro_lottery.handlers.local_reparameterization`).
+
+    Raises ``UserError`` for a site that model or guide alone has, and for a guide that does not have the KL temperature
+    of a network's prior. Names of parameters are not known to ``pyro.optim`` (``get_state``, options by name): parameters
+    are the modules' own.
     """
 
-    def __init__(self, kl: str = "analytic", num_particles: int = 1, estimator: str = "weights"):
-        super().__init__(num_particles=num_particles)
+    def __init__(self, kl: str = "analytic", num_particles: int = 1, estimator: str = "weights", **options: Any):
+        super().__init__(num_particles=num_particles, **options)
         if kl not in KL_KINDS:
             raise unknown("kl", kl, KL_KINDS)
         if estimator not in ESTIMATORS:
             raise unknown("estimator", estimator, ESTIMATORS)
         self.kl = kl
-        self._noise: Any = local_reparameterization() if estimator == "local" else nullcontext()
+        self._local = estimator == "local"
+        self._noise: Any = local_reparameterization() if self._local else nullcontext()
 
     def terms(self, model: Any, guide: Any, *args: Any, closed_forms: float = 1.0, **kwargs: Any) -> Terms:
         """One weight sample: scalar tensors ``nll`` and ``kl``, and what the model returned.
 
         ``closed_forms`` multiplies the closed-form KL of a mean-field guide from priors N(m, s²). It is the same for
-        each of S samples: S for the first and 0 for the others gives the same mean for the cost of one.
+        each of S samples: S for the first and 0 for the others gives the same mean for the cost of one. Raises
+        ``UserError`` for a guide's site without a reparameterised sample, whose gradient is not that of these terms.
         """
+        independent = frozenset(_independent(model, guide))
+        tracked = not (independent or self.kl == "monte_carlo" or self._local)
+        track = _Dependence() if tracked else None
         with self._noise:
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            guide_trace = poutine.trace(track(guide) if track else guide).get_trace(*args, **kwargs)
+            replayed = poutine.replay(track(model) if track else model, trace=guide_trace)
+            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        _check_sites(model_trace, guide_trace, tempered=True)
         posteriors = {n: s for n, s in guide_trace.nodes.items() if _is_random(s)}
+        for name, q in posteriors.items():
+            fn: Any = q["fn"]
+            if not fn.has_rsample:
+                raise UserError(
+                    f"the guide's site {name!r} has no reparameterised sample; use loss_and_grads, as SVI does"
+                )
         nll: Any = 0.0
         kl: Any = 0.0
         shared: dict[Draw, list[tuple[int, Tensor, Tensor, Any]]] = {}
@@ -68,60 +89,147 @@ class ELBO(Trace_ELBO):
             if site["is_observed"]:
                 nll = nll - _log_prob(site)
                 continue
-            if name not in posteriors:
-                raise UserError(f"the guide does not sample site {name!r} of the model")
             q = posteriors[name]
-            if q["scale"] is not site["scale"] and q["scale"] != site["scale"]:
-                raise UserError(
-                    f"site {name!r}: the prior is scaled by {site['scale']} but the guide by {q['scale']}; "
-                    "build the guide with pyro_lottery.guides, which share the KL temperature"
-                )
+            apart = self.kl == "analytic" and (_apart(q, site) if tracked else name in independent)
             own = base(q["fn"])
-            if isinstance(own, SiteNormal) and self.kl == "analytic" and site["mask"] is None:
+            if apart and isinstance(own, SiteNormal) and site["mask"] is None:
                 prior = one_number(site["fn"], own.kept)
                 if prior is not None:
                     shared.setdefault(own.draw, []).append((own.number, *prior, site["scale"]))
                     del posteriors[name]
                     continue
-            closed = self._closed_form(q, site)
+            closed = _closed_form(q, site) if apart else None
             if closed is not None:
                 kl = kl + closed
                 del posteriors[name]
                 continue
-            if q["infer"].get("only_moments"):  # under local reparameterization nobody has drawn this weight yet
-                q["value"] = site["value"] = q["fn"].rsample()
             kl = kl - _log_prob(site)
         if closed_forms:
             for draw, sites in shared.items():
                 kl = kl + closed_forms * _shared_kl(draw, sites)
         for site in posteriors.values():  # sites without a closed form, and a joint guide's auxiliary vector
             kl = kl + _log_prob(site)
-        return Terms(torch.as_tensor(nll), torch.as_tensor(kl), model_trace.nodes["_RETURN"]["value"])
-
-    def _closed_form(self, q: Any, p: Any) -> Tensor | None:
-        if self.kl == "monte_carlo" or _is_point_mass(q["fn"]):
-            return None
-        try:
-            value = kl_divergence(q["fn"], p["fn"])
-        except NotImplementedError:
-            return None
-        return torch.as_tensor(scale_and_mask(value, p["scale"], p["mask"])).sum()
+        output: Any = detach_provenance(model_trace.nodes["_RETURN"]["value"])  # type: ignore[type-var]
+        return Terms(torch.as_tensor(detach_provenance(nll)), torch.as_tensor(detach_provenance(kl)), output)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """−ELBO averaged over ``num_particles`` weight samples, as a tensor to differentiate."""
+        if not self._own(model, guide):
+            return super().differentiable_loss(model, guide, *args, **kwargs)
         terms = [self.terms(model, guide, *args, **kwargs) for _ in range(self.num_particles)]
         return torch.stack([t.nll + t.kl for t in terms]).mean()
 
+    @torch.no_grad()
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """−ELBO as a number."""
-        with torch.no_grad():
+        if self._own(model, guide):
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
+        traces = self._get_traces(model, guide, args, kwargs)
+        return sum(self._differentiable_loss_particle(*pair)[0] / self.num_particles for pair in traces)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """−ELBO as a number after its gradients were added to the parameters (what ``pyro.infer.SVI`` calls)."""
+        if not self._own(model, guide):
+            return super().loss_and_grads(model, guide, *args, **kwargs)
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        loss.backward()
+        loss.backward(retain_graph=self.retain_graph)
         return loss.item()
+
+    def _own(self, model: Any, guide: Any) -> bool:
+        """Whether :meth:`terms` is the estimator: a network and its mean-field guide, or noise in layers."""
+        return self._local or (bool(_independent(model, guide)) and not self.vectorize_particles)
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        if not isinstance(poutine.unwrap(guide), Messenger):  # such a guide runs the model itself
+            model, guide = _Dependence()(model), _Dependence()(guide)
+        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+        _check_sites(model_trace, guide_trace, tempered=hasattr(poutine.unwrap(model), "kl_temperature"))
+        return model_trace, guide_trace
+
+    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+        """``Trace_ELBO``'s value and surrogate, with closed forms in place of their Monte Carlo values."""
+        loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
+        for name, q in guide_trace.nodes.items():
+            p = model_trace.nodes.get(name)
+            if self.kl == "monte_carlo" or p is None or not _is_random(q) or q["is_observed"] or p["is_observed"]:
+                continue
+            closed = _closed_form(q, p) if q["fn"].has_rsample and _apart(q, p) else None
+            if closed is not None:
+                loss = loss + (closed - q["log_prob_sum"] + p["log_prob_sum"]).item()
+                surrogate = surrogate + closed - q["score_parts"].entropy_term.sum() + p["log_prob_sum"]
+        return detach_provenance(loss), detach_provenance(surrogate)
+
+
+class _Dependence(Messenger):
+    """Lets every latent value tell, to whatever is computed from it, of which site it is."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        # A trace further out has recorded the plain value; what the model goes on with is tracked.
+        if _is_random(msg) and not msg["is_observed"]:
+            msg["value"] = track_provenance(detach_provenance(msg["value"]), frozenset({msg["name"]}))
+
+
+def _sources(fn: Any) -> frozenset[str]:
+    """The latent sites that the numbers in a distribution were computed from."""
+    found: frozenset[str] = frozenset()
+    todo, seen = [fn], set()  # a transform and its inverse hold each other
+    while todo:
+        part = todo.pop()
+        if isinstance(part, Tensor):
+            found |= get_provenance(part)
+        elif isinstance(part, list | tuple):
+            todo.extend(part)
+        elif (
+            isinstance(part, torch.distributions.Distribution | torch.distributions.Transform) and id(part) not in seen
+        ):
+            seen.add(id(part))
+            todo.extend(vars(part).values())
+    return found
+
+
+def _apart(q: Any, p: Any) -> bool:
+    """Whether a tracked site depends on no other, so that the expectation of log q − log p is the closed form."""
+    return not _sources(q["fn"]) and not _sources(p["fn"])
+
+
+def _independent(model: Any, guide: Any) -> tuple[str, ...]:
+    """The sites of a network that depend on no other, if the guide was made for it and draws each by itself."""
+    ours = getattr(guide, "draws_sites_apart", False) and guide.model is model
+    return getattr(model, "independent_sites", ()) if ours else ()
+
+
+def _check_sites(model_trace: Any, guide_trace: Any, tempered: bool) -> None:
+    """Raise ``UserError`` for a site that one of both lacks, and for a guide's without the prior's temperature."""
+    latent = {n: s for n, s in model_trace.nodes.items() if _is_random(s) and not s["is_observed"]}
+    drawn = {n: s for n, s in guide_trace.nodes.items() if _is_random(s) and not s["is_observed"]}
+    for name, p in latent.items():
+        if name not in drawn:
+            raise UserError(f"the guide does not sample site {name!r} of the model")
+        q = drawn[name]
+        if tempered and q["scale"] is not p["scale"] and not _equal(q["scale"], p["scale"]):
+            raise UserError(
+                f"site {name!r}: the prior is scaled by {p['scale']} but the guide by {q['scale']}; "
+                "build the guide with pyro_lottery.guides, which share the KL temperature"
+            )
+    for name, q in drawn.items():
+        if name not in latent and not q["infer"].get("is_auxiliary"):
+            raise UserError(f"the guide samples site {name!r}, which the model does not sample")
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return bool(torch.as_tensor(a == b).all())
+
+
+def _closed_form(q: Any, p: Any) -> Tensor | None:
+    """The KL of a site in closed form, scaled and masked; None where there is none, or q and p are scaled differently."""
+    same = q["mask"] is p["mask"] and (q["scale"] is p["scale"] or _equal(q["scale"], p["scale"]))
+    if _is_point_mass(q["fn"]) or not same or q["fn"].shape() != p["fn"].shape():
+        return None
+    try:
+        value = kl_divergence(q["fn"], p["fn"])
+    except NotImplementedError:
+        return None
+    return torch.as_tensor(scale_and_mask(value, p["scale"], p["mask"])).sum()
 
 
 def _shared_kl(draw: Draw, sites: list[tuple[int, Tensor, Tensor, Any]]) -> Tensor:

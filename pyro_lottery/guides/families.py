@@ -66,6 +66,8 @@ class FlatGuide(Tempered):
 
     flat: ClassVar[tuple[str, ...]] = ("loc",)
     """Names of the flat parameters."""
+    draws_sites_apart = True
+    """No site's distribution depends on another's value, so that a closed-form KL is a site's own."""
 
     def __init__(self, model: Callable[..., Any], *prototype_args: Any, create_plates: Any = None):
         super().__init__(model, create_plates=create_plates)

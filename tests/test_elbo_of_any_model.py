@@ -1,0 +1,257 @@
+"""``pl.ELBO`` on Pyro's own kinds of models: value and gradient agree in expectation with ``Trace_ELBO``."""
+
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions.testing.fakes import NonreparameterizedNormal
+from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO
+from pyro.infer.autoguide import AutoHierarchicalNormalMessenger, AutoNormal
+from torch.distributions import constraints
+
+import pyro_lottery as pl
+from tests.conftest import TinyNet
+
+
+def param(name, value, constraint=constraints.real):
+    return pyro.param(name, torch.tensor(value), constraint=constraint)
+
+
+def hierarchy():
+    """A scale, and a mean under it: the prior of b depends on a. The guide draws both apart."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Normal(a, a.abs() + 0.5))
+    pyro.sample("y", dist.Normal(b, 1.0), obs=torch.tensor(1.2))
+
+
+def hierarchy_guide():
+    pyro.sample("a", dist.Normal(param("la", 0.4), param("sa", 0.7, constraints.positive)))
+    pyro.sample("b", dist.Normal(param("lb", 0.3), param("sb", 0.9, constraints.positive)))
+
+
+def chain_guide():
+    """A guide that depends on another latent site, of a model whose priors do not."""
+    a = pyro.sample("a", dist.Normal(param("la", 0.4), param("sa", 0.7, constraints.positive)))
+    pyro.sample("b", dist.Normal(param("k", 0.8) * a, param("sb", 0.9, constraints.positive)))
+
+
+def apart():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Normal(0.5, 2.0))
+    pyro.sample("y", dist.Normal(a * b, 1.0), obs=torch.tensor(1.2))
+
+
+def coin():
+    z = pyro.sample("z", dist.Bernoulli(0.3))
+    pyro.sample("y", dist.Normal(2.0 * z, 1.0), obs=torch.tensor(1.5))
+
+
+def coin_guide():
+    pyro.sample("z", dist.Bernoulli(param("p", 0.85, constraints.unit_interval)))
+
+
+def without_rsample():
+    pyro.sample("a", dist.Normal(param("la", 0.4), param("sa", 0.7, constraints.positive)).has_rsample_(False))
+    pyro.sample("b", NonreparameterizedNormal(param("lb", 0.3), param("sb", 0.9, constraints.positive)))
+
+
+def with_factor():
+    apart()
+    pyro.factor("more", -0.5 * param("theta", 0.7) ** 2)
+
+
+def factor_guide():
+    hierarchy_guide()
+    pyro.factor("less", 0.3 * param("lb", 0.3) ** 2, has_rsample=True)
+
+
+DATA = torch.tensor([0.3, -0.2, 1.1, 0.8, 2.0, -1.0])
+
+
+def plates():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.plate("outer", 3, dim=-2), pyro.plate("inner", 2, dim=-1):
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        pyro.sample("y", dist.Normal(b, 0.8), obs=DATA.view(3, 2))
+
+
+def plates_guide():
+    pyro.sample("a", dist.Normal(param("la", 0.4), param("sa", 0.7, constraints.positive)))
+    with pyro.plate("outer", 3, dim=-2), pyro.plate("inner", 2, dim=-1):
+        pyro.sample("b", dist.Normal(param("lb", 0.3), param("sb", 0.9, constraints.positive)))
+
+
+def subsampled():
+    with pyro.plate("data", 6, 2) as index:
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(b, 0.8), obs=DATA[index])
+
+
+def subsampled_guide():
+    with pyro.plate("data", 6, 2):
+        pyro.sample("b", dist.Normal(param("lb", 0.3), param("sb", 0.9, constraints.positive)))
+
+
+def scaled_model():
+    with poutine.scale(scale=0.4):
+        apart()
+
+
+def masked_pair(model):
+    def run():
+        with poutine.mask(mask=torch.tensor(False)):
+            a = pyro.sample("c", dist.Normal(0.0, 1.0)) if model else None
+            a = a if model else pyro.sample("c", dist.Normal(param("lc", 1.0), 1.0))
+        apart() if model else hierarchy_guide()
+
+    return run
+
+
+PAIRS = {
+    "hierarchy": (hierarchy, hierarchy_guide),
+    "a guide that is a chain": (apart, chain_guide),
+    "a hierarchy and a chain": (hierarchy, chain_guide),
+    "all apart": (apart, hierarchy_guide),
+    "a discrete site": (coin, coin_guide),
+    "no reparameterised sample": (apart, without_rsample),
+    "no reparameterised sample, a hierarchy": (hierarchy, without_rsample),
+    "factors": (with_factor, factor_guide),
+    "nested plates": (plates, plates_guide),
+    "a subsampled plate": (subsampled, subsampled_guide),
+    "scaled apart": (scaled_model, hierarchy_guide),
+    "masked": (masked_pair(True), masked_pair(False)),
+}
+
+
+def moments(elbo, model, guide, repeats):
+    """Mean and standard error of value and gradients, each parameter's in the order of names."""
+    rows = []
+    for _ in range(repeats):
+        with poutine.trace(param_only=True) as seen:
+            value = elbo.loss_and_grads(model, guide)
+        nodes = {name: seen.trace.nodes[name]["value"].unconstrained() for name in sorted(seen.trace.nodes)}
+        rows.append(torch.stack([torch.tensor(value), *(p.grad.detach().clone() for p in nodes.values())]))
+        for p in nodes.values():
+            p.grad = None
+    rows = torch.stack(rows)
+    return rows.mean(0), rows.std(0) / repeats**0.5
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_value_and_gradients_agree_with_pyro(name, vectorized):
+    model, guide = PAIRS[name]
+    options = {"num_particles": 20, "vectorize_particles": vectorized, "max_plate_nesting": 2}
+    repeats = 80 if vectorized else 8
+    ours, error = moments(pl.ELBO(**options), model, guide, repeats)
+    stock, stock_error = moments(Trace_ELBO(**options), model, guide, repeats)
+    pyro.clear_param_store()
+    assert len(ours) == len(stock)
+    assert ((ours - stock).abs() <= 4.5 * (error.square() + stock_error.square()).sqrt() + 1e-5).all(), (ours, stock)
+    if name == "a discrete site":
+        assert stock[1].abs() > 0.05  # what a pathwise gradient alone would miss
+
+
+def test_a_hierarchys_value_is_known():
+    # E_q of log p(a) + log N(b; a, 1) − log q: with b's prior at a, the KL of b is averaged over a.
+    def model():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("b", dist.Normal(a, 1.0))
+
+    def guide():
+        pyro.sample("a", dist.Normal(0.5, 0.8))
+        pyro.sample("b", dist.Normal(-0.2, 0.6))
+
+    a, b = (0.5, 0.8), (-0.2, 0.6)
+    kl = torch.distributions.kl_divergence(torch.distributions.Normal(*a), torch.distributions.Normal(0.0, 1.0))
+    # KL(b ‖ N(a, 1)) = −log s − 1/2 + (s² + (m − a)²)/2, and E (m − a)² = (m − 0.5)² + 0.8²
+    expected = kl - torch.tensor(b[1]).log() - 0.5 + (b[1] ** 2 + (b[0] - a[0]) ** 2 + a[1] ** 2) / 2
+    found = torch.tensor([pl.ELBO(num_particles=500, vectorize_particles=True).loss(model, guide) for _ in range(20)])
+    assert abs(found.mean() - expected) < 4.5 * found.std() / 20**0.5
+
+
+def test_closed_forms_are_taken_where_nothing_depends_on_them():
+    def model():
+        pyro.sample("a", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+
+    def guide():
+        pyro.sample("a", dist.Normal(torch.ones(3), 0.5).to_event(1))
+
+    q, p = torch.distributions.Normal(torch.ones(3), 0.5), torch.distributions.Normal(0.0, 1.0)
+    exact = torch.distributions.kl_divergence(q, p).sum().item()
+    assert pl.ELBO().loss(model, guide) == pytest.approx(exact, rel=1e-6)
+    assert pl.ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=0).loss(model, guide) == pytest.approx(
+        exact, rel=1e-6
+    )
+    assert pl.ELBO("monte_carlo").loss(model, guide) != pytest.approx(exact, rel=1e-3)
+
+
+def test_shapes_that_disagree_and_sites_that_one_lacks_are_refused():
+    def site(name, shape=()):
+        return lambda: pyro.sample(name, dist.Normal(torch.zeros(shape), 1.0).to_event(len(shape)))
+
+    with pytest.raises(ValueError, match=r"event_dims disagree|shapes disagree"):
+        pl.ELBO().loss(site("a", (3,)), site("a", (2,)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(pl.UserError, match="does not sample site 'a'"):
+            pl.ELBO().loss(site("a"), site("b"))
+        with pytest.raises(pl.UserError, match="samples site 'b', which the model does not"):
+            pl.ELBO().loss(lambda: None, site("b"))
+
+
+def test_terms_refuses_what_it_cannot_differentiate():
+    with pytest.raises(pl.UserError, match="'z' has no reparameterised sample"):
+        pl.ELBO().terms(coin, coin_guide)
+    pyro.clear_param_store()
+
+
+def test_a_network_and_a_guide_of_pyro_without_its_temperature_are_refused_by_the_loss_too():
+    model = pl.BayesianClassifier(TinyNet(), num_data=4, kl_temperature=0.1)
+    guide = AutoNormal(model)
+    with pytest.raises(pl.UserError, match=r"scaled by 0\.1 but the guide by 1\.0"):
+        pl.ELBO().loss(model, guide, torch.randn(4, 1, 4, 4), torch.tensor([0, 1, 2, 0]))
+    pyro.clear_param_store()
+
+
+def test_a_messenger_guide_and_other_estimators_serve_a_hierarchy():
+    def model():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        pyro.sample("y", dist.Normal(b, 1.0), obs=torch.tensor(3.0))
+
+    guide = AutoHierarchicalNormalMessenger(model)
+    guide()
+    ours = torch.tensor([pl.ELBO().loss(model, guide) for _ in range(300)])
+    stock = torch.tensor([Trace_ELBO().loss(model, guide) for _ in range(300)])
+    assert abs(ours.mean() - stock.mean()) < 4.5 * ((ours.var() + stock.var()) / 300).sqrt()
+    mean_field = pl.guides.mean_field(model)
+    for loss in (TraceGraph_ELBO(), Trace_ELBO(), pl.ELBO()):
+        SVI(model, mean_field, pyro.optim.Adam({"lr": 0.01}), loss).step()
+    pyro.clear_param_store()
+
+
+def test_a_mean_field_guide_of_a_hierarchy_meets_the_best_mean_field_posterior():
+    # Precision matrix [[2, −1], [−1, 2]] of (a, b): the best mean field has the exact means 1 and 2, and scales 1/√2.
+    def model():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        pyro.sample("y", dist.Normal(b, 1.0), obs=torch.tensor(3.0))
+
+    guide = pl.guides.mean_field(model, init_scale=0.5)
+    optimizer = torch.optim.Adam(guide.parameters(), 0.05)
+    elbo = pl.ELBO(num_particles=8)(model, guide)
+    mean = dict.fromkeys(guide.state_dict(), torch.tensor(0.0))
+    for step in range(300):
+        optimizer.zero_grad()
+        elbo().backward()
+        optimizer.step()
+        if step >= 150:
+            mean = {name: mean[name] + value / 150 for name, value in guide.state_dict().items()}
+    guide.load_state_dict(mean)
+    posterior = pl.posterior(guide)
+    assert [posterior.loc[s].item() for s in "ab"] == pytest.approx([1.0, 2.0], abs=0.06)
+    assert [posterior.scale[s].item() for s in "ab"] == pytest.approx([0.5**0.5] * 2, rel=0.05)
