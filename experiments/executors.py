@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from experiments.jobs import Job, unfinished
+from pyro_lottery import kernels
 from pyro_lottery.commands import signals
 from pyro_lottery.config import Parser
 from pyro_lottery.console import progress
@@ -134,6 +135,7 @@ def train(job: Job, root: Path, failure: str | None = None, here: Path | None = 
     if not unfinished(job, root):
         return None
     with _logging(job, root) as file, redirect_stdout(file), redirect_stderr(file):
+        kernels.keep_memory()  # as in the commands
         print(f"begin {job}, levels {unfinished(job, root)}, pid {os.getpid()}", flush=True)
         try:
             while unfinished(job, root):

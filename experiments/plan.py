@@ -9,7 +9,6 @@ import heapq
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import torch
 
 from experiments.estimate import duration, like, measure, seconds_of, sizes
 from experiments.jobs import Job, unfinished
-from pyro_lottery import runs
+from pyro_lottery import kernels, runs
 from pyro_lottery.config import Config, from_json
 from pyro_lottery.errors import UserError
 from pyro_lottery.model import random_parameters
@@ -159,13 +158,24 @@ def _shape(config: Config) -> Shape:
     return Shape(classes, channels, size, train, 0)
 
 
+def _peak() -> int:
+    """Bytes of memory that this process had at most; 0 where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def main(arguments: Sequence[str]) -> int:
     """Measure one kind of run in a process of its own, so that its peak of memory is its own."""
     config = from_json(json.loads(arguments[0]))
     sizes(config.dataset, config.data_dir)  # reads the data where they are here
     start = time.time() - float(arguments[1])
+    kernels.keep_memory()  # as in the commands
     step, forward = measure(config)
-    memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = _peak()
     if runs.resolve_device(config.device).type == "cuda":
         train, test, channels, size, _ = sizes(config.dataset, config.data_dir)
         memory = torch.cuda.max_memory_allocated() + (train + test) * channels * math.prod(size)

@@ -16,7 +16,6 @@ import json
 import os
 import pickle
 import random
-import resource
 import shutil
 import signal
 import struct
@@ -420,6 +419,8 @@ def damaged_files(root: Path, count: int) -> Figures:
 
 
 def _peak() -> float:
+    import resource  # which Windows has not
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -658,6 +659,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Start again with faults.c preloaded, soak, print and write."""
     given = parser().parse_args(arguments)
+    if sys.platform != "linux":
+        print("python -m experiments.soak: needs Linux, whose file system calls it lets fail", file=sys.stderr)
+        return 2
     if not hasattr(ctypes.CDLL(None), "soak_arm"):
         with tempfile.TemporaryDirectory(prefix="soak-") as folder:
             library = Path(folder, "faults.so")

@@ -164,7 +164,7 @@ def _save_and_predict(model: Any, guide: Any, mask: Any, data: Any, make: Callab
 def run(folder: Path, models: Sequence[str], timeout: float, again: bool) -> list[dict[str, Any]]:
     """Try the models that have no row yet, one after the other, and write the tables after each."""
     path = folder / "timm.csv"
-    rows = {row["model"]: row for row in csv.DictReader(path.read_text().splitlines() if path.exists() else ())}
+    rows = {row["model"]: row for row in csv.DictReader(path.read_text("utf-8").splitlines() if path.exists() else ())}
     folder.mkdir(parents=True, exist_ok=True)
     for name in models:
         if name in rows and not (again and FAILED in rows[name].values()):

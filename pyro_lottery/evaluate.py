@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_lottery import console, data, guides, kernels, metrics
+from pyro_lottery import console, data, guides, metrics
 from pyro_lottery.commands import run_command
 from pyro_lottery.config import Config, Parser
 from pyro_lottery.data import Split
@@ -46,7 +46,6 @@ def evaluate(
     rows of other levels stay. ``data_dir`` is where the run's data lie, if elsewhere now. Everything is drawn from the run's seed, so that it comes out the same again.
     """
     chosen, where = check_levels(run, levels), resolve_device(device)
-    kernels.keep_memory()  # a fifth of the time on a processor: passes through a network allocate what they free
     count = run.config.eval_samples if samples is None else samples
     if count < 1:
         raise UserError(f"--samples must be at least 1, got {count}")

@@ -65,7 +65,9 @@ def is_refused(error: OSError) -> bool:
 def replace(source: Path, target: Path) -> None:
     """Rename a file within its folder so that the rename itself survives a power cut."""
     os.replace(source, target)
-    folder = os.open(target.parent, os.O_RDONLY)
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows opens no folders
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
     except OSError as error:
@@ -85,7 +87,7 @@ def read_text(path: Path, errors: str = "strict") -> str:
     _check_regular(path)
     if path.stat().st_size > 2**26:
         raise OSError(errno.EFBIG, "more than 64 MiB of text", str(path))
-    return path.read_text(errors=errors)
+    return path.read_text("utf-8", errors)
 
 
 def write_json(path: Path, value: Any) -> None:

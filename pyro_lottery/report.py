@@ -67,7 +67,7 @@ for (const table of document.querySelectorAll("table")) {
 def report(runs: Sequence[Run], title: str = "pyro_lottery report") -> str:
     """The page about ``runs`` as HTML."""
     environment = Environment(autoescape=True)
-    template = environment.from_string(resources.files("pyro_lottery").joinpath("report.html").read_text())
+    template = environment.from_string(resources.files("pyro_lottery").joinpath("report.html").read_text("utf-8"))
     return template.render(
         title=title,
         written=datetime.date.today().isoformat(),

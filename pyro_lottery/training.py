@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from pyro_lottery import guides, kernels, metrics, seeds
+from pyro_lottery import guides, metrics, seeds
 from pyro_lottery.data import Data, Split, batch, shuffle
 from pyro_lottery.elbo import ELBO
 from pyro_lottery.errors import Diverged, UserError
@@ -169,8 +169,8 @@ def train(
     ``epoch`` (from 1), ``loss = nll + kl_weight·kl`` in nats (``nll`` per example, ``kl`` whole), ``train_accuracy``,
     ``test_accuracy`` and, with a validation split, ``val_accuracy`` from ``history_samples`` posterior samples
     (default: ``train_samples``), ``lr`` and ``seconds`` of training. Prune with
-    :func:`pyro_lottery.handlers.sparsify` around the call; on a processor the process then keeps the memory it frees
-    (:func:`pyro_lottery.kernels.keep_memory`).
+    :func:`pyro_lottery.handlers.sparsify` around the call. On a processor, large networks train quicker in a process that
+    keeps the memory it frees (:func:`pyro_lottery.kernels.keep_memory`), as the commands' do.
 
     All randomness follows ``(seed, level, epoch)``: a second call draws the same batches and noise again, unless it is
     told where it goes on. To train in several calls, give all of them one :class:`TrainState`: each trains ``epochs``
@@ -192,8 +192,6 @@ def train(
     device = data.train.pixels.device
     samples = 1 if guides.is_point(guide) else train_samples
     model.to(memory_format=torch.channels_last)
-    if device.type == "cpu":
-        kernels.keep_memory()
     check_used_weights(model, data.train[:2])
     norms: list[Any] = [m for m in model.modules() if _is_batch_norm(m) and m.running_mean is not None]
     infinite = _infinite_buffers(model)

@@ -80,7 +80,7 @@ def processor_name() -> str:
 def _processor() -> str:
     """What -march=native depends on: a cache folder may be shared by machines with different processors."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
     except OSError:
         return platform.processor() + platform.machine()
