@@ -179,11 +179,20 @@ class TrainedNetwork:
     level: int
     precision: str
 
-    def predict(self, images: prediction.Images, num_samples: int = 10, seed: int = 0) -> Tensor:
+    def predict(
+        self, images: prediction.Images, num_samples: int = 10, seed: int = 0, *, aggregate: bool = True
+    ) -> Tensor:
         """Class probabilities [n, classes] of normalised ``images``; one seed gives the same bits every time (CPU).
 
-        With the run's own seed, ``eval_samples`` and test images they are those that ``results.csv`` was measured on.
+        With the run's own seed, ``eval_samples`` and test images they are those that ``results.csv`` was measured on. With
+        ``aggregate=False`` those of every draw, [samples, n, classes].
         """
+        if not aggregate:
+            device = next(iter(self.guide.parameters())).device
+            with sparsify(self.mask), seeds.Stream(device, seed, "predict", self.level):
+                return prediction.predict(
+                    self.model, self.guide, images, num_samples, precision=self.precision, aggregate=False
+                )
         return prediction.last(self.predictives(images, num_samples, seed)).probs
 
     def predictives(
