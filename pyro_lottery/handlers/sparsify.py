@@ -169,14 +169,14 @@ class SparsifyMessenger(OwnHandler):
         pruned = msg["infer"].get("pruned_by") is mask or "by_layers" in msg["infer"]
         if msg["value"] is not None and not pruned:
             # Somebody has set it: a condition, a sampler's step, the replay of a guide that is not masked.
-            msg["value"] = torch.where(mask, msg["value"], 0.0)
+            msg["value"] = msg["value"].masked_fill(~mask, 0.0)  # which keeps its layout, and convolutions their bits
         msg["infer"] = msg["infer"] | {"pruned_by": mask}
 
     def _pyro_post_sample(self, msg: Any) -> None:
         mask = self.mask.get(msg["name"])
         if mask is not None and (msg["is_observed"] or "pruned_by" not in msg["infer"]):
             # A handler around this one has set the value, after the distribution was masked.
-            msg["value"] = torch.where(mask.to(msg["value"].device), msg["value"], 0.0)
+            msg["value"] = msg["value"].masked_fill(~mask.to(msg["value"].device), 0.0)
 
     def _check_draws(self, name: str) -> None:
         """Raise ``UserError`` for a site that its guide takes from a draw in which no weight can be pruned."""
