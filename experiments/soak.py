@@ -615,7 +615,27 @@ def _tiny_cifar(root: Path) -> Path:
     return path
 
 
-PARTS = ("kills", "stops", "faults", "damaged_files", "random_commands", "together")
+def ranks(root: Path, count: int) -> Figures:
+    """Bad input on two ranks, ``count`` times beside two busy loops: each command must say it in one line and exit with 2."""
+    bad = ["--devices", "2", "--device", "cpu", "--batch-size", "3", "--run-dir", str(root / "run")]
+    command = [sys.executable, "-m", "pyro_lottery.imp", *RUN, *bad]
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    found, otherwise = Counter[str](), []
+    try:
+        for _ in range(count):
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+            found[f"exit {done.returncode}"] += 1
+            if done.returncode != 2 or done.stderr.count("\n") != 1:
+                otherwise.append(f"exit {done.returncode}: {done.stderr[-500:]}")
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    return {**found, "otherwise": len(otherwise), "what": otherwise[:5]}
+
+
+PARTS = ("kills", "stops", "faults", "damaged_files", "random_commands", "together", "ranks")
 
 
 @contextmanager
@@ -632,7 +652,7 @@ def soak(given: argparse.Namespace) -> Figures:
     """Every part, printed as it ends."""
     amounts = {
         "kills": (given.kills,), "stops": (given.stops,), "faults": (given.every,), "damaged_files": (given.mutations,),
-        "random_commands": (given.commands,), "together": (),
+        "random_commands": (given.commands,), "together": (), "ranks": (given.ranks,),
     }  # fmt: skip
     figures: Figures = {}
     for name in PARTS:
@@ -652,6 +672,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--every", type=int, default=1, help="faults at every so many writing calls (default: 1)")
     parser.add_argument("--mutations", type=int, default=2000, help="changed files (default: 2000)")
     parser.add_argument("--commands", type=int, default=500, help="random command lines (default: 500)")
+    parser.add_argument("--ranks", type=int, default=50, help="bad input on two ranks (default: 50)")
     parser.add_argument("-o", "--output", type=Path, help="file for the figures as JSON")
     return parser
 

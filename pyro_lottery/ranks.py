@@ -8,6 +8,7 @@ so that there is nothing to overlap with.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -175,7 +176,19 @@ def start(accelerator: str, devices: int, num_nodes: int, strategy: str, paralle
             f"--devices {devices} --num-nodes {num_nodes} cannot be started on {accelerator} ({what})"
         ) from error
     _joined = Several(fabric, parallel)
+    atexit.register(leave)
     return _joined
+
+
+def leave() -> None:
+    """End this process's part in its group, if it has one, and the group's threads: on every way out of the process.
+
+    A thread of gloo that frees the tensors of the last collective waits for Python's lock. Once the interpreter ends it
+    never gets it: Python ends the thread instead, within a C++ destructor, and that aborts the process ("terminate called
+    without an active exception") where bad input is found right after a collective.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def is_first() -> bool:

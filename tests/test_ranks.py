@@ -21,7 +21,8 @@ from .test_imp import wait_for
 def found(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("ranks") / "found.json"
     subprocess.run([sys.executable, "-m", "tests.two_ranks", str(path), request.param], check=True, timeout=120)
-    return json.loads(path.read_text()) | {"parallel": request.param}
+    threads = path.with_suffix(".threads").read_text().split("\n")
+    return json.loads(path.read_text()) | {"parallel": request.param, "threads": threads}
 
 
 def test_each_image_is_on_one_rank_or_on_all(found):
@@ -55,6 +56,12 @@ def test_what_the_first_rank_meets_all_meet(found):
     assert found["every"] == [[len("only the second knows (on rank 1)")] * 2, "only the second knows (on rank 1)"]
     assert found["agree"][1].startswith("it differs between ranks (checksums [0, 1])")
     assert found["any"] == [True, False]
+
+
+def test_no_thread_of_the_group_is_left_when_the_interpreter_ends(found):
+    """Or one that waits for Python's lock then, to free a tensor, would abort the process."""
+    assert len(found["threads"]) >= 1
+    assert [name for name in found["threads"] if "gloo" in name] == []
 
 
 def command(folder, *more):

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 def figures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("soak")
     command = re.search(r"^    python (-m experiments\.soak .*)$", (ROOT / "README.md").read_text(), re.M).group(1)
-    short = ["--kills", "4", "--stops", "2", "--every", "50", "--mutations", "300", "--commands", "40"]
+    short = ["--kills", "4", "--stops", "2", "--every", "50", "--mutations", "300", "--commands", "40", "--ranks", "1"]
     run = subprocess.run(
         [sys.executable, *shlex.split(command), *short],
         cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -38,6 +38,11 @@ def test_stopped_runs_exit_75_soon(figures):
     found = figures["stops"]
     assert found["SIGTERMs"] == found["exit 75"] == found["ended identical"] == 2
     assert found["longest, s"] < 10
+
+
+def test_bad_input_on_two_ranks_is_one_line_and_exit_2(figures):
+    assert figures["ranks"]["exit 2"] == 1
+    assert figures["ranks"]["otherwise"] == 0, figures["ranks"]["what"]
 
 
 def test_failing_writes_are_reported_and_leave_no_corrupt_level(figures):
