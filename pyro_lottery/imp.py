@@ -7,6 +7,7 @@ on. What happens within a level is in levels.py.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from pyro_lottery import guides, masks, scores, tickets
 from pyro_lottery.commands import run_command, signals
 from pyro_lottery.config import Config, parse
 from pyro_lottery.console import show_results
+from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.levels import Setup, prepare, train_levels
 from pyro_lottery.results import RunFolder
@@ -51,12 +53,19 @@ def next_ticket(run: RunFolder, level: int, setup: Setup) -> Ticket:
 
 
 def _try_out(setup: Setup) -> None:
-    """Prune once: a score that does not suit the guide, or a guide that cannot be pruned, shall fail before the first
-    level's hours.
+    """Prune once: a score that does not suit the guide, a guide that cannot be pruned, or a level that nothing would be
+    left of shall fail before the first level's hours.
     """
+    config, count = setup.config, masks.total(setup.dense.mask)
+    if count and config.levels > (possible := masks.times(count, config.prune_fraction)):
+        raise UserError(
+            f"--levels {config.levels} would prune every weight: --prune-fraction {config.prune_fraction:g} leaves some of "
+            f"{count:,} prunable weights {possible} times; use at most --levels {possible}"
+        )
     initial = guides.posterior(setup.guide)
-    score = scores.by_name(setup.config.score)(initial)
-    mask = masks.shrink(masks.full(initial), score, setup.config.prune_fraction)
+    score = scores.by_name(config.score)(initial)
+    with warnings.catch_warnings(action="ignore"):  # of layers that the untrained network's scores empty
+        mask = masks.shrink(masks.full(initial), score, config.prune_fraction)
     with torch.no_grad(), sparsify(mask):
         setup.guide()
         check_used_weights(setup.model, setup.data.train[:2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -28,14 +29,13 @@ def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
     """Prune the ⌈fraction × surviving⌉ survivors with the lowest score, globally over all sites of ``mask`` (paper §5).
 
     Ties fall in the network's order, the first weight first, every time. ``fraction`` is taken as the decimal it is
-    written as, so that 0.1 of 30 is 3. Raises ``UserError`` for a fraction outside (0, 1) or a score that is NaN.
+    written as, so that 0.1 of 30 is 3. Raises ``UserError`` for a fraction outside (0, 1), a score that is NaN, and where
+    no weight would be left; warns of a layer of which none is left.
     """
     if not 0 < fraction < 1:
         raise UserError(f"prune fraction must be between 0 and 1, got {fraction}")
     if not total(mask):
         raise UserError(NOTHING_PRUNABLE)
-    if not remaining(mask):
-        raise UserError("no weight is left to prune; use fewer --levels or a smaller --prune-fraction")
     if not (isinstance(score, Mapping) and all(isinstance(value, Tensor) for value in score.values())):
         raise UserError(f"a score gives a dict of one tensor per site; got {type(score).__name__} {str(score)[:40]!r}")
     for name, m in mask.items():
@@ -46,10 +46,40 @@ def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
     values = _flat({name: score[name] for name in mask})[survivors]
     if values.isnan().any():
         raise UserError("the score of a surviving weight is NaN; a score must rank every weight")
-    count = math.ceil(Fraction(str(fraction)) * len(survivors))
+    count = _to_prune(len(survivors), fraction)
+    if count == len(survivors):
+        raise UserError(
+            f"no weight is left to prune: {len(survivors)} survive, and --prune-fraction {fraction:g} takes {count}; use "
+            "fewer --levels or a smaller --prune-fraction"
+        )
     lowest = values.sort(stable=True).indices[:count]
     flat[survivors[lowest]] = False
-    return _unflat(flat, mask)
+    smaller = _unflat(flat, mask)
+    emptied = [name for name, m in mask.items() if bool(m.any()) and not bool(smaller[name].any())]
+    if emptied:
+        more = f" and of {len(emptied) - 3} more layers" if len(emptied) > 3 else ""
+        warnings.warn(
+            f"at density {density(smaller):.2%} no weight is left of {', '.join(map(repr, emptied[:3]))}{more}, which passes "
+            "on nothing from here on",
+            stacklevel=2,
+        )
+    return smaller
+
+
+def times(count: int, fraction: float) -> int:
+    """How many times ⌈fraction × surviving⌉ of ``count`` weights can be pruned so that some are left.
+
+    >>> times(10, 0.5)  # 10, 5, 2, 1
+    3
+    """
+    done = 0
+    while (taken := _to_prune(count, fraction)) < count:
+        done, count = done + 1, count - taken
+    return done
+
+
+def _to_prune(survivors: int, fraction: float) -> int:
+    return math.ceil(Fraction(str(fraction)) * survivors)
 
 
 def shuffle_global(mask: Mask, generator: torch.Generator) -> Mask:

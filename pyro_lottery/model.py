@@ -65,9 +65,12 @@ def bayesianize_(net: nn.Module, priors: Mapping[str, Prior]) -> dict[str, float
 
 
 def _site_priors(said: Mapping[str, Prior], values: Sites) -> dict[str, SitePrior]:
-    """Every site's prior, on the site's device."""
+    """Every site's prior, on the site's device and in its precision."""
     with TURN, poutine.block(), OneSite(check=True):  # which draws hyperpriors once, to see what depends on them
-        found = {site: SitePrior(site, said[site], value.shape).to(value.device) for site, value in values.items()}
+        found = {
+            site: SitePrior(site, said[site], value.shape).to(value.device, value.dtype)
+            for site, value in values.items()
+        }
     for site, own in found.items():
         for name in {*values, "y", "data"} & {*own.hyper_sites}:
             raise UserError(
@@ -261,6 +264,14 @@ class BayesianNetwork(nn.Module):
         self.load_net_state(ticket.net)
         return ticket.mask
 
+    def outputs(self, x: Tensor) -> Tensor:
+        """What the network gives for a batch, in float32, or float64 if its weights are; ``UserError`` if it is no tensor."""
+        path, name = next(iter(self._sites.values()))
+        dtype = getattr(self.net.get_submodule(path), f"{name}_init").dtype
+        if dtype == torch.float64 and x.is_floating_point():
+            x = x.double()  # images are float32
+        return one_tensor(self.net(x))
+
     def likelihood(self, output: Tensor) -> dist.TorchDistribution:
         """The distribution of one target per example given the network's output."""
         raise NotImplementedError
@@ -277,13 +288,25 @@ class BayesianNetwork(nn.Module):
                 if x is None:
                     _sample_sites(self.net, self._sites)
                     return None
-                output = self.net(x).float()
+                output = self.outputs(x)
         finally:
             _with_gradients.reset(entered)
         index = torch.arange(len(x), device=x.device)  # given, or the plate would draw its own: a permutation of N
         with pyro.plate("data", self.num_data, subsample=index):
             pyro.sample("y", self.likelihood(output), obs=y)
         return output
+
+
+def one_tensor(output: Any) -> Tensor:
+    """A network's output, at least in float32; ``UserError`` that says what a network returned that is no tensor."""
+    if not isinstance(output, Tensor):
+        parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+        inside = ", ".join(str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts)
+        raise UserError(
+            f"the network returned a {type(output).__name__}{f' of {inside}' if inside else ''}; it must return one tensor "
+            "(switch auxiliary outputs off by aux_logits=False, or wrap the network in a module that returns its logits)"
+        )
+    return output if output.dtype == torch.float64 else output.float()
 
 
 def _by_group(groups: Mapping[str, Sites]) -> Sites:

@@ -188,7 +188,7 @@ def _outputs(
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         with poutine.condition(data=weights), autocast(batch.device, precision):
-            yield model.net(channels_last(batch)).float()
+            yield model.outputs(channels_last(batch))
 
 
 def _softmax(
@@ -200,3 +200,8 @@ def _softmax(
 def channels_last(images: Tensor) -> Tensor:
     """Images in the layout in which convolutions are fastest on processors and GPUs alike."""
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+
+
+def channels_last_(module: nn.Module) -> None:
+    """Bring every weight and buffer of four dimensions to that layout, in place; those of Conv3d have five, and stay."""
+    module._apply(lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)

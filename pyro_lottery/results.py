@@ -164,6 +164,10 @@ class LevelFolder:
             raise Damaged(f"{self.path / 'history.csv'} has {len(history)} of {epochs} epochs")
 
 
+def _density(row: Mapping[str, Any]) -> float:
+    return row["remaining"] / row["total"] if row["total"] else 1.0  # as masks.density
+
+
 class RunFolder:
     """A run: ``config.json``, ``results.csv`` and one folder per level. A level is finished when its row is there."""
 
@@ -430,7 +434,7 @@ class RunFolder:
             if levels != sorted(set(levels)) or min(levels, default=0) < 0:
                 raise UserError(f"{path} has the levels {levels}; expected each once, in order")
             for row in rows:
-                if not 0 <= row["remaining"] <= row["total"] or row["density"] != row["remaining"] / row["total"]:
+                if not 0 <= row["remaining"] <= row["total"] or row["density"] != _density(row):
                     raise UserError(f"{path}: level {row['level']} keeps {row['remaining']} of {row['total']} weights")
             return [LevelResult(**row) for row in rows]
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:

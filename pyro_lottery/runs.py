@@ -21,7 +21,7 @@ from pyro_lottery.data import Data
 from pyro_lottery.errors import Damaged, UserError
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.imports import foreign
-from pyro_lottery.model import BayesianClassifier
+from pyro_lottery.model import BayesianClassifier, one_tensor
 from pyro_lottery.results import RunFolder
 from pyro_lottery.threads import TURN
 from pyro_lottery.types import LevelResult, Mask, Posterior, Ticket
@@ -145,7 +145,9 @@ def _try_out(net: nn.Module, arch: str, shape: Shape) -> None:
     net.eval()
     try:
         with torch.no_grad():
-            found = tuple(net(torch.zeros(size)).shape)
+            found = tuple(one_tensor(net(torch.zeros(size))).shape)
+    except UserError as error:
+        raise UserError(f"--arch {arch}: {error}") from error
     except Exception as error:  # what a network says of images that it cannot take is its own affair
         text = " ".join(str(error).split())
         raise UserError(f"--arch {arch} cannot take images of {size[1:]} (channels, height, width): {text}") from error
@@ -263,7 +265,7 @@ class Level:
         model, guide = build(config, shape, where)
         guides.set_posterior_(guide, posterior)
         model.load_net_state(net)
-        model.to(memory_format=torch.channels_last)
+        prediction.channels_last_(model)
         return TrainedNetwork(model, guide, ticket.mask, self.number, config.precision)
 
 

@@ -19,7 +19,7 @@ from pyro_lottery.data import Data, Split, batch, shuffle
 from pyro_lottery.elbo import ELBO
 from pyro_lottery.errors import Diverged, UserError
 from pyro_lottery.model import BayesianNetwork
-from pyro_lottery.prediction import autocast, channels_last, predict
+from pyro_lottery.prediction import autocast, channels_last, channels_last_, predict
 from pyro_lottery.priors import SitePrior
 from pyro_lottery.ranks import ALONE, Alone
 from pyro_lottery.threads import TURN, in_one_thread
@@ -191,7 +191,7 @@ def train(
     last_epoch = state.epoch + epochs
     device = data.train.pixels.device
     samples = 1 if guides.is_point(guide) else train_samples
-    model.to(memory_format=torch.channels_last)
+    channels_last_(model)
     check_used_weights(model, data.train[:2])
     norms: list[Any] = [m for m in model.modules() if _is_batch_norm(m) and m.running_mean is not None]
     infinite = _infinite_buffers(model)

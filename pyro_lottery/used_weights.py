@@ -38,7 +38,7 @@ def used_weights(model: BayesianNetwork, values: Sites, images: Tensor) -> Seque
         UsedWeights(values, inputs) as used,
         poutine.condition(data=values),
     ):
-        model.net(channels_last(inputs[0] * 1 if inputs else images))  # times 1: a leaf refuses changes in place
+        model.outputs(channels_last(inputs[0] * 1 if inputs else images))  # times 1: a leaf refuses changes in place
     return used.uses
 
 

@@ -476,3 +476,32 @@ def test_precision_auto_is_what_the_processor_has_and_is_written_down(tmp_path, 
             warnings.simplefilter("ignore", UserWarning)  # torch warns where bf16 is emulated
             run = imp.run_imp(Config(**options, run_dir=str(tmp_path / precision)))
         assert run.config.precision == precision
+
+
+class OneLayer(nn.Module):
+    """One linear layer for [n, 1, 8, 8] images: the classifier, which is not pruned."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
+def test_a_level_that_nothing_would_be_left_of_is_refused_before_anything_is_trained(
+    tmp_path, ten_weights, monkeypatch
+):
+    # 10 weights: 2, 2, 2, 1, 1 and 1 go and leave 1, whose pruning would leave none.
+    run_dir = tmp_path / "run"
+    with pytest.raises(
+        pl.UserError, match=r"--levels 200 would prune every weight: .* 10 prunable .* at most --levels 6"
+    ):
+        imp.run_imp(Config(**SMALL | {"arch": "ten", "levels": 200, "run_dir": str(run_dir)}))
+    monkeypatch.setitem(nets._NETS, "one", lambda *args: OneLayer())
+    with pytest.raises(pl.UserError, match="nothing can be pruned"):
+        imp.run_imp(Config(**SMALL | {"arch": "one", "run_dir": str(run_dir)}))
+    assert not run_dir.exists()
+    dense = imp.run_imp(Config(**SMALL | {"arch": "one", "levels": 0, "epochs": 1, "run_dir": str(run_dir)}))
+    assert dense.results[["density", "remaining", "total"]].values.tolist() == [[1, 0, 0]]
+    assert dense.level(0).load_model().predict(dense.load_data().test, 2).shape[1] == 10

@@ -52,9 +52,35 @@ def test_twenty_levels_leave_the_papers_density():
 
 def test_ties_fall_in_order_every_time():
     p = posterior(a=[1.0] * 4, b=[1.0] * 4)
-    mask = pl.masks.shrink(pl.masks.full(p), pl.scores.magnitude(p), 0.6)
+    with pytest.warns(UserWarning, match=r"at density 37.50% no weight is left of 'a', which"):
+        mask = pl.masks.shrink(pl.masks.full(p), pl.scores.magnitude(p), 0.6)
     assert mask["a"].tolist() == [False] * 4
     assert mask["b"].tolist() == [False, True, True, True]
+
+
+def test_a_layer_is_told_of_once_when_its_last_weight_goes():
+    p = posterior(a=[1.0], b=[2.0, 3.0, 4.0, 5.0, 6.0], c=[7.0])
+    with pytest.warns(UserWarning, match="no weight is left of 'a'"):
+        mask = pl.masks.shrink(pl.masks.full(p), pl.scores.magnitude(p), 0.2)
+    mask = pl.masks.shrink(mask, pl.scores.magnitude(p), 0.4)  # warnings are errors here
+    assert [int(m.sum()) for m in mask.values()] == [0, 2, 1]
+
+
+def test_what_would_prune_everything_is_refused():
+    p = posterior(a=[1.0, 2.0])
+    one = {"a": torch.tensor([True, False])}
+    with pytest.raises(pl.UserError, match=r"no weight is left to prune: 1 survive, and --prune-fraction 0.2 takes 1"):
+        pl.masks.shrink(one, pl.scores.magnitude(p), 0.2)
+    assert [pl.masks.times(n, 0.2) for n in (0, 1, 2, 3, 4, 6, 8, 10)] == [0, 0, 1, 2, 3, 4, 5, 6]
+
+
+def test_masks_without_a_site():
+    assert pl.masks.density({}) == 1
+    assert (pl.masks.remaining({}), pl.masks.total({}), pl.masks.density_per_site({})) == (0, 0, {})
+    with pytest.raises(pl.UserError, match="nothing can be pruned: no weight is random that is in"):
+        pl.masks.shrink({}, {}, 0.2)
+    for shuffle in (pl.masks.shuffle_global, pl.masks.shuffle_layerwise, pl.masks.shuffle_even):
+        assert shuffle({}, torch.Generator()) == {}
 
 
 def test_pruned_weights_never_return_whatever_their_score():

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pyro
 import pytest
@@ -295,3 +296,97 @@ def test_net_state_may_be_infinite_only_where_the_networks_own_is(tiny_model):
     tiny_model.load_net_state(state)
     with pytest.raises(pl.UserError, match=r"net/bn\.running_mean holds values that are not finite"):
         tiny_model.load_net_state(state | {"bn.running_mean": torch.tensor([-torch.inf, 0.0, 0.0, 0.0])})
+
+
+def test_a_network_in_float64_is_trained_in_float64():
+    # One weight a site: KL(N(m, s²) ‖ N(0, 1)) and the likelihood by hand, to the last digits of float64.
+    net = nn.Linear(1, 1, bias=False).double()
+    net.weight.data.fill_(0.1)
+    model = pl.BayesianRegressor(net, num_data=3, noise_scale=0.5)
+    guide = pl.guides.mean_field(model, init_scale=0.01)
+    x, y = torch.tensor([[1.0], [2.0], [-1.0]]), torch.tensor([[0.5], [0.0], [0.25]], dtype=torch.double)
+    for estimator in ("weights", "local"):
+        terms = pl.ELBO(estimator=estimator).terms(model, guide, x, y)
+        assert {t.dtype for t in (terms.nll, terms.kl, terms.output, guide.loc)} == {torch.double}
+        m, s = guide.loc.item(), guide.log_scale.exp().item()
+        assert terms.kl.item() == pytest.approx((m**2 + s**2 - 1) / 2 - math.log(s), rel=1e-14)
+        normal = torch.distributions.Normal(terms.output.detach(), 0.5)
+        assert terms.nll.item() == pytest.approx(-normal.log_prob(y).sum().item(), rel=1e-14)
+    w = poutine.trace(poutine.replay(model, poutine.trace(guide).get_trace())).get_trace(x).nodes
+    assert torch.equal(w["_RETURN"]["value"], x.double() * w["weight"]["value"])
+    assert pl.prediction.logits_mean(model, guide, x).flatten().tolist() == [0.1, 0.2, -0.1]
+    assert poutine.trace(model).get_trace(x).nodes["weight"]["value"].dtype == torch.double, "priors too"
+
+
+def test_a_classifier_in_float64_trains_prunes_and_is_saved(tiny_data, tmp_path):
+    from tests.conftest import TinyNet
+
+    model = pl.BayesianClassifier(TinyNet().double(), num_data=60, kl_temperature=0.1)
+    guide = pl.guides.mean_field(model)
+    mask = pl.masks.shrink(pl.masks.full(pl.posterior(guide)), pl.scores.magnitude(pl.posterior(guide)), 0.5)
+    with pl.handlers.sparsify(mask):
+        for estimator in ("weights", "local"):
+            pl.train(model, guide, tiny_data, epochs=1, estimator=estimator)
+        probs = pl.predict(model, guide, tiny_data.test, 3)
+    assert probs.dtype == torch.double
+    torch.testing.assert_close(probs.sum(-1), torch.ones(24, dtype=torch.double), rtol=0, atol=1e-12)
+    found = pl.posterior(guide)
+    pl.Ticket(mask, pl.masks.apply(mask, found), model.net_state()).save(tmp_path / "ticket.safetensors")
+    loaded = pl.Ticket.load(tmp_path / "ticket.safetensors")
+    assert loaded.start.loc["conv.weight"].dtype == torch.double
+    assert torch.equal(loaded.start.scale["out.weight"], found.scale["out.weight"])
+
+
+class Conv3d(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(1, 2, 2)
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).mean((2, 3, 4)))
+
+
+@pytest.mark.parametrize("estimator", ["weights", "local"])
+def test_weights_of_five_dimensions_train_and_are_pruned(estimator):
+    pixels = torch.randint(0, 255, (12, 1, 4, 4), dtype=torch.uint8)
+    data = pl.data.from_tensors(pixels, torch.arange(12) % 3, pixels, torch.arange(12) % 3)
+    net = nn.Sequential(nn.Unflatten(2, (1, 4)), nn.Upsample(scale_factor=(2, 1, 1)), Conv3d())
+    model = pl.BayesianClassifier(net, num_data=12)
+    guide = pl.guides.mean_field(model)
+    start = pl.posterior(guide)
+    assert start.loc["2.conv.weight"].shape == (2, 1, 2, 2, 2)
+    mask = pl.masks.shrink(pl.masks.full(start), pl.scores.magnitude(start), 0.25)
+    with pl.handlers.sparsify(mask):
+        pl.train(model, guide, data, epochs=1, estimator=estimator)
+        drawn = poutine.trace(guide).get_trace().nodes["2.conv.weight"]["value"]
+    assert torch.equal(drawn != 0, mask["2.conv.weight"])
+    assert int(mask["2.conv.weight"].sum()) == 12
+    changed = pl.posterior(guide).loc["2.conv.weight"] != start.loc["2.conv.weight"]
+    assert bool(changed.all())
+
+
+def test_what_is_no_tensor_is_named(tiny_data):
+    from collections import namedtuple
+
+    from tests.conftest import TinyNet
+
+    Outputs = namedtuple("Outputs", ["logits", "aux"])
+
+    class Auxiliary(TinyNet):
+        def forward(self, x):
+            logits = super().forward(x)
+            return Outputs(logits, logits) if self.training else logits
+
+    class Named(TinyNet):
+        def forward(self, x):
+            return {"logits": super().forward(x), "loss": None}
+
+    model = pl.BayesianClassifier(Auxiliary(), num_data=60)
+    guide = pl.guides.mean_field(model)
+    assert pl.predict(model, guide, tiny_data.test, 1).shape == (24, 3)
+    with pytest.raises(pl.UserError, match=r"returned a Outputs of \(60, 3\), \(60, 3\); .* aux_logits=False"):
+        pl.train(model, guide, tiny_data, epochs=1)
+    model = pl.BayesianClassifier(Named(), num_data=60)
+    with pytest.raises(pl.UserError, match=r"returned a dict of \(24, 3\), NoneType; it must return one tensor"):
+        pl.predict(model, pl.guides.mean_field(model), tiny_data.test, 1)
