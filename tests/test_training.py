@@ -353,3 +353,26 @@ def test_timms_gradient_checkpointing_is_refused_in_one_line():
     model = pl.BayesianClassifier(net, num_data=4)
     with pytest.raises(pl.UserError, match=r"gradient checkpointing runs 'blocks\.\d"):
         pl.train(model, pl.guides.mean_field(model), pl.data.from_tensors(images, labels, images, labels), **QUICK)
+
+
+@pytest.mark.parametrize("estimator", ["weights", "local"])
+def test_a_3d_convolution_trains_as_the_2d_one_that_it_is(tiny_data, estimator):
+    class Deep(TinyNet):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv3d(1, 4, (1, 3, 3), padding=(0, 1, 1))
+
+        def forward(self, x):
+            x = torch.relu(self.bn(self.conv(x[:, :, None])[:, :, 0]))
+            return self.out(torch.relu(self.hidden(torch.nn.functional.avg_pool2d(x, 2).flatten(1))))
+
+    start, trained = TinyNet().state_dict(), []
+    for net in (TinyNet(), Deep()):
+        net.load_state_dict(
+            {n: v.view(net.get_parameter(n).shape) if n == "conv.weight" else v for n, v in start.items()}
+        )
+        model = pl.BayesianClassifier(net, num_data=60)
+        guide = pl.guides.deterministic(model)
+        pl.train(model, guide, tiny_data, **QUICK, estimator=estimator)
+        trained.append(pl.posterior(guide).loc["conv.weight"])
+    torch.testing.assert_close(trained[1].view(4, 1, 3, 3), trained[0])

@@ -125,7 +125,7 @@ class Multiplied(TinyNet):
 
     def forward(self, x):
         x = F.avg_pool2d(torch.relu(self.bn(self.conv(x))), 2).flatten(1)
-        return self.out(torch.relu(x @ (self.hidden.weight + 1).T))
+        return self.out(torch.relu(x @ (self.hidden.weight + 1).T + self.hidden.bias))
 
 
 class Halved(TinyNet):
@@ -135,7 +135,7 @@ class Halved(TinyNet):
         x = F.avg_pool2d(torch.relu(self.bn(self.conv(x))), 2).flatten(1)
         first, rest = self.hidden.weight.split((2, 4))
         x = torch.cat([F.linear(x, first + 0.1), F.linear(x, rest)], -1)
-        return self.out(torch.relu(x))
+        return self.out(torch.relu(x + self.hidden.bias))
 
 
 class Fine(TinyNet):

@@ -165,4 +165,4 @@ class _Masking(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _masked(self, weight: Tensor) -> Tensor:
-        return torch.where(self.mask, weight, 0.0) if weight.shape == self.mask.shape else weight
+        return weight.masked_fill(~self.mask, 0.0) if weight.shape == self.mask.shape else weight
