@@ -133,8 +133,11 @@ def _train(model: Any, guide: Any, data: Any, estimator: str) -> None:
 def _share_in_use(model: Any, guide: Any, mask: Any, images: Tensor) -> float:
     """Of the prunable weights that convolutions and linear layers get, the share that is not 0."""
     values = masks.apply(mask, guides.posterior(guide)).loc
-    uses = [use for use in used_weights(model, values, images) if set(use.sites) <= set(mask)]
-    return sum(use.nonzero for use in uses) / sum(use.elements for use in uses)
+    uses: dict[Any, Any] = {}
+    for use in used_weights(model, values, images):
+        if set(use.sites) <= set(mask):  # once each, though a shared module uses its weight several times
+            uses[use.sites] = max(use, uses.get(use.sites, use), key=lambda use: use.nonzero)
+    return sum(use.nonzero for use in uses.values()) / sum(use.elements for use in uses.values())
 
 
 def _save_and_predict(model: Any, guide: Any, mask: Any, data: Any, make: Callable[[], Any], step: Any) -> None:
