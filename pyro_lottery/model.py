@@ -288,7 +288,12 @@ class BayesianNetwork(nn.Module):
                 if x is None:
                     _sample_sites(self.net, self._sites)
                     return None
-                output = self.outputs(x)
+                drawn: Any = self.net._pyro_context  # what was met of it within this call
+                with drawn:
+                    output = self.outputs(x)
+                    unused = [place for site, place in self._sites.items() if drawn.get(site) is None]
+                    for path, name in unused:  # or their KL would lack the prior
+                        getattr(self.net.get_submodule(path), name)
         finally:
             _with_gradients.reset(entered)
         index = torch.arange(len(x), device=x.device)  # given, or the plate would draw its own: a permutation of N

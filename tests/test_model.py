@@ -390,3 +390,23 @@ def test_what_is_no_tensor_is_named(tiny_data):
     model = pl.BayesianClassifier(Named(), num_data=60)
     with pytest.raises(pl.UserError, match=r"returned a dict of \(24, 3\), NoneType; it must return one tensor"):
         pl.predict(model, pl.guides.mean_field(model), tiny_data.test, 1)
+
+
+@pytest.mark.parametrize("estimator", ["weights", "local"])
+def test_what_the_network_does_not_use_costs_its_kl(estimator):
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.spare = nn.Linear(3, 2)
+            self.head = nn.Linear(2, 1)
+
+        def forward(self, x):
+            return F.linear(x, self.head.weight)
+
+    model = pl.BayesianRegressor(Unused(), pl.priors.normal(0.5), num_data=4, noise_scale=1.0)
+    guide = pl.guides.mean_field(model, init_scale=0.3)
+    terms = pl.ELBO(estimator=estimator).terms(model, guide, torch.randn(4, 2), torch.randn(4, 1))
+    prior, found = torch.distributions.Normal(0.0, 0.5), pl.posterior(guide)
+    each = [torch.distributions.Normal(found.loc[site], found.scale[site]) for site in model.sites]
+    assert len(each) == 4
+    torch.testing.assert_close(terms.kl.detach(), sum(torch.distributions.kl_divergence(q, prior).sum() for q in each))
