@@ -65,12 +65,13 @@ class ELBO(Trace_ELBO):
         each of S samples: S for the first and 0 for the others gives the same mean for the cost of one. Raises
         ``UserError`` for a guide's site without a reparameterised sample, whose gradient is not that of these terms.
         """
-        independent = frozenset(_independent(model, guide))
-        tracked = not (independent or self.kl == "monte_carlo" or self._local)
-        track = _Dependence() if tracked else None
+        independent = frozenset(getattr(model, "independent_sites", ()))
+        track_guide = self.kl == "analytic" and not _independent(model, guide)
+        # Layers know a value of local reparameterization by the tensor that it is, so that it cannot be tracked.
+        track_model = track_guide and not independent and not self._local
         with self._noise:
-            guide_trace = poutine.trace(track(guide) if track else guide).get_trace(*args, **kwargs)
-            replayed = poutine.replay(track(model) if track else model, trace=guide_trace)
+            guide_trace = poutine.trace(_Dependence()(guide) if track_guide else guide).get_trace(*args, **kwargs)
+            replayed = poutine.replay(_Dependence()(model) if track_model else model, trace=guide_trace)
             model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
         _check_sites(model_trace, guide_trace, tempered=True)
         posteriors = {n: s for n, s in guide_trace.nodes.items() if _is_random(s)}
@@ -90,7 +91,8 @@ class ELBO(Trace_ELBO):
                 nll = nll - _log_prob(site)
                 continue
             q = posteriors[name]
-            apart = self.kl == "analytic" and (_apart(q, site) if tracked else name in independent)
+            apart = self.kl == "analytic" and not (track_guide and _sources(q["fn"]))
+            apart = apart and (name in independent or (track_model and not _sources(site["fn"])))
             own = base(q["fn"])
             if apart and isinstance(own, SiteNormal) and site["mask"] is None:
                 prior = one_number(site["fn"], own.kept)
