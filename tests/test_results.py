@@ -400,7 +400,7 @@ def test_a_table_with_a_flipped_bit_or_without_rows_is_mended(tmp_path):
         ({"density": math.inf}, "has inf as density of level 0"),
         ({"density": -1.0}, "level 0 keeps 6 of 10 weights"),
         ({"remaining": 11}, "level 0 keeps 11 of 10 weights"),
-        ({"total": 0, "remaining": 0}, "is not a table of levels"),
+        ({"total": 0, "remaining": 0}, "level 0 keeps 0 of 0 weights"),
     ],
 )
 def test_a_row_of_impossible_numbers_is_refused(change, message, tmp_path):
