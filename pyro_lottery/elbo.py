@@ -38,7 +38,8 @@ class ELBO(Trace_ELBO):
 
     ``kl="analytic"`` takes ``kl_divergence(q, p)`` for each site where torch or Pyro has a closed form and neither
     distribution depends on another latent site, and otherwise the Monte Carlo value log q − log p; ``"monte_carlo"``
-    always takes the latter, as ``Trace_ELBO`` does. Sites without a reparameterised sample, factors, plates and
+    always takes the latter, as ``Trace_ELBO`` does. Dependence is seen through torch's operations alone: where a user's own
+    model or guide makes a distribution from ``value.item()``, or by an ``if``, choose ``"monte_carlo"``. Sites without a reparameterised sample, factors, plates and
     ``vectorize_particles`` are ``Trace_ELBO``'s, whose other ``options`` are taken too. ``poutine.scale`` and
     ``poutine.mask`` are honoured. ``estimator`` says where the noise enters: ``"weights"`` draws every weight once per
     batch, ``"local"`` the outputs of layers (:func:`pyro_lottery.handlers.local_reparameterization`).
