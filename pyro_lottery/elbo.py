@@ -11,14 +11,13 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
-from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_lottery.distributions import Draw, SiteNormal, base, one_number
 from pyro_lottery.errors import UserError, unknown
-from pyro_lottery.handlers import local_reparameterization
+from pyro_lottery.handlers import DrawsApart, local_reparameterization
 
 KL_KINDS = ("analytic", "monte_carlo")
 ESTIMATORS = ("weights", "local")
@@ -36,10 +35,9 @@ class Terms:
 class ELBO(Trace_ELBO):
     """−ELBO = −E_q[log p(D|w)] + T·KL(q‖p), a drop-in for Pyro's ``Trace_ELBO`` on any model and guide.
 
-    ``kl="analytic"`` takes ``kl_divergence(q, p)`` for each site where torch or Pyro has a closed form and neither
-    distribution depends on another latent site, and otherwise the Monte Carlo value log q − log p; ``"monte_carlo"``
-    always takes the latter, as ``Trace_ELBO`` does. Dependence is seen through torch's operations alone: where a user's own
-    model or guide makes a distribution from ``value.item()``, or by an ``if``, choose ``"monte_carlo"``. Sites without a reparameterised sample, factors, plates and
+    ``kl="analytic"`` takes ``kl_divergence(q, p)`` for each site where torch or Pyro has a closed form and the guide
+    draws the site apart from all others, and otherwise the Monte Carlo value log q − log p; ``"monte_carlo"`` always
+    takes the latter, as ``Trace_ELBO`` does. Sites without a reparameterised sample, factors, plates and
     ``vectorize_particles`` are ``Trace_ELBO``'s, whose other ``options`` are taken too. ``poutine.scale`` and
     ``poutine.mask`` are honoured. ``estimator`` says where the noise enters: ``"weights"`` draws every weight once per
     batch, ``"local"`` the outputs of layers (:func:`pyro_lottery.handlers.local_reparameterization`).
@@ -67,13 +65,12 @@ class ELBO(Trace_ELBO):
         ``UserError`` for a guide's site without a reparameterised sample, whose gradient is not that of these terms.
         """
         independent = frozenset(getattr(model, "independent_sites", ()))
-        track_guide = self.kl == "analytic" and not _independent(model, guide)
-        # Layers know a value of local reparameterization by the tensor that it is, so that it cannot be tracked.
-        track_model = track_guide and not independent and not self._local
+        ours = bool(_independent(model, guide))
+        draws = DrawsApart() if self.kl == "analytic" and not ours else None
         with self._noise:
-            guide_trace = poutine.trace(_Dependence()(guide) if track_guide else guide).get_trace(*args, **kwargs)
-            replayed = poutine.replay(_Dependence()(model) if track_model else model, trace=guide_trace)
-            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+            with draws or nullcontext():
+                guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         _check_sites(model_trace, guide_trace, tempered=True)
         posteriors = {n: s for n, s in guide_trace.nodes.items() if _is_random(s)}
         for name, q in posteriors.items():
@@ -92,8 +89,7 @@ class ELBO(Trace_ELBO):
                 nll = nll - _log_prob(site)
                 continue
             q = posteriors[name]
-            apart = self.kl == "analytic" and not (track_guide and _sources(q["fn"]))
-            apart = apart and (name in independent or (track_model and not _sources(site["fn"])))
+            apart = name in draws.names if draws else self.kl == "analytic" and name in independent
             own = base(q["fn"])
             if apart and isinstance(own, SiteNormal) and site["mask"] is None:
                 prior = one_number(site["fn"], own.kept)
@@ -112,8 +108,7 @@ class ELBO(Trace_ELBO):
                 kl = kl + closed_forms * _shared_kl(draw, sites)
         for site in posteriors.values():  # sites without a closed form, and a joint guide's auxiliary vector
             kl = kl + _log_prob(site)
-        output: Any = detach_provenance(model_trace.nodes["_RETURN"]["value"])  # type: ignore[type-var]
-        return Terms(torch.as_tensor(detach_provenance(nll)), torch.as_tensor(detach_provenance(kl)), output)
+        return Terms(torch.as_tensor(nll), torch.as_tensor(kl), model_trace.nodes["_RETURN"]["value"])
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """−ELBO averaged over ``num_particles`` weight samples, as a tensor to differentiate."""
@@ -143,56 +138,34 @@ class ELBO(Trace_ELBO):
         return self._local or (bool(_independent(model, guide)) and not self.vectorize_particles)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        if not isinstance(poutine.unwrap(guide), Messenger):  # such a guide runs the model itself
-            model, guide = _Dependence()(model), _Dependence()(guide)
+        draws = None
+        # A messenger as a guide runs the model itself, and computes with what it draws.
+        if self.kl == "analytic" and not isinstance(poutine.unwrap(guide), Messenger):
+            draws = DrawsApart()
+            guide = draws(guide)
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         _check_sites(model_trace, guide_trace, tempered=hasattr(poutine.unwrap(model), "kl_temperature"))
+        for name in draws.names if draws else ():
+            if name in guide_trace.nodes:  # and not hidden from the trace by a handler
+                guide_trace.nodes[name]["drawn_apart"] = True
         return model_trace, guide_trace
 
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
-        """``Trace_ELBO``'s value and surrogate, with closed forms in place of their Monte Carlo values."""
+        """``Trace_ELBO``'s value and surrogate, with closed forms in place of their Monte Carlo values.
+
+        A site that is drawn apart is independent of all others under the guide. So the closed form is the expectation
+        of log q − log p over it, given all others, whatever of them its prior depends on.
+        """
         loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
         for name, q in guide_trace.nodes.items():
             p = model_trace.nodes.get(name)
-            if self.kl == "monte_carlo" or p is None or not _is_random(q) or q["is_observed"] or p["is_observed"]:
+            if "drawn_apart" not in q or not q["fn"].has_rsample or p is None or p["is_observed"]:
                 continue
-            closed = _closed_form(q, p) if q["fn"].has_rsample and _apart(q, p) else None
+            closed = _closed_form(q, p)
             if closed is not None:
                 loss = loss + (closed - q["log_prob_sum"] + p["log_prob_sum"]).item()
                 surrogate = surrogate + closed - q["score_parts"].entropy_term.sum() + p["log_prob_sum"]
-        return detach_provenance(loss), detach_provenance(surrogate)
-
-
-class _Dependence(Messenger):
-    """Lets every latent value tell, to whatever is computed from it, of which site it is."""
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        # A trace further out has recorded the plain value; what the model goes on with is tracked.
-        if _is_random(msg) and not msg["is_observed"]:
-            msg["value"] = track_provenance(detach_provenance(msg["value"]), frozenset({msg["name"]}))
-
-
-def _sources(fn: Any) -> frozenset[str]:
-    """The latent sites that the numbers in a distribution were computed from."""
-    found: frozenset[str] = frozenset()
-    todo, seen = [fn], set()  # a transform and its inverse hold each other
-    while todo:
-        part = todo.pop()
-        if isinstance(part, Tensor):
-            found |= get_provenance(part)
-        elif isinstance(part, list | tuple):
-            todo.extend(part)
-        elif (
-            isinstance(part, torch.distributions.Distribution | torch.distributions.Transform) and id(part) not in seen
-        ):
-            seen.add(id(part))
-            todo.extend(vars(part).values())
-    return found
-
-
-def _apart(q: Any, p: Any) -> bool:
-    """Whether a tracked site depends on no other, so that the expectation of log q − log p is the closed form."""
-    return not _sources(q["fn"]) and not _sources(p["fn"])
+        return loss, surrogate
 
 
 def _independent(model: Any, guide: Any) -> tuple[str, ...]:
@@ -226,13 +199,34 @@ def _equal(a: Any, b: Any) -> bool:
 def _closed_form(q: Any, p: Any) -> Tensor | None:
     """The KL of a site in closed form, scaled and masked; None where there is none, or q and p are scaled differently."""
     same = q["mask"] is p["mask"] and (q["scale"] is p["scale"] or _equal(q["scale"], p["scale"]))
-    if _is_point_mass(q["fn"]) or not same or q["fn"].shape() != p["fn"].shape():
+    if not same or not _has_kl(q["fn"], p["fn"]) or q["fn"].shape() != p["fn"].shape():
         return None
     try:
         value = kl_divergence(q["fn"], p["fn"])
     except NotImplementedError:
         return None
     return torch.as_tensor(scale_and_mask(value, p["scale"], p["mask"])).sum()
+
+
+def _has_kl(q: Any, p: Any) -> bool:
+    """Whether ``kl_divergence``, if it knows a closed form, gives the expectation of log q − log p and its gradient."""
+    q, p = base(q), base(p)
+    if isinstance(q, dist.MaskedDistribution) and isinstance(p, dist.MaskedDistribution):
+        # Pyro's is over what both masks keep, whereas each log-density has its own.
+        return (q._mask is p._mask or _equal(q._mask, p._mask)) and _has_kl(q.base_dist, p.base_dist)
+    # torch has a "closed form" for Delta against anything: minus the log-probability of the value, which is Monte
+    # Carlo in disguise (AutoNormal) or simply log p (a point guide). Both are counted as what they are.
+    return not isinstance(q, dist.Delta) and _keeps_kl(q) and _keeps_kl(p)
+
+
+def _keeps_kl(fn: Any) -> bool:
+    """False for what torch takes the KL of before a transformation that merges values, or that training changes."""
+    if not isinstance(fn, torch.distributions.TransformedDistribution) or isinstance(fn, _WITH_OWN_KL):
+        return True
+    return all(isinstance(t, torch.distributions.ExpTransform) for t in fn.transforms)
+
+
+_WITH_OWN_KL = (dist.Gumbel, dist.HalfNormal, dist.Pareto)
 
 
 def _shared_kl(draw: Draw, sites: list[tuple[int, Tensor, Tensor, Any]]) -> Tensor:
@@ -249,12 +243,6 @@ def _shared_kl(draw: Draw, sites: list[tuple[int, Tensor, Tensor, Any]]) -> Tens
 
 def _is_random(site: Any) -> bool:
     return site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
-
-
-def _is_point_mass(fn: Any) -> bool:
-    # torch has a "closed form" for Delta against anything: minus the log-probability of the value, which is Monte
-    # Carlo in disguise (AutoNormal) or simply log p (a point guide). Both are counted as what they are.
-    return isinstance(fn, dist.Delta)
 
 
 def _log_prob(site: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """Effect handlers, one effect a file."""
 
+from pyro_lottery.handlers.draws_apart import DrawsApart
 from pyro_lottery.handlers.local_reparameterization import local_reparameterization
 from pyro_lottery.handlers.sparsify import active_mask, left_out, not_hidden, sparsify
 
-__all__ = ["active_mask", "left_out", "local_reparameterization", "not_hidden", "sparsify"]
+__all__ = ["DrawsApart", "active_mask", "left_out", "local_reparameterization", "not_hidden", "sparsify"]

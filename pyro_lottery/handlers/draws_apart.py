@@ -1,0 +1,104 @@
+"""Which sites of a guide are drawn apart: none of its distributions was made from their values, nor theirs from others'."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, Self
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_HARMLESS = {"__get__", "dim", "size", "numel", "__len__", "__hash__", "__repr__"}
+"""What tells of a tensor, such as its shape, but not its numbers."""
+
+
+class DrawsApart(Messenger):
+    """Finds the sites of the guide it is around whose drawn values the guide computes nothing with.
+
+    No number can pass from a drawn value to another site's distribution, be it by ``if``, ``item()``, writing in place,
+    scripted code or an autograd function of somebody's own, without an operation of torch on it, and those are all
+    seen here. A site is in :attr:`names` if its own value met no operation, and no earlier site's did before it was drawn.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn: list[tuple[str, Tensor]] = []  # holding the values keeps their memory from being used again
+        self._memory: dict[tuple[int, int], list[str]] = {}
+        self._before_use: set[str] = set()
+        self._used: set[str] = set()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The latent sites that were drawn apart."""
+        return frozenset(self._before_use - self._used)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._modes = ExitStack()
+        self._modes.enter_context(_Functions(self))
+        self._modes.enter_context(_Operations(self))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._modes.close()
+        super().__exit__(*exception)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        name, value = msg["name"], msg["value"]
+        if msg["is_observed"] or site_is_subsample(msg):
+            return
+        if not self._used:
+            self._before_use.add(name)
+        if isinstance(value, Tensor) and (memory := _memory(value)) is not None:
+            self._drawn.append((name, value))
+            self._memory.setdefault(memory, []).append(name)
+        else:
+            self._used.add(name)
+
+    def met(self, *arguments: Any) -> None:
+        """Note the sites whose values are among the arguments of an operation."""
+        if self._memory:
+            for value in tree_leaves(arguments):
+                if isinstance(value, Tensor) and (memory := _memory(value)) is not None:
+                    self._used.update(self._memory.get(memory, ()))
+
+
+class _Operations(TorchDispatchMode):
+    """Sees every operation on a tensor's numbers, also those within scripted code and autograd functions."""
+
+    def __init__(self, draws: DrawsApart):
+        super().__init__()
+        self.draws = draws
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.draws.met(args, kwargs)
+        return func(*args, **(kwargs or {}))
+
+
+class _Functions(TorchFunctionMode):
+    """Sees the functions that read a tensor's memory without an operation, such as ``tolist`` and ``torch.tensor``."""
+
+    def __init__(self, draws: DrawsApart):
+        super().__init__()
+        self.draws = draws
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") not in _HARMLESS:
+            self.draws.met(args, kwargs)
+        return func(*args, **(kwargs or {}))
+
+
+def _memory(value: Tensor) -> tuple[int, int] | None:
+    """Where a tensor's numbers are; None for one without memory of its own, such as a sparse one."""
+    try:
+        with (
+            torch._C.DisableTorchFunction()
+        ):  # a mode further out, as local reparameterization, would count this as a use
+            return value.untyped_storage()._cdata, int(value.storage_offset())
+    except (NotImplementedError, RuntimeError):
+        return None
