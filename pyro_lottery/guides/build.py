@@ -86,10 +86,9 @@ def auto(
     if issubclass(kind, AutoIAFNormal):
         taken.discard("init_loc_fn")  # which it takes, and warns of
     guide = adapted(kind)(model, **{name: value for name, value in ours.items() if name in taken} | options)
-    with TURN, torch.no_grad(), poutine.block():
+    with TURN, torch.no_grad(), poutine.block(), left_out():
         # Before the guide's first call, within which the model's own parameters would stay out of Pyro's store.
-        with left_out():
-            guide._setup_prototype(*prototype_args)
+        guide._setup_prototype(*prototype_args)
         guide.places = {name: Place.of(site) for name, site in sites.items()}
         guide(*prototype_args)
     device = next(iter(model.initial_values().values())).device if hasattr(model, "initial_values") else None

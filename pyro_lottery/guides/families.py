@@ -17,7 +17,7 @@ from torch import Size, Tensor, nn
 from pyro_lottery.distributions import Draw, SiteNormal
 from pyro_lottery.errors import UserError
 from pyro_lottery.guides.places import Place, Select, check_unmasked, continuous_sites, model_of, normal_quantiles
-from pyro_lottery.handlers import active_mask
+from pyro_lottery.handlers import active_mask, not_hidden
 from pyro_lottery.kernels import Layout
 from pyro_lottery.kernels.layout import flatten
 from pyro_lottery.own_parameters import keep_parameters_
@@ -29,6 +29,10 @@ class Own(AutoGuide):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         keep_parameters_(self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with not_hidden():  # by what hides its surroundings, as Pyro's Importance does
+            return super().__call__(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         # Pyro's own sets the living guide's model to None.

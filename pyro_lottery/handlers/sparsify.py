@@ -49,7 +49,7 @@ _mine = _OfThread()
 def not_hidden() -> Iterator[None]:
     """Within this context the enclosing ``sparsify`` handlers act that ``poutine.block`` hides.
 
-    Pyro's ``MCMC.run`` hides whatever surrounds it, and would sample a dense network under a mask.
+    Pyro's ``MCMC.run`` and ``Importance.run`` hide whatever surrounds them, and would sample a dense network under a mask.
     """
     met = _masks_met() if _mine.entered else frozenset()
     with ExitStack() as stack:

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import MCMC, NUTS, Trace_ELBO
+from pyro.infer import MCMC, NUTS, Importance, Trace_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
@@ -218,6 +218,23 @@ def test_nuts_under_a_mask_meets_the_exact_posterior_of_the_survivors(decorated)
     assert torch.equal(samples[:, 1], torch.zeros(400))
     torch.testing.assert_close(samples[:, [0, 2]].mean(0), loc, rtol=0.02, atol=0)
     torch.testing.assert_close(samples[:, [0, 2]].std(0), scale, rtol=0.15, atol=0)
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_importance_weights_under_a_mask_are_those_of_the_masked_model_and_guide(
+    name, tiny_model, half_mask, tiny_data
+):
+    guide, prune = GUIDES[name](tiny_model), pl.handlers.sparsify(half_mask)
+    args = tiny_data.test[:4], tiny_data.test.labels[:4]
+    tiny_model.eval()
+    pyro.set_rng_seed(0)
+    expected = Importance(prune(tiny_model), prune(guide), num_samples=3).run(*args)
+    pyro.set_rng_seed(0)
+    with prune:
+        found = Importance(tiny_model, guide, num_samples=3).run(*args)
+    assert torch.equal(torch.stack(found.log_weights), torch.stack(expected.log_weights))
+    for trace in found.exec_traces:
+        assert all((trace.nodes[s]["value"][~m] == 0).all() for s, m in half_mask.items())
 
 
 @pytest.mark.parametrize("inside", [True, False])
