@@ -171,6 +171,8 @@ class Stock(Tempered):
         with poutine.block(hide_fn=lambda msg: msg["type"] == "sample"):
             draws = [self(*args, **kwargs) for _ in range(QUANTILE_DRAWS)]
         every = {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+        for name, mask in self.masks().items():
+            every[name] = every[name] if mask is None else torch.where(mask, every[name], 0.0)
         return {name: value.quantile(probabilities(quantiles, value), dim=0) for name, value in every.items()}
 
 

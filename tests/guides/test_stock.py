@@ -48,6 +48,14 @@ def test_quantiles_of_guides_without_closed_form_are_those_of_draws():
     assert abs((draws < median["1.weight"]).float().mean() - 0.5) < 0.04
 
 
+def test_quantiles_of_draws_are_0_where_pruned(tiny_model, half_mask):
+    guide = pl.guides.auto(A.AutoStructured, tiny_model, 0.3)
+    with pl.handlers.sparsify(half_mask):
+        quantiles = guide.quantiles([0.1, 0.9])
+    assert all((quantiles[site][:, ~mask] == 0).all() for site, mask in half_mask.items())
+    assert (quantiles["conv.weight"][1] - quantiles["conv.weight"][0])[half_mask["conv.weight"]].min() > 0
+
+
 @pytest.mark.parametrize("kind", [A.AutoDelta, A.AutoLaplaceApproximation])
 def test_a_point_has_no_scales_and_one_quantile(kind, tiny_model, tiny_data, half_mask):
     guide = pl.guides.auto(kind, tiny_model)
