@@ -18,6 +18,7 @@ from torch.distributions import kl_divergence
 from pyro_lottery.distributions import Draw, SiteNormal, base, one_number
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.handlers import DrawsApart, local_reparameterization
+from pyro_lottery.threads import in_turn
 
 KL_KINDS = ("analytic", "monte_carlo")
 ESTIMATORS = ("weights", "local")
@@ -57,6 +58,7 @@ class ELBO(Trace_ELBO):
         self._local = estimator == "local"
         self._noise: Any = local_reparameterization() if self._local else nullcontext()
 
+    @in_turn
     def terms(self, model: Any, guide: Any, *args: Any, closed_forms: float = 1.0, **kwargs: Any) -> Terms:
         """One weight sample: scalar tensors ``nll`` and ``kl``, and what the model returned.
 
@@ -110,6 +112,7 @@ class ELBO(Trace_ELBO):
             kl = kl + _log_prob(site)
         return Terms(torch.as_tensor(nll), torch.as_tensor(kl), model_trace.nodes["_RETURN"]["value"])
 
+    @in_turn
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """−ELBO averaged over ``num_particles`` weight samples, as a tensor to differentiate."""
         if not self._own(model, guide):
@@ -117,6 +120,7 @@ class ELBO(Trace_ELBO):
         terms = [self.terms(model, guide, *args, **kwargs) for _ in range(self.num_particles)]
         return torch.stack([t.nll + t.kl for t in terms]).mean()
 
+    @in_turn
     @torch.no_grad()
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """−ELBO as a number."""
@@ -125,6 +129,7 @@ class ELBO(Trace_ELBO):
         traces = self._get_traces(model, guide, args, kwargs)
         return sum(self._differentiable_loss_particle(*pair)[0] / self.num_particles for pair in traces)
 
+    @in_turn
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """−ELBO as a number after its gradients were added to the parameters (what ``pyro.infer.SVI`` calls)."""
         if not self._own(model, guide):

@@ -75,3 +75,14 @@ def in_one_thread(function: Callable[_Arguments, _Result]) -> Callable[_Argument
             running.release()
 
     return alone
+
+
+def in_turn(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """``function``, for which other threads wait that are to run models too."""
+
+    @functools.wraps(function)
+    def waiting(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        with TURN:
+            return function(*args, **kwargs)
+
+    return waiting

@@ -1,6 +1,8 @@
 """``pl.ELBO`` on Pyro's own kinds of models: value and gradient agree in expectation with ``Trace_ELBO``."""
 
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pyro
 import pyro.distributions as dist
@@ -279,6 +281,25 @@ def test_closed_forms_are_taken_where_nothing_depends_on_them():
         exact, rel=1e-6
     )
     assert pl.ELBO("monte_carlo").loss(model, guide) != pytest.approx(exact, rel=1e-3)
+
+
+def test_losses_from_several_threads_are_those_of_one():
+    def pair(observed):
+        def model():
+            pyro.sample("y", dist.Normal(pyro.sample("a", dist.Normal(0.0, 1.0)), 1.0), obs=torch.tensor(observed))
+
+        return model, lambda: pyro.sample("a", dist.Delta(torch.tensor(0.5)))
+
+    pairs = [pair(float(observed)) for observed in range(4)]
+    elbo, interval = pl.ELBO(), sys.getswitchinterval()
+    expected = [[elbo.loss(*pair)] * 20 for pair in pairs]
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda pair: [elbo.loss(*pair) for _ in range(20)], pairs))
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == expected
 
 
 def test_shapes_that_disagree_and_sites_that_one_lacks_are_refused():
