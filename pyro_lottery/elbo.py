@@ -66,9 +66,8 @@ class ELBO(Trace_ELBO):
         each of S samples: S for the first and 0 for the others gives the same mean for the cost of one. Raises
         ``UserError`` for a guide's site without a reparameterised sample, whose gradient is not that of these terms.
         """
-        independent = frozenset(getattr(model, "independent_sites", ()))
-        ours = bool(_independent(model, guide))
-        draws = DrawsApart() if self.kl == "analytic" and not ours else None
+        # Of our guides it is known that they draw every site apart, and need not be watched.
+        draws = DrawsApart() if self.kl == "analytic" and not _draws_apart(guide) else None
         with self._noise:
             with draws or nullcontext():
                 guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -91,7 +90,7 @@ class ELBO(Trace_ELBO):
                 nll = nll - _log_prob(site)
                 continue
             q = posteriors[name]
-            apart = name in draws.names if draws else self.kl == "analytic" and name in independent
+            apart = name in draws.names if draws else self.kl == "analytic"
             own = base(q["fn"])
             if apart and isinstance(own, SiteNormal) and site["mask"] is None:
                 prior = one_number(site["fn"], own.kept)
@@ -140,7 +139,8 @@ class ELBO(Trace_ELBO):
 
     def _own(self, model: Any, guide: Any) -> bool:
         """Whether :meth:`terms` is the estimator: a network and its mean-field guide, or noise in layers."""
-        return self._local or (bool(_independent(model, guide)) and not self.vectorize_particles)
+        ours = _draws_apart(guide) and guide.model is model and hasattr(model, "kl_temperature")
+        return self._local or (ours and not self.vectorize_particles)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         draws = None
@@ -173,10 +173,9 @@ class ELBO(Trace_ELBO):
         return loss, surrogate
 
 
-def _independent(model: Any, guide: Any) -> tuple[str, ...]:
-    """The sites of a network that depend on no other, if the guide was made for it and draws each by itself."""
-    ours = getattr(guide, "draws_sites_apart", False) and guide.model is model
-    return getattr(model, "independent_sites", ()) if ours else ()
+def _draws_apart(guide: Any) -> bool:
+    """Whether a guide is known to draw each site by itself, so that closed forms hold whatever their priors depend on."""
+    return getattr(guide, "draws_sites_apart", False)
 
 
 def _check_sites(model_trace: Any, guide_trace: Any, tempered: bool) -> None:

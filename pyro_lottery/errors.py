@@ -11,9 +11,8 @@ class UserError(ValueError):
     """Bad input: the command line prints its one line and exits with 2."""
 
     def __init__(self, message: str):
-        super().__init__(
-            re.split(r"\n\s*Trace Shapes:", message)[0]
-        )  # which Pyro adds to what is raised within a model
+        # Without the lines that Pyro adds to what is raised within a model.
+        super().__init__(re.split(r"\n\s*Trace Shapes:", message)[0])
 
 
 class Busy(UserError):

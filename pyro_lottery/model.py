@@ -139,7 +139,7 @@ class BayesianNetwork(nn.Module):
         self.num_data = num_data
         self.kl_temperature = kl_temperature
         self._sites = {site: (site.rpartition(".")[0], site.rpartition(".")[2]) for site in self.kaiming_scale}
-        self._note_dependence()
+        self._note_hyper_sites()
 
     @property
     def kl_temperature(self) -> float:
@@ -154,8 +154,8 @@ class BayesianNetwork(nn.Module):
 
     @property
     def independent_sites(self) -> tuple[str, ...]:
-        """The sites whose prior depends on no other site, so that a KL in closed form, site by site, is exact."""
-        return self._independent_sites
+        """The sites whose prior depends on no other site."""
+        return tuple(site for site, prior in self._priors().items() if not prior.hyper_sites)
 
     @property
     def hyper_sites(self) -> tuple[str, ...]:
@@ -198,13 +198,13 @@ class BayesianNetwork(nn.Module):
         for site, own in _site_priors(new, self.initial_values()).items():  # all of them, before any is replaced
             path, _, name = f"{site}_prior".rpartition(".")
             self.net.get_submodule(path)._modules[name] = own
-        self._note_dependence()
+        self._note_hyper_sites()
 
-    def _note_dependence(self) -> None:
-        """Keep which priors depend on which sites, since every step asks."""
-        depends = {site: prior.hyper_sites for site, prior in self._priors().items()}
-        self._independent_sites = tuple(site for site, names in depends.items() if not names)
-        self._hyper_sites = tuple(dict.fromkeys(name for names in depends.values() for name in names))
+    def _note_hyper_sites(self) -> None:
+        """Keep which sites the priors sample, since every step asks."""
+        self._hyper_sites = tuple(
+            dict.fromkeys(name for prior in self._priors().values() for name in prior.hyper_sites)
+        )
 
     def _priors(self) -> dict[str, SitePrior]:
         return {site: self.net.get_submodule(f"{site}_prior") for site in self._sites}  # type: ignore[misc]

@@ -18,6 +18,7 @@ from pyro_lottery import guides, metrics
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.handlers import active_mask
 from pyro_lottery.model import BayesianNetwork, BayesianRegressor
+from pyro_lottery.modes import evaluating
 from pyro_lottery.threads import TURN
 
 PRECISIONS = ("32", "bf16")
@@ -171,15 +172,9 @@ def _check_classifier(model: BayesianNetwork) -> None:
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    with TURN:
-        modes = {module: module.training for module in model.modules()}
-        model.eval()  # so that BatchNorm uses, and does not touch, its running statistics
-        try:
-            with torch.no_grad(), pyro.validation_enabled(False):
-                yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
+    """Eval mode, without gradients and Pyro's validation, and without other threads; all as it was afterwards."""
+    with TURN, evaluating(model), torch.no_grad(), pyro.validation_enabled(False):
+        yield
 
 
 def _outputs(

@@ -22,6 +22,7 @@ from pyro_lottery.errors import Damaged, UserError
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.imports import foreign
 from pyro_lottery.model import BayesianClassifier, one_tensor
+from pyro_lottery.modes import evaluating
 from pyro_lottery.results import RunFolder
 from pyro_lottery.threads import TURN
 from pyro_lottery.types import LevelResult, Mask, Posterior, Ticket
@@ -141,19 +142,14 @@ def _sketch(config: Config, shape: Shape) -> nn.Module:
 
 def _try_out(net: nn.Module, arch: str, shape: Shape) -> None:
     size = (1, shape.in_channels, *shape.image_size)
-    modes = {module: module.training for module in net.modules()}  # a BatchNorm may be frozen on purpose
-    net.eval()
     try:
-        with torch.no_grad():
+        with evaluating(net), torch.no_grad():
             found = tuple(one_tensor(net(torch.zeros(size))).shape)
     except UserError as error:
         raise UserError(f"--arch {arch}: {error}") from error
     except Exception as error:  # what a network says of images that it cannot take is its own affair
         text = " ".join(str(error).split())
         raise UserError(f"--arch {arch} cannot take images of {size[1:]} (channels, height, width): {text}") from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
     if found != (1, shape.num_classes):
         raise UserError(f"--arch {arch} gives {found} for one image; expected (1, {shape.num_classes})")
 
@@ -189,13 +185,10 @@ class TrainedNetwork:
         With the run's own seed, ``eval_samples`` and test images they are those that ``results.csv`` was measured on. With
         ``aggregate=False`` those of every draw, [samples, n, classes].
         """
-        if not aggregate:
-            device = next(iter(self.guide.parameters())).device
-            with sparsify(self.mask), seeds.Stream(device, seed, "predict", self.level):
-                return prediction.predict(
-                    self.model, self.guide, images, num_samples, precision=self.precision, aggregate=False
-                )
-        return prediction.last(self.predictives(images, num_samples, seed)).probs
+        with TURN, sparsify(self.mask), self._draws(seed):
+            return prediction.predict(
+                self.model, self.guide, images, num_samples, precision=self.precision, aggregate=aggregate
+            )
 
     def predictives(
         self, images: prediction.Images, num_samples: int = 10, seed: int = 0
@@ -204,15 +197,17 @@ class TrainedNetwork:
 
         Threads take turns, draw by draw, and get the bits that they would get one after the other.
         """
-        device = next(iter(self.guide.parameters())).device
         every = prediction.predictives(self.model, self.guide, images, num_samples, precision=self.precision)
-        pruned, draws = sparsify(self.mask), seeds.Stream(device, seed, "predict", self.level)
+        pruned, draws = sparsify(self.mask), self._draws(seed)
         while True:
             with TURN, pruned, draws:  # around each step: what the caller does in between is not masked
                 predictive = next(every, None)
             if predictive is None:
                 return
             yield predictive
+
+    def _draws(self, seed: int) -> seeds.Stream:
+        return seeds.Stream(next(iter(self.guide.parameters())).device, seed, "predict", self.level)
 
     def predict_mean(self, images: prediction.Images) -> Tensor:
         """Class probabilities [n, classes] of the mean weights."""

@@ -230,9 +230,8 @@ def train(
                         # Of each rank's part; now, so that what a stop saves of one rank is what all have.
                         ranks.mean_(b for m in norms for b in (m.running_mean, m.running_var))
                         seen = ranks.collect_(sums)
-                        _check_finite(
-                            seen, progress, model, guide, infinite
-                        )  # so that no checkpoint holds a diverged state
+                        # Before a checkpoint, which must not hold a diverged state.
+                        _check_finite(seen, progress, model, guide, infinite)
                         hooks.check(progress, len(chunks), *(float(seen[i] / seen[EXAMPLES]) for i in (NLL, CORRECT)))
                     if stopping:
                         progress.sums, progress.generators = seen, _generators(order, device, ranks)

@@ -11,7 +11,7 @@ LAYERS = [
     {"errors"},
     {"threads"},
     {"names", "seeds"},
-    {"files", "imports", "kernels", "ranks", "own_parameters"},
+    {"files", "imports", "kernels", "ranks", "own_parameters", "modes"},
     {"types", "sealed"},
     {"distributions"},
     {"nets", "data", "handlers", "priors", "metrics", "scores", "masks"},

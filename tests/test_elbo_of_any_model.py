@@ -330,33 +330,30 @@ def test_a_network_and_a_guide_of_pyro_without_its_temperature_are_refused_by_th
     pyro.clear_param_store()
 
 
-def test_a_messenger_guide_and_other_estimators_serve_a_hierarchy():
-    def model():
-        a = pyro.sample("a", dist.Normal(0.0, 1.0))
-        b = pyro.sample("b", dist.Normal(a, 1.0))
-        pyro.sample("y", dist.Normal(b, 1.0), obs=torch.tensor(3.0))
+def walk():
+    """Two steps of a random walk, and an observation of the second."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Normal(a, 1.0))
+    pyro.sample("y", dist.Normal(b, 1.0), obs=torch.tensor(3.0))
 
-    guide = AutoHierarchicalNormalMessenger(model)
+
+def test_a_messenger_guide_and_other_estimators_serve_a_hierarchy():
+    guide = AutoHierarchicalNormalMessenger(walk)
     guide()
-    ours = torch.tensor([pl.ELBO().loss(model, guide) for _ in range(300)])
-    stock = torch.tensor([Trace_ELBO().loss(model, guide) for _ in range(300)])
+    ours = torch.tensor([pl.ELBO().loss(walk, guide) for _ in range(300)])
+    stock = torch.tensor([Trace_ELBO().loss(walk, guide) for _ in range(300)])
     assert abs(ours.mean() - stock.mean()) < 4.5 * ((ours.var() + stock.var()) / 300).sqrt()
-    mean_field = pl.guides.mean_field(model)
+    mean_field = pl.guides.mean_field(walk)
     for loss in (TraceGraph_ELBO(), Trace_ELBO(), pl.ELBO()):
-        SVI(model, mean_field, pyro.optim.Adam({"lr": 0.01}), loss).step()
+        SVI(walk, mean_field, pyro.optim.Adam({"lr": 0.01}), loss).step()
     pyro.clear_param_store()
 
 
 def test_a_mean_field_guide_of_a_hierarchy_meets_the_best_mean_field_posterior():
     # Precision matrix [[2, −1], [−1, 2]] of (a, b): the best mean field has the exact means 1 and 2, and scales 1/√2.
-    def model():
-        a = pyro.sample("a", dist.Normal(0.0, 1.0))
-        b = pyro.sample("b", dist.Normal(a, 1.0))
-        pyro.sample("y", dist.Normal(b, 1.0), obs=torch.tensor(3.0))
-
-    guide = pl.guides.mean_field(model, init_scale=0.5)
+    guide = pl.guides.mean_field(walk, init_scale=0.5)
     optimizer = torch.optim.Adam(guide.parameters(), 0.05)
-    elbo = pl.ELBO(num_particles=8)(model, guide)
+    elbo = pl.ELBO(num_particles=8)(walk, guide)
     mean = dict.fromkeys(guide.state_dict(), torch.tensor(0.0))
     for step in range(300):
         optimizer.zero_grad()

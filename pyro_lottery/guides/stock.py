@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from operator import attrgetter
 from types import MappingProxyType
@@ -41,6 +41,7 @@ from pyro_lottery.guides.places import (
 )
 from pyro_lottery.handlers import active_mask, left_out
 from pyro_lottery.kernels import memory
+from pyro_lottery.modes import evaluating
 from pyro_lottery.threads import TURN
 
 QUANTILE_DRAWS = 1000
@@ -236,7 +237,7 @@ class Laplace(Joint):
         Raises ``UserError`` where H is not positive definite, since loc is no maximum, or larger than the memory.
         """
         check_memory(AutoMultivariateNormal, [len(self.loc)], self.loc.device)
-        with TURN, _evaluating(model_of(self)):
+        with TURN, self._evaluating():
             drawn = poutine.trace(self).get_trace(*args, **kwargs)
             model = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(*args, **kwargs)
             precision = hessian(drawn.log_prob_sum() - model.log_prob_sum(), self.loc).detach() / self._temperature
@@ -250,7 +251,7 @@ class Laplace(Joint):
                 "the Hessian at this guide's loc is not positive definite, so loc is not a maximum; train it further"
             ) from error
         found = adapted(AutoMultivariateNormal)(self.model)
-        with TURN, poutine.block(), left_out(), _evaluating(model_of(self)):
+        with TURN, poutine.block(), left_out(), self._evaluating():
             found._setup_prototype(*args, **kwargs)
         found.places = self.places
         found.to(self.loc.device)
@@ -262,18 +263,9 @@ class Laplace(Joint):
             found.scale_tril = unit
         return found
 
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """A network in eval mode, in which BatchNorm uses its running statistics, and as it was afterwards."""
-    modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
-    for module in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    def _evaluating(self) -> AbstractContextManager[None]:
+        model = model_of(self)
+        return evaluating(model) if isinstance(model, nn.Module) else nullcontext()
 
 
 class Parts(Own, AutoGuideList):

@@ -96,7 +96,7 @@ class _NoisyLayers(TorchFunctionMode):
             return func(*args, **kwargs)
         met = () if func in _QUERIES else tuple(self._noisy([*args, *kwargs.values()]))
         if any(not _differentiated_elsewhere(noisy.sample) for noisy in met):
-            if func in _LAYERS:
+            if func in LAYER_FUNCTIONS:
                 return self._layer(func, *args, **kwargs)
             if func is F.multi_head_attention_forward:
                 return self._attention(*args, **kwargs)
@@ -163,8 +163,8 @@ def _differentiated_elsewhere(weight: Tensor) -> bool:
     return weight.requires_grad and not torch.is_grad_enabled()
 
 
-_LAYERS = {F.linear, torch.conv1d, torch.conv2d, torch.conv3d}
-_LAYERS |= {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
+LAYER_FUNCTIONS = {F.linear, torch.conv1d, torch.conv2d, torch.conv3d}
+LAYER_FUNCTIONS |= {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
 _QUERIES = {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad")}
 _QUERIES |= {getattr(Tensor, name).__get__ for name in ("is_cuda", "is_leaf", "is_sparse", "is_nested", "grad_fn")}
 _QUERIES |= {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous, Tensor.__len__}

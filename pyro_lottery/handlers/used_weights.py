@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pyro_lottery.handlers.local_reparameterization import _LAYERS
+from pyro_lottery.handlers.local_reparameterization import LAYER_FUNCTIONS
 from pyro_lottery.handlers.sparsify import active_mask
 from pyro_lottery.types import Sites
 
@@ -47,7 +47,7 @@ class UsedWeights(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _LAYERS:
+        if func in LAYER_FUNCTIONS:
             self._record(kwargs["weight"] if "weight" in kwargs else args[1])
             out = func(*args, **kwargs)
             self._activations.add(out.grad_fn)
@@ -157,7 +157,7 @@ class _Masking(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func in _LAYERS:
+        if func in LAYER_FUNCTIONS:
             if "weight" in kwargs:
                 kwargs["weight"] = self._masked(kwargs["weight"])
             else:

@@ -5,7 +5,17 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import MCMC, NUTS, Importance, Trace_ELBO
+from pyro.infer import (
+    MCMC,
+    NUTS,
+    SVI,
+    Importance,
+    Predictive,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
@@ -318,3 +328,29 @@ def test_a_pruned_distribution_has_mean_and_variance_0_where_it_prunes():
     assert transform(numbers).tolist() == pytest.approx([0.3, 0.0])
     assert transform.inv(transform(numbers)).tolist() == pytest.approx([0.3, 0.0])
     assert transform.log_abs_det_jacobian(numbers, transform(numbers)).tolist() == pytest.approx([0.0, -0.08])
+
+
+def test_pyros_predictive_under_a_mask_is_that_of_pruned_weights(tiny_model, half_mask, tiny_data):
+    guide, x = pl.guides.mean_field(tiny_model), tiny_data.test[:4]
+    tiny_model.eval()
+    with pl.handlers.sparsify(half_mask):
+        found = Predictive(tiny_model, guide=guide, num_samples=3, return_sites=("_RETURN", *tiny_model.sites))(x)
+    for draw in range(3):
+        weights = {site: found[site][draw].view(v.shape) for site, v in tiny_model.initial_values().items()}
+        assert all(
+            (weights[site][~mask] == 0).all() and (weights[site][mask] != 0).all() for site, mask in half_mask.items()
+        )
+        assert torch.equal(poutine.condition(tiny_model, weights)(x), found["_RETURN"][draw].view(4, 3))
+
+
+@pytest.mark.parametrize("loss", [Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, RenyiELBO, pl.ELBO])
+def test_pyros_losses_leave_pruned_weights_alone_and_train_the_others(loss, tiny_model, half_mask, tiny_data):
+    guide, args = pl.guides.mean_field(tiny_model), (tiny_data.test[:4], tiny_data.test.labels[:4])
+    before = {site: loc.clone() for site, loc in pl.posterior(guide).loc.items()}
+    svi = SVI(tiny_model, guide, pyro.optim.Adam({"lr": 0.01}), loss(num_particles=2))
+    with pl.handlers.sparsify(half_mask):
+        svi.step(*args)
+    for site, after in pl.posterior(guide).loc.items():
+        mask = half_mask.get(site, torch.ones_like(after, dtype=torch.bool))
+        assert torch.equal(after[~mask], before[site][~mask])
+        assert (after[mask] != before[site][mask]).float().mean() > 0.5  # a dead unit gets the prior's gradient alone
