@@ -47,6 +47,10 @@ class Shape:
 def shape_of(dataset: Data) -> Shape:
     """The shape of a data set."""
     size = dataset.image_size
+    if dataset.num_classes is None:
+        raise UserError(
+            "a network of the command line classifies images, and these have real targets; train it in Python"
+        )
     return Shape(dataset.num_classes, dataset.in_channels, size, len(dataset.train), dataset.checksum)
 
 

@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors on the device, with normalisation and augmentation in batches."""
+"""Data sets as tensors on the device, with normalisation and augmentation in batches."""
 
 from __future__ import annotations
 
@@ -33,21 +33,32 @@ class Data:
     train: Split
     test: Split
     val: Split | None
-    num_classes: int
+    num_classes: int | None
+    """None where targets are real values."""
     augment: str
     checksum: int
-    """CRC-32 of all pixels and labels, by which a resumed run knows its data."""
+    """CRC-32 of all inputs and targets, by which a resumed run knows its data."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes in the order of their labels, where they are known."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one example, without the batch: (channels, height, width) of an image."""
+        return tuple(self.test.inputs.shape[1:])
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of an image in pixels."""
-        height, width = self.test.pixels.shape[-2:]
-        return height, width
+        """Height and width of an image in pixels; ``UserError`` for examples that are no images."""
+        if len(self.input_shape) != 3:
+            raise UserError(
+                f"an example of shape {self.input_shape} is no image; images are [n, channels, height, width]"
+            )
+        return self.input_shape[1], self.input_shape[2]
 
     @property
     def in_channels(self) -> int:
-        """Channels of an image: 1 or 3."""
-        return self.test.pixels.shape[1]
+        """Channels of an image or a signal, features of a table."""
+        return self.input_shape[0]
 
     def to(self, device: torch.device) -> Data:
         """All splits on ``device``."""
@@ -169,7 +180,7 @@ def stratified_split(split: Split, count: int, seed: int) -> tuple[Split, Split]
     first, rest = chosen[:count].sort().values, chosen[count:].sort().values
 
     def part(index: Tensor) -> Split:
-        return replace(split, pixels=split.pixels[index], labels=split.labels[index])
+        return replace(split, inputs=split.inputs[index], targets=split.targets[index])
 
     return part(first), part(rest)
 

@@ -11,30 +11,54 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """uint8 ``pixels`` [n, channels, height, width] and int64 ``labels`` [n] on one device.
+    """``inputs`` [n, channels or features, ...] and their ``targets``, on one device.
 
-    Indexing gives normalised float images, ``(pixels / 255 − mean) / std`` per channel, so that a split can be
-    given to :func:`pyro_lottery.predict` as it is.
+    Inputs are uint8, and normalised batch by batch, or float and normalised already. Targets are classes, int64 [n], or
+    real values, float [n, ...]. Indexing gives normalised float inputs, so that a split can be given to
+    :func:`pyro_lottery.predict` as it is.
     """
 
-    pixels: Tensor
-    labels: Tensor
+    inputs: Tensor
+    targets: Tensor
     mean: Tensor
     std: Tensor
+    """Of each index of dimension 1, by which :meth:`normalize` shifts and scales."""
+
+    @property
+    def pixels(self) -> Tensor:
+        """The inputs by the name that images give them."""
+        return self.inputs
+
+    @property
+    def labels(self) -> Tensor:
+        """The targets by the name that classes give them."""
+        return self.targets
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.inputs)
 
     def __getitem__(self, index: slice | Tensor) -> Tensor:
-        return self.normalize(self.pixels[index])
+        return self.prepare(self.inputs[index])
 
     def to(self, device: torch.device) -> Split:
         """The split on ``device``."""
-        return Split(*(t.to(device) for t in (self.pixels, self.labels, self.mean, self.std)))
+        return Split(*(t.to(device) for t in (self.inputs, self.targets, self.mean, self.std)))
 
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """Normalised float images of uint8 ``pixels``."""
-        return (pixels.float() / 255 - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """What the network gets of some of this split's ``inputs``: float, and normalised once."""
+        return self.normalize(inputs) if inputs.dtype == torch.uint8 else inputs
+
+    def normalize(self, inputs: Tensor) -> Tensor:
+        """Normalised float inputs of others as they were given: uint8 as ``(inputs / 255 − mean) / std``, floats as
+        ``(inputs − mean) / std``.
+        """
+        per_channel = (-1, *(1,) * (inputs.ndim - 2))
+        mean, std = self.mean.view(per_channel), self.std.view(per_channel)
+        if inputs.dtype == torch.uint8:
+            return (inputs.float() / 255 - mean) / std
+        return (
+            (inputs.double() - mean) / std
+        ).float()  # a float32 has no digits left of the difference of large numbers
 
 
 def crop_and_flip(pixels: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
@@ -70,11 +94,11 @@ def shuffle(count: int, batch_size: int, generator: torch.Generator, least: int 
 
 
 def batch(split: Split, indices: Tensor, augment: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Normalised images and labels of the examples ``indices``.
+    """Normalised inputs and targets of the examples ``indices``.
 
     ``augment`` is ``none``, ``crop`` (padding of one eighth of the width: 4 pixels at 32×32) or ``crop_flip``.
     """
-    pixels = split.pixels[indices]
+    inputs = split.inputs[indices]
     if augment != "none":
-        pixels = crop_and_flip(pixels, pixels.shape[-1] // 8, augment == "crop_flip", generator)
-    return split.normalize(pixels), split.labels[indices]
+        inputs = crop_and_flip(inputs, inputs.shape[-1] // 8, augment == "crop_flip", generator)
+    return split.prepare(inputs), split.targets[indices]

@@ -79,6 +79,19 @@ def test_stratified_parts_keep_the_proportions():
     assert rest.labels.bincount().tolist() == [30, 15, 5]
 
 
+def test_float_inputs_of_a_split_are_normalised_once_and_others_by_its_mean_and_std():
+    given = torch.tensor([[1.7e9, 1.0], [1.7e9 + 2, 5.0]], dtype=torch.double)
+    mean, std = given.mean(0), given.std(0, correction=0)
+    split = data.Split(((given - mean) / std).float(), torch.tensor([0.5, 2.5]), mean, std)
+    assert split[:].tolist() == [[-1, -1], [1, 1]] == split.normalize(given).tolist()
+    x, y = data.batch(split, torch.tensor([1]), "none", torch.Generator())
+    assert (x.tolist(), y.tolist()) == ([[1, 1]], [2.5])
+    whole = data.Data(split, split, None, None, "none", 0)
+    assert (whole.input_shape, whole.in_channels, whole.num_classes) == ((2,), 2, None)
+    with pytest.raises(pl.UserError, match=r"shape \(2,\) is no image"):
+        _ = whole.image_size
+
+
 def test_test_size_takes_the_same_stratified_images_whatever_the_seed():
     first, second = (data.load("digits", test_size=100, seed=seed) for seed in (0, 1))
     assert len(first.test) == 100
