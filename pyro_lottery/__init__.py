@@ -5,7 +5,7 @@ from pyro_lottery.config import Config, preset
 from pyro_lottery.elbo import ELBO
 from pyro_lottery.errors import UserError
 from pyro_lottery.guides import posterior
-from pyro_lottery.model import BayesianClassifier, BayesianRegressor, bayesianize_
+from pyro_lottery.model import BayesianClassifier, BayesianNetwork, BayesianRegressor, bayesianize_
 from pyro_lottery.nets import create_model, list_models
 from pyro_lottery.prediction import predict, predict_mean
 from pyro_lottery.runs import load_run
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ELBO",
     "BayesianClassifier",
+    "BayesianNetwork",
     "BayesianRegressor",
     "Config",
     "LevelResult",

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -18,7 +18,7 @@ from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import pyro_method, to_pyro_module_
 from torch import Tensor, nn
 
-from pyro_lottery import guides
+from pyro_lottery import guides, trees
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import not_hidden
 from pyro_lottery.handlers.used_weights import mask_what_is_used_
@@ -122,6 +122,9 @@ class BayesianNetwork(nn.Module):
     too, so that the ELBO is E_q[log p(D|w)] − T·KL(q‖p), whose optimum is p(w)·p(D|w)^(1/T) up to a constant. What
     samples the model itself, as NUTS does, meets p(w)^T·p(D|w). Subclasses say the likelihood.
     """
+
+    task: Literal["regression", "classification"] = "regression"
+    """Classification where outputs are logits of classes and targets are labels; anything else counts as regression."""
 
     def __init__(self, net: nn.Module, prior: AnyPrior | None = None, *, num_data: int, kl_temperature: float = 1.0):
         super().__init__()
@@ -264,19 +267,37 @@ class BayesianNetwork(nn.Module):
         self.load_net_state(ticket.net)
         return ticket.mask
 
-    def outputs(self, x: Tensor) -> Tensor:
-        """What the network gives for a batch, in float32, or float64 if its weights are; ``UserError`` if it is no tensor."""
+    def outputs(self, x: Any) -> Tensor:
+        """What the network gives for a batch, in float32, or float64 if its weights are; ``UserError`` if it is no tensor.
+
+        A network of several inputs takes a tuple or list of tensors as ``net(*x)``, and a mapping as ``net(**x)``.
+        """
         path, name = next(iter(self._sites.values()))
         dtype = getattr(self.net.get_submodule(path), f"{name}_init").dtype
-        if dtype == torch.float64 and x.is_floating_point():
-            x = x.double()  # images are float32
-        return one_tensor(self.net(x))
+        if dtype == torch.float64:  # images are float32
+            x = trees.map_tensors(lambda t: t.double() if t.is_floating_point() else t, x)
+        trees.count(x)
+        if isinstance(x, Mapping):
+            return one_tensor(self.net(**x))
+        return one_tensor(self.net(*x) if isinstance(x, tuple | list) else self.net(x))
 
     def likelihood(self, output: Tensor) -> dist.TorchDistribution:
-        """The distribution of one target per example given the network's output."""
+        """The distribution of one target per example given the network's output: of batch shape [n]."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor | None:
+    def tally(self, output: Tensor, targets: Tensor) -> Tensor:
+        """What training sums over a batch to tell how good predictions are, as a scalar.
+
+        For a classifier the number of right predictions; for others the sum over examples of the squared error of the
+        likelihood's mean, averaged over a target's elements: NaN where the likelihood has no mean.
+        """
+        try:
+            error = self.likelihood(output).mean - targets
+        except NotImplementedError:
+            return output.new_tensor(math.nan)
+        return error.square().reshape(len(error), -1).mean(1).sum()
+
+    def forward(self, x: Any = None, y: Tensor | None = None) -> Tensor | None:
         """The Pyro model: sample the weights, run the network on ``x``, observe ``y``; returns the network's output.
 
         Without ``x`` the weights alone are sampled, without a forward pass: so a guide learns the sites before the
@@ -296,7 +317,8 @@ class BayesianNetwork(nn.Module):
                         getattr(self.net.get_submodule(path), name)
         finally:
             _with_gradients.reset(entered)
-        index = torch.arange(len(x), device=x.device)  # given, or the plate would draw its own: a permutation of N
+        # given, or the plate would draw its own: a permutation of N
+        index = torch.arange(trees.count(x), device=trees.first_tensor(x).device)
         with pyro.plate("data", self.num_data, subsample=index):
             pyro.sample("y", self.likelihood(output), obs=y)
         return output
@@ -321,8 +343,13 @@ def _by_group(groups: Mapping[str, Sites]) -> Sites:
 class BayesianClassifier(BayesianNetwork):
     """A :class:`BayesianNetwork` whose outputs are logits of a categorical likelihood."""
 
+    task = "classification"
+
     def likelihood(self, output: Tensor) -> dist.TorchDistribution:
         return dist.Categorical(logits=output)
+
+    def tally(self, output: Tensor, targets: Tensor) -> Tensor:
+        return (output.argmax(-1) == targets).sum()
 
 
 class BayesianRegressor(BayesianNetwork):

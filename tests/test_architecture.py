@@ -11,7 +11,7 @@ LAYERS = [
     {"errors"},
     {"threads"},
     {"names", "seeds"},
-    {"files", "imports", "kernels", "ranks", "own_parameters", "modes"},
+    {"files", "imports", "kernels", "ranks", "own_parameters", "modes", "trees"},
     {"types", "sealed"},
     {"distributions"},
     {"nets", "data", "handlers", "priors", "metrics", "scores", "masks"},

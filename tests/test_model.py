@@ -2,6 +2,7 @@ import copy
 import math
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import timm
 import torch
@@ -410,3 +411,56 @@ def test_what_the_network_does_not_use_costs_its_kl(estimator):
     each = [torch.distributions.Normal(found.loc[site], found.scale[site]) for site in model.sites]
     assert len(each) == 4
     torch.testing.assert_close(terms.kl.detach(), sum(torch.distributions.kl_divergence(q, prior).sum() for q in each))
+
+
+class TwoInputs(nn.Module):
+    """A network with an image and a vector as inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 1), nn.Linear(2, 1)
+
+    def forward(self, image, vector):
+        return self.left(image.flatten(1)) - self.right(vector)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_several_inputs_as_tuple_list_and_mapping(double):
+    net = TwoInputs().double() if double else TwoInputs()
+    model = pl.BayesianRegressor(net, num_data=6, noise_scale=0.5)
+    guide = pl.guides.deterministic(model)
+    image, vector, y = torch.randn(3, 2, 2), torch.randn(3, 2), torch.randn(3, 1)
+    w = pl.posterior(guide).loc
+    expected = F.linear(image.flatten(1).to(w["left.weight"]), w["left.weight"], w["left.bias"])
+    expected = expected - F.linear(vector.to(expected), w["right.weight"], w["right.bias"])
+    for x in ((image, vector), [image, vector], {"vector": vector, "image": image}):
+        terms = pl.ELBO().terms(model, guide, x, y)
+        torch.testing.assert_close(terms.output.detach(), expected)
+        nll = -torch.distributions.Normal(expected, 0.5).log_prob(y).sum() * 2  # 6 examples, 3 of them seen
+        assert terms.nll.item() == pytest.approx(nll.item(), rel=1e-6)
+    with pytest.raises(pl.UserError, match=r"the examples, got tensors of \(3, 2, 2\), \(2, 2\)"):
+        model((image, vector[:2]), y)
+
+
+def test_tally_by_hand():
+    classifier = pl.BayesianClassifier(nn.Linear(1, 3), num_data=4)
+    logits = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]])
+    assert classifier.task == "classification"
+    assert classifier.tally(logits, torch.tensor([0, 1, 2, 0])).item() == 3
+
+    regressor = pl.BayesianRegressor(nn.Linear(1, 2), num_data=2, noise_scale=1.0)
+    assert regressor.task == "regression"
+    found = regressor.tally(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 1.0]]))
+    assert found.item() == (1 + 4) / 2 + (9 + 1) / 2
+
+    class Counts(pl.BayesianNetwork):
+        def likelihood(self, output):
+            return dist.Poisson(output[:, 0].exp())
+
+    class NoMean(pl.BayesianNetwork):
+        def likelihood(self, output):
+            return dist.TransformedDistribution(dist.Normal(output[:, 0], 1.0), [dist.transforms.ELUTransform()])
+
+    output, y = torch.tensor([[2.0], [3.0]]).log(), torch.tensor([0.0, 5.0])
+    assert Counts(nn.Linear(1, 1), num_data=2).tally(output, y).item() == pytest.approx(8)
+    assert NoMean(nn.Linear(1, 1), num_data=2).tally(output, y).isnan()

@@ -1,0 +1,57 @@
+"""Batches as networks take them: one tensor, or a tuple, a list or a mapping of tensors, nested at will."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pyro_lottery.errors import UserError
+
+
+def map_tensors(f: Callable[[Tensor], Any], x: Any) -> Any:
+    """``x`` with ``f`` of every tensor in it; what is neither a tensor nor holds some stays.
+
+    >>> import torch
+    >>> map_tensors(len, (torch.zeros(3, 2), {"mask": torch.zeros(3), "name": "a"}))
+    (3, {'mask': 3, 'name': 'a'})
+    """
+    if isinstance(x, Tensor):
+        return f(x)
+    if isinstance(x, Mapping):
+        return {key: map_tensors(f, value) for key, value in x.items()}
+    if isinstance(x, tuple | list):
+        parts = [map_tensors(f, part) for part in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)  # a named tuple takes them one by one
+    return x
+
+
+def tensors(x: Any) -> Iterator[Tensor]:
+    """Every tensor in ``x``, in order."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, Mapping):
+        for part in x.values():
+            yield from tensors(part)
+    elif isinstance(x, tuple | list):
+        for part in x:
+            yield from tensors(part)
+
+
+def first_tensor(x: Any) -> Tensor:
+    """The first tensor in ``x``, which tells its device; ``UserError`` if there is none."""
+    found = next(tensors(x), None)
+    if found is None:
+        raise UserError(f"a batch must be a tensor, or a tuple, list or mapping of tensors; got a {type(x).__name__}")
+    return found
+
+
+def count(x: Any) -> int:
+    """The number of examples in a batch: the first dimension of each of its tensors; ``UserError`` where they differ."""
+    first_tensor(x)
+    sizes = [value.shape[0] if value.ndim else None for value in tensors(x)]
+    if sizes[0] is None or any(size != sizes[0] for size in sizes):
+        shapes = ", ".join(str(tuple(value.shape)) for value in tensors(x))
+        raise UserError(f"the first dimension of a batch's tensors must be the examples, got tensors of {shapes}")
+    return sizes[0]
