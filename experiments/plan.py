@@ -26,8 +26,7 @@ from pyro_lottery import kernels, runs
 from pyro_lottery.config import Config, from_json
 from pyro_lottery.errors import UserError
 from pyro_lottery.model import random_parameters
-from pyro_lottery.nets import create_model
-from pyro_lottery.runs import Shape
+from pyro_lottery.runs import Shape, sketch
 
 WORKERS = (1, 2, 4, 8, 16, 32)
 
@@ -63,9 +62,7 @@ def measure_together(config: Config, together: int, threads: int) -> Cost:
 
 def disk(config: Config, shape: Shape) -> int:
     """Bytes of a finished level: its ticket (a byte of mask a prunable weight) and its posterior, loc and scale each."""
-    with torch.device("meta"):
-        size = max(shape.image_size)
-        net = create_model(config.arch, shape.num_classes, shape.in_channels, size, config.patch_size)
+    net = sketch(config, shape)
     sites = {name: getattr(layer, attribute) for name, layer, attribute in random_parameters(net)}
     weights = sum(value.numel() for value in sites.values())
     rest = sum(t.numel() * t.element_size() for name, t in net.state_dict().items() if name not in sites)

@@ -42,7 +42,11 @@ def _option(
 class Config:
     """Every option of a run; bad values raise ``UserError``. The defaults are the paper's but for ``train_samples``."""
 
-    arch: str = _option("resnet18", str, "network: see pyro_lottery.list_models(), or timm:NAME")
+    arch: str = _option(
+        "resnet18", str,
+        "network: see pyro_lottery.list_models(), timm:NAME, or package.module:function, which is called with those of "
+        "num_classes, in_channels and image_size that it takes",
+    )  # fmt: skip
     patch_size: int | None = _option(None, int, "patch size of a ViT; default: an eighth of the image", _AT_LEAST_1)
     dataset: str = _option("cifar10", str, "data set", choices=data.list_datasets())
     data_dir: str = _option("data", str, "where downloads go, or the folder with train/ and test/")

@@ -43,6 +43,12 @@ class Shape:
     checksum: int
     """Of all pixels and labels."""
 
+    @property
+    def sides(self) -> int | tuple[int, int]:
+        """Height of square images, height and width of others."""
+        height, width = self.image_size
+        return height if height == width else (height, width)
+
 
 def shape_of(dataset: Data) -> Shape:
     """The shape of a data set."""
@@ -93,12 +99,9 @@ def load_data(config: Config, device: torch.device, write: bool = True) -> Data:
 
 def build(config: Config, shape: Shape, device: torch.device) -> tuple[BayesianClassifier, AutoGuide]:
     """Model and guide of a config at their initial values, which follow ``config.seed``."""
-    _sketch(config, shape)
+    sketch(config, shape)
     with TURN, seeds.stream("cpu", config.seed, "init"):
-        height, width = shape.image_size
-        if height != width and config.arch.startswith(("vit_", "lenet")):
-            raise UserError(f"--arch {config.arch} takes square images, not {height}×{width}; try a resnet or vgg")
-        net = nets.create_model(config.arch, shape.num_classes, shape.in_channels, height, config.patch_size)
+        net = _create(config, shape)
         _try_out(net, config.arch, shape)
         if config.sync_batchnorm:
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
@@ -130,11 +133,20 @@ def dense_ticket(model: BayesianClassifier, guide: AutoGuide) -> Ticket:
     return tickets.rewind(masks.full(start), start, on_cpu(model.net_state()))
 
 
-def _sketch(config: Config, shape: Shape) -> nn.Module:
-    """The network without memory for its weights; ``UserError`` for one that the machine cannot hold."""
-    size = max(shape.image_size)
+def _create(config: Config, shape: Shape) -> nn.Module:
+    return nets.create_model(config.arch, shape.num_classes, shape.in_channels, shape.sides, config.patch_size)
+
+
+def sketch(config: Config, shape: Shape) -> nn.Module:
+    """The network without memory for its weights; ``UserError`` for one that the machine cannot hold.
+
+    A network of the user's own has memory, since its code may compute with the values.
+    """
+    if nets.is_own(config.arch):
+        with TURN, seeds.stream("cpu", config.seed, "init"):  # which leaves the global stream as it is
+            return _create(config, shape)
     with torch.device("meta"):
-        net = nets.create_model(config.arch, shape.num_classes, shape.in_channels, size, config.patch_size)
+        net = _create(config, shape)
     needed, here = 4 * sum(p.numel() for p in net.parameters()), kernels.memory()
     if needed > here:
         raise UserError(
@@ -251,9 +263,9 @@ class Level:
         self._run.row(self.number)
         config, shape, ticket = self._run.config, self._run.shape, self.ticket
         (posterior, net), where = self._folder.load_posterior(), resolve_device(str(device))
-        sketch = _sketch(config, shape)
-        second = layers.second_names(sketch)
-        expected = {name: value.shape for name, value in sketch.state_dict().items() if name not in second}
+        net_sketch = sketch(config, shape)
+        second = layers.second_names(net_sketch)
+        expected = {name: value.shape for name, value in net_sketch.state_dict().items() if name not in second}
         for name, value in {**posterior.loc, **net}.items():
             if (known := expected.pop(name, None)) != value.shape:
                 raise Damaged(
@@ -289,7 +301,7 @@ class Run:
         """Raise ``UserError`` where building the run's network would import code that its config.json names, unless
         the run was loaded with ``trust_code``: whoever sends a run folder shall not run code here.
         """
-        named = foreign(self.config.guide, self.config.prior, self.config.score)
+        named = foreign(self.config.arch, self.config.guide, self.config.prior, self.config.score)
         if named and not self.trust_code:
             raise UserError(
                 f"{self.folder.path / 'config.json'} names code to import, {', '.join(named)}; if you trust it, say "

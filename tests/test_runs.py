@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pyro_lottery as pl
-from pyro_lottery import controls, evaluate, imp, report, runs
+from pyro_lottery import controls, evaluate, imp, report, runs, sites, transplant
 from pyro_lottery.config import Config
 from pyro_lottery.controls import run_control
 from pyro_lottery.errors import Damaged
@@ -132,8 +132,9 @@ def test_code_that_a_run_folder_names_runs_only_where_it_is_trusted(tmp_path, ca
     """A run folder from somebody else: its config.json is not the reader's command line."""
     made = imp.run_imp(Config(**SMALL | {"levels": 1, "epochs": 1, "run_dir": str(tmp_path / "run")}))
     path, saved = str(made.folder.path), json.loads((tmp_path / "run/config.json").read_text())
-    for option in ("prior", "guide", "score"):
-        made.folder._write_config(saved | {option: "os.system"})
+    code = {"prior": "os.system", "guide": "os.system", "score": "os.system", "arch": "os:system"}
+    for option, named in code.items():
+        made.folder._write_config(saved | {option: named})
         run = pl.load_run(path)
         assert len(run.results) == 2, "numbers can be read"
         for use in (
@@ -141,7 +142,7 @@ def test_code_that_a_run_folder_names_runs_only_where_it_is_trusted(tmp_path, ca
             lambda run=run: run.initial(0),
             lambda run=run: run_control(run, "reinit"),
         ):
-            with pytest.raises(pl.UserError, match=r"names code to import, os\.system"):
+            with pytest.raises(pl.UserError, match=f"names code to import, {named}"):
                 use()
         for command, more in ((evaluate, []), (controls, ["--control", "reinit"])):
             assert command.main([path, *more]) == 2
@@ -242,3 +243,43 @@ def test_trying_a_network_out_leaves_a_frozen_batchnorm_frozen():
     net.bn.eval()
     runs._try_out(net, "mine", runs.Shape(3, 1, (4, 4), 60, 0))
     assert [net.training, net.bn.training, net.out.training] == [True, False, True]
+
+
+OWN = "tests.nets.test_nets:Small"
+
+
+def test_every_command_takes_a_network_of_the_users_own(tmp_path, capsys):
+    path = tmp_path / "run"
+    options = SMALL | {"arch": OWN, "levels": 1, "epochs": 1, "guide": "deterministic", "run_dir": str(path)}
+    run = imp.run_imp(Config(**options))
+    assert "tests.nets.test_nets_Small-digits" in Config(**options).name()
+    assert run.results["total"].tolist() == [8 * 16] * 2
+    probs = run.level(1).load_model().predict(run.load_data().test)
+    assert pl.metrics.nll(probs, run.load_data().test.labels) == run.results["nll"][1]
+    trusted = [str(path), "--trust-code"]
+    assert report.main([str(path), "-o", str(tmp_path / "report.html")]) == 0
+    assert f"--arch {OWN}" in (tmp_path / "report.html").read_text()
+    for command, more in (
+        (controls, ["--control", "reinit"]), (controls, ["--control", "shuffle_even"]),
+        (transplant, ["--levels", "1"]), (evaluate, ["--samples", "1"]),
+    ):  # fmt: skip
+        assert command.main([str(path), *more]) == 2
+        assert f"names code to import, {OWN}" in capsys.readouterr().err
+        assert command.main([*trusted, *more]) == 0
+    assert imp.main(["--arch", OWN, "--preset", "smoke", "--levels", "0", "--run-dir", str(tmp_path / "other")]) == 0
+    assert sites.main(["--arch", OWN, "--dataset", "digits"]) == 0
+    assert "1 prunable sites, 128 prunable weights" in capsys.readouterr().out
+
+
+def test_a_network_of_the_users_own_must_give_a_logit_a_class(tmp_path, capsys):
+    arguments = [
+        "--arch",
+        "tests.nets.test_nets:logits_too_few",
+        "--dataset",
+        "digits",
+        "--run-dir",
+        str(tmp_path / "x"),
+    ]
+    assert imp.main(arguments) == 2
+    assert "gives (1, 3) for one image; expected (1, 10)" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -8,7 +8,9 @@ import timm
 from torch import nn
 
 from pyro_lottery.errors import UserError, unknown
+from pyro_lottery.imports import load_callable
 from pyro_lottery.nets import lenet, resnet, vgg, vit
+from pyro_lottery.nets.own import create, is_own
 
 _NETS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": lambda c, i, size, patch: resnet.resnet18(c, i),
@@ -23,7 +25,7 @@ _NETS: dict[str, Callable[..., nn.Module]] = {
 
 
 def list_models() -> list[str]:
-    """Names that :func:`create_model` builds, besides ``timm:NAME``.
+    """Names that :func:`create_model` builds, besides ``timm:NAME`` and ``package.module:function``.
 
     >>> "resnet18" in list_models()
     True
@@ -32,21 +34,31 @@ def list_models() -> list[str]:
 
 
 def check_name(name: str) -> None:
-    """Raise a one-line :class:`UserError` unless ``name`` is a known network."""
-    if name.startswith("timm:"):
+    """Raise a one-line :class:`UserError` unless ``name`` is a known network, or the import path of a function."""
+    if is_own(name):
+        load_callable(name, "--arch")
+    elif name.startswith("timm:"):
         if not timm.is_model(name[5:]):
             raise unknown("timm model", name[5:], timm.list_models())
     elif name not in _NETS:
-        raise unknown("arch", name, [*list_models(), "timm:NAME"])
+        if "." in name and is_own(path := ":".join(name.rsplit(".", 1))):
+            raise UserError(f"unknown arch {name!r}: for a network of your own write package.module:function, {path}")
+        raise unknown("arch", name, [*list_models(), "timm:NAME", "package.module:function"])
 
 
 def create_model(
-    name: str, num_classes: int = 10, in_channels: int = 3, image_size: int = 32, patch_size: int | None = None
+    name: str,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    image_size: int | tuple[int, int] = 32,
+    patch_size: int | None = None,
 ) -> nn.Module:
     """Build a network by name for ``[batch, in_channels, image_size, image_size]`` inputs (paper §2).
 
     ``timm:NAME`` builds any timm classifier with its own initialisation; the other networks start at PyTorch's
-    Kaiming-uniform. ``patch_size`` is for the ViTs alone. Raises ``UserError`` for an unknown name.
+    Kaiming-uniform. ``package.module:function`` is called with those of ``num_classes``, ``in_channels`` and ``image_size``
+    that it takes. ``image_size`` is (height, width) of images that are not square. ``patch_size`` is for the ViTs alone.
+    Raises ``UserError`` for an unknown name, and for a function that fails or gives no ``nn.Module``.
 
     >>> sum(p.numel() for p in create_model("resnet20").parameters())
     272474
@@ -54,6 +66,11 @@ def create_model(
     check_name(name)
     if patch_size is not None and not name.startswith("vit_"):
         raise UserError(f"patch_size is an option of vit_tiny and vit_base; {name} has no patches")
+    if is_own(name):
+        return create(name, {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size})
+    if isinstance(image_size, tuple) and name.startswith(("vit_", "lenet")):
+        height, width = image_size
+        raise UserError(f"--arch {name} takes square images, not {height}×{width}; try a resnet or vgg")
     if name.startswith("timm:"):
         try:  # transformers must be told the image size, convolutional networks do not take it
             return timm.create_model(name[5:], num_classes=num_classes, in_chans=in_channels, img_size=image_size)
@@ -62,4 +79,4 @@ def create_model(
     return _NETS[name](num_classes, in_channels, image_size, patch_size)
 
 
-__all__ = ["check_name", "create_model", "list_models"]
+__all__ = ["check_name", "create_model", "is_own", "list_models"]

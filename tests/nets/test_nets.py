@@ -59,3 +59,84 @@ def test_unknown_names_say_what_would_be_right():
     with pytest.raises(pl.UserError, match="patch_size"):
         pl.create_model("vgg11", patch_size=2)
     assert timm.is_model("resnet10t")
+
+
+class Small(nn.Module):
+    """A network of a user's own for any image: mean brightness of its rows, two linear layers."""
+
+    def __init__(self, num_classes, image_size):
+        super().__init__()
+        self.height = image_size if isinstance(image_size, int) else image_size[0]
+        self.hidden = nn.Linear(self.height, 16)
+        self.out = nn.Linear(16, num_classes)
+        self.slope = torch.linspace(0, 1, 3)[1].item()  # which fails on the meta device
+
+    def forward(self, x):
+        return self.out(nn.functional.leaky_relu(self.hidden(x.mean((1, 3))), self.slope))
+
+
+def everything(**options):
+    assert options == {"num_classes": 7, "in_channels": 2, "image_size": (6, 4)}
+    return Small(options["num_classes"], options["image_size"])
+
+
+ONE = Small(10, 8)
+
+
+def the_same_one():
+    return ONE
+
+
+def needs_more(num_classes, depth):
+    return Small(num_classes, 8)
+
+
+def fails():
+    raise RuntimeError("no such file\nand more")
+
+
+def gives_a_list():
+    return [Small(10, 8)]
+
+
+def logits_too_few():
+    return Small(3, 8)
+
+
+NO_FUNCTION = 5
+
+
+def test_a_function_of_the_users_gets_what_it_takes():
+    mine = f"{__name__}:"
+    assert pl.create_model(mine + "Small", 5, 3, 8).out.weight.shape == (5, 16)
+    net = pl.create_model(mine + "everything", 7, 2, (6, 4))
+    assert net(torch.zeros(1, 2, 6, 4)).shape == (1, 7)
+    one, other = (pl.create_model(mine + "the_same_one") for _ in range(2))
+    assert one is not other
+    assert torch.equal(one.out.weight, ONE.out.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("needs_more", "needs depth, and it is called with num_classes, in_channels, image_size alone"),
+        ("fails", r"failed \(RuntimeError: no such file\)"),
+        ("gives_a_list", r"gave a list; expected a torch\.nn\.Module"),
+        ("NO_FUNCTION", "is a int; expected a class or a function"),
+        ("missing", "cannot be imported .* expected package.module:name"),
+    ],
+)
+def test_what_a_users_function_does_wrong_is_one_line(name, message):
+    with pytest.raises(pl.UserError, match=f"--arch {__name__}:{name}:? {message}") as raised:
+        pl.create_model(f"{__name__}:{name}")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_dotted_path_says_where_the_colon_goes():
+    with pytest.raises(pl.UserError, match=r"write package\.module:function, tests\.nets\.test_nets:Small"):
+        nets.check_name("tests.nets.test_nets.Small")
+    for name in ("a:b:c", "not an arch:f", ":f", "a:", "1a:f"):
+        with pytest.raises(pl.UserError, match="unknown arch"):
+            nets.check_name(name)
+    with pytest.raises(pl.UserError, match="unknown timm model"):
+        nets.check_name("timm:create_model")
