@@ -13,12 +13,14 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import pyro_method, to_pyro_module_
 from torch import Tensor, nn
 
 from pyro_lottery import guides, trees
+from pyro_lottery.distributions import base
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import not_hidden
 from pyro_lottery.handlers.used_weights import mask_what_is_used_
@@ -128,8 +130,7 @@ class BayesianNetwork(nn.Module):
 
     def __init__(self, net: nn.Module, prior: AnyPrior | None = None, *, num_data: int, kl_temperature: float = 1.0):
         super().__init__()
-        if num_data < 1:
-            raise UserError(f"num_data must be at least 1, got {num_data}")
+        self.num_data = num_data
         priors = random_sites(net, normal(0.0, 1.0) if prior is None else prior)
         self.prunable = tuple(site for site in prunable_sites(net) if site in priors)
         self._could_be_random = tuple(site for site, _, _ in random_parameters(net))
@@ -139,10 +140,20 @@ class BayesianNetwork(nn.Module):
         if note:
             warnings.warn(note, stacklevel=3)
         self.net = net
-        self.num_data = num_data
         self.kl_temperature = kl_temperature
         self._sites = {site: (site.rpartition(".")[0], site.rpartition(".")[2]) for site in self.kaiming_scale}
         self._note_hyper_sites()
+
+    @property
+    def num_data(self) -> int:
+        """N, the number of training examples that a batch stands for; it may be changed, to go on with other data."""
+        return self._num_data
+
+    @num_data.setter
+    def num_data(self, value: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or not value >= 1:
+            raise UserError(f"num_data must be a whole number of examples, at least 1, got {value!r}")
+        self._num_data = int(value)
 
     @property
     def kl_temperature(self) -> float:
@@ -292,7 +303,7 @@ class BayesianNetwork(nn.Module):
         likelihood's mean, averaged over a target's elements: NaN where the likelihood has no mean.
         """
         try:
-            error = self.likelihood(output).mean - targets
+            error = self.likelihood(output).mean - targets.to(output.dtype)
         except NotImplementedError:
             return output.new_tensor(math.nan)
         return error.square().reshape(len(error), -1).mean(1).sum()
@@ -319,9 +330,55 @@ class BayesianNetwork(nn.Module):
             _with_gradients.reset(entered)
         # given, or the plate would draw its own: a permutation of N
         index = torch.arange(trees.count(x), device=trees.first_tensor(x).device)
+        likelihood = self.checked_likelihood(output, len(index))
+        if y is not None:
+            if len(index) > self.num_data:
+                raise UserError(
+                    f"a batch of {len(index)} examples, but num_data is {self.num_data}; give the model the number of "
+                    "training examples"
+                )
+            y = self.checked_targets(y, likelihood, output)
         with pyro.plate("data", self.num_data, subsample=index):
-            pyro.sample("y", self.likelihood(output), obs=y)
+            pyro.sample("y", likelihood, obs=y)
         return output
+
+    def checked_likelihood(self, output: Tensor, count: int) -> Any:
+        """:meth:`likelihood` of ``count`` examples; ``UserError`` unless it is one distribution for each of them."""
+        found: Any = self.likelihood(output)
+        if not isinstance(found, TorchDistributionMixin):
+            raise UserError(
+                f"likelihood() must return a distribution of pyro.distributions, got a {type(found).__name__} of "
+                f"{type(found).__module__}"
+            )
+        if len(found.batch_shape) > 1:  # Pyro's plate would take each element for an example
+            elements = len(found.batch_shape) - 1
+            raise UserError(
+                f"likelihood() has the batch shape {tuple(found.batch_shape)}, in which every element counts as an "
+                f"example of its own; end it in .to_event({elements})"
+            )
+        if tuple(found.batch_shape) != (count,):  # which the plate would repeat for every example
+            raise UserError(
+                f"likelihood() has the batch shape {tuple(found.batch_shape)} for {count} examples whose outputs are "
+                f"{tuple(output.shape)}; it must be ({count},), one distribution for each example"
+            )
+        return found
+
+    def checked_targets(self, y: Tensor, likelihood: Any, output: Tensor) -> Tensor:
+        """Targets as ``likelihood`` takes them; ``UserError`` for those of another shape, which it would broadcast.
+
+        Shapes and dtypes alone are looked at, so that a GPU is not waited for.
+        """
+        if not isinstance(y, Tensor) or y.is_complex():
+            what = str(y.dtype) if isinstance(y, Tensor) else f"a {type(y).__name__}"
+            raise UserError(f"targets must be a tensor of real numbers, got {what}")
+        wanted = tuple(likelihood.shape())
+        if tuple(y.shape) != wanted:
+            raise UserError(f"targets are {tuple(y.shape)}, but the likelihood is of {wanted}{_remedy(y, wanted)}")
+        if isinstance(base(likelihood), dist.Categorical):  # which cuts 0.9 to 0
+            if y.is_floating_point():
+                raise UserError(f"labels must be integers from 0 to classes − 1, got {y.dtype}; give y.long()")
+            return y.long()
+        return y if y.is_floating_point() else y.to(output.dtype)
 
 
 def one_tensor(output: Any) -> Tensor:
@@ -336,6 +393,17 @@ def one_tensor(output: Any) -> Tensor:
     return output if output.dtype == torch.float64 else output.float()
 
 
+def _remedy(y: Tensor, wanted: tuple[int, ...]) -> str:
+    """What would make targets of the shape that is wanted, if that is plain."""
+    if (*y.shape, 1) == wanted:
+        return f": give y[{':, ' * y.ndim}None]"
+    if tuple(y.shape) == (*wanted, 1):
+        return ": give y.squeeze(-1)"
+    if y.ndim and len(y) != wanted[0]:
+        return f": {len(y)} targets for {wanted[0]} examples"
+    return ""
+
+
 def _by_group(groups: Mapping[str, Sites]) -> Sites:
     return {f"{group}/{name}": value for group, sites in groups.items() for name, value in sites.items()}
 
@@ -346,10 +414,20 @@ class BayesianClassifier(BayesianNetwork):
     task = "classification"
 
     def likelihood(self, output: Tensor) -> dist.TorchDistribution:
+        if output.ndim != 2 or output.shape[1] < 2:
+            raise UserError(
+                f"a classifier's outputs must be logits [n, classes] of at least two classes, got {tuple(output.shape)}; "
+                "for other targets (one logit, several labels, one class per pixel) subclass pl.BayesianNetwork"
+            )
         return dist.Categorical(logits=output)
 
+    def checked_targets(self, y: Tensor, likelihood: Any, output: Tensor) -> Tensor:
+        if isinstance(y, Tensor) and y.shape == output.shape:
+            raise UserError(f"labels are {tuple(y.shape)}, one-hot or probabilities; give y.argmax(1), of ({len(y)},)")
+        return super().checked_targets(y, likelihood, output)
+
     def tally(self, output: Tensor, targets: Tensor) -> Tensor:
-        return (output.argmax(-1) == targets).sum()
+        return (output.argmax(-1) == targets.long()).sum()
 
 
 class BayesianRegressor(BayesianNetwork):

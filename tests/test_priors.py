@@ -164,7 +164,7 @@ def test_kl_of_a_mixture_prior_by_monte_carlo_is_its_integral():
     from scipy import integrate, stats
 
     mean, scale, wide, narrow, weight = 0.3, 0.2, 1.0, 0.1, 0.25
-    model = pl.BayesianClassifier(TinyNet(), priors.mixture(wide, narrow, weight), num_data=1)
+    model = pl.BayesianClassifier(TinyNet(), priors.mixture(wide, narrow, weight), num_data=2)
     guide = pl.guides.mean_field(model)
     posterior = pl.posterior(guide)
     loc = {n: torch.full_like(t, mean) for n, t in posterior.loc.items()}
