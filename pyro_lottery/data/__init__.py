@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_lottery import files, seeds
-from pyro_lottery.data import sources
+from pyro_lottery.data import own, sources
 from pyro_lottery.data.batches import Split, batch, crop_and_flip, shuffle
 from pyro_lottery.data.shifts import CORRUPTIONS, OOD, SEVERITIES, corrupt, out_of_distribution
 from pyro_lottery.errors import UserError, unknown
@@ -118,7 +120,7 @@ def load(
         (pixels, labels), test = source(Path(data_dir), write)
     except OSError as error:
         raise UserError(f"--data-dir {data_dir} cannot be used ({error}); give a folder that can be read") from error
-    data = from_tensors(pixels, labels, *test, augment=usual if augment == "auto" else augment)
+    data = _from_pixels(pixels, labels, *test, usual if augment == "auto" else augment)
     train = _subset(data.train, "train", train_size, seeds.derive(seed, "train-size"))
     test_part, val = _subset(data.test, "test", test_size, seeds.derive(0, "test-size")), None
     if val_fraction:
@@ -141,36 +143,111 @@ def _subset(split: Split, name: str, size: int | None, seed: int) -> Split:
 
 
 def from_tensors(
-    pixels: Tensor, labels: Tensor, test_pixels: Tensor, test_labels: Tensor, *, augment: str = "none"
+    train_x: Any,
+    train_y: Any,
+    test_x: Any,
+    test_y: Any,
+    *,
+    val_x: Any = None,
+    val_y: Any = None,
+    normalize: bool = True,
+    augment: str = "none",
+    classes: Sequence[str] | None = None,
+    channels_last: bool | None = None,
 ) -> Data:
-    """A :class:`Data` from uint8 images [n, c, h, w] and integer labels; mean and std are the training images'."""
-    if pixels.dtype != torch.uint8 or test_pixels.dtype != torch.uint8:
-        raise UserError(f"images must be uint8 [n, c, h, w], 0 to 255; got {pixels.dtype}")
-    if augment not in AUGMENTATIONS:
-        raise unknown("augment", augment, ("auto", *AUGMENTATIONS))
+    """A :class:`Data` from one's own torch tensors, numpy arrays or DataFrames, which are copied.
+
+    Inputs are [n, features], [n, channels, length], [n, channels, height, width] and so on, of any real dtype; with
+    ``channels_last`` the channels are the last dimension. They are normalised by the training set's mean and standard
+    deviation of each feature or channel, computed in double precision; without ``normalize`` uint8 is divided by 255, and
+    other numbers stay as they are. ``data.train.normalize(x)`` does the same to new inputs, channels first.
+
+    Integer targets [n] are classes, 0 to C − 1. Float targets [n, ...] are real values, whole numbers too, and are never
+    normalised. ``classes`` names the classes; without it, every class needs a training example. ``augment`` is ``none``, or
+    for images ``crop`` (after padding with what was 0 before normalisation) or ``crop_flip``. All is on the device of
+    ``train_x`` if that is a tensor. Raises ``UserError`` in one line for whatever is odd.
+    """
+    given = {"train_x": train_x, "train_y": train_y, "test_x": test_x, "test_y": test_y}
+    if (val_x is None) != (val_y is None):
+        raise UserError("val_x and val_y belong together; give both or neither")
+    given |= {} if val_x is None else {"val_x": val_x, "val_y": val_y}
+    own.check_arguments(given)
+    inputs = own.check_inputs({name: v for name, v in given.items() if name.endswith("_x")}, channels_last)
+    device, train = inputs["train_x"].device, inputs["train_x"]
+    inputs = {name: x.to(device) for name, x in inputs.items()}
+    _check_augment(augment, train)
+    names = own.check_names(classes)
+    targets, num_classes = own.check_targets({n: v for n, v in given.items() if n.endswith("_y")}, inputs, names)
+    targets = {name: y.to(device) for name, y in targets.items()}
+    checksum = _checksum(inputs, targets, normalize)
+    if train.dtype == torch.uint8:
+        mean, std = _mean_and_std(train) if normalize else (torch.zeros(train.shape[1]), torch.ones(train.shape[1]))
+        inputs = {name: x.clone(memory_format=torch.contiguous_format) for name, x in inputs.items()}
+    elif normalize:
+        mean, std = own.statistics("train_x", train)
+        std = torch.where(std == 0, 1.0, std)
+        inputs = {name: own.normalized(name, x, mean, std) for name, x in inputs.items()}
+    else:
+        mean, std = (v.double() for v in (torch.zeros(train.shape[1]), torch.ones(train.shape[1])))
+        inputs = {name: own.as_float32(name, x) for name, x in inputs.items()}
+    splits = {
+        part: Split(inputs[f"{part}_x"], targets[f"{part}_y"], mean.to(device), std.to(device))
+        for part in ("train", "test", "val")
+        if f"{part}_x" in inputs
+    }
+    return Data(splits["train"], splits["test"], splits.get("val"), num_classes, augment, checksum, names)
+
+
+def _from_pixels(pixels: Tensor, labels: Tensor, test_pixels: Tensor, test_labels: Tensor, augment: str) -> Data:
+    """A :class:`Data` of uint8 images and labels from a source, which are not copied."""
+    _check_augment(augment, pixels)
     mean, std = _mean_and_std(pixels)
     num_classes = int(max(labels.max(), test_labels.max())) + 1
     if num_classes < 2:
         raise UserError("the data have one class; a classifier needs at least two")
-    checksum = files.checksum({"a": pixels, "b": labels, "c": test_pixels, "d": test_labels})
+    checksum = _checksum({"train_x": pixels, "test_x": test_pixels}, {"train_y": labels, "test_y": test_labels})
     train, test = Split(pixels, labels, mean, std), Split(test_pixels, test_labels, mean, std)
     return Data(train, test, None, num_classes, augment, checksum)
+
+
+def _check_augment(augment: str, inputs: Tensor) -> None:
+    if augment not in AUGMENTATIONS:
+        raise unknown("augment", augment, ("auto", *AUGMENTATIONS))
+    if augment != "none" and inputs.ndim != 4:
+        raise UserError(
+            f"augment={augment!r} is for images [n, channels, height, width]; inputs are {list(inputs.shape)}: use 'none'"
+        )
+
+
+def _checksum(inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], normalize: bool = True) -> int:
+    """Of all inputs as they were given, since their normalised values may differ by a bit between machines."""
+    named = {"a": "train_x", "b": "train_y", "c": "test_x", "d": "test_y", "e": "val_x", "f": "val_y"}
+    tensors = {**inputs, **targets}
+    found = {letter: tensors[name].cpu() for letter, name in named.items() if name in tensors}
+    images = found["a"].dtype == torch.uint8 and found["a"].ndim == 4 and not found["b"].is_floating_point()
+    kinds = {letter: (t.dtype, tuple(t.shape)) for letter, t in found.items()}
+    return files.checksum(found, "" if images and normalize else f"{kinds} {normalize}")
 
 
 def _mean_and_std(pixels: Tensor) -> tuple[Tensor, Tensor]:
     # From the histogram of each channel: exact, and without a float copy of the data set.
     values = torch.arange(256, dtype=torch.double) / 255
-    counts = torch.stack([torch.bincount(channel.reshape(-1), minlength=256) for channel in pixels.unbind(1)])
-    weights = counts.double() / counts.sum(1, keepdim=True)
-    mean = weights @ values
-    std = (weights @ values**2 - mean**2).clamp_min(1e-6).sqrt()  # a constant channel must not divide by zero
-    return mean.float(), std.float()
+    parts = []
+    for channels in pixels.split(256, 1):  # of a table there may be many
+        counts = torch.stack([torch.bincount(c.reshape(-1), minlength=256) for c in channels.unbind(1)]).cpu()
+        weights = counts.double() / counts.sum(1, keepdim=True)
+        mean = weights @ values
+        std = (weights * (values - mean[:, None]) ** 2).sum(1).sqrt()
+        constant = (counts > 0).sum(1) == 1  # must not divide by zero
+        parts.append((mean.float(), torch.where(constant, 1.0, std).float()))
+    mean, std = (torch.cat(part) for part in zip(*parts, strict=True))
+    return mean, std
 
 
 def stratified_split(split: Split, count: int, seed: int) -> tuple[Split, Split]:
-    """``count`` examples with every class in its proportion (to one example), and the rest."""
+    """``count`` examples with every class in its proportion (to one example), and the rest; any ``count`` of real targets."""
     order = torch.randperm(len(split), generator=seeds.generator("cpu", seed, "split"))
-    labels = split.labels[order]
+    labels = torch.zeros(len(order)) if split.targets.is_floating_point() else split.targets[order]
     # Rank of each example within its class, as a fraction of the class: the `count` smallest are a stratified sample.
     rank = torch.empty(len(order), dtype=torch.double)
     for label in labels.unique():

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_lottery.errors import UserError
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -52,6 +54,11 @@ class Split:
         """Normalised float inputs of others as they were given: uint8 as ``(inputs / 255 − mean) / std``, floats as
         ``(inputs − mean) / std``.
         """
+        if (inputs.dtype == torch.uint8) != (self.inputs.dtype == torch.uint8) or inputs.shape[1:] != self.inputs.shape[
+            1:
+        ]:
+            own, given = ([t.dtype, *t.shape[1:]] for t in (self.inputs, inputs))
+            raise UserError(f"inputs are of dtype and shape {given}, the split's {own}; give them as the split's were")
         per_channel = (-1, *(1,) * (inputs.ndim - 2))
         mean, std = self.mean.view(per_channel), self.std.view(per_channel)
         if inputs.dtype == torch.uint8:
@@ -61,8 +68,10 @@ class Split:
         ).float()  # a float32 has no digits left of the difference of large numbers
 
 
-def crop_and_flip(pixels: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Random crop after zero padding and random horizontal flip, drawn per sample.
+def crop_and_flip(
+    pixels: Tensor, padding: int, flip: bool, generator: torch.Generator, fill: Tensor | None = None
+) -> Tensor:
+    """Random crop after padding with 0, or with ``fill`` [c], and random horizontal flip, drawn per sample.
 
     ``pixels`` [b, c, h, w] of any dtype; returns the same shape.
     """
@@ -76,6 +85,9 @@ def crop_and_flip(pixels: Tensor, padding: int, flip: bool, generator: torch.Gen
         columns = torch.where(flipped, width - 1 - columns, columns)
     columns = offset[1] + columns
     padded = F.pad(pixels, (padding,) * 4)
+    if fill is not None:
+        inside = F.pad(torch.ones_like(pixels[0, 0], dtype=torch.bool), (padding,) * 4)
+        padded = torch.where(inside, padded, fill.view(-1, 1, 1))
     sample = torch.arange(count, device=device).view(-1, 1, 1, 1)
     channel = torch.arange(channels, device=device).view(1, -1, 1, 1)
     return padded[sample, channel, rows.view(count, 1, height, 1), columns.reshape(count, 1, 1, width)]
@@ -100,5 +112,6 @@ def batch(split: Split, indices: Tensor, augment: str, generator: torch.Generato
     """
     inputs = split.inputs[indices]
     if augment != "none":
-        inputs = crop_and_flip(inputs, inputs.shape[-1] // 8, augment == "crop_flip", generator)
+        black = None if inputs.dtype == torch.uint8 else (-split.mean / split.std).to(inputs.dtype)  # 0, normalised
+        inputs = crop_and_flip(inputs, inputs.shape[-1] // 8, augment == "crop_flip", generator, black)
     return split.prepare(inputs), split.targets[indices]

@@ -37,7 +37,7 @@ def corrupt(split: Split, kind: str, severity: int) -> Split:
         raise unknown("corruption", kind, CORRUPTIONS)
     if severity not in SEVERITIES:
         raise UserError(f"severity must be 1 to 5, got {severity}")
-    level, pixels = _LEVELS[kind][severity - 1], split.pixels
+    level, pixels = _LEVELS[kind][severity - 1], _pixels(split)
     if kind == "noise":
         noise = torch.randn(pixels.shape, generator=seeds.generator("cpu", 0, "corrupt"))
         changed = pixels.float() + 255 * level * noise.to(pixels.device)
@@ -62,7 +62,7 @@ def out_of_distribution(test: Split, name: str, data_dir: str | Path) -> Split:
     ``cifar100``: their test images, where a copy is in ``data_dir``. Raises ``UserError`` for others, or where the
     images do not fit.
     """
-    generator, pixels = seeds.generator("cpu", 0, "ood", name), test.pixels
+    generator, pixels = seeds.generator("cpu", 0, "ood", name), _pixels(test)
     if name == "noise":
         return _like(test, torch.randint(0, 256, pixels.shape, dtype=torch.uint8, generator=generator))
     if name == "permuted":
@@ -79,6 +79,15 @@ def out_of_distribution(test: Split, name: str, data_dir: str | Path) -> Split:
     if others.shape[1:] != pixels.shape[1:]:
         raise UserError(f"--ood {name}: its images are {tuple(others.shape[1:])}, the run's {tuple(pixels.shape[1:])}")
     return _like(test, others)
+
+
+def _pixels(split: Split) -> Tensor:
+    if split.inputs.dtype != torch.uint8 or split.inputs.ndim != 4:
+        raise UserError(
+            f"only uint8 images [n, channels, height, width] can be changed; these inputs are {split.inputs.dtype} "
+            f"{list(split.inputs.shape)}"
+        )
+    return split.inputs
 
 
 def _like(split: Split, pixels: Tensor) -> Split:
