@@ -21,7 +21,8 @@ _CHUNK = 2**18
 
 def check_arguments(given: Mapping[str, Any]) -> None:
     """Raise ``UserError`` for arguments in another order, and for columns and rows of DataFrames in another order."""
-    shapes = {name: getattr(value, "shape", ()) for name, value in given.items()}
+    nested = {name for name, value in given.items() if isinstance(value, Tensor) and value.is_nested}  # have no shape
+    shapes = {name: () if name in nested else getattr(value, "shape", ()) for name, value in given.items()}
     if len(shapes["test_x"]) == 1 < len(shapes["train_y"]) and shapes["train_y"][1:] == shapes["train_x"][1:]:
         raise UserError(
             "train_y looks like inputs and test_x like targets: the order is train_x, train_y, test_x, test_y, and "
@@ -44,8 +45,10 @@ def check_arguments(given: Mapping[str, Any]) -> None:
 
 def as_tensor(name: str, value: Any) -> Tensor:
     """``value`` as a tensor of real numbers, which may share its memory; ``UserError`` for what is none."""
-    if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_quantized):
-        raise UserError(f"{name} is a tensor of {value.layout}, {value.dtype}; give dense numbers: {name}.to_dense()")
+    if isinstance(value, Tensor) and (
+        value.layout != torch.strided or value.is_quantized or value.is_nested or value.is_meta
+    ):
+        raise UserError(f"{name} is a tensor of {value.layout}, {value.dtype} on {value.device}; give dense numbers")
     tensor = value.detach().as_subclass(Tensor) if isinstance(value, Tensor) else _from_array(name, value)
     if tensor.is_complex():
         raise UserError(f"{name} holds complex numbers; give real ones, .real and .imag as two channels say")
@@ -53,6 +56,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
         tensor = tensor.to(torch.int64)
         if tensor.numel() and int(tensor.min()) < 0:
             raise UserError(f"{name} holds whole numbers beyond 2^63; give floats")
+    if tensor.is_floating_point() and tensor.element_size() == 1:
+        return tensor.float()
     return tensor
 
 
@@ -60,7 +65,10 @@ def _from_array(name: str, value: Any) -> Tensor:
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise UserError(f"{name} has masked entries; fill them, or drop these examples")
     if isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value[:1]):
-        raise UserError(f"{name} is a {type(value).__name__} of tensors; give one tensor: torch.stack({name})")
+        raise UserError(
+            f"{name} is a {type(value).__name__} of tensors; give one tensor, torch.stack({name}), or to a network of several "
+            "inputs batches by pl.data.from_loaders"
+        )
     if not hasattr(value, "__array__") and not isinstance(value, list | tuple):
         hint = ".toarray()" if hasattr(value, "toarray") else "pl.data.from_loaders takes batches"
         raise UserError(f"{name} is a {type(value).__name__}; give a torch tensor or a numpy array ({hint})")
@@ -88,7 +96,7 @@ def _from_array(name: str, value: Any) -> Tensor:
         array = array.astype(np.float64)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if any(stride < 0 for stride in array.strides):
-        array = np.ascontiguousarray(array)
+        array = array.copy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # an array may be read-only: nothing is written here
         return torch.from_numpy(array)

@@ -112,6 +112,12 @@ def test_what_memory_holds_is_the_numbers_and_no_view_of_more():
     assert pixels.untyped_storage().nbytes() == pixels.numel()
 
 
+def test_arrays_that_run_backwards():
+    assert torch.equal(made(X[::-1], Y[::-1]).train[:], made().train[:].flip(0))
+    one = made(X, Y, X[:1][::-1], Y[:1][::-1])
+    assert torch.equal(one.test[:], one.train[:][:1])
+
+
 def test_channels_last_is_what_the_user_says():
     last = IMAGES.transpose(0, 2, 3, 1)
     assert torch.equal(made(last, channels_last=True).train[:], made(IMAGES).train[:])
@@ -247,7 +253,9 @@ ODD = {
     "ragged": ({"train_x": [[1, 2], [3]] * 6}, "train_x is no array"),
     "dates": ({"train_x": np.array(["2024-01-01"] * 12, "M8[s]")[:, None]}, "dates or times"),
     "sparse": ({"train_x": scipy.sparse.csr_array(X)}, r"train_x is a csr_array; .*\.toarray\(\)"),
-    "sparse tensor": ({"train_x": torch.from_numpy(X).to_sparse(), "test_x": X}, r"a tensor of torch\.sparse_coo.*to_dense"),
+    "sparse tensor": ({"train_x": torch.from_numpy(X).to_sparse(), "test_x": X}, r"a tensor of torch\.sparse_coo.*dense"),
+    "nested": ({"train_x": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged), "test_x": X}, "give dense"),
+    "meta": ({"train_x": torch.from_numpy(X).to("meta")}, "on meta; give dense numbers"),
     "masked": ({"train_x": np.ma.masked_less(X, 0)}, "train_x has masked entries"),
     "a data set": ({"train_x": torch.utils.data.TensorDataset(torch.zeros(12, 2))}, "train_x is a TensorDataset; .*from_loaders"),
     "nothing": ({"train_y": None, "test_y": Y}, "train_y is a NoneType"),
