@@ -5,9 +5,10 @@ from pyro_lottery.config import Config, preset
 from pyro_lottery.elbo import ELBO
 from pyro_lottery.errors import UserError
 from pyro_lottery.guides import posterior
-from pyro_lottery.model import BayesianClassifier, BayesianNetwork, BayesianRegressor, bayesianize_
+from pyro_lottery.model import BayesianClassifier, BayesianNetwork, bayesianize_
 from pyro_lottery.nets import create_model, list_models
 from pyro_lottery.prediction import predict, predict_mean
+from pyro_lottery.regression import BayesianRegressor
 from pyro_lottery.runs import load_run
 from pyro_lottery.tickets import compare
 from pyro_lottery.training import TrainState, train

@@ -85,6 +85,14 @@ def _classifier_layers(net: nn.Module) -> set[int]:
     return final or {id(m) for m in [m for m in net.modules() if isinstance(m, LAYERS)][-1:]}
 
 
+def outputs_of(net: nn.Module) -> int:
+    """The number of outputs, or channels, of the network's last Linear or Conv layer; 0 if there is none."""
+    sizes = [
+        m.out_features if isinstance(m, nn.Linear) else m.out_channels for m in net.modules() if isinstance(m, LAYERS)
+    ]
+    return sizes[-1] if sizes else 0
+
+
 def kaiming_scale(layer: Any, name: str) -> float:
     """Standard deviation √(2 / fan_in) of Kaiming's initialisation (He et al. 2015) for a layer; a bias takes its layer's."""
     if "bias" not in name:

@@ -33,7 +33,7 @@ from pyro_lottery.layers import (
     second_names,
     what_density_is_of,
 )
-from pyro_lottery.names import check_same
+from pyro_lottery.names import LIKELIHOOD, check_same
 from pyro_lottery.own_parameters import keep_parameters_
 from pyro_lottery.priors import AnyPrior, OneSite, Prior, SitePrior, detached, normal, of_sites
 from pyro_lottery.threads import TURN
@@ -237,28 +237,42 @@ class BayesianNetwork(nn.Module):
             for site, (path, name) in self._sites.items()
         }
 
+    def likelihood_parameters(self) -> dict[str, nn.Parameter]:
+        """What is learned and belongs neither to the network nor to its prior (a noise scale, say), by its name."""
+        found = {name: p for name, p in self._parameters.items() if p is not None}
+        for child, module in self._modules.items():
+            if module is not None and module is not self.net:
+                found |= {f"{child}.{name}": p for name, p in module.named_parameters()}
+        networks = {id(p) for p in self.net.parameters()} if found else set()
+        return {name: p for name, p in found.items() if id(p) not in networks}
+
     def net_state(self) -> Sites:
-        """Copies of what is not random: normalisation parameters and buffers, under the plain network's names, and
-        parameters of priors that are learned, under ``SITE_prior``.
+        """Copies of what is not random: normalisation parameters and buffers, under the plain network's names,
+        parameters of priors that are learned, under ``SITE_prior``, and what the model has beside its network,
+        ``likelihood/NAME``.
         """
-        names = self._net_names | self._learned_names()
-        return {k: v.detach().clone() for k, v in self.net.state_dict().items() if k in names}
+        return {name: value.detach().clone() for name, value in self._state().items()}
+
+    def _state(self) -> dict[str, Tensor]:
+        names, every = self._net_names | self._learned_names(), self.state_dict()
+        own = {name.removeprefix("net."): value for name, value in every.items() if name.startswith("net.")}
+        found = {name: value for name, value in own.items() if name in names}
+        return found | {LIKELIHOOD + name: value for name, value in every.items() if not name.startswith("net.")}
 
     def _learned_names(self) -> set[str]:
         return {f"{site}_prior.{name}" for site, prior in self._priors().items() for name in prior.learned_names()}
 
     def load_net_state(self, state: Sites) -> None:
         """Copy :meth:`net_state` back, bit for bit; a missing, unknown or mis-shaped name raises ``UserError``."""
-        own, names = self.net.state_dict(), self._net_names | self._learned_names()
-        wanted = {f"net/{name}": value for name, value in own.items() if name in names}
-        check_same({f"net/{name}": value for name, value in state.items()}, wanted)
+        own = self._state()
+        check_same(_by_group({"net": state}), _by_group({"net": own}))
         for name, value in state.items():  # an attention mask is infinite from the start
             if not bool((value.isfinite() | (value == own[name].to(value.device))).all()):
                 raise UserError(
                     f"net/{name} holds values that are not finite, and that the network's own does not hold"
                 )
-        for name in names:
-            own[name].copy_(state[name])
+        for name, value in own.items():
+            value.copy_(state[name])
 
     def start_from_(self, guide: AutoGuide, ticket: Ticket) -> Mask:
         """Put a ticket into this network and its guide; returns the mask, for :func:`pyro_lottery.handlers.sparsify`.
@@ -326,6 +340,9 @@ class BayesianNetwork(nn.Module):
                     unused = [place for site, place in self._sites.items() if drawn.get(site) is None]
                     for path, name in unused:  # or their KL would lack the prior
                         getattr(self.net.get_submodule(path), name)
+                    for name, parameter in self.likelihood_parameters().items():
+                        if parameter.requires_grad:  # said, so that pyro.infer.SVI trains it too
+                            pyro.param(f"likelihood.{name}", parameter)
         finally:
             _with_gradients.reset(entered)
         # given, or the plate would draw its own: a permutation of N
@@ -428,22 +445,3 @@ class BayesianClassifier(BayesianNetwork):
 
     def tally(self, output: Tensor, targets: Tensor) -> Tensor:
         return (output.argmax(-1) == targets.long()).sum()
-
-
-class BayesianRegressor(BayesianNetwork):
-    """A :class:`BayesianNetwork` whose outputs [batch, d] are means of a Normal likelihood with known ``noise_scale``."""
-
-    def __init__(
-        self,
-        net: nn.Module,
-        prior: AnyPrior | None = None,
-        *,
-        num_data: int,
-        noise_scale: float,
-        kl_temperature: float = 1.0,
-    ):
-        super().__init__(net, prior, num_data=num_data, kl_temperature=kl_temperature)
-        self.noise_scale = noise_scale
-
-    def likelihood(self, output: Tensor) -> dist.TorchDistribution:
-        return dist.Normal(output, self.noise_scale).to_event(1)

@@ -7,6 +7,8 @@ from typing import Any
 
 from pyro_lottery.errors import UserError
 
+LIKELIHOOD = "likelihood/"
+"""What the names of a model's state begin with that is not its network's: a learned noise scale, say."""
 LISTED = 5
 """Differences that an error names; of further ones it says how many."""
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from pyro_lottery import guides, metrics
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.handlers import active_mask
-from pyro_lottery.model import BayesianNetwork, BayesianRegressor
+from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.modes import evaluating
+from pyro_lottery.regression import BayesianRegressor
 from pyro_lottery.threads import TURN
 
 PRECISIONS = ("32", "bf16")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_lottery import masks, seeds
 from pyro_lottery.errors import UserError
-from pyro_lottery.names import check_same
+from pyro_lottery.names import LIKELIHOOD, check_same
 from pyro_lottery.types import Mask, Posterior, Sites, Ticket
 
 if TYPE_CHECKING:
@@ -55,11 +55,12 @@ def transplant(weights: Sites, mask: Mask | None, into: Ticket) -> Ticket:
 
     loc ← ``weights``, mask ← ``mask``, scale ← that of ``into``, the Bayesian network's dense ticket. ``weights`` are
     named as in the network and hold its normalisation parameters and buffers too. Where ``mask`` is None, zeros among
-    the prunable weights are the mask. Raises ``UserError`` that names an unmatched, missing or mis-shaped key, and a mask
+    the prunable weights are the mask. What a plain network does not have, a learned noise scale, stays as in ``into``. Raises ``UserError`` that names an unmatched, missing or mis-shaped key, and a mask
     that prunes what stays deterministic.
     """
     start = into.start
-    weights = _once(weights, {*start.loc, *into.net})
+    likelihood = {name: value for name, value in into.net.items() if name.startswith(LIKELIHOOD)}
+    weights = likelihood | dict(_once(weights, {*start.loc, *into.net}))
     _check(weights, {**start.loc, **into.net}, "")
     if mask is None:
         mask = {name: weights[name] != 0 for name in start.prunable}

@@ -17,6 +17,7 @@ LAYERS = [
     {"nets", "data", "handlers", "priors", "metrics", "scores", "masks"},
     {"elbo", "guides", "tickets", "results", "layers"},
     {"model"},
+    {"regression"},
     {"prediction", "figures"},
     {"used_weights"},
     {"training", "config", "console", "commands"},

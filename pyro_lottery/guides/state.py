@@ -180,15 +180,18 @@ def compressed(guide: AutoGuide) -> Iterator[None]:
 
 
 def parameter_groups(model: nn.Module, guide: AutoGuide, weight_decay: float) -> list[dict[str, Any]]:
-    """Adam's parameter groups: locs and the network's own parameters decay, scales and learned priors do not.
+    """Adam's parameter groups: locs and the network's own parameters decay, scales, learned priors and what is learned of
+    the likelihood do not.
 
-    Decay of a log-scale would pull every scale towards 1, which no prior of the paper asks for.
+    Decay of a log-scale would pull every scale towards 1, which no prior of the paper asks for, and that of the noise
+    towards 1 in the targets' unit.
     """
     locs = {id(value) for value in _loc_parameters(guide)}
-    priors: list[Any] = getattr(model, "prior_parameters", list)()
-    learned = {id(p) for p in priors}
+    others: list[Any] = getattr(model, "prior_parameters", list)()
+    others = [*others, *getattr(model, "likelihood_parameters", dict)().values()]
+    learned = {id(p) for p in others}
     decayed = [p for p in guide.parameters() if id(p) in locs] + [p for p in model.parameters() if id(p) not in learned]
-    rest = [p for p in guide.parameters() if id(p) not in locs] + priors
+    rest = [p for p in guide.parameters() if id(p) not in locs] + others
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.requires_grad], "weight_decay": decay}  # what is frozen stays
         for parameters, decay in ((decayed, weight_decay), (rest, 0.0))
