@@ -39,7 +39,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import pyro_lottery as pl
-from pyro_lottery import controls, evaluate, files, imp, levels, report, sites, transplant
+from pyro_lottery import controls, evaluate, files, imp, levels, report, sites, transplant, weights
 from pyro_lottery.config import Config, from_json
 from pyro_lottery.errors import Damaged
 from pyro_lottery.results import RunFolder
@@ -446,7 +446,7 @@ def _bombs(root: Path, whole: Path) -> str:
             shutil.copy(bomb, target)
         for read, more in (
             (level.load_ticket, ()), (level.load_posterior, ()), (files.load_tensors, (level.checkpoint,)),
-            (files.load_state_dict, (bomb,)), (files.load_state_dict, (renamed,)),
+            (weights.load, (bomb,)), (weights.load, (renamed,)),
         ):  # fmt: skip
             try:
                 read(*more)

@@ -6,12 +6,9 @@ import errno
 import hashlib
 import json
 import os
-import pickletools
-import re
-import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +17,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pyro_lottery.errors import Damaged, UserError, one_line
+from pyro_lottery.errors import Damaged, one_line
 
-_NUMBERS = {
+NUMBERS = {
     torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32,
     torch.int64,
 }  # fmt: skip
-_MAKES_TENSORS = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor(_v2)?|parameter)|torch (\w*Storage|Size|device)"
-    r"|torch\.nn\.parameter Parameter|torch\.storage _?\w*Storage"
-)
+"""What torch can compare, add and convert everywhere."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -130,7 +124,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         else:
             expected, text = header["checksum"], header["info"]
             info = json.loads(text)
-        if odd := [name for name, value in tensors.items() if value.dtype not in _NUMBERS]:
+        if odd := [name for name, value in tensors.items() if value.dtype not in NUMBERS]:
             raise TypeError(f"{odd[0]} is {tensors[odd[0]].dtype}")
         whole = checksum(tensors, text) == expected and isinstance(info, dict)
     except (FileNotFoundError, MemoryError):
@@ -142,63 +136,6 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not whole:
         raise Damaged(f"{path} fails its checksum")
     return tensors, info
-
-
-def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """A plain ``state_dict`` from ``.safetensors``, or from what ``torch.save`` wrote, without running code in it.
-
-    A dictionary under the key ``state_dict`` is taken out of its wrapping. Raises ``UserError`` for anything else.
-    """
-    try:
-        _check_regular(path)
-        if path.suffix == ".safetensors":
-            found: Any = safetensors.torch.load_file(path)
-        else:
-            _check_pickle(path)
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; expected a .safetensors or .pt file with a state_dict") from None
-    except Exception as error:  # a hostile or damaged file may fail in any way
-        raise UserError(
-            f"{path} cannot be read as a state_dict ({one_line(error)}); save it with torch.save or safetensors"
-        ) from error
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not isinstance(found, Mapping) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()
-    ):
-        raise UserError(f"{path} holds no state_dict: expected a dictionary of tensors by name")
-    for name, value in found.items():
-        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-        if not plain or value.dtype not in _NUMBERS:
-            raise UserError(f"{path}: {name} is a {value.dtype} tensor ({value.layout}); expected dense real numbers")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise UserError(
-                f"{path}: {name} repeats fewer numbers than its shape {tuple(value.shape)}; save it contiguous"
-            )
-    return dict(found)
-
-
-def _check_pickle(path: Path) -> None:
-    """Raise ``ValueError`` for a file by ``torch.save`` that may take far more memory than its size: one that is compressed,
-    names one record many times, or calls other things than what makes tensors.
-    """
-    with ExitStack() as opened:
-        if zipfile.is_zipfile(path):
-            archive = opened.enter_context(zipfile.ZipFile(path))
-            entries = archive.infolist()
-            if any(e.compress_type for e in entries) or sum(e.file_size for e in entries) > path.stat().st_size:
-                raise ValueError("it is compressed, and may hold far more than its size")
-            pickles = [opened.enter_context(archive.open(e)) for e in entries if e.filename.endswith("data.pkl")]
-        else:  # of torch before 1.6: a number, a version, a machine, the dictionary and its storages, one after the other
-            file = opened.enter_context(path.open("rb"))
-            pickles = [file] * 5
-        for pickled in pickles:
-            for opcode, argument, _ in pickletools.genops(pickled):
-                if opcode.name in ("STACK_GLOBAL", "INST") or (
-                    opcode.name == "GLOBAL" and not _MAKES_TENSORS.fullmatch(str(argument))
-                ):
-                    raise ValueError(f"it calls {argument or opcode.name}, which makes no tensors")
 
 
 def fingerprint(paths: Iterable[Path]) -> str:

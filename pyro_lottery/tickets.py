@@ -55,8 +55,9 @@ def transplant(weights: Sites, mask: Mask | None, into: Ticket) -> Ticket:
 
     loc ← ``weights``, mask ← ``mask``, scale ← that of ``into``, the Bayesian network's dense ticket. ``weights`` are
     named as in the network and hold its normalisation parameters and buffers too. Where ``mask`` is None, zeros among
-    the prunable weights are the mask. What a plain network does not have, a learned noise scale, stays as in ``into``. Raises ``UserError`` that names an unmatched, missing or mis-shaped key, and a mask
-    that prunes what stays deterministic.
+    the prunable weights are the mask. What a plain network does not have, a learned noise scale, stays as in ``into``.
+    Raises ``UserError`` that names an unmatched, missing or mis-shaped key, and a mask that prunes what cannot be pruned:
+    biases, the final layer, what stays deterministic.
     """
     start = into.start
     likelihood = {name: value for name, value in into.net.items() if name.startswith(LIKELIHOOD)}
@@ -64,12 +65,11 @@ def transplant(weights: Sites, mask: Mask | None, into: Ticket) -> Ticket:
     _check(weights, {**start.loc, **into.net}, "")
     if mask is None:
         mask = {name: weights[name] != 0 for name in start.prunable}
-    for name in {*mask} & {*into.net}:  # of a network in which more was random
+    for name in sorted(mask.keys() & (start.loc.keys() | into.net.keys()) - {*start.prunable}):
         if not bool((mask[name] != 0).all()):
-            raise UserError(
-                f"the mask prunes {name!r}, which stays deterministic in this network and would be dense again"
-            )
-    mask = {name: value for name, value in mask.items() if name not in into.net}
+            what = "stays deterministic in this network" if name in into.net else "is a bias or the final layer"
+            raise UserError(f"the mask prunes {name!r}, which {what} and would be dense again")
+    mask = {name: value for name, value in mask.items() if name in start.prunable or name not in weights}
     _check(mask, {name: start.loc[name] for name in start.prunable}, "mask of ")
     for name, value in mask.items():
         if not ((value == 0) | (value == 1)).all():
@@ -80,6 +80,22 @@ def transplant(weights: Sites, mask: Mask | None, into: Ticket) -> Ticket:
     net = {name: weights[name].to(value) for name, value in into.net.items()}
     mask = {name: mask[name].to(start.loc[name].device).bool() for name in start.prunable}
     return rewind(mask, Posterior(loc, start.scale, start.prunable), net)
+
+
+def check_mask(weights: Sites, mask: Mask) -> None:
+    """Raise ``UserError`` for a mask that keeps weights which are 0, in a layer of ``weights`` that is pruned itself.
+
+    A layer counts as pruned where some of its weights are 0 and some are not. Masks of dense weights, and masks that
+    prune more than is 0, are all right.
+    """
+    kept = {name: int(((weights[name] == 0) & (value != 0)).sum()) for name, value in mask.items()}
+    wrong = {name: count for name, count in kept.items() if count and bool((weights[name] != 0).any())}
+    if wrong:
+        name, count = next(iter(wrong.items()))
+        raise UserError(
+            f"the mask keeps {sum(wrong.values()):,} weights that are 0, {count:,} of {name!r}: these weights were pruned by "
+            "another mask; without a mask, zeros are the mask"
+        )
 
 
 def compare(a: Ticket, b: Ticket) -> pd.DataFrame:
@@ -127,5 +143,6 @@ def _once(state: Sites, known: set[str]) -> Sites:
 def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
     check_same({f"{what}{n}": t for n, t in given.items()}, {f"{what}{n}": t for n, t in wanted.items()})
     for name, value in wanted.items():
-        if not (given[name].isfinite() | (given[name].to(value) == value)).all():  # value may be an attention mask
+        converted = given[name].to(value)  # in which a large number of double precision is infinite
+        if not (converted.isfinite() | (converted == value)).all():  # value may be an attention mask
             raise UserError(f"{what}{name} holds values that are not finite")

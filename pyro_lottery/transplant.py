@@ -2,26 +2,32 @@
 
 For each level loc and mask are the ticket's, scale is its usual initial value, and one variational training follows.
 Results are in ``DETERMINISTIC_RUN/transplant/``, a run folder like any other. Instead of a run, the ``state_dict`` of a
-plain PyTorch network can be given, as .safetensors or .pt; its zeros are the mask, unless ``--mask`` names one.
+plain PyTorch network can be given, as .safetensors or .pt, alone or within a checkpoint; its zeros are the mask, unless
+``--mask`` names one. A ticket or posterior of this library brings its own.
 """
 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pyro_lottery import files, tickets
+from pyro_lottery import masks, tickets, weights
 from pyro_lottery.commands import run_command, signals
-from pyro_lottery.config import PRESET_HELP, Config, Parser, preset
+from pyro_lottery.config import PRESET_HELP, Config, Parser
+from pyro_lottery.config import preset as config_of
 from pyro_lottery.console import show_results
 from pyro_lottery.errors import UserError
 from pyro_lottery.levels import prepare, train_levels
+from pyro_lottery.ranks import is_first
 from pyro_lottery.results import RunFolder
 from pyro_lottery.runs import Run, check_levels, load_run
-from pyro_lottery.types import Mask, Sites, Ticket
+from pyro_lottery.types import Ticket
+from pyro_lottery.weights import Weights
 
 PROG = "python -m pyro_lottery.transplant"
 
@@ -38,29 +44,67 @@ def transplant_run(run: Run, levels: Iterable[int] | None = None, **options: Any
     chosen = check_levels(run, levels, lowest=0 if levels else 1)
     own = {"guide": "mean_field", "device": "auto", "run_dir": str(run.folder.derived("transplant").path)}
 
-    def weights(level: int) -> tuple[Sites, Mask]:
-        ticket = run.level(level).ticket
-        return {**ticket.start.loc, **ticket.net}, ticket.mask
+    def ticket(level: int, into: Ticket) -> Ticket:
+        source = run.level(level).ticket
+        return tickets.transplant({**source.start.loc, **source.net}, source.mask, into)
 
-    return _train(replace(run.config, **own | options), chosen, weights, "the run's tickets")
+    return _train(replace(run.config, **own | options), chosen, ticket, "the run's tickets")
 
 
-def transplant_file(path: Path, mask: Path | None, config: Config) -> Run:
+def transplant_file(path: Path, mask: Path | None, config: Config, key: str | None = None) -> Run:
     """Transplant a plain network's ``state_dict`` from a file and train it, as level 0 of the run of ``config``.
 
-    Without a ``run_dir`` of its own, the run's name says which weights and mask it was made from, by their checksum.
+    ``key`` names the state dict in a file with several. Without a ``run_dir`` of its own, the run's name says which weights
+    and mask it was made from, by their checksum.
     """
-    weights = tickets.bake_pruned(files.load_state_dict(path))
-    given = files.load_state_dict(mask) if mask else None
-    checksum = f"{files.checksum({**weights} | {f'mask of {n}': t for n, t in (given or {}).items()}):08x}"
+    source, masked = read(path, mask, key)
+    checksum = f"{source.checksum(masked):08x}"
     if config.run_dir == str(Path("runs") / config.name()):
         config = replace(config, run_dir=str(Path("runs") / f"transplant-{path.stem}-{checksum}-{config.name()}"))
-    return _train(config, [0], lambda level: (weights, given), checksum)
+    return _train(config, [0], lambda level, into: ticket_of(source, masked, into), checksum)
 
 
-def _train(
-    config: Config, levels: Iterable[int], weights: Callable[[int], tuple[Sites, Mask | None]], source: str
-) -> Run:
+def read(path: Path, mask: Path | None = None, key: str | None = None) -> tuple[Weights, Weights | None]:
+    """The weights of a file, and those that are the mask; what ``torch.nn.utils.prune`` prunes is 0."""
+    source = weights.load(path, key)
+    return replace(source, values=tickets.bake_pruned(source.values)), weights.load(mask) if mask else None
+
+
+def ticket_of(source: Weights, masked: Weights | None, into: Ticket) -> Ticket:
+    """The ticket that a file's weights make, with the mask of another file, of its own, or of its zeros; ``into`` is the
+    network's dense ticket. How many zeros are taken for pruned is printed.
+    """
+    wanted = {**into.start.loc, **into.net}
+    values, half = weights.fit(source.path, source.values, wanted), weights.in_half_precision(source.values)
+    if masked is None and source.mask is not None:
+        return tickets.transplant(values, source.mask, into)
+    if masked is not None:
+        if masked.own and masked.mask is None:
+            raise UserError(f"{masked.path} holds no mask/: it is a posterior; name the level's ticket.safetensors")
+        found = tickets.transplant(values, weights.fit(masked.path, masked.mask or masked.values, wanted, True), into)
+        if not half:  # in which a survivor may be 0
+            tickets.check_mask(values, found.mask)
+        return found
+    found = tickets.transplant(values, None, into)
+    if zeros := masks.total(found.mask) - masks.remaining(found.mask):
+        _say_zeros(source.path, zeros, found, half)
+    return found
+
+
+def _say_zeros(path: Path, zeros: int, ticket: Ticket, half: str) -> None:
+    if is_first():
+        print(
+            f"{path}: {zeros:,} of {masks.total(ticket.mask):,} prunable weights are 0, and taken for pruned: density "
+            f"{masks.density(ticket.mask):.4%}"
+        )
+    if half:
+        warnings.warn(
+            f"{path} is in {half}, in which small weights become 0 and would be taken for pruned; --mask tells them apart",
+            stacklevel=2,
+        )
+
+
+def _train(config: Config, levels: Iterable[int], ticket_of: Callable[[int, Ticket], Ticket], source: str) -> Run:
     if config.guide == "deterministic":
         raise UserError(
             "--guide deterministic has no scale; a transplant becomes Bayesian, with mean_field for instance"
@@ -68,8 +112,9 @@ def _train(
     with signals() as received:
         setup, levels = prepare(config), list(levels)
 
+        @lru_cache(maxsize=1)
         def ticket(level: int) -> Ticket:
-            return tickets.transplant(*weights(level), setup.dense)
+            return ticket_of(level, setup.dense)
 
         ticket(levels[0])  # what does not fit shall fail before anything is written
         folder = RunFolder(str(config.run_dir))
@@ -83,28 +128,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("source", type=Path, help="deterministic run folder, or file with a state_dict")
     parser.add_argument("--levels", type=int, nargs="+", help="levels of the run; default: all finished but the dense")
     parser.add_argument("--mask", type=Path, help="file with one mask per pruned weight, by its name in the state_dict")
+    parser.add_argument(
+        "--key", help="the state_dict in a file with several, state_dict_ema say; default: by usual names"
+    )
     parser.add_argument("--preset", default="default", help=f"of a file's training: {PRESET_HELP}")
     parser.add_options(but={"levels"})
     parser.add_trust_option()
     given = vars(parser.parse_args(arguments))
-    source, levels, mask, base, trust = (given.pop(n) for n in ("source", "levels", "mask", "preset", "trust_code"))
+    source, levels, trust = (given.pop(name) for name in ("source", "levels", "trust_code"))
+    of_files = {name: given.pop(name) for name in ("mask", "key", "preset")}
 
     def work() -> None:
-        show_results(_transplant(source, levels, mask, base, trust, given).folder)
+        show_results(_transplant(source, levels, trust, **of_files, options=given).folder)
 
     return run_command(PROG, work, arguments)
 
 
 def _transplant(
-    source: Path, levels: list[int] | None, mask: Path | None, base: str, trust: bool, given: dict[str, Any]
+    source: Path,
+    levels: list[int] | None,
+    trust: bool,
+    *,
+    mask: Path | None,
+    key: str | None,
+    preset: str,
+    options: dict[str, Any],
 ) -> Run:
     if source.is_dir():
-        if mask or base != "default":
-            raise UserError(f"{'--mask' if mask else '--preset'} is for files; {source} is a run and brings its own")
-        return transplant_run(load_run(source, trust), levels, **given)
+        weights.check_folder(source)
+        for name, given in (("mask", mask), ("key", key), ("preset", preset != "default")):
+            if given:
+                raise UserError(f"--{name} is for files; {source} is a run and brings its own")
+        return transplant_run(load_run(source, trust), levels, **options)
     if levels:
         raise UserError(f"--levels is for run folders; {source} has one level")
-    return transplant_file(source, mask, preset(base, **given))
+    return transplant_file(source, mask, config_of(preset, **options), key)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ LAYERS = [
     {"names", "seeds"},
     {"files", "imports", "kernels", "ranks", "own_parameters", "modes", "trees"},
     {"types", "sealed"},
-    {"distributions"},
+    {"distributions", "weights"},
     {"nets", "data", "handlers", "priors", "metrics", "scores", "masks"},
     {"elbo", "guides", "tickets", "results", "layers"},
     {"model"},

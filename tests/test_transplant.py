@@ -169,3 +169,35 @@ def test_a_transplant_of_its_own_bayesian_start_is_the_identity():
     again = tickets.transplant({**dense.start.loc, **dense.net}, dense.mask, dense)
     assert all(torch.equal(again.start.loc[n], t) for n, t in dense.start.loc.items())
     assert all(torch.equal(again.start.scale[n], t) for n, t in dense.start.scale.items())
+
+
+@pytest.mark.filterwarnings("default")  # or a warning would not become a line
+def test_the_command_reads_a_checkpoint_of_a_wrapped_network(run, tmp_path, capsys):
+    ticket = run.level(1).ticket
+    state = {f"module.{name}": value for name, value in plain_network(ticket).state_dict().items()}
+    other = {name: torch.ones_like(value) for name, value in state.items()}
+    torch.save({"state_dict": state, "state_dict_ema": other, "epoch": 3}, tmp_path / "w.pt")
+    toy = ["--arch", "lenet", "--preset", "smoke", "--epochs", "1", "--run-dir"]
+    assert transplant.main([str(tmp_path / "w.pt"), *toy, str(tmp_path / "run")]) == 0
+    out, err = capsys.readouterr()
+    kept, total = run.results["remaining"][1], run.results["total"][1]
+    assert (
+        f"{total - kept:,} of {total:,} prunable weights are 0, and taken for pruned: density {kept / total:.4%}" in out
+    )
+    assert "warning: " in err
+    assert "names are read without the prefix module." in err
+    assert "'state_dict'; it also holds state_dict_ema, to be named by a key" in err
+    found = pl.load_run(tmp_path / "run").level(0).ticket
+    assert all(torch.equal(found.start.loc[n], t) for n, t in ticket.start.loc.items())
+    assert pl.load_run(tmp_path / "run").results["remaining"][0] == kept
+    assert transplant.main([str(tmp_path / "w.pt"), *toy, str(tmp_path / "ema"), "--key", "state_dict_ema"]) == 0
+    assert bool((pl.load_run(tmp_path / "ema").level(0).ticket.start.loc["fc1.weight"] == 1).all())
+
+
+def test_folders_of_other_libraries_are_no_runs(run, tmp_path, capsys):
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text("{}")
+    assert transplant.main([str(tmp_path)]) == 2
+    assert "is a folder with model.safetensors; name a file of weights" in capsys.readouterr().err
+    assert transplant.main([str(run.folder.path), "--key", "model"]) == 2
+    assert "--key is for files" in capsys.readouterr().err

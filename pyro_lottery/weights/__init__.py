@@ -1,0 +1,9 @@
+"""Weights of plain PyTorch networks as people have them in files: found within checkpoints, and fitted to a network's names."""
+
+from __future__ import annotations
+
+from pyro_lottery.weights.containers import Weights, load
+from pyro_lottery.weights.fit import fit, in_half_precision
+from pyro_lottery.weights.kinds import check_folder
+
+__all__ = ["Weights", "check_folder", "fit", "in_half_precision", "load"]

@@ -1,0 +1,154 @@
+"""What ``torch.save`` wrote, read so that nothing in it is run and no more memory is taken than the file has bytes.
+
+``torch.load(weights_only=True)`` runs no code of a file's own, but what it does call can take any amount of memory, and it
+refuses numpy's scalars, of which checkpoints are full. So every call in the file is looked at first. What makes tensors is
+left to torch; in place of what is beside them stands :class:`Ignored`, which does nothing.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from pyro_lottery.errors import UserError, one_line
+from pyro_lottery.weights.kinds import LEGACY, not_read
+
+_MAKES_TENSORS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor(_v[23])?|parameter|qtensor|sparse_tensor|meta_tensor_no_storage)"
+    r"|torch (\w*Storage|Size|device|per_\w+|(bfloat|float|complex|q?u?int)\d\w*|bool)|torch\.nn\.parameter Parameter"
+    r"|torch\.storage _?\w*Storage|torch\.serialization _get_layout|(__builtin__|builtins) set"
+)
+_ENCODE = "_codecs encode"
+"""By which Python 2's protocol writes bytes: text in latin1."""
+_MODELS = (
+    "torch.nn.modules",
+    "torch.nn.parallel",
+    "torchvision.models",
+    "timm.",
+    "torch.ao.nn",
+    "torch.fx",
+    "torch.jit",
+)
+
+
+class Ignored:
+    """What is beside the tensors of a checkpoint: a numpy number, a path, an argparse namespace."""
+
+    def __init__(self, *arguments: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _dictionary(*factory: Any) -> OrderedDict[Any, Any]:
+    return OrderedDict()
+
+
+_STAND_INS: dict[str, Any] = {
+    "numpy.core.multiarray scalar": Ignored, "numpy._core.multiarray scalar": Ignored,
+    "numpy.core.multiarray _reconstruct": Ignored, "numpy._core.multiarray _reconstruct": Ignored,
+    "numpy dtype": Ignored, "numpy ndarray": Ignored,
+    "argparse Namespace": Ignored, "pathlib Path": Ignored, "pathlib PosixPath": Ignored, "pathlib WindowsPath": Ignored,
+    "pathlib._local PosixPath": Ignored, "pathlib._local WindowsPath": Ignored,
+    "datetime datetime": Ignored, "datetime timedelta": Ignored,
+    "collections defaultdict": _dictionary,
+    "pytorch_lightning.utilities.parsing AttributeDict": OrderedDict,
+    "lightning.pytorch.utilities.parsing AttributeDict": OrderedDict,
+    "lightning.fabric.utilities.data AttributeDict": OrderedDict,
+    "lightning_fabric.utilities.data AttributeDict": OrderedDict,
+    **{f"{module} {name}": Ignored for module in ("__builtin__", "builtins") for name in ("int", "float", "dict", "list")},
+}  # fmt: skip
+"""What is called in the place of what checkpoints name beside tensors: none of it is imported."""
+
+
+def load(path: Path) -> Any:
+    """What ``torch.save`` wrote, on the CPU; ``UserError`` for what is damaged or would need code of its own."""
+    try:
+        calls = _calls(path)
+        _check(path, calls)
+        named: list[Any] = [(stand_in, name.replace(" ", ".")) for name, stand_in in _STAND_INS.items()]
+        named += [(stand_in, name.replace("__builtin__.", "builtins.")) for stand_in, name in named]
+        # An open file, since torch goes by the name of a path.
+        with torch.serialization.safe_globals(named), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # a hostile or damaged file may fail in any way
+        raise not_read(path, f"{one_line(error)}; save it by torch.save or safetensors") from error
+
+
+def _check(path: Path, calls: set[str]) -> None:
+    """Raise ``UserError`` for a file that calls other things than what makes tensors, or what a stand-in is for."""
+    unknown = sorted(name for name in calls if not _MAKES_TENSORS.fullmatch(name) and name not in _STAND_INS)
+    if any(name.startswith(_MODELS) for name in unknown):
+        own = [name for name in unknown if not name.startswith("torch.")] or unknown
+        raise not_read(
+            path,
+            f"it is a whole pickled model ({own[0].replace(' ', '.')}), which only its own code could read; save "
+            "model.state_dict() instead",
+        )
+    if unknown:
+        raise not_read(path, f"it calls {unknown[0]}, which makes no tensors; save the state_dict alone")
+
+
+def _calls(path: Path) -> set[str]:
+    """All that a file by ``torch.save`` calls, as "module name".
+
+    Raises ``ValueError`` for a file that may take far more memory than its size: one that is compressed, or names one
+    record many times.
+    """
+    found: set[str] = set()
+    with ExitStack() as opened:
+        file = opened.enter_context(path.open("rb"))
+        if file.read(len(LEGACY)) == LEGACY:
+            # of torch before 1.6: a number, a version, a machine, the dictionary and its storages, one after the other
+            file.seek(0)
+            pickles: list[IO[bytes]] = [file] * 5
+        else:
+            archive = opened.enter_context(zipfile.ZipFile(path))
+            entries = archive.infolist()
+            if any(e.compress_type for e in entries) or sum(e.file_size for e in entries) > path.stat().st_size:
+                raise ValueError("it is compressed, and may hold far more than its size")
+            pickles = [opened.enter_context(archive.open(e)) for e in entries if e.filename.endswith("data.pkl")]
+        for pickled in pickles:
+            found.update(_calls_of(pickled))
+    return found
+
+
+def _calls_of(pickled: IO[bytes]) -> Iterator[str]:
+    """What one pickle calls, but for bytes as Python 2's protocol writes them, which are no longer than their text."""
+    memo: dict[Any, Any] = {}
+    pushed: Any = None
+    place = 0  # within encode, text, "latin1", a pair, its call
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[argument] = pushed
+            continue
+        if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX"):
+            raise ValueError(f"it is pickled by another protocol than 2 ({opcode.name})")
+        if opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+            pushed = memo.get(argument)
+        elif opcode.name == "GLOBAL":
+            pushed = ("call", argument)
+        else:
+            pushed = argument if isinstance(argument, str) else None
+        is_bytes = (
+            isinstance(pushed, str), pushed == "latin1", opcode.name == "TUPLE2", opcode.name == "REDUCE",
+        )  # fmt: skip
+        if place and not is_bytes[place - 1]:
+            yield _ENCODE
+        if pushed == ("call", _ENCODE):
+            place = 1
+        else:
+            place = (place + 1) % 5 if place else 0
+            if opcode.name == "GLOBAL":
+                yield str(argument)
