@@ -20,7 +20,7 @@ from pyro_lottery.config import Parser
 from pyro_lottery.errors import Failed, UserError
 
 FIGURES = ("fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "fig9", "table1")
-SHARED = ("dataset", "data_dir", "device", "precision", "on_divergence", "deterministic")
+SHARED = ("dataset", "data_dir", "image_size", "device", "precision", "on_divergence", "deterministic")
 """Options of ``python -m pyro_lottery.imp`` that hold for every run of a study."""
 
 

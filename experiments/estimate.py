@@ -29,7 +29,7 @@ def seconds_left(job: Job, levels: Collection[int], root: Path) -> float:
 
 def seconds_of(config: Config, levels: Collection[int], step: float, forward: float) -> float:
     """Seconds of ``levels`` levels: epochs × steps × step, and the predictions after each epoch and at the end."""
-    train, test, *_ = sizes(config.dataset, config.data_dir)
+    train, test, *_ = sizes(config.dataset, config.data_dir, config.image_size)
     train, test = config.train_size or train, config.test_size or test
     samples = 1 if config.guide == "deterministic" else config.train_samples
     final = 1 if config.guide == "deterministic" else config.eval_samples
@@ -58,7 +58,7 @@ def measure(config: Config) -> tuple[float, float]:
 
 
 def _random_images(config: Config, device: torch.device) -> Data:
-    _, _, channels, size, classes = sizes(config.dataset, config.data_dir)
+    _, _, channels, size, classes = sizes(config.dataset, config.data_dir, config.image_size)
     count = max(STEPS * config.batch_size, classes)  # classes: 1,000 of a folder, and more
     pixels = torch.randint(0, 256, (count, channels, *size), dtype=torch.uint8)
     labels, few = torch.arange(count) % classes, min(count, prediction.BATCH)
@@ -66,18 +66,30 @@ def _random_images(config: Config, device: torch.device) -> Data:
 
 
 @cache
-def sizes(dataset: str, data_dir: str) -> tuple[int, int, int, tuple[int, int], int]:
+def sizes(dataset: str, data_dir: str, image_size: int | None = None) -> tuple[int, int, int, tuple[int, int], int]:
     """Training and test images, channels, height and width, and classes; of downloads without downloading."""
     if dataset in data.DOWNLOADS:
         train, test, classes = data.DOWNLOADS[dataset]
-        return train, test, 3, (32, 32), classes
-    known = data.load(dataset, data_dir)
+        size = image_size or 32
+        return train, test, 3, (size, size), classes
+    known = data.load(dataset, data_dir, image_size=image_size)
     return len(known.train), len(known.test), known.in_channels, known.image_size, known.num_classes
 
 
 def like(config: Config) -> Config:
     """What a step costs depends on no other options, so that one measurement serves many runs."""
-    names = ("arch", "patch_size", "dataset", "data_dir", "guide", "batch_size", "train_samples", "device", "precision")
+    names = (
+        "arch",
+        "patch_size",
+        "dataset",
+        "data_dir",
+        "image_size",
+        "guide",
+        "batch_size",
+        "train_samples",
+        "device",
+        "precision",
+    )
     return Config(**{name: getattr(config, name) for name in names}, run_dir="")
 
 

@@ -151,7 +151,7 @@ def with_needs(jobs: Iterable[Job]) -> list[Job]:
 
 
 def _shape(config: Config) -> Shape:
-    train, _, channels, size, classes = sizes(config.dataset, config.data_dir)
+    train, _, channels, size, classes = sizes(config.dataset, config.data_dir, config.image_size)
     return Shape(classes, channels, size, train, 0)
 
 
@@ -168,13 +168,13 @@ def _peak() -> int:
 def main(arguments: Sequence[str]) -> int:
     """Measure one kind of run in a process of its own, so that its peak of memory is its own."""
     config = from_json(json.loads(arguments[0]))
-    sizes(config.dataset, config.data_dir)  # reads the data where they are here
+    sizes(config.dataset, config.data_dir, config.image_size)  # reads the data where they are here
     start = time.time() - float(arguments[1])
     kernels.keep_memory()  # as in the commands
     step, forward = measure(config)
     memory = _peak()
     if runs.resolve_device(config.device).type == "cuda":
-        train, test, channels, size, _ = sizes(config.dataset, config.data_dir)
+        train, test, channels, size, _ = sizes(config.dataset, config.data_dir, config.image_size)
         memory = torch.cuda.max_memory_allocated() + (train + test) * channels * math.prod(size)
     found: dict[str, Any] = {"step": step, "forward": forward, "memory": memory, "start": start}
     print(json.dumps(found))

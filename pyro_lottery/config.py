@@ -50,6 +50,10 @@ class Config:
     patch_size: int | None = _option(None, int, "patch size of a ViT; default: an eighth of the image", _AT_LEAST_1)
     dataset: str = _option("cifar10", str, "data set", choices=data.list_datasets())
     data_dir: str = _option("data", str, "where downloads go, or the folder with train/ and test/")
+    image_size: int | None = _option(
+        None, int, "side N of the images: the shorter one is resized to N pixels and the centre cut out, N by N; default: "
+        "as they are", (lambda v: v in data.SIDES, f"from {data.SIDES[0]} to {data.SIDES[-1]}"),
+    )  # fmt: skip
     train_size: int | None = _option(None, int, "training images to use, stratified; default: all", _AT_LEAST_1)
     test_size: int | None = _option(None, int, "test images to use, stratified; default: all", _AT_LEAST_1)
     val_fraction: float = _option(0.0, float, "share of the training images to hold out, stratified", _HALF_OPEN)

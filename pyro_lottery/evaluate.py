@@ -52,9 +52,8 @@ def evaluate(
     test = run.load_data(where, data_dir).test
     if run.config.dataset in ood:
         raise UserError(f"--ood {run.config.dataset}: these are the images that the run was trained on")
-    others = {
-        name: data.out_of_distribution(test, name, data_dir or run.config.data_dir) for name in dict.fromkeys(ood)
-    }
+    place, size = data_dir or run.config.data_dir, run.config.image_size
+    others = {name: data.out_of_distribution(test, name, place, size) for name in dict.fromkeys(ood)}
     tables: dict[str, Rows] = {"uncertainty": [], "samples": [], "selective": [], "reliability": []}
     tables |= ({"ood": [], "histogram": []} if others else {}) | ({"corruptions": []} if corruptions else {})
     with run.folder.derived("evaluation").lock(), console.progress() as bar:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -136,12 +135,3 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not whole:
         raise Damaged(f"{path} fails its checksum")
     return tensors, info
-
-
-def fingerprint(paths: Iterable[Path]) -> str:
-    """A hash of the names, sizes and modification times of ``paths``, to see whether any of them changed."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in paths:
-        stat = path.stat()
-        digest.update(f"{'/'.join(path.parts[-3:])} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()

@@ -83,7 +83,7 @@ def _prepare(config: Config, device: torch.device, ranks: Alone) -> Setup:
     dense = runs.dense_ticket(model, guide)
     if any(not bool((scale > 0).all()) for scale in (dense.start.scale or {}).values()):
         raise UserError(f"--init-scale {config.init_scale} gives scales of 0 in single precision; choose a larger one")
-    return Setup(config, data, model, guide, dense, runs.facts(config, shape, device), ranks)
+    return Setup(config, data, model, guide, dense, runs.facts(config, shape, device, data.classes), ranks)
 
 
 def train_levels(

@@ -28,6 +28,7 @@ RESUMABLE = {"levels", "data_dir", "run_dir", "device", "on_divergence", "determ
 """Options that may differ when a run is resumed: they say how far, where and how carefully, not what."""
 LATER = {
     "devices": 1, "num_nodes": 1, "strategy": "ddp", "parallel": "data", "sync_batchnorm": False, "kl_warmup_epochs": 0,
+    "image_size": None,
 }  # fmt: skip
 """Options that older runs do not name, and what they were then."""
 

@@ -92,6 +92,7 @@ def load_data(config: Config, device: torch.device, write: bool = True) -> Data:
         test_size=config.test_size,
         val_fraction=config.val_fraction,
         augment=config.augment,
+        image_size=config.image_size,
         seed=config.seed,
         write=write,
     )
@@ -170,12 +171,13 @@ def _try_out(net: nn.Module, arch: str, shape: Shape) -> None:
         raise UserError(f"--arch {arch} gives {found} for one image; expected (1, {shape.num_classes})")
 
 
-def facts(config: Config, shape: Shape, device: torch.device) -> dict[str, Any]:
-    """What ``config.json`` records beside the options: data, versions and hardware."""
+def facts(config: Config, shape: Shape, device: torch.device, classes: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """What ``config.json`` records beside the options: data, the names of its classes, versions and hardware."""
     versions = {name: metadata.version(name) for name in ("torch", "pyro-ppl", "pyro-lottery")}
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else kernels.processor_name()
     return {
         "data": asdict(shape),
+        "classes": classes,
         "versions": versions | {"python": platform.python_version()},
         "hardware": {"device": device.type, "name": hardware, "threads": torch.get_num_threads()},
         "streams": seeds.STREAMS,

@@ -19,7 +19,18 @@ from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.runs import Shape, build, check_names, load_data, shape_of
 
 PROG = "python -m pyro_lottery.sites"
-OPTIONS = ("arch", "patch_size", "dataset", "data_dir", "guide", "prior", "prior_scale", "init_scale", "seed")
+OPTIONS = (
+    "arch",
+    "patch_size",
+    "dataset",
+    "data_dir",
+    "image_size",
+    "guide",
+    "prior",
+    "prior_scale",
+    "init_scale",
+    "seed",
+)
 
 
 def describe(model: BayesianNetwork, guide: Any) -> list[dict[str, Any]]:
@@ -81,7 +92,8 @@ def _range(values: torch.Tensor) -> str:
 def _shape(config: Config) -> Shape:
     if config.dataset in data.DOWNLOADS:  # whose shape is known without the images
         count, _, classes = data.DOWNLOADS[config.dataset]
-        return Shape(classes, 3, (32, 32), count, 0)
+        size = config.image_size or 32
+        return Shape(classes, 3, (size, size), count, 0)
     return shape_of(load_data(config, torch.device("cpu")))
 
 

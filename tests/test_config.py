@@ -51,6 +51,7 @@ def test_names_are_readable_and_never_shared_by_different_runs():
     a, b = Config(arch="resnet20"), Config(arch="resnet20", lr=0.1)
     assert Path(a.run_dir) == Path("runs/resnet20-cifar10-mean_field-snr-seed0")
     assert a.run_dir != b.run_dir
+    assert Config(image_size=64).name() == "resnet18-cifar10-mean_field-snr-seed0-image_size64"
     assert Config(levels=3).run_dir == Config(levels=5).run_dir, "more levels go on in the same folder"
     odd = Config(guide="pyro.infer.autoguide.AutoNormal", arch="timm:resnet10t").name()
     assert re.fullmatch(r"[\w.+-]+", odd)
@@ -79,6 +80,7 @@ def test_a_deterministic_guide_ranks_by_magnitude():
         (["--estimator", "flipout"], "unknown --estimator 'flipout'"),
         (["--precision", "16"], "unknown --precision '16'"),
         (["--train-samples", "0"], "--train-samples must be at least 1"),
+        (["--image-size", "0"], "--image-size must be from 1 to 2048"),
         (["--val-fraction", "1"], "--val-fraction must be from 0 to below 1"),
     ],
 )

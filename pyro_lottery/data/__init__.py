@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pyro_lottery import files, seeds
-from pyro_lottery.data import own, sources
+from pyro_lottery.data import folders, own, sources
 from pyro_lottery.data.batches import Split, batch, crop_and_flip, shuffle
+from pyro_lottery.data.images import SIDES
 from pyro_lottery.data.shifts import CORRUPTIONS, OOD, SEVERITIES, corrupt, out_of_distribution
 from pyro_lottery.errors import UserError, unknown
 
@@ -21,7 +22,7 @@ _SOURCES = {
     "cifar100": (sources.torchvision_source("CIFAR100", "cifar-100-python.tar.gz"), "crop_flip"),
     "svhn": (sources.torchvision_source("SVHN", "train_32x32.mat and test_32x32.mat"), "crop"),
     "digits": (sources.digits, "none"),
-    "folder": (sources.folder, "crop_flip"),
+    "folder": (folders.folder, "crop_flip"),
 }
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 DOWNLOADS = {"cifar10": (50_000, 10_000, 10), "cifar100": (50_000, 10_000, 100), "svhn": (73_257, 26_032, 10)}
@@ -102,6 +103,7 @@ def load(
     test_size: int | None = None,
     val_fraction: float = 0.0,
     augment: str = "auto",
+    image_size: int | None = None,
     seed: int = 0,
     write: bool = True,
 ) -> Data:
@@ -110,17 +112,22 @@ def load(
     ``train_size`` images are taken from the training set, stratified by class, and ``val_fraction`` of them are
     then held out, stratified too; both follow ``seed``. ``test_size`` images are taken from the test set, stratified
     and always the same ones. ``augment="auto"`` is crop and flip for natural images,
-    crop for SVHN and none for digits. Without ``write`` nothing is downloaded, and decoded images are not kept.
+    crop for SVHN and none for digits. With ``image_size`` N the shorter side of every image is resized to N pixels, and the
+    centre cut out, N×N. Without ``write`` nothing is downloaded, and decoded images are not kept.
     Raises ``UserError`` for bad input.
     """
     if name not in _SOURCES:
         raise unknown("dataset", name, list_datasets())
+    if image_size is not None and image_size not in SIDES:
+        raise UserError(f"image_size must be a whole number from {SIDES[0]} to {SIDES[-1]}, got {image_size!r}")
     source, usual = _SOURCES[name]
     try:
-        (pixels, labels), test = source(Path(data_dir), write)
+        found = source(Path(data_dir), write, image_size)
     except OSError as error:
         raise UserError(f"--data-dir {data_dir} cannot be used ({error}); give a folder that can be read") from error
-    data = _from_pixels(pixels, labels, *test, usual if augment == "auto" else augment)
+    data = _from_pixels(*found.train, *found.test, usual if augment == "auto" else augment)
+    if found.classes is not None:  # the last may have no images
+        data = replace(data, num_classes=len(found.classes), classes=found.classes)
     train = _subset(data.train, "train", train_size, seeds.derive(seed, "train-size"))
     test_part, val = _subset(data.test, "test", test_size, seeds.derive(0, "test-size")), None
     if val_fraction:
@@ -268,6 +275,7 @@ __all__ = [
     "DOWNLOADS",
     "OOD",
     "SEVERITIES",
+    "SIDES",
     "Data",
     "Split",
     "batch",

@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from pyro_lottery import seeds
 from pyro_lottery.data import sources
 from pyro_lottery.data.batches import Split
+from pyro_lottery.data.images import resize
 from pyro_lottery.errors import UserError, unknown
 
 SEVERITIES = range(1, 6)
@@ -55,11 +56,11 @@ def corrupt(split: Split, kind: str, severity: int) -> Split:
     return _like(split, changed.round().clamp(0, 255).to(torch.uint8))
 
 
-def out_of_distribution(test: Split, name: str, data_dir: str | Path) -> Split:
+def out_of_distribution(test: Split, name: str, data_dir: str | Path, image_size: int | None = None) -> Split:
     """Images of another kind than ``test``, as many and as large, normalised alike; their labels mean nothing.
 
     ``noise``: every pixel uniform; ``permuted``: the pixels of each test image in an order of its own; ``svhn`` and
-    ``cifar100``: their test images, where a copy is in ``data_dir``. Raises ``UserError`` for others, or where the
+    ``cifar100``: their test images, where a copy is in ``data_dir``, made N×N if the run's are by ``image_size`` N. Raises ``UserError`` for others, or where the
     images do not fit.
     """
     generator, pixels = seeds.generator("cpu", 0, "ood", name), _pixels(test)
@@ -76,6 +77,8 @@ def out_of_distribution(test: Split, name: str, data_dir: str | Path) -> Split:
     if name not in kinds:
         raise unknown("--ood", name, OOD)
     others = kinds[name]()[: len(pixels)]
+    if image_size is not None and others.shape[-2:] != (image_size, image_size):
+        others = resize(others, image_size)
     if others.shape[1:] != pixels.shape[1:]:
         raise UserError(f"--ood {name}: its images are {tuple(others.shape[1:])}, the run's {tuple(pixels.shape[1:])}")
     return _like(test, others)

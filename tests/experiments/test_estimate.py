@@ -34,6 +34,11 @@ def test_the_step_of_a_finished_run_is_what_a_like_one_takes(smoke_study, monkey
     assert estimate.seconds_left(transplant, [2], smoke_study) < 1e6, "a transplant trains as a Bayesian run does"
 
 
+def test_images_are_as_large_as_asked_for_without_a_download():
+    assert estimate.sizes("svhn", "data", 64) == (73_257, 26_032, 3, (64, 64), 10)
+    assert estimate.sizes("digits", "data", 9) == (1437, 360, 1, (9, 9), 10)
+
+
 def test_a_step_is_measured_on_random_images():
     step, forward = estimate.measure(preset("smoke", arch="lenet"))
     assert 0 < step < 10
