@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,6 +48,12 @@ class Config:
         "num_classes, in_channels and image_size that it takes",
     )  # fmt: skip
     patch_size: int | None = _option(None, int, "patch size of a ViT; default: an eighth of the image", _AT_LEAST_1)
+    pretrained: str | None = _option(
+        None, str, "file with a state_dict that the network starts from; default: random initial values"
+    )
+    pretrained_key: str | None = _option(
+        None, str, "the state_dict in a --pretrained file with several, state_dict_ema say; default: by usual names"
+    )
     dataset: str = _option("cifar10", str, "data set", choices=data.list_datasets())
     data_dir: str = _option("data", str, "where downloads go, or the folder with train/ and test/")
     image_size: int | None = _option(
@@ -146,6 +152,8 @@ class Config:
                 raise unknown(f"--{_dashed(f.name)}", str(value), meta["choices"])
             if meta["check"] and not meta["check"][0](value):
                 raise UserError(f"--{_dashed(f.name)} must be {meta['check'][1]}, got {_text(value)}")
+        if self.pretrained_key is not None and self.pretrained is None:
+            raise UserError("--pretrained-key names a state_dict in the file of --pretrained; give that too")
         if self.kl_warmup_epochs >= self.epochs:
             raise UserError(
                 f"--kl-warmup-epochs {self.kl_warmup_epochs} leaves none of {self.epochs} epochs at the full --kl-temperature; "
@@ -186,6 +194,11 @@ class Config:
         """
         return data.title(self.dataset, self.data_dir)
 
+    def with_weights(self, checksum: str) -> Config:
+        """The same with a default ``run_dir`` that names the weights of ``pretrained`` by their checksum."""
+        usual = Path("runs") / self.name()
+        return replace(self, run_dir=f"{usual}-{checksum}") if Path(str(self.run_dir)) == usual else self
+
     def name(self) -> str:
         """A readable name that no two different runs share: the main options, the preset, and what differs from it.
 
@@ -206,6 +219,8 @@ class Config:
         base = min(PRESETS, key=lambda name: len(differing(name)))
         parts = [self.arch, self.dataset, self.guide, self.score, f"seed{self.seed}"]
         parts += [base] if base != "default" else []
+        given = (self.pretrained and Path(self.pretrained).stem, self.pretrained_key)
+        parts += ["-".join(["pretrained", *filter(None, given)])] if self.pretrained else []
         for name in differing(base):
             value = getattr(self, name)
             parts.append(f"{name}{'+'.join(map(str, value)) if isinstance(value, tuple) else value}")

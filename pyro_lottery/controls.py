@@ -44,9 +44,9 @@ def run_control(
     chosen = check_levels(run, levels, lowest=1)
     folder = run.folder.derived("controls", control)
     with signals() as received:
-        setup = prepare(
-            replace(run.config, device=device, run_dir=str(folder.path), data_dir=data_dir or run.config.data_dir)
-        )
+        config = replace(run.config, pretrained=None, pretrained_key=None)  # tickets hold all values
+        data_dir = data_dir or run.config.data_dir
+        setup = prepare(replace(config, device=device, run_dir=str(folder.path), data_dir=data_dir))
         run.check_data(setup.data)
         train_levels(folder, setup, chosen, lambda level: randomised(run, level, control), received, control=control)
     return load_run(folder.path, run.trust_code)

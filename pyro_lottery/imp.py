@@ -33,7 +33,7 @@ def run_imp(config: Config) -> Run:
         setup = prepare(config)
         if config.levels:
             _try_out(setup)
-        run = RunFolder(str(config.run_dir))
+        run = RunFolder(str(setup.config.run_dir))
         train_levels(run, setup, range(config.levels + 1), lambda level: next_ticket(run, level, setup), received)
     return load_run(run.path, trust_code=True)  # whoever gave the config
 

@@ -93,6 +93,12 @@ def outputs_of(net: nn.Module) -> int:
     return sizes[-1] if sizes else 0
 
 
+def classifier_parameters(net: nn.Module) -> list[str]:
+    """Names of the weights and biases of the final classification layer."""
+    final = _classifier_layers(net)
+    return [site for site, layer, _ in random_parameters(net) if id(layer) in final]
+
+
 def kaiming_scale(layer: Any, name: str) -> float:
     """Standard deviation √(2 / fan_in) of Kaiming's initialisation (He et al. 2015) for a layer; a bias takes its layer's."""
     if "bias" not in name:

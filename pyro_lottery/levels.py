@@ -18,7 +18,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch.optim import Adam
 
-from pyro_lottery import figures, files, guides, masks, metrics, runs, seeds, training
+from pyro_lottery import figures, files, guides, masks, metrics, pretrained, runs, seeds, training
 from pyro_lottery.commands import Received
 from pyro_lottery.config import Config
 from pyro_lottery.console import LevelDisplay
@@ -28,7 +28,7 @@ from pyro_lottery.handlers import sparsify
 from pyro_lottery.model import BayesianClassifier
 from pyro_lottery.prediction import has_bf16, predict, resolve_precision
 from pyro_lottery.ranks import ALONE, Alone, check_alone, start
-from pyro_lottery.results import LevelFolder, RunFolder
+from pyro_lottery.results import PRETRAINED, LevelFolder, RunFolder
 from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket, infinite_info
 
 CHECKPOINT_SECONDS = 5.0
@@ -70,6 +70,9 @@ def prepare(config: Config) -> Setup:
 def _prepare(config: Config, device: torch.device, ranks: Alone) -> Setup:
     if config.sync_batchnorm and (device.type != "cuda" or ranks.world == 1):
         raise UserError("--sync-batchnorm is for several GPUs; leave it out, and each rank normalises its own images")
+    given = pretrained.load(config.pretrained, config.pretrained_key)
+    if given is not None:
+        config = config.with_weights(f"{given.checksum():08x}")
     config = replace(config, precision=resolve_precision(config.precision, device))
     if config.precision == "bf16" and device.type == "cpu" and not has_bf16(device):
         warnings.warn(
@@ -78,12 +81,14 @@ def _prepare(config: Config, device: torch.device, ranks: Alone) -> Setup:
         )
     data = runs.load_data(config, device)
     shape = runs.shape_of(data)
-    model, guide = runs.build(config, shape, device)
+    model, guide = runs.build(config, shape, device, given)
     training.check_batches(model, data, config.batch_size, ranks)
     dense = runs.dense_ticket(model, guide)
     if any(not bool((scale > 0).all()) for scale in (dense.start.scale or {}).values()):
         raise UserError(f"--init-scale {config.init_scale} gives scales of 0 in single precision; choose a larger one")
-    return Setup(config, data, model, guide, dense, runs.facts(config, shape, device, data.classes), ranks)
+    facts = runs.facts(config, shape, device, data.classes)
+    facts |= {} if given is None else {PRETRAINED: f"{given.checksum():08x}"}
+    return Setup(config, data, model, guide, dense, facts, ranks)
 
 
 def train_levels(

@@ -24,7 +24,11 @@ from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket, all_finite
 
 ORIGINS = ("control", "transplant")
 """Facts of ``config.json`` that say from what, and how, the tickets of a folder were made, if not by pruning."""
-RESUMABLE = {"levels", "data_dir", "run_dir", "device", "on_divergence", "deterministic"}
+PRETRAINED = "pretrained_checksum"
+"""Fact of ``config.json`` that says from which weights a run of ``--pretrained`` began, wherever their file is."""
+RESUMABLE = {
+    "levels", "data_dir", "run_dir", "device", "on_divergence", "deterministic", "pretrained", "pretrained_key",
+}  # fmt: skip
 """Options that may differ when a run is resumed: they say how far, where and how carefully, not what."""
 LATER = {
     "devices": 1, "num_nodes": 1, "strategy": "ddp", "parallel": "data", "sync_batchnorm": False, "kl_warmup_epochs": 0,
@@ -223,6 +227,14 @@ class RunFolder:
         for name in ORIGINS:
             if old.get(name) != facts.get(name):
                 raise UserError(f"--run-dir {self.path} holds tickets of another {name}; choose another --run-dir")
+        if old.get(PRETRAINED) != facts.get(PRETRAINED):
+            there, here = (
+                f"the weights {found[PRETRAINED]}" if PRETRAINED in found else "random values" for found in (old, facts)
+            )
+            raise UserError(
+                f"--run-dir {self.path} was begun from {there}, and --pretrained gives {here}; choose another --run-dir, or the "
+                "run's own weights"
+            )
         if old.get("data") != facts.get("data"):
             raise UserError(
                 f"--run-dir {self.path} was trained on other data than --data-dir {options['data_dir']} holds now; "

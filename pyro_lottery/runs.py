@@ -15,7 +15,20 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from pyro_lottery import data, guides, kernels, layers, masks, nets, prediction, priors, scores, seeds, tickets
+from pyro_lottery import (
+    data,
+    guides,
+    kernels,
+    layers,
+    masks,
+    nets,
+    prediction,
+    pretrained,
+    priors,
+    scores,
+    seeds,
+    tickets,
+)
 from pyro_lottery.config import Config, from_json
 from pyro_lottery.data import Data
 from pyro_lottery.errors import Damaged, UserError
@@ -26,6 +39,7 @@ from pyro_lottery.modes import evaluating
 from pyro_lottery.results import RunFolder
 from pyro_lottery.threads import TURN
 from pyro_lottery.types import LevelResult, Mask, Posterior, Ticket
+from pyro_lottery.weights import Weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,12 +112,16 @@ def load_data(config: Config, device: torch.device, write: bool = True) -> Data:
     )
 
 
-def build(config: Config, shape: Shape, device: torch.device) -> tuple[BayesianClassifier, AutoGuide]:
-    """Model and guide of a config at their initial values, which follow ``config.seed``."""
+def build(
+    config: Config, shape: Shape, device: torch.device, given: Weights | None = None
+) -> tuple[BayesianClassifier, AutoGuide]:
+    """Model and guide of a config at their initial values, which follow ``config.seed``, or are the weights ``given``."""
     sketch(config, shape)
     with TURN, seeds.stream("cpu", config.seed, "init"):
         net = _create(config, shape)
         _try_out(net, config.arch, shape)
+        if given is not None:
+            pretrained.start_from_(net, given)
         if config.sync_batchnorm:
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         point = config.guide == "deterministic"
@@ -333,7 +351,7 @@ class Run:
         return rows[number]
 
     def initial(self, seed: int) -> Ticket:
-        """All weights of the run's network at the initial values that ``seed`` draws."""
+        """All weights of the run's network at the initial values that ``seed`` draws, also of a run from ``--pretrained``."""
         self.vet()
         return dense_ticket(*build(replace(self.config, seed=seed), self.shape, torch.device("cpu")))
 

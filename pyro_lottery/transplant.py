@@ -43,6 +43,7 @@ def transplant_run(run: Run, levels: Iterable[int] | None = None, **options: Any
     run.vet()
     chosen = check_levels(run, levels, lowest=0 if levels else 1)
     own = {"guide": "mean_field", "device": "auto", "run_dir": str(run.folder.derived("transplant").path)}
+    own |= {"pretrained": None, "pretrained_key": None}  # type: ignore[dict-item]  # a ticket holds all values
 
     def ticket(level: int, into: Ticket) -> Ticket:
         source = run.level(level).ticket
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--key", help="the state_dict in a file with several, state_dict_ema say; default: by usual names"
     )
     parser.add_argument("--preset", default="default", help=f"of a file's training: {PRESET_HELP}")
-    parser.add_options(but={"levels"})
+    parser.add_options(but={"levels", "pretrained", "pretrained_key"})
     parser.add_trust_option()
     given = vars(parser.parse_args(arguments))
     source, levels, trust = (given.pop(name) for name in ("source", "levels", "trust_code"))

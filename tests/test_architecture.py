@@ -16,7 +16,7 @@ LAYERS = [
     {"distributions", "weights"},
     {"nets", "data", "handlers", "priors", "metrics", "scores", "masks"},
     {"elbo", "guides", "tickets", "results", "layers"},
-    {"model"},
+    {"model", "pretrained"},
     {"regression"},
     {"prediction", "figures"},
     {"used_weights"},
