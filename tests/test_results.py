@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pyro_lottery as pl
-from pyro_lottery import files, seeds
+from pyro_lottery import files, seeds, weights
 from pyro_lottery.errors import Damaged
 from pyro_lottery.results import LevelFolder, RunFolder
 from pyro_lottery.types import LevelResult, Posterior, Ticket, infinite_info
@@ -337,7 +337,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     with pytest.raises(OSError, match="not a regular file"):
         files.load_tensors(tmp_path / "t.safetensors")
     with pytest.raises(pl.UserError, match="not a regular file"):
-        files.load_state_dict(tmp_path / "t.safetensors")
+        weights.load(tmp_path / "t.safetensors")
 
 
 def test_folders_of_the_first_version_without_checksums_are_read(tmp_path):
