@@ -1,6 +1,6 @@
 """Uncertainty of a run's levels: ``python -m pyro_lottery.evaluate RUN --ood noise permuted --corruptions``.
 
-Per level: accuracy, calibration and its reliability diagram, the entropies, how risk falls when doubtful images are left
+Per level: accuracy, also by class, calibration and its reliability diagram, the entropies, how risk falls when doubtful images are left
 out, metrics against the number of samples; other images told from the run's own; corrupted test images. Tables and
 pictures go to ``RUN/evaluation/``.
 """
@@ -41,7 +41,7 @@ def evaluate(
 ) -> dict[str, Rows]:
     """Measure the uncertainty of ``levels`` (all finished ones) with ``samples`` draws (the run's ``eval_samples``).
 
-    Returns and writes ``uncertainty``, ``samples``, ``selective``, ``reliability`` and, where asked for, ``ood`` with
+    Returns and writes ``uncertainty``, ``classes``, ``samples``, ``selective``, ``reliability`` and, where asked for, ``ood`` with
     ``histogram`` (of the total entropy, of test and other images) and ``corruptions``, each a list of rows; in the files,
     rows of other levels stay. ``data_dir`` is where the run's data lie, if elsewhere now. Everything is drawn from the run's seed, so that it comes out the same again.
     """
@@ -54,7 +54,7 @@ def evaluate(
         raise UserError(f"--ood {run.config.dataset}: these are the images that the run was trained on")
     place, size = data_dir or run.config.data_dir, run.config.image_size
     others = {name: data.out_of_distribution(test, name, place, size) for name in dict.fromkeys(ood)}
-    tables: dict[str, Rows] = {"uncertainty": [], "samples": [], "selective": [], "reliability": []}
+    tables: dict[str, Rows] = {"uncertainty": [], "classes": [], "samples": [], "selective": [], "reliability": []}
     tables |= ({"ood": [], "histogram": []} if others else {}) | ({"corruptions": []} if corruptions else {})
     with run.folder.derived("evaluation").lock(), console.progress() as bar:
         task = bar.add_task("", total=len(chosen) * (1 + len(others) + corruptions * _CORRUPTED))
@@ -84,6 +84,7 @@ def _of_level(
     correct = predicted == test.labels
     entropies = {name: float(getattr(inside, name).mean()) for name in ("total", "aleatoric", "epistemic")}
     yield "uncertainty", [measured | entropies | {"aurc": metrics.aurc(confidence, correct)}]
+    yield "classes", _by_class(predicted, test.labels, network.classes or tuple(map(str, range(inside.probs.shape[1]))))
     risk = metrics.selective(confidence, correct)
     kept = [max(1, round(coverage * len(risk))) for coverage in COVERAGES]
     yield "selective", [{"coverage": k / len(risk), "accuracy": 1 - float(risk[k - 1])} for k in kept]
@@ -107,6 +108,17 @@ def _of_level(
                 changed = data.corrupt(test, kind, severity)
                 found = metrics.all_metrics(predictive(changed).probs, changed.labels)
                 yield "corruptions", [{"corruption": kind, "severity": severity} | found]
+
+
+def _by_class(predicted: Tensor, labels: Tensor, names: Sequence[str]) -> Rows:
+    """How many test images a class has, the share of them that is recognised, and how many images are taken for it."""
+    rows: Rows = []
+    for label, name in enumerate(names):
+        found = predicted[labels == label] == label
+        accuracy = float(found.double().mean()) if len(found) else math.nan
+        taken = int((predicted == label).sum())
+        rows.append({"label": label, "class": name, "images": len(found), "accuracy": accuracy, "predicted": taken})
+    return rows
 
 
 def _scores(inside: Predictive, outside: Predictive) -> Iterator[tuple[str, Tensor, Tensor]]:

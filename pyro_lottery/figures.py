@@ -97,8 +97,17 @@ def draw_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, A
         for look, column in enumerate(("total", "aleatoric", "epistemic")):
             _line(axes, rows, "density", column, look, label=f"{column} entropy (nats)")
 
+    def classes(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+        _by(axes, rows, "level", "label", "accuracy")
+        last = _last(rows)
+        if len(last) <= 30:  # more names would cover each other
+            names = [str(row["class"])[:20].replace("$", r"\$") for row in last]
+            axes.set_xticks([row["label"] for row in last], names, rotation=90)
+        axes.set_xlabel("class")
+
     drawn = {
         "uncertainty": entropies,
+        "classes": classes,
         "samples": lambda axes, rows: _by(axes, rows, "level", "samples", "nll"),
         "selective": lambda axes, rows: _by(axes, rows, "level", "coverage", "accuracy"),
         "reliability": reliability,
@@ -107,7 +116,8 @@ def draw_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, A
         "corruptions": lambda axes, rows: _by(axes, _last(rows), "corruption", "severity", "accuracy"),
     }
     titles = {
-        "uncertainty": "entropy of the predictive", "samples": "NLL against posterior samples, by level",
+        "uncertainty": "entropy of the predictive", "classes": "accuracy by class and level",
+        "samples": "NLL against posterior samples, by level",
         "selective": "accuracy on the most confident images, by level",
         "ood": "AUROC of other images, by total entropy", "corruptions": "accuracy on corrupted images, last level",
         "reliability": "accuracy against confidence, by level",

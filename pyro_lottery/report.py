@@ -91,10 +91,13 @@ def _section(run: Run) -> dict[str, Any]:
         ("Calibration errors.", lambda axes: draw.calibration(run, axes)),
         ("Density per layer, from the first level (light) to the last (black).", lambda axes: draw.layers(run, axes)),
     ]
+    names = run.classes or ()
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    classes = f"; {len(names)} classes: {', '.join(names[:20])}{more}" if names else ""
     origin = f", {run.folder.origin}: {run.folder.config[run.folder.origin]}" if run.folder.origin else ""
     return {
         "name": name,
-        "summary": f"{config.arch} on {config.data_name}, guide {config.guide}, score {config.score}, seed {config.seed}{origin}",
+        "summary": f"{config.arch} on {config.data_name}, guide {config.guide}, score {config.score}, seed {config.seed}{origin}{classes}",
         "rows": cells,
         "figures": [
             {"svg": _svg(f"{name}{place}", picture, (5.2, 3.6)), "caption": caption}

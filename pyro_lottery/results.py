@@ -256,6 +256,8 @@ class RunFolder:
                         "now may differ in its last bits",
                         stacklevel=2,
                     )
+        if old.get("classes") not in (None, facts.get("classes")):
+            warnings.warn(f"{self.path} was begun when the classes had the names {old['classes']}", stacklevel=2)
         if type(old["levels"]) is not int:
             raise UserError(f"{self.path / 'config.json'}: levels is {old['levels']!r}, not a whole number")
         self._drop_damaged(options, levels)
@@ -366,7 +368,8 @@ class RunFolder:
         path.parent.mkdir(exist_ok=True)
         if path.exists():
             with suppress(ValueError, KeyError, TypeError):  # of a table that is none, nothing is kept
-                old = pd.read_csv(path)
+                # a class may have the name NA, or 1
+                old = pd.read_csv(path, dtype={"class": str}, keep_default_na=False, na_values=[""])
                 found = pd.concat([old[~old["level"].isin(found["level"])], found]).sort_values("level", kind="stable")
         files.write_atomic(path, found.to_csv(index=False).encode())
         return found.to_dict("records")  # type: ignore[return-value]

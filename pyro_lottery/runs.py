@@ -212,6 +212,8 @@ class TrainedNetwork:
     mask: Mask
     level: int
     precision: str
+    classes: tuple[str, ...] | None = None
+    """Names of the columns of the probabilities, where they are known."""
 
     def predict(
         self, images: prediction.Images, num_samples: int = 10, seed: int = 0, *, aggregate: bool = True
@@ -297,7 +299,7 @@ class Level:
         guides.set_posterior_(guide, posterior)
         model.load_net_state(net)
         prediction.channels_last_(model)
-        return TrainedNetwork(model, guide, ticket.mask, self.number, config.precision)
+        return TrainedNetwork(model, guide, ticket.mask, self.number, config.precision, self._run.classes)
 
 
 class Run:
@@ -327,6 +329,20 @@ class Run:
                 f"{self.folder.path / 'config.json'} names code to import, {', '.join(named)}; if you trust it, say "
                 "--trust-code, or load_run(path, trust_code=True)"
             )
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes in the order of their labels; None where the run does not know them."""
+        names = self.folder.config.get("classes")
+        if names is None:
+            return None
+        if not isinstance(names, list) or not all(isinstance(name, str) and name.isprintable() for name in names):
+            raise UserError(f"{self.folder.path / 'config.json'}: classes is {names!r}; expected a list of names")
+        if len(names) != self.shape.num_classes:
+            raise UserError(
+                f"{self.folder.path / 'config.json'} names {len(names)} classes of {self.shape.num_classes}"
+            )
+        return tuple(names)
 
     @property
     def results(self) -> pd.DataFrame:

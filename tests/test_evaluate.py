@@ -35,6 +35,17 @@ def test_selective_prediction_ends_at_the_accuracy(run, tables):
         assert rows[-1]["accuracy"] == pytest.approx(run.results["test_accuracy"][level])
 
 
+def test_accuracies_by_class_sum_up_to_the_accuracy(run, tables):
+    labels = run.load_data().test.labels
+    for uncertain in tables["uncertainty"]:
+        rows = [row for row in tables["classes"] if row["level"] == uncertain["level"]]
+        assert [row["class"] for row in rows] == list("0123456789") == list(run.classes)
+        assert [row["images"] for row in rows] == labels.bincount(minlength=10).tolist()
+        assert sum(row["predicted"] for row in rows) == len(labels)
+        right = sum(row["images"] * row["accuracy"] for row in rows)
+        assert right / len(labels) == pytest.approx(uncertain["accuracy"])
+
+
 def test_the_reliability_diagram_sums_up_to_the_errors(run, tables):
     for uncertain in tables["uncertainty"]:
         rows = [row for row in tables["reliability"] if row["level"] == uncertain["level"]]

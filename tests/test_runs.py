@@ -196,6 +196,34 @@ def test_a_run_on_another_machine_is_told_where_its_data_are_and_checks_them(tmp
     assert not (tmp_path / "run" / "controls" / "shuffle_even").exists()
 
 
+def test_a_run_knows_the_names_of_its_classes(tmp_path):
+    tree(tmp_path / "data", sizes=((8, 8), (8, 8)))
+    for part in ("train", "test"):
+        (tmp_path / "data" / part / "cat").rename(tmp_path / "data" / part / "NA")  # pandas would read a missing value
+    options = {"dataset": "folder", "data_dir": str(tmp_path / "data"), "train_size": None, "levels": 1, "epochs": 1}
+    config = Config(**SMALL | options | {"run_dir": str(tmp_path / "run")})
+    run = imp.run_imp(config)
+    assert run.folder.config["classes"] == ["NA", "dog"]
+    assert run.classes == run.level(0).load_model().classes == ("NA", "dog")
+    for level in (0, 1):  # the second is added to the table of the first
+        evaluate.evaluate(run, [level], samples=1)
+    table = (run.folder.path / "evaluation" / "classes.csv").read_text().splitlines()
+    assert table[0] == "level,density,num_samples,label,class,images,accuracy,predicted"
+    assert [line.split(",")[3:6] for line in table[1:]] == 2 * [["0", "NA", "3"], ["1", "dog", "3"]]
+    assert "; 2 classes: NA, dog" in report.report([run])
+    for part in ("train", "test"):
+        (tmp_path / "data" / part / "NA").rename(tmp_path / "data" / part / "cat")
+    with pytest.warns(UserWarning, match=r"begun when the classes had the names \['NA', 'dog'\]"):
+        imp.run_imp(config)
+
+
+@pytest.mark.parametrize("names", ["cat dog", ["0"] * 9, [1] * 10, ["\x1b[2J", *"123456789"]])
+def test_names_of_classes_that_cannot_be_are_refused(names, run, tmp_path):
+    RunFolder(tmp_path)._write_config(run.folder.config | {"classes": names})
+    with pytest.raises(pl.UserError, match=r"config\.json.* classes"):
+        _ = pl.load_run(tmp_path).classes
+
+
 def test_files_that_do_not_belong_together_make_no_network(run, tmp_path):
     shutil.copytree(run.folder.path, tmp_path / "run")
     shutil.copy(tmp_path / "run/level_00/ticket.safetensors", tmp_path / "run/level_01/ticket.safetensors")
