@@ -7,7 +7,7 @@ from pyro_lottery.errors import UserError
 from pyro_lottery.guides import posterior
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork, bayesianize_
 from pyro_lottery.nets import create_model, list_models
-from pyro_lottery.prediction import predict, predict_mean
+from pyro_lottery.prediction import predict, predict_mean, predictive
 from pyro_lottery.regression import BayesianRegressor
 from pyro_lottery.runs import load_run
 from pyro_lottery.tickets import compare
@@ -42,6 +42,7 @@ __all__ = [
     "posterior",
     "predict",
     "predict_mean",
+    "predictive",
     "preset",
     "priors",
     "scores",

@@ -20,7 +20,6 @@ from pyro.nn.module import pyro_method, to_pyro_module_
 from torch import Tensor, nn
 
 from pyro_lottery import guides, trees
-from pyro_lottery.distributions import base
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import not_hidden
 from pyro_lottery.handlers.used_weights import mask_what_is_used_
@@ -33,6 +32,7 @@ from pyro_lottery.layers import (
     second_names,
     what_density_is_of,
 )
+from pyro_lottery.likelihoods import checked_targets, elementary, mean_of
 from pyro_lottery.names import LIKELIHOOD, check_same
 from pyro_lottery.own_parameters import keep_parameters_
 from pyro_lottery.priors import AnyPrior, OneSite, Prior, SitePrior, detached, normal, of_sites
@@ -299,8 +299,10 @@ class BayesianNetwork(nn.Module):
         """
         path, name = next(iter(self._sites.values()))
         dtype = getattr(self.net.get_submodule(path), f"{name}_init").dtype
-        if dtype == torch.float64:  # images are float32
-            x = trees.map_tensors(lambda t: t.double() if t.is_floating_point() else t, x)
+        # images are float32, and arrays of numpy float64
+        x = trees.map_tensors(
+            lambda t: t.to(dtype) if t.is_floating_point() and torch.float64 in (t.dtype, dtype) else t, x
+        )
         trees.count(x)
         if isinstance(x, Mapping):
             return one_tensor(self.net(**x))
@@ -310,16 +312,19 @@ class BayesianNetwork(nn.Module):
         """The distribution of one target per example given the network's output: of batch shape [n]."""
         raise NotImplementedError
 
+    def expected(self, output: Tensor) -> Tensor:
+        """E[y] given the network's output: [n, ...]; of a classifier the classes' probabilities [n, classes]. NaN where the
+        likelihood has no mean.
+        """
+        return mean_of(self.likelihood(output), output)
+
     def tally(self, output: Tensor, targets: Tensor) -> Tensor:
         """What training sums over a batch to tell how good predictions are, as a scalar.
 
         For a classifier the number of right predictions; for others the sum over examples of the squared error of the
         likelihood's mean, averaged over a target's elements: NaN where the likelihood has no mean.
         """
-        try:
-            error = self.likelihood(output).mean - targets.to(output.dtype)
-        except NotImplementedError:
-            return output.new_tensor(math.nan)
+        error = self.expected(output) - targets.to(output.dtype)
         return error.square().reshape(len(error), -1).mean(1).sum()
 
     def forward(self, x: Any = None, y: Tensor | None = None) -> Tensor | None:
@@ -381,21 +386,8 @@ class BayesianNetwork(nn.Module):
         return found
 
     def checked_targets(self, y: Tensor, likelihood: Any, output: Tensor) -> Tensor:
-        """Targets as ``likelihood`` takes them; ``UserError`` for those of another shape, which it would broadcast.
-
-        Shapes and dtypes alone are looked at, so that a GPU is not waited for.
-        """
-        if not isinstance(y, Tensor) or y.is_complex():
-            what = str(y.dtype) if isinstance(y, Tensor) else f"a {type(y).__name__}"
-            raise UserError(f"targets must be a tensor of real numbers, got {what}")
-        wanted = tuple(likelihood.shape())
-        if tuple(y.shape) != wanted:
-            raise UserError(f"targets are {tuple(y.shape)}, but the likelihood is of {wanted}{_remedy(y, wanted)}")
-        if isinstance(base(likelihood), dist.Categorical):  # which cuts 0.9 to 0
-            if y.is_floating_point():
-                raise UserError(f"labels must be integers from 0 to classes − 1, got {y.dtype}; give y.long()")
-            return y.long()
-        return y if y.is_floating_point() else y.to(output.dtype)
+        """Targets as ``likelihood`` takes them; ``UserError`` for those of another shape or kind."""
+        return checked_targets(y, likelihood, output.dtype)
 
 
 def one_tensor(output: Any) -> Tensor:
@@ -410,17 +402,6 @@ def one_tensor(output: Any) -> Tensor:
     return output if output.dtype == torch.float64 else output.float()
 
 
-def _remedy(y: Tensor, wanted: tuple[int, ...]) -> str:
-    """What would make targets of the shape that is wanted, if that is plain."""
-    if (*y.shape, 1) == wanted:
-        return f": give y[{':, ' * y.ndim}None]"
-    if tuple(y.shape) == (*wanted, 1):
-        return ": give y.squeeze(-1)"
-    if y.ndim and len(y) != wanted[0]:
-        return f": {len(y)} targets for {wanted[0]} examples"
-    return ""
-
-
 def _by_group(groups: Mapping[str, Sites]) -> Sites:
     return {f"{group}/{name}": value for group, sites in groups.items() for name, value in sites.items()}
 
@@ -431,17 +412,27 @@ class BayesianClassifier(BayesianNetwork):
     task = "classification"
 
     def likelihood(self, output: Tensor) -> dist.TorchDistribution:
-        if output.ndim != 2 or output.shape[1] < 2:
-            raise UserError(
-                f"a classifier's outputs must be logits [n, classes] of at least two classes, got {tuple(output.shape)}; "
-                "for other targets (one logit, several labels, one class per pixel) subclass pl.BayesianNetwork"
-            )
-        return dist.Categorical(logits=output)
+        return dist.Categorical(logits=_logits(output))
 
     def checked_targets(self, y: Tensor, likelihood: Any, output: Tensor) -> Tensor:
         if isinstance(y, Tensor) and y.shape == output.shape:
             raise UserError(f"labels are {tuple(y.shape)}, one-hot or probabilities; give y.argmax(1), of ({len(y)},)")
         return super().checked_targets(y, likelihood, output)
 
+    def expected(self, output: Tensor) -> Tensor:
+        if type(self).likelihood is BayesianClassifier.likelihood:
+            return _logits(output).softmax(-1)
+        return elementary(self.likelihood(output)).probs
+
     def tally(self, output: Tensor, targets: Tensor) -> Tensor:
-        return (output.argmax(-1) == targets.long()).sum()
+        found = output if type(self).likelihood is BayesianClassifier.likelihood else self.expected(output)
+        return (found.argmax(-1) == targets.long()).sum()
+
+
+def _logits(output: Tensor) -> Tensor:
+    if output.ndim != 2 or output.shape[1] < 2:
+        raise UserError(
+            f"a classifier's outputs must be logits [n, classes] of at least two classes, got {tuple(output.shape)}; "
+            "for other targets (one logit, several labels, one class per pixel) subclass pl.BayesianNetwork"
+        )
+    return output

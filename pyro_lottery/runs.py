@@ -215,27 +215,33 @@ class TrainedNetwork:
     classes: tuple[str, ...] | None = None
     """Names of the columns of the probabilities, where they are known."""
 
-    def predict(
-        self, images: prediction.Images, num_samples: int = 10, seed: int = 0, *, aggregate: bool = True
-    ) -> Tensor:
-        """Class probabilities [n, classes] of normalised ``images``; one seed gives the same bits every time (CPU).
+    def predict(self, x: prediction.Inputs, num_samples: int = 10, seed: int = 0, *, aggregate: bool = True) -> Tensor:
+        """Class probabilities [n, classes] of normalised images ``x``, or E[y | x]; one seed gives the same bits every time
+        (CPU).
 
         With the run's own seed, ``eval_samples`` and test images they are those that ``results.csv`` was measured on. With
         ``aggregate=False`` those of every draw, [samples, n, classes].
         """
         with TURN, sparsify(self.mask), self._draws(seed):
             return prediction.predict(
-                self.model, self.guide, images, num_samples, precision=self.precision, aggregate=aggregate
+                self.model, self.guide, x, num_samples, precision=self.precision, aggregate=aggregate
             )
 
+    def predictive(
+        self, x: prediction.Inputs, num_samples: int = 10, seed: int = 0
+    ) -> prediction.Predictive | prediction.Mixture:
+        """What the draws of :meth:`predict` say of ``x``: probabilities and entropies, or of real targets a mixture."""
+        with TURN, sparsify(self.mask), self._draws(seed):
+            return prediction.predictive(self.model, self.guide, x, num_samples, precision=self.precision)
+
     def predictives(
-        self, images: prediction.Images, num_samples: int = 10, seed: int = 0
+        self, x: prediction.Inputs, num_samples: int = 10, seed: int = 0
     ) -> Iterator[prediction.Predictive]:
-        """What 1, 2, ... ``num_samples`` draws say of ``images``: probabilities, total, aleatoric and epistemic entropy.
+        """What 1, 2, ... ``num_samples`` draws say of ``x``: probabilities, total, aleatoric and epistemic entropy.
 
         Threads take turns, draw by draw, and get the bits that they would get one after the other.
         """
-        every = prediction.predictives(self.model, self.guide, images, num_samples, precision=self.precision)
+        every = prediction.predictives(self.model, self.guide, x, num_samples, precision=self.precision)
         pruned, draws = sparsify(self.mask), self._draws(seed)
         while True:
             with TURN, pruned, draws:  # around each step: what the caller does in between is not masked
@@ -247,10 +253,10 @@ class TrainedNetwork:
     def _draws(self, seed: int) -> seeds.Stream:
         return seeds.Stream(next(iter(self.guide.parameters())).device, seed, "predict", self.level)
 
-    def predict_mean(self, images: prediction.Images) -> Tensor:
-        """Class probabilities [n, classes] of the mean weights."""
+    def predict_mean(self, x: prediction.Inputs) -> Tensor:
+        """Class probabilities [n, classes], or E[y | x], of the mean weights."""
         with TURN, sparsify(self.mask):
-            return prediction.predict_mean(self.model, self.guide, images, precision=self.precision)
+            return prediction.predict_mean(self.model, self.guide, x, precision=self.precision)
 
 
 class Level:

@@ -115,3 +115,32 @@ class Stream:
     def __exit__(self, *exception: object) -> None:
         with TURN:
             self._swap()
+
+
+class Replay(Stream):
+    """A :class:`Stream` that begins where the global generators are, and whose :meth:`mark` brings back, whenever one is
+    passed again, the state in which it was passed first.
+    """
+
+    def __init__(self, device: torch.device | str):
+        self.device = torch.device(device)
+        self._states = self._now()
+        self._marks: dict[int, list[Tensor]] = {0: self._now()}
+
+    def _now(self) -> list[Tensor]:
+        return [torch.get_rng_state() if d.type == "cpu" else torch.cuda.get_rng_state(d) for d in self._devices]
+
+    def mark(self, number: int) -> None:
+        """Within the stream: go back to where ``number`` was first passed, or note that it is passed here."""
+        if number not in self._marks:
+            self._marks[number] = self._now()
+            return
+        for state, device in zip(self._marks[number], self._devices, strict=True):
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(state, device)
+            else:
+                torch.set_rng_state(state)
+
+    def keep(self) -> None:
+        """Outside: leave the global generators where the stream is."""
+        self._swap()

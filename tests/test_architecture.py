@@ -14,7 +14,7 @@ LAYERS = [
     {"files", "imports", "kernels", "ranks", "own_parameters", "modes", "trees"},
     {"types", "sealed"},
     {"distributions", "weights"},
-    {"nets", "data", "handlers", "priors", "metrics", "scores", "masks"},
+    {"nets", "data", "handlers", "priors", "metrics", "scores", "masks", "likelihoods", "inputs"},
     {"elbo", "guides", "tickets", "results", "layers"},
     {"model", "pretrained"},
     {"regression"},

@@ -1,9 +1,13 @@
 import subprocess
 import sys
 
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_lottery as pl
 from pyro_lottery import prediction
@@ -104,14 +108,179 @@ def test_frozen_modules_stay_frozen(tiny_model, tiny_data):
     assert not tiny_model.net.bn.training
 
 
-def test_a_regressor_has_no_class_probabilities(tiny_data):
-    from tests.conftest import TinyNet
+class Labels(pl.BayesianNetwork):
+    def likelihood(self, output):
+        return dist.Bernoulli(logits=output).to_event(1)
 
-    model = pl.BayesianRegressor(TinyNet(), num_data=1, noise_scale=1.0)
-    guide = pl.guides.mean_field(model)
-    for predict in (pl.predict, pl.predict_mean):
-        with pytest.raises(pl.UserError, match="has no class probabilities"):
-            predict(model, guide, tiny_data.test)
+
+class Counts(pl.BayesianNetwork):
+    def likelihood(self, output):
+        return dist.Poisson(output[:, 0].exp())
+
+
+class Heavy(pl.BayesianNetwork):
+    def likelihood(self, output):
+        return dist.StudentT(5.0, output, 0.5).to_event(1)
+
+
+class Positive(pl.BayesianNetwork):
+    def likelihood(self, output):
+        return dist.LogNormal(output, 0.5).to_event(1)
+
+
+LIKELIHOODS = {
+    Labels: lambda out: out.sigmoid(),
+    Counts: lambda out: out[:, 0].exp(),
+    Heavy: lambda out: out,
+    Positive: lambda out: (out + 0.125).exp(),
+    lambda net, num_data: pl.BayesianRegressor(net, num_data=num_data, noise_scale="learned"): lambda out: out,
+    lambda net, num_data: pl.BayesianRegressor(net, num_data=num_data, noise_scale="predicted"): lambda out: out[:, :1],
+}
+
+
+@pytest.mark.parametrize("make", LIKELIHOODS)
+def test_predictions_of_any_likelihood_are_its_means(make):
+    model = make(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), num_data=9)
+    guide, x = pl.guides.mean_field(model, init_scale=0.3), torch.randn(9, 3)
+    torch.manual_seed(5)
+    weights = [guide() for _ in range(4)]
+    with torch.no_grad():
+        outs = []
+        for drawn in weights:
+            with poutine.condition(data=drawn):
+                outs.append(model.outputs(x))
+        expected = torch.stack([LIKELIHOODS[make](out) for out in outs])
+        likelihoods = [model.likelihood(out) for out in outs]
+    torch.manual_seed(5)
+    mean = pl.predict(model, guide, x, 4)
+    assert not mean.requires_grad
+    torch.testing.assert_close(mean, expected.mean(0))
+    torch.manual_seed(5)
+    torch.testing.assert_close(pl.predict(model, guide, x, 4, aggregate=False), expected)
+    torch.manual_seed(5)
+    found = pl.predictive(model, guide, x, 4)
+    torch.testing.assert_close(found.mean, mean)
+    torch.testing.assert_close(found.epistemic, expected.std(0, correction=0))
+    torch.testing.assert_close(found.aleatoric, torch.stack([each.variance for each in likelihoods]).mean(0).sqrt())
+    torch.testing.assert_close(found.total.square(), found.aleatoric.square() + found.epistemic.square())
+    y = likelihoods[0].sample()
+    each = torch.stack([likelihood.log_prob(y) for likelihood in likelihoods])
+    torch.testing.assert_close(found.log_prob(y), each.exp().mean(0).log(), rtol=1e-5, atol=1e-5)
+    lower, upper = found.interval(0.9)
+    assert lower.shape == upper.shape == y.shape == mean.shape
+    assert bool((lower <= upper).all())
+    torch.testing.assert_close(pl.predict_mean(model, guide, x), pl.predict(model, pl.guides.deterministic(model), x))
+
+
+def test_a_predictive_keeps_its_noise_while_the_model_trains_on():
+    model = pl.BayesianRegressor(nn.Linear(3, 2), num_data=9, noise_scale=nn.Parameter(torch.ones(2)))
+    found = pl.predictive(model, pl.guides.mean_field(model), torch.randn(4, 3), 2)
+    with torch.no_grad():
+        model.noise_scale.fill_(5.0)
+    assert found.aleatoric.tolist() == [[1.0, 1.0]] * 4
+
+
+def test_a_classifiers_predictive_is_the_last_of_all():
+    model = pl.BayesianClassifier(nn.Linear(3, 4), num_data=9)
+    guide, x = pl.guides.mean_field(model, init_scale=1.0), torch.randn(9, 3)
+    torch.manual_seed(2)
+    expected = list(prediction.predictives(model, guide, x, 5))[-1]
+    for given in (x, DataLoader(TensorDataset(x, torch.zeros(9)), batch_size=4)):
+        torch.manual_seed(2)
+        found = pl.predictive(model, guide, given, 5)
+        assert found.num_samples == 5
+        torch.testing.assert_close(found.probs, expected.probs)
+        torch.testing.assert_close(found.aleatoric, expected.aleatoric)
+    with pytest.raises(pl.UserError, match=r"use pl\.predictive"):
+        next(prediction.predictives(model, guide, DataLoader(x), 5))
+    regressor = pl.BayesianRegressor(nn.Linear(3, 4), num_data=9, noise_scale=1.0)
+    with pytest.raises(pl.UserError, match=r"use pl\.predictive"):
+        next(prediction.predictives(regressor, pl.guides.mean_field(regressor), x, 5))
+
+
+class Loud:
+    """Batches that are counted, and that use torch's random numbers as a loader with augmentation does."""
+
+    def __init__(self, x, size):
+        self.x, self.size, self.reads = x, size, 0
+
+    def __iter__(self):
+        self.reads += 1
+        torch.rand(3)
+        for part in self.x.split(self.size):
+            torch.rand(5)
+            yield part, torch.zeros(len(part))
+
+
+@pytest.mark.parametrize("aggregate", [True, False])
+def test_a_loader_is_read_once_under_the_draws_of_a_tensor(aggregate, tiny_model, tiny_data):
+    guide, x = pl.guides.mean_field(tiny_model, init_scale=1.0), tiny_data.test[:]
+    loader = Loud(x, 7)
+    torch.manual_seed(3)
+    whole = pl.predict(tiny_model, guide, x, 4, batch_size=7, aggregate=aggregate)
+    after = torch.rand(2)
+    torch.manual_seed(3)
+    found = pl.predict(tiny_model, guide, loader, 4, aggregate=aggregate)
+    assert torch.equal(found, whole)
+    assert torch.equal(torch.rand(2), after), "the next draws are others"
+    assert loader.reads == 1
+    mean = pl.predict_mean(tiny_model, guide, x, batch_size=7)
+    assert torch.equal(pl.predict_mean(tiny_model, guide, loader), mean)
+    workers = DataLoader(TensorDataset(x, torch.zeros(len(x))), batch_size=7)
+    torch.manual_seed(3)
+    assert torch.equal(pl.predict(tiny_model, guide, workers, 4, aggregate=aggregate), whole)
+
+
+def test_every_draw_is_used_for_all_batches_of_a_network_that_draws_numbers_itself():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(1, 1, bias=False)
+
+        def forward(self, x):
+            torch.rand(len(x))
+            return self.out(x)
+
+    model = pl.BayesianRegressor(Noisy(), num_data=9, noise_scale=1.0)
+    guide = pl.guides.mean_field(model, init_scale=1.0)
+    batches = iter([torch.ones(2, 1), torch.ones(3, 1), torch.ones(1, 1)])
+    found = pl.predict(model, guide, batches, 3, aggregate=False)
+    assert found.shape == (3, 6, 1)
+    assert torch.equal(found, found[:, :1].expand(3, 6, 1))
+    assert len(set(found[:, 0, 0].tolist())) == 3
+
+
+def test_several_inputs_are_predicted_in_slices_and_from_a_loader():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(3, 1), nn.Linear(2, 1)
+
+        def forward(self, a, b):
+            return self.left(a) + self.right(b)
+
+    model = pl.BayesianRegressor(Two(), num_data=9, noise_scale=1.0)
+    guide = pl.guides.deterministic(model)
+    a, b = torch.randn(9, 3), torch.randn(9, 2)
+    whole = pl.predict(model, guide, (a, b))
+    assert whole.shape == (9, 1)
+    loader = DataLoader([({"a": u, "b": v}, 0.0) for u, v in zip(a, b, strict=True)], batch_size=4)
+    for x in ([a, b], {"b": b, "a": a}, (a.double().numpy(), b.numpy()), loader):
+        torch.testing.assert_close(pl.predict(model, guide, x, batch_size=4), whole)
+
+
+def test_what_was_not_normalised_is_named(tiny_model, tiny_data):
+    guide = pl.guides.mean_field(tiny_model)
+    with pytest.raises(pl.UserError, match=r"cannot take uint8 inputs .* give a split, as data\.test"):
+        pl.predict(tiny_model, guide, tiny_data.test.inputs)
+    whole = pl.predict_mean(tiny_model, guide, tiny_data.test)
+    for x in (
+        tiny_data.test[:],
+        tiny_data.test[:].double(),
+        tiny_data.test[:].numpy(),
+        tiny_data.test[:].double().numpy(),
+    ):
+        torch.testing.assert_close(pl.predict_mean(tiny_model, guide, x), whole)
 
 
 def test_peak_memory_does_not_grow_with_the_samples():

@@ -1,0 +1,96 @@
+"""What is predicted: tensors, trees of them and splits, which are held in memory, or a loader, which is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+
+from pyro_lottery import trees
+from pyro_lottery.errors import UserError
+
+_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+def is_loader(x: Any) -> bool:
+    """Whether ``x`` gives batches: any iterable but tensors, arrays, what is indexed by slices, and tuples, mappings and
+    lists of tensors, which are the inputs of one network.
+
+    Raises ``UserError`` for what is neither.
+    """
+    if isinstance(x, Dataset):
+        raise UserError(f"a {type(x).__name__} gives single examples; give DataLoader(dataset, batch_size=500)")
+    if isinstance(x, list):
+        return not all(isinstance(part, Tensor | np.ndarray) for part in x)
+    if isinstance(x, Tensor | np.ndarray | tuple | Mapping) or (hasattr(x, "__getitem__") and isinstance(x, Sized)):
+        return False
+    if not isinstance(x, Iterable):
+        raise UserError(f"inputs are a {type(x).__name__}; give tensors, a split of a Data, or a loader of batches")
+    return True
+
+
+def slices(x: Any, batch_size: int, device: torch.device) -> Iterator[Any]:
+    """``batch_size`` examples after the other of inputs held in memory, on ``device``."""
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    x = as_tensors(x)
+    split = not isinstance(x, Tensor | tuple | list | Mapping)
+    count = len(x) if split else trees.count(x)
+    if not count:
+        raise UserError("there are no examples to predict")
+    for start in range(0, count, batch_size):
+        index = slice(start, start + batch_size)
+        part = x[index] if split else trees.map_tensors(lambda t: t[index], x)  # noqa: B023
+        yield trees.map_tensors(lambda t: t.to(device), part)
+
+
+def batches(loader: Any, device: torch.device) -> Iterator[Any]:
+    """The inputs of every batch, x or (x, y), on ``device``; ``UserError`` for a loader whose order nobody knows."""
+    _check_order(loader)
+    empty = True
+    for batch in loader:
+        x, empty = as_tensors(_inputs(batch)), False
+        trees.count(x)
+        yield trees.map_tensors(lambda t: t.to(device), x)
+    if empty:
+        raise UserError("the loader gives no batch to predict")
+
+
+def as_tensors(x: Any) -> Any:
+    """``x`` with tensors for the numpy arrays in it."""
+    if isinstance(x, np.ndarray):
+        return torch.as_tensor(np.ascontiguousarray(x))
+    if isinstance(x, Mapping):
+        return {key: as_tensors(value) for key, value in x.items()}
+    if isinstance(x, tuple | list) and not hasattr(x, "_fields"):
+        return type(x)(as_tensors(part) for part in x)
+    return x
+
+
+def _inputs(batch: Any) -> Any:
+    if not isinstance(batch, tuple | list):
+        return batch
+    if len(batch) not in (1, 2):
+        raise UserError(
+            f"a batch must be x or (x, y), got {len(batch)} parts; several inputs belong into x, as a tuple or a dict"
+        )
+    return batch[0]
+
+
+def _check_order(loader: Any) -> None:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    samplers = (getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None))
+    if getattr(loader, "shuffles", False) or any(isinstance(sampler, _SHUFFLING) for sampler in samplers):
+        raise UserError(
+            "the loader shuffles, so nobody could tell which prediction is of which example; give shuffle=False"
+        )
+    if isinstance(loader, DataLoader) and getattr(batch_sampler, "drop_last", False):
+        size, count = batch_sampler.batch_size, len(samplers[1])  # type: ignore[union-attr, arg-type]
+        if count % size:
+            raise UserError(
+                f"the loader leaves out the last {count % size} of {count} examples; give drop_last=False to predict all"
+            )
