@@ -506,8 +506,9 @@ def command_lines(draw: Any, run: Path) -> tuple[str, list[str]]:
         if name == "controls" and draw(st.booleans()):
             options["control"] = draw(st.sampled_from(["reinit", "shuffle_global", "no"]))
     arguments = [] if name in ("imp", "sites") else [source]
+    lacking = draw(st.sampled_from([*3 * [""], *options]))  # at most one option has no value
     for option, value in options.items():
-        arguments += [f"--{option.replace('_', '-')}"] + ([] if draw(st.integers(0, 19)) == 0 else [value])
+        arguments += [f"--{option.replace('_', '-')}"] + ([] if option == lacking else [value])
     return name, arguments
 
 
