@@ -4,6 +4,7 @@ from pyro_lottery import data, draw, guides, handlers, masks, metrics, priors, s
 from pyro_lottery.config import Config, preset
 from pyro_lottery.elbo import ELBO
 from pyro_lottery.errors import UserError
+from pyro_lottery.find import find_tickets
 from pyro_lottery.guides import posterior
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork, bayesianize_
 from pyro_lottery.nets import create_model, list_models
@@ -33,6 +34,7 @@ __all__ = [
     "create_model",
     "data",
     "draw",
+    "find_tickets",
     "guides",
     "handlers",
     "list_models",

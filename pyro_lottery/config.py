@@ -148,7 +148,7 @@ class Config:
                 expected = f"{'a list of ' if meta['many'] else ''}{_KINDS[meta['kind']]}"
                 raise UserError(f"--{_dashed(f.name)} must be {expected}, got {value!r}") from None
             object.__setattr__(self, f.name, value)
-            if meta["choices"] and value not in meta["choices"]:
+            if meta["choices"] and value not in meta["choices"] and (f.name, value) != ("dataset", data.OWN):
                 raise unknown(f"--{_dashed(f.name)}", str(value), meta["choices"])
             if meta["check"] and not meta["check"][0](value):
                 raise UserError(f"--{_dashed(f.name)} must be {meta['check'][1]}, got {_text(value)}")

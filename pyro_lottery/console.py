@@ -61,17 +61,27 @@ class LevelDisplay:
 
 def results_table(rows: list[LevelResult]) -> Table:
     """The finished levels as a table for the terminal."""
-    names = ("level", "density %", "remaining", "accuracy %", "max %", "nll", "mace", "seconds", "ms/step")
+    real = any(r.is_regression for r in rows)
+    measured = ("rmse", "nll", "coverage 95 %") if real else ("accuracy %", "max %", "nll", "mace")
+    names = ("level", "density %", "remaining", *measured, "seconds", "ms/step")
     table = Table(*names, box=None, padding=(0, 1, 0, 0), header_style="bold")
     for column in table.columns:
         column.justify, column.no_wrap = "right", True
     for r in rows:
         table.add_row(
-            str(r.level), f"{100 * r.density:.2f}", f"{r.remaining:,}", f"{100 * r.test_accuracy:.2f}",
-            f"{100 * r.max_test_accuracy:.2f}", f"{r.nll:.4f}", f"{r.mace:.4f}", f"{r.train_seconds:.0f}",
+            str(r.level), f"{100 * r.density:.2f}", f"{r.remaining:,}", *_measured(r), f"{r.train_seconds:.0f}",
             f"{r.step_ms:.0f}",
         )  # fmt: skip
     return table
+
+
+def _measured(r: LevelResult) -> list[str]:
+    if r.is_regression:
+        return [f"{r.rmse:.4g}", f"{r.nll:.4f}", f"{100 * (r.coverage_95 or 0.0):.1f}"]
+    return [f"{100 * (v or 0.0):.2f}" for v in (r.test_accuracy, r.max_test_accuracy)] + [
+        f"{r.nll:.4f}",
+        f"{r.mace:.4f}",
+    ]
 
 
 def show_results(run: RunFolder) -> None:

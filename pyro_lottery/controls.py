@@ -46,10 +46,10 @@ def run_control(
     with signals() as received:
         config = replace(run.config, pretrained=None, pretrained_key=None)  # tickets hold all values
         data_dir = data_dir or run.config.data_dir
-        setup = prepare(replace(config, device=device, run_dir=str(folder.path), data_dir=data_dir))
+        setup = prepare(replace(config, device=device, run_dir=str(folder.path), data_dir=data_dir), run.own)
         run.check_data(setup.data)
         train_levels(folder, setup, chosen, lambda level: randomised(run, level, control), received, control=control)
-    return load_run(folder.path, run.trust_code)
+    return load_run(folder.path, run.trust_code, run.own)
 
 
 def randomised(run: Run, level: int, control: str) -> Ticket:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from pyro_lottery import figures, masks, metrics
+from pyro_lottery.data import in_memory
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.figures import PALETTE
 from pyro_lottery.runs import Run
@@ -22,15 +23,22 @@ QUANTITIES = {"loc": "loc", "scale": "scale", "snr": "log10 of |loc|/scale"}
 
 
 def accuracy(run: Run, axes: Axes | None = None) -> Axes:
-    """Test accuracy in % against the % of weights remaining: at the end, its maximum over epochs, and dense."""
+    """Test accuracy in % against the % of weights remaining: at the end, its maximum over epochs, and dense; of a regression
+    the RMSE.
+    """
     axes = _axes(axes)
     figures.accuracy(axes, run.folder.finished())
     return axes
 
 
 def calibration(run: Run, axes: Axes | None = None) -> Axes:
-    """MACE and ECE (paper §4) against the % of weights remaining."""
+    """MACE and ECE (paper §4) against the % of weights remaining; of a regression how many targets are in the predictive
+    intervals of 50, 80 and 95 %.
+    """
     axes, rows = _axes(axes), run.folder.finished()
+    if rows[0].is_regression:
+        figures.coverage(axes, rows)
+        return axes
     percent = [100 * row.density for row in rows]
     for look, name in enumerate(("mace", "ece")):
         axes.plot(percent, [getattr(row, name) for row in rows], "o-", color=PALETTE[look], label=name.upper())
@@ -52,7 +60,9 @@ def reliability(run: Run, level: int, probs: Tensor | None = None, axes: Axes | 
 
     ``probs`` [n, classes] are of the run's test images; without them they are predicted, as the run did.
     """
-    axes, test = _axes(axes), run.load_data().test
+    if run.shape.num_classes is None:
+        raise UserError(f"{run.folder.path} has real targets, and reliability is of classes; use draw.calibration")
+    axes, test = _axes(axes), in_memory(run.load_data().test)
     if probs is None:
         probs = run.level(level).load_model().predict(test, run.config.eval_samples, run.config.seed)
     mean, right, count = metrics.reliability(probs, test.labels)

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_lottery import console, data, guides, metrics
 from pyro_lottery.commands import run_command
 from pyro_lottery.config import Config, Parser
-from pyro_lottery.data import Split
+from pyro_lottery.data import Split, in_memory
 from pyro_lottery.errors import UserError
 from pyro_lottery.figures import draw_evaluation
 from pyro_lottery.prediction import Predictive, last
@@ -49,7 +49,11 @@ def evaluate(
     count = run.config.eval_samples if samples is None else samples
     if count < 1:
         raise UserError(f"--samples must be at least 1, got {count}")
-    test = run.load_data(where, data_dir).test
+    if run.shape.num_classes is None:
+        raise UserError(f"{run.folder.path} has real targets; its RMSE, NLL and coverages are in results.csv")
+    test = in_memory(run.load_data(where, data_dir).test)
+    if (ood or corruptions) and len(run.shape.image_size) != 2:
+        raise UserError(f"{run.folder.path} was not trained on images; leave --ood and --corruptions out")
     if run.config.dataset in ood:
         raise UserError(f"--ood {run.config.dataset}: these are the images that the run was trained on")
     place, size = data_dir or run.config.data_dir, run.config.image_size

@@ -40,8 +40,8 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def draw_run(run: RunFolder) -> list[Path]:
-    """Write ``accuracy.png`` (test accuracy and MACE against % of weights remaining) and ``layers.png`` (density per
-    layer) into the run folder; returns their paths.
+    """Write ``accuracy.png`` (test accuracy and MACE against % of weights remaining), or ``rmse.png`` (RMSE and coverage) of a
+    regression, and ``layers.png`` (density per layer) into the run folder; returns their paths.
     """
     rows = run.results()
     title = f"{_what(run)}, score {run.config['score']}"
@@ -49,28 +49,61 @@ def draw_run(run: RunFolder) -> list[Path]:
         title += f"\n{run.origin}: {run.config[run.origin]}".replace("$", r"\$")
     figure = Figure(figsize=(6, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
+    first = "rmse" if rows[0].is_regression else "accuracy"
     accuracy(top, rows)
     top.set(title=title, xlabel="")
-    bottom.plot([100 * row.density for row in rows], [row.mace for row in rows], "o-", color=PALETTE[2])
-    bottom.set(ylabel="MACE", ylim=(0, 1.1 * max(row.mace for row in rows)))
-    percent_axis(bottom, 100 * min(row.density for row in rows))
-    save(figure, run.figure("accuracy"))
+    if rows[0].is_regression:
+        coverage(bottom, rows)
+    else:
+        maces = [row.mace or 0.0 for row in rows]
+        bottom.plot([100 * row.density for row in rows], maces, "o-", color=PALETTE[2])
+        bottom.set(ylabel="MACE", ylim=(0, 1.1 * max(maces)))
+        percent_axis(bottom, 100 * min(row.density for row in rows))
+    save(figure, run.figure(first))
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     layers(axes, run)
     axes.set_title(f"{title}\ndensity per layer, level {rows[0].level} (light) to {rows[-1].level} (black)")
     save(figure, run.figure("layers"))
-    return [run.figure("accuracy"), run.figure("layers")]
+    return [run.figure(first), run.figure("layers")]
 
 
 def accuracy(axes: Axes, rows: Sequence[LevelResult]) -> None:
-    """Test accuracy against the % of weights remaining: at the end, its maximum over epochs, and that of the dense level."""
-    percent = [100 * row.density for row in rows]
-    axes.plot(percent, [100 * r.max_test_accuracy for r in rows], "o-", color=PALETTE[0], label="maximum over epochs")
-    axes.plot(percent, [100 * r.test_accuracy for r in rows], "s--", color=PALETTE[1], label="at the end")
+    """Test accuracy against the % of weights remaining: at the end, its maximum over epochs, and that of the dense level;
+    of a regression the RMSE at the end.
+    """
+    percent, ends = [100 * row.density for row in rows], [test_score(row) for row in rows]
+    if not rows[0].is_regression:
+        most = [100 * (row.max_test_accuracy or 0.0) for row in rows]
+        axes.plot(percent, most, "o-", color=PALETTE[0], label="maximum over epochs")
+    axes.plot(percent, ends, "s--", color=PALETTE[1], label="at the end")
     if rows[0].level == 0 and rows[0].density == 1:
-        axes.axhline(100 * rows[0].test_accuracy, color="0.6", ls=":", label="dense, at the end")
-    axes.set_ylabel("test accuracy (%)")
+        axes.axhline(ends[0], color="0.6", ls=":", label="dense, at the end")
+    axes.set_ylabel(score_label(rows))
+    axes.legend(frameon=False)
+    percent_axis(axes, min(percent))
+
+
+def test_score(row: LevelResult) -> float:
+    """Test accuracy at a level's end in %; of a regression the RMSE."""
+    found = row.rmse if row.test_accuracy is None else 100 * row.test_accuracy
+    assert found is not None  # a table's rows have one or the other
+    return found
+
+
+def score_label(rows: Sequence[LevelResult]) -> str:
+    """What an axis of :func:`test_score` is called."""
+    return "test RMSE" if rows[0].is_regression else "test accuracy (%)"
+
+
+def coverage(axes: Axes, rows: Sequence[LevelResult]) -> None:
+    """Share of test targets in the central predictive intervals of 50, 80 and 95 %, against the % of weights remaining."""
+    percent = [100 * row.density for row in rows]
+    for look, level in enumerate((50, 80, 95)):
+        found = [100 * getattr(row, f"coverage_{level}") for row in rows]
+        axes.plot(percent, found, "o-", color=PALETTE[look], label=f"{level} % interval")
+        axes.axhline(level, color=PALETTE[look], ls=":")
+    axes.set(ylabel="targets inside (%)", ylim=(0, 105))
     axes.legend(frameon=False)
     percent_axis(axes, min(percent))
 

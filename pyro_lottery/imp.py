@@ -19,6 +19,7 @@ from pyro_lottery.console import show_results
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.levels import Setup, prepare, train_levels
+from pyro_lottery.own import Own
 from pyro_lottery.results import RunFolder
 from pyro_lottery.runs import Run, load_run
 from pyro_lottery.types import Ticket
@@ -27,15 +28,17 @@ from pyro_lottery.used_weights import check_used_weights
 PROG = "python -m pyro_lottery.imp"
 
 
-def run_imp(config: Config) -> Run:
-    """Run iterative magnitude pruning to the end, or go on with it, in ``config.run_dir``; returns the run."""
+def run_imp(config: Config, own: Own | None = None) -> Run:
+    """Run iterative magnitude pruning to the end, or go on with it, in ``config.run_dir``; returns the run. ``own`` objects
+    take the place of those that ``config`` would name.
+    """
     with signals() as received:
-        setup = prepare(config)
+        setup = prepare(config, own)
         if config.levels:
             _try_out(setup)
         run = RunFolder(str(setup.config.run_dir))
         train_levels(run, setup, range(config.levels + 1), lambda level: next_ticket(run, level, setup), received)
-    return load_run(run.path, trust_code=True)  # whoever gave the config
+    return load_run(run.path, trust_code=True, own=own)  # whoever gave the config
 
 
 def next_ticket(run: RunFolder, level: int, setup: Setup) -> Ticket:
@@ -47,9 +50,15 @@ def next_ticket(run: RunFolder, level: int, setup: Setup) -> Ticket:
         return setup.dense
     before = run.level(level - 1)
     trained = before.load_posterior()
-    score = scores.by_name(config.score, config.seed, level)(trained[0])
+    score = _score(setup, level)(trained[0])
     mask = masks.shrink(before.load_ticket().mask, score, config.prune_fraction)
     return tickets.rewind(mask, *(trained if config.rewind == "lr" else run.load_rewind_point()))
+
+
+def _score(setup: Setup, level: int) -> scores.Score:
+    if setup.own is not None and setup.own.score is not None:
+        return setup.own.score
+    return scores.by_name(setup.config.score, setup.config.seed, level)
 
 
 def _try_out(setup: Setup) -> None:
@@ -63,12 +72,12 @@ def _try_out(setup: Setup) -> None:
             f"{count:,} prunable weights {possible} times; use at most --levels {possible}"
         )
     initial = guides.posterior(setup.guide)
-    score = scores.by_name(config.score)(initial)
+    score = _score(setup, 1)(initial)
     with warnings.catch_warnings(action="ignore"):  # of layers that the untrained network's scores empty
         mask = masks.shrink(masks.full(initial), score, config.prune_fraction)
     with torch.no_grad(), sparsify(mask):
         setup.guide()
-        check_used_weights(setup.model, setup.data.train[:2])
+        check_used_weights(setup.model, setup.data.train.head()[0])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

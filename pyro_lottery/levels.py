@@ -18,14 +18,15 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch.optim import Adam
 
-from pyro_lottery import figures, files, guides, masks, metrics, pretrained, runs, seeds, training
+from pyro_lottery import figures, files, guides, masks, metrics, prediction, pretrained, runs, seeds, training
 from pyro_lottery.commands import Received
 from pyro_lottery.config import Config
 from pyro_lottery.console import LevelDisplay
-from pyro_lottery.data import Data
+from pyro_lottery.data import Data, recorded
 from pyro_lottery.errors import Damaged, Diverged, Stopped, UserError, one_line
 from pyro_lottery.handlers import sparsify
-from pyro_lottery.model import BayesianClassifier
+from pyro_lottery.model import BayesianNetwork
+from pyro_lottery.own import Own, fingerprint
 from pyro_lottery.prediction import has_bf16, predict, resolve_precision
 from pyro_lottery.ranks import ALONE, Alone, check_alone, start
 from pyro_lottery.results import PRETRAINED, LevelFolder, RunFolder
@@ -45,29 +46,33 @@ class Setup:
     config: Config
     """With the precision that ``auto`` stands for here."""
     data: Data
-    model: BayesianClassifier
+    model: BayesianNetwork
     guide: AutoGuide
     dense: Ticket
     """All weights at the initial values that ``config.seed`` draws."""
     facts: dict[str, Any]
     """What ``config.json`` records beside the options."""
+    own: Own | None = None
+    """Objects of a user's, that ``config`` cannot name."""
     ranks: Alone = ALONE
     """The processes that train together."""
 
 
-def prepare(config: Config) -> Setup:
-    """Load the data and build model and guide of ``config``; ``UserError`` for whatever cannot be trained here."""
-    runs.check_names(config)
+def prepare(config: Config, own: Own | None = None) -> Setup:
+    """Load the data and build model and guide of ``config``, or of ``own`` objects; ``UserError`` for whatever cannot be trained
+    here.
+    """
+    runs.check_names(config, own)
     device, ranks = runs.resolve_device(config.device), ALONE
     if config.devices * config.num_nodes > 1:
         ranks = start(device.type, config.devices, config.num_nodes, config.strategy, config.parallel)
         device = ranks.device or device
     else:
         check_alone()
-    return ranks.every(lambda: _prepare(config, device, ranks))
+    return ranks.every(lambda: _prepare(config, device, ranks, own))
 
 
-def _prepare(config: Config, device: torch.device, ranks: Alone) -> Setup:
+def _prepare(config: Config, device: torch.device, ranks: Alone, own: Own | None) -> Setup:
     if config.sync_batchnorm and (device.type != "cuda" or ranks.world == 1):
         raise UserError("--sync-batchnorm is for several GPUs; leave it out, and each rank normalises its own images")
     given = pretrained.load(config.pretrained, config.pretrained_key)
@@ -79,16 +84,20 @@ def _prepare(config: Config, device: torch.device, ranks: Alone) -> Setup:
             "this processor has no bf16 instructions: --precision bf16 is emulated, about ten times slower than 32",
             stacklevel=2,
         )
-    data = runs.load_data(config, device)
+    data = runs.load_data(config, device) if own is None else own.data.to(device)
     shape = runs.shape_of(data)
-    model, guide = runs.build(config, shape, device, given)
+    model, guide = runs.build(config, shape, device, given, own)
+    if data.test is None:
+        raise UserError("every level is measured on a test split, and the data have none; give one to from_loaders")
+    training.check_data(model, data)
     training.check_batches(model, data, config.batch_size, ranks)
     dense = runs.dense_ticket(model, guide)
     if any(not bool((scale > 0).all()) for scale in (dense.start.scale or {}).values()):
         raise UserError(f"--init-scale {config.init_scale} gives scales of 0 in single precision; choose a larger one")
     facts = runs.facts(config, shape, device, data.classes)
     facts |= {} if given is None else {PRETRAINED: f"{given.checksum():08x}"}
-    return Setup(config, data, model, guide, dense, facts, ranks)
+    facts |= {} if own is None else {"own": fingerprint(model, guide, data)}
+    return Setup(config, data, model, guide, dense, facts, own, ranks)
 
 
 def train_levels(
@@ -150,7 +159,7 @@ def train_levels(
 def train_level(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, hooks: LevelHooks) -> LevelResult:
     """Train one ticket, measure it, and save all of it in ``folder``; returns its row of ``results.csv``."""
     config, data, model, guide = setup.config, setup.data, setup.model, setup.guide
-    device, ranks = data.train.pixels.device, setup.ranks
+    device, ranks = next(guide.parameters()).device, setup.ranks
     ranks.agree(f"the ticket of level {level}", lambda: _ticket_checksum(ticket))
     ranks.first(lambda: folder.save_ticket(ticket))
     with sparsify(ticket.mask), seeds.deterministic(config.deterministic):
@@ -165,8 +174,7 @@ def train_level(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, h
             warnings.warn(f"{error}; level {level} begins anew with --lr {config.lr / 2:g}", stacklevel=2)
             history = _train(folder, level, ticket, setup, hooks)
         with hooks.measuring(), seeds.stream(device, config.seed, "predict", level):
-            probs = predict(model, guide, data.test, config.eval_samples, precision=config.precision)
-    measured = metrics.all_metrics(probs, data.test.labels)
+            measured = _measure(setup)
     posterior, net = masks.apply(ticket.mask, guides.posterior(guide)), model.net_state()
     ranks.agree(f"what level {level} trained to", lambda: _checksum(posterior, net))
 
@@ -175,25 +183,42 @@ def train_level(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, h
         folder.save_history(history)
 
     ranks.first(save)
-    chosen = max(history, key=lambda row: row["val_accuracy"]) if data.val is not None else None
     seconds = [row["seconds"] for row in history]
-    steps = training.steps_per_epoch(len(data.train), config.batch_size, ranks.least)
+    steps = training.steps_in(data.train, config.batch_size, ranks.least)
     return LevelResult(
         level=level,
         density=masks.density(ticket.mask),
         remaining=masks.remaining(ticket.mask),
         total=masks.total(ticket.mask),
-        test_accuracy=measured["accuracy"],
-        max_test_accuracy=max(measured["accuracy"], *(row["test_accuracy"] for row in history)),
-        val_accuracy=chosen["val_accuracy"] if chosen else None,
-        nll=measured["nll"],
-        mace=measured["mace"],
-        ece=measured["ece"],
-        brier=measured["brier"],
         train_seconds=sum(seconds),
         step_ms=1000 * statistics.median(seconds) / steps,
-        selected_test_accuracy=chosen["test_accuracy"] if chosen else None,
+        **_columns(measured, history),
     )
+
+
+def _measure(setup: Setup) -> dict[str, float]:
+    """What the trained network is worth on the test split, by name: metrics of class probabilities, or of a regression."""
+    model, guide, config = setup.model, setup.guide, setup.config
+    assert setup.data.test is not None  # as _prepare has seen
+    test = recorded(setup.data.test)
+    options: dict[str, Any] = {"num_samples": config.eval_samples, "precision": config.precision}
+    if model.task == "classification":
+        return metrics.all_metrics(predict(model, guide, test, **options), test.targets)
+    return metrics.regression(prediction.predictive(model, guide, test, **options), test.targets)  # type: ignore[attr-defined]
+
+
+def _columns(measured: dict[str, float], history: training.History) -> dict[str, Any]:
+    """The columns of ``results.csv`` that say how good a level is; those of the other task are None."""
+    accuracies = ("test_accuracy", "max_test_accuracy", "val_accuracy", "mace", "ece", "brier")
+    columns: dict[str, Any] = dict.fromkeys(accuracies) | measured
+    if "rmse" in measured:
+        return columns | {"val_rmse": min((row["val_rmse"] for row in history if "val_rmse" in row), default=None)}
+    columns["test_accuracy"] = columns.pop("accuracy")
+    columns["max_test_accuracy"] = max(columns["test_accuracy"], *(row["test_accuracy"] for row in history))
+    if "val_accuracy" in history[0]:
+        chosen = max(history, key=lambda row: row["val_accuracy"])
+        columns |= {"val_accuracy": chosen["val_accuracy"], "selected_test_accuracy": chosen["test_accuracy"]}
+    return columns
 
 
 def _train(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, hooks: LevelHooks) -> training.History:
@@ -222,8 +247,10 @@ class LevelHooks(training.Hooks):
         self.ranks = setup.ranks
         config = setup.config
         self.first, self.epochs = config.first_epoch(level), config.epochs
-        self.steps = training.steps_per_epoch(len(setup.data.train), config.batch_size, setup.ranks.least)
-        self.columns = {*training.COLUMNS, "test_accuracy"} | ({"val_accuracy"} if setup.data.val else set())
+        self.steps = training.steps_in(setup.data.train, config.batch_size, setup.ranks.least)
+        self.measure = training.measure(setup.model)
+        self.columns = set(training.columns(setup.model))
+        self.columns |= {f"{part}_{self.measure}" for part in ("test", *(["val"] if setup.data.val else []))}
         self.rewind_point, self.rewind_epoch = run.rewind_point, config.rewind_epoch if level == 0 else 0
         self.ticket = _ticket_checksum(ticket)
         self.display = LevelDisplay(level, config.levels, masks.density(ticket.mask), config.epochs)
@@ -279,6 +306,9 @@ class LevelHooks(training.Hooks):
             raise ValueError(f"{len(history)} epochs from {self.first} to {epoch}, step {step}")
         return training.Progress(epoch, step, float(info["seconds"]), history, sums, generators)
 
+    def _shown(self, measured: float) -> str:
+        return f"accuracy {100 * measured:.2f} %" if self.measure == "accuracy" else f"RMSE {measured:.4g}"
+
     def stopping(self) -> bool:
         return bool(self.received)
 
@@ -286,14 +316,15 @@ class LevelHooks(training.Hooks):
         self.ranks.first(lambda: self._save(progress, optimizer))
         raise Stopped
 
-    def check(self, progress: training.Progress, steps: int, nll: float, accuracy: float) -> None:
-        state = f"nll {nll:.4f}, train accuracy {100 * accuracy:.2f} %"
+    def check(self, progress: training.Progress, steps: int, nll: float, measured: float) -> None:
+        state = f"nll {nll:.4f}, train {self._shown(measured)}"
         if progress.step < steps:  # an epoch's end has its own line
             self.display.update(progress.epoch + progress.step / steps, state)
 
     def epoch(self, progress: training.Progress, optimizer: Adam) -> None:
         row = progress.history[-1]
-        test, last = f"test accuracy {100 * row['test_accuracy']:.2f} %", progress.epoch == self.epochs
+        last = progress.epoch == self.epochs
+        test = f"test {self._shown(row[f'test_{self.measure}'])}"
         self.display.update(progress.epoch, f"loss {row['loss']:.4f}, nll {row['nll']:.4f}, {test}", last)
         if progress.epoch == self.rewind_epoch:
             posterior = guides.posterior(self.guide), self.model.net_state()

@@ -23,7 +23,7 @@ from jinja2 import Environment
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_lottery import draw, figures, files
+from pyro_lottery import data, draw, figures, files
 from pyro_lottery.commands import run_command
 from pyro_lottery.config import Config, Parser
 from pyro_lottery.errors import UserError
@@ -33,21 +33,30 @@ from pyro_lottery.runs import Run, load_run
 PROG = "python -m pyro_lottery.report"
 BYTES = 8
 """Of a surviving weight of a Bayesian network: loc and scale as float32; a deterministic one needs half."""
-COLUMNS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
+Column = tuple[str, Callable[[Any], Any], str]
+COLUMNS: tuple[Column, ...] = (
     ("level", lambda row: row.level, "d"),
     ("density %", lambda row: 100 * row.density, ".2f"),
     ("non-zero", lambda row: row.remaining, ",d"),
     ("dense", lambda row: row.total, ",d"),
     ("KiB", lambda row: row.remaining * BYTES / 1024, ",.1f"),
-    ("accuracy %", lambda row: 100 * row.test_accuracy, ".2f"),
-    ("max %", lambda row: 100 * row.max_test_accuracy, ".2f"),
+    ("accuracy %", lambda row: _percent(row.test_accuracy), ".2f"),
+    ("max %", lambda row: _percent(row.max_test_accuracy), ".2f"),
+    ("RMSE", lambda row: row.rmse, ".4g"),
     ("NLL", lambda row: row.nll, ".4f"),
     ("MACE", lambda row: row.mace, ".4f"),
     ("ECE", lambda row: row.ece, ".4f"),
     ("Brier", lambda row: row.brier, ".4f"),
+    *((f"in {n} %", lambda row, n=n: _percent(getattr(row, f"coverage_{n}")), ".1f") for n in (50, 80, 95)),
     ("seconds", lambda row: row.train_seconds, ".0f"),
     ("ms/step", lambda row: row.step_ms, ".1f"),
 )
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
 SCRIPT = """
 for (const table of document.querySelectorAll("table")) {
   table.querySelectorAll("th").forEach((head, column) => {
@@ -71,7 +80,6 @@ def report(runs: Sequence[Run], title: str = "pyro_lottery report") -> str:
     return template.render(
         title=title,
         written=datetime.date.today().isoformat(),
-        columns=[{"name": name} for name, _, _ in COLUMNS],
         runs=[_section(run) for run in runs],
         comparison=_svg("comparison", lambda axes: _compare(axes, runs), (9, 4.5)) if len(runs) > 1 else "",
         script=SCRIPT,
@@ -82,13 +90,18 @@ def report(runs: Sequence[Run], title: str = "pyro_lottery report") -> str:
 def _section(run: Run) -> dict[str, Any]:
     name, config = _name(run), run.config
     share = 1 if config.guide != "deterministic" else 0.5  # a point has no scale to keep
+    rows = [run.row(row.level) for row in run.folder.finished()]
+    columns = [column for column in COLUMNS if column[1](rows[0]) is not None]  # accuracy, or RMSE
     cells = [
-        [{"value": value, "text": format(value, form)} for value, form in _values(row, share)]
-        for row in map(run.row, (row.level for row in run.folder.finished()))
+        [{"value": value, "text": format(value, form)} for value, form in _values(row, columns, share)] for row in rows
     ]
+    real = rows[0].is_regression
+    score, calibration = (
+        ("RMSE", "Test targets inside predictive intervals.") if real else ("accuracy", "Calibration errors.")
+    )
     pictures = [
-        ("Test accuracy against the share of weights remaining.", lambda axes: draw.accuracy(run, axes)),
-        ("Calibration errors.", lambda axes: draw.calibration(run, axes)),
+        (f"Test {score} against the share of weights remaining.", lambda axes: draw.accuracy(run, axes)),
+        (calibration, lambda axes: draw.calibration(run, axes)),
         ("Density per layer, from the first level (light) to the last (black).", lambda axes: draw.layers(run, axes)),
     ]
     names = run.classes or ()
@@ -98,6 +111,7 @@ def _section(run: Run) -> dict[str, Any]:
     return {
         "name": name,
         "summary": f"{config.arch} on {config.data_name}, guide {config.guide}, score {config.score}, seed {config.seed}{origin}{classes}",
+        "columns": [name for name, _, _ in columns],
         "rows": cells,
         "figures": [
             {"svg": _svg(f"{name}{place}", picture, (5.2, 3.6)), "caption": caption}
@@ -110,8 +124,8 @@ def _section(run: Run) -> dict[str, Any]:
     }
 
 
-def _values(row: Any, share: float) -> list[tuple[Any, str]]:
-    return [((share if name == "KiB" else 1) * value(row), form) for name, value, form in COLUMNS]
+def _values(row: Any, columns: Sequence[Column], share: float) -> list[tuple[Any, str]]:
+    return [((share if name == "KiB" else 1) * value(row), form) for name, value, form in columns]
 
 
 def _name(run: Run) -> str:
@@ -122,7 +136,11 @@ def _name(run: Run) -> str:
 
 
 def command(run: Run) -> str:
-    """The shell command that trains a run again; empty for a transplant of a file, of which the run keeps a checksum alone."""
+    """The shell command that trains a run again; empty for a transplant of a file, of which the run keeps a checksum alone, and
+    for what was made in Python.
+    """
+    if run.config.dataset == data.OWN:
+        return ""
     path = run.folder.path
     levels = [str(row.level) for row in run.folder.results()]
     if run.folder.origin == "control":
@@ -169,8 +187,8 @@ def _compare(axes: Axes, runs: Sequence[Run]) -> None:
         color = PALETTE[look % len(PALETTE)]
         label = _name(run).replace("$", r"\$")  # matplotlib would read it as a formula
         label = label.replace("_", "\u200b_", 1) if label.startswith("_") else label  # nor would it list that
-        axes.plot(percent, [100 * row.test_accuracy for row in rows], "o-", ms=4, color=color, label=label[:60])
-    axes.set_ylabel("test accuracy (%)")
+        axes.plot(percent, [figures.test_score(row) for row in rows], "o-", ms=4, color=color, label=label[:60])
+    axes.set_ylabel(figures.score_label(runs[0].folder.finished()))
     figures.percent_axis(axes, lowest)
     axes.legend(frameon=False, fontsize=7)
 

@@ -37,6 +37,16 @@ LATER = {
 """Options that older runs do not name, and what they were then."""
 
 
+_OWN = {
+    "initial_values": "network, or from other initial values", "log_joint": "network, prior or likelihood",
+    "log_scales": "guide or initial scale",
+}  # fmt: skip
+"""What tells runs apart that were made in Python, and what differs where it does."""
+_OF_CLASSES = ("test_accuracy", "max_test_accuracy", "mace", "ece", "brier")
+_OF_REAL_TARGETS = ("rmse", "coverage_50", "coverage_80", "coverage_95")
+"""What is measured of every level."""
+
+
 def first_epoch(rewind: str, level: int) -> int:
     """The epoch, counted from 0, at which ``level`` begins to train: K with ``--rewind epoch:K`` but for level 0.
 
@@ -240,6 +250,7 @@ class RunFolder:
                 f"--run-dir {self.path} was trained on other data than --data-dir {options['data_dir']} holds now; "
                 "choose another --run-dir, or the run's own data"
             )
+        self._check_own(old.get("own"), facts.get("own"))
         if facts.get("streams") != old.get("streams"):
             self.check_subsets()
             warnings.warn(
@@ -263,6 +274,16 @@ class RunFolder:
         self._drop_damaged(options, levels)
         if options["levels"] > old["levels"]:
             self._write_config(old | {"levels": options["levels"]})
+
+    def _check_own(self, old: Any, now: Any) -> None:
+        """Raise ``UserError`` where the run was begun with another network, prior, likelihood or guide made in Python."""
+        for name, value in (now or {}).items():
+            before: Any = old.get(name) if isinstance(old, dict) else None
+            if type(before) not in (int, float) or not math.isclose(before, value, rel_tol=1e-4, abs_tol=1e-4):
+                raise UserError(
+                    f"--run-dir {self.path} was begun with another {_OWN.get(name, name)} ({name} is {before} there and {value} here); build "
+                    "the network after torch.manual_seed, or choose another folder"
+                )
 
     def _check_rewind(self, options: Mapping[str, Any]) -> None:
         """Raise ``UserError`` where an earlier version's ``epoch:K`` would be mixed with what it means now."""
@@ -450,6 +471,9 @@ class RunFolder:
             if levels != sorted(set(levels)) or min(levels, default=0) < 0:
                 raise UserError(f"{path} has the levels {levels}; expected each once, in order")
             for row in rows:
+                known = _OF_REAL_TARGETS if row["test_accuracy"] is None else _OF_CLASSES
+                if missing := [n for n in known if row[n] is None]:
+                    raise UserError(f"{path} has no {missing[0]} of level {row['level']}")
                 if not 0 <= row["remaining"] <= row["total"] or row["density"] != _density(row):
                     raise UserError(f"{path}: level {row['level']} keeps {row['remaining']} of {row['total']} weights")
             return [LevelResult(**row) for row in rows]

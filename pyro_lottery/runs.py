@@ -34,8 +34,9 @@ from pyro_lottery.data import Data
 from pyro_lottery.errors import Damaged, UserError
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.imports import foreign
-from pyro_lottery.model import BayesianClassifier, one_tensor
+from pyro_lottery.model import BayesianClassifier, BayesianNetwork, one_tensor
 from pyro_lottery.modes import evaluating
+from pyro_lottery.own import Own
 from pyro_lottery.results import RunFolder
 from pyro_lottery.threads import TURN
 from pyro_lottery.types import LevelResult, Mask, Posterior, Ticket
@@ -49,13 +50,20 @@ if TYPE_CHECKING:
 class Shape:
     """What a network must know of its data."""
 
-    num_classes: int
+    num_classes: int | None
+    """None for real targets."""
     in_channels: int
-    image_size: tuple[int, int]
-    """Height and width in pixels."""
+    image_size: tuple[int, ...]
+    """Height and width in pixels; of data made in Python, whatever follows the channels or features."""
     num_data: int
     checksum: int
-    """Of all pixels and labels."""
+    """Of all inputs and targets."""
+
+    @property
+    def classes(self) -> int:
+        """The classes of data that have some."""
+        assert self.num_classes is not None
+        return self.num_classes
 
     @property
     def sides(self) -> int | tuple[int, int]:
@@ -66,12 +74,8 @@ class Shape:
 
 def shape_of(dataset: Data) -> Shape:
     """The shape of a data set."""
-    size = dataset.image_size
-    if dataset.num_classes is None:
-        raise UserError(
-            "a network of the command line classifies images, and these have real targets; train it in Python"
-        )
-    return Shape(dataset.num_classes, dataset.in_channels, size, len(dataset.train), dataset.checksum)
+    channels, *size = dataset.input_shape
+    return Shape(dataset.num_classes, channels, tuple(size), len(dataset.train), dataset.checksum)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -88,12 +92,21 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def check_names(config: Config) -> None:
-    """Raise a one-line ``UserError`` for an unknown arch, score, prior or guide, before anything slow or written."""
-    nets.check_name(config.arch)
-    scores.by_name(config.score)
-    priors.by_name(config.prior, config.prior_scale)
-    guides.check_name(config.guide)
+def check_names(config: Config, own: Own | None = None) -> None:
+    """Raise a one-line ``UserError`` for an unknown arch, score, prior or guide, before anything slow or written.
+
+    Those of which ``own`` objects take the place are not looked at.
+    """
+    if own is None:
+        if config.arch.startswith(f"{data.OWN}-"):
+            raise UserError(f"--arch {config.arch}: this network was made in Python; give it to pl.find_tickets again")
+        nets.check_name(config.arch)
+    if own is None or own.score is None:
+        scores.by_name(config.score)
+    if own is None or own.prior is None:
+        priors.by_name(config.prior, config.prior_scale)
+    if own is None or own.guide is None:
+        guides.check_name(config.guide)
 
 
 def load_data(config: Config, device: torch.device, write: bool = True) -> Data:
@@ -113,20 +126,22 @@ def load_data(config: Config, device: torch.device, write: bool = True) -> Data:
 
 
 def build(
-    config: Config, shape: Shape, device: torch.device, given: Weights | None = None
-) -> tuple[BayesianClassifier, AutoGuide]:
-    """Model and guide of a config at their initial values, which follow ``config.seed``, or are the weights ``given``."""
-    sketch(config, shape)
+    config: Config, shape: Shape, device: torch.device, given: Weights | None = None, own: Own | None = None
+) -> tuple[BayesianNetwork, AutoGuide]:
+    """Model and guide of a config at their initial values, which follow ``config.seed``, or are the weights ``given``; of
+    ``own`` objects where there are some.
+    """
+    if own is None:
+        sketch(config, shape)
     with TURN, seeds.stream("cpu", config.seed, "init"):
-        net = _create(config, shape)
-        _try_out(net, config.arch, shape)
-        if given is not None:
-            pretrained.start_from_(net, given)
-        if config.sync_batchnorm:
-            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         point = config.guide == "deterministic"
-        prior = priors.flat() if point else priors.by_name(config.prior, config.prior_scale)
-        model = BayesianClassifier(net, prior, num_data=shape.num_data, kl_temperature=config.kl_temperature)
+        named = not config.prior.startswith(f"{data.OWN}-")
+        prior = priors.flat() if point or not named else priors.by_name(config.prior, config.prior_scale)
+        if own is not None:
+            model = own.model(prior, config.kl_temperature)
+        else:
+            net = _named_network(config, shape, given)
+            model = BayesianClassifier(net, prior, num_data=shape.num_data, kl_temperature=config.kl_temperature)
         if model.prior_parameters():  # which all networks of this process would share
             raise UserError(
                 f"--prior {config.prior} has an nn.Parameter to learn; train with it in Python, by pl.train"
@@ -137,10 +152,20 @@ def build(
                 "Python, by pl.train"
             )
         model.to(device)
+        if own is not None and own.guide is not None:
+            return model, guides.made_by(own.guide, model, config.init_scale)
         return model, guides.by_name(config.guide, model, config.init_scale)
 
 
-def dense_ticket(model: BayesianClassifier, guide: AutoGuide) -> Ticket:
+def _named_network(config: Config, shape: Shape, given: Weights | None) -> nn.Module:
+    net = _create(config, shape)
+    _try_out(net, config.arch, shape)
+    if given is not None:
+        pretrained.start_from_(net, given)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(net) if config.sync_batchnorm else net
+
+
+def dense_ticket(model: BayesianNetwork, guide: AutoGuide) -> Ticket:
     """All weights of a network that has not been trained, at their initial values, on the CPU as tickets from files."""
 
     def on_cpu(sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -153,7 +178,7 @@ def dense_ticket(model: BayesianClassifier, guide: AutoGuide) -> Ticket:
 
 
 def _create(config: Config, shape: Shape) -> nn.Module:
-    return nets.create_model(config.arch, shape.num_classes, shape.in_channels, shape.sides, config.patch_size)
+    return nets.create_model(config.arch, shape.classes, shape.in_channels, shape.sides, config.patch_size)
 
 
 def sketch(config: Config, shape: Shape) -> nn.Module:
@@ -207,7 +232,7 @@ def facts(config: Config, shape: Shape, device: torch.device, classes: tuple[str
 class TrainedNetwork:
     """A network of a finished level, ready to predict: model, guide and mask belong together."""
 
-    model: BayesianClassifier
+    model: BayesianNetwork
     guide: AutoGuide
     mask: Mask
     level: int
@@ -291,44 +316,54 @@ class Level:
         self._run.row(self.number)
         config, shape, ticket = self._run.config, self._run.shape, self.ticket
         (posterior, net), where = self._folder.load_posterior(), resolve_device(str(device))
-        net_sketch = sketch(config, shape)
-        second = layers.second_names(net_sketch)
-        expected = {name: value.shape for name, value in net_sketch.state_dict().items() if name not in second}
-        for name, value in {**posterior.loc, **net}.items():
-            if (known := expected.pop(name, None)) != value.shape:
-                raise Damaged(
-                    f"{self._folder.path}: {name} is {tuple(value.shape)}, but {known} in --arch {config.arch}"
-                )
-        if expected:
-            raise Damaged(f"{self._folder.path} has no {min(expected)}, which --arch {config.arch} has")
-        model, guide = build(config, shape, where)
+        if self._run.own is None:
+            self._check_shapes(sketch(config, shape), {**posterior.loc, **net})
+        model, guide = build(config, shape, where, own=self._run.own)
         guides.set_posterior_(guide, posterior)
         model.load_net_state(net)
         prediction.channels_last_(model)
         return TrainedNetwork(model, guide, ticket.mask, self.number, config.precision, self._run.classes)
 
+    def _check_shapes(self, net: nn.Module, saved: Mapping[str, Tensor]) -> None:
+        """Raise ``Damaged`` unless the level's values are those of ``net``, before memory for it is needed."""
+        arch, second = self._run.config.arch, layers.second_names(net)
+        expected = {name: value.shape for name, value in net.state_dict().items() if name not in second}
+        for name, value in saved.items():
+            if (known := expected.pop(name, None)) != value.shape:
+                raise Damaged(f"{self._folder.path}: {name} is {tuple(value.shape)}, but {known} in --arch {arch}")
+        if expected:
+            raise Damaged(f"{self._folder.path} has no {min(expected)}, which --arch {arch} has")
+
 
 class Run:
     """A run folder, read only."""
 
-    def __init__(self, path: str | Path, trust_code: bool = False):
-        self.folder, self.trust_code = RunFolder(path), trust_code
+    def __init__(self, path: str | Path, trust_code: bool = False, own: Own | None = None):
+        self.folder, self.trust_code, self.own = RunFolder(path), trust_code, own
         saved = self.folder.config
         self.config = from_json(saved)
         try:
             self.shape = Shape(**saved["data"] | {"image_size": tuple(saved["data"]["image_size"])})
-            counts = [self.shape.num_classes, self.shape.in_channels, self.shape.num_data, *self.shape.image_size]
-            if len(counts) != 5 or not all(type(n) is int and 0 < n < 2**31 for n in counts):
+            made_in_python = self.config.dataset == data.OWN
+            classes = [] if made_in_python and self.shape.num_classes is None else [self.shape.num_classes]
+            example = [self.shape.in_channels, *self.shape.image_size]
+            if not all(type(n) is int and 0 < n < 2**31 for n in (*classes, self.shape.num_data, *example)):
                 raise TypeError
-            if math.prod(counts[1:2] + counts[3:]) > 2**24:  # 4,096×4,096 pixels
+            if not made_in_python and (len(example) != 3 or math.prod(example) > 2**24):  # 4,096×4,096 pixels
                 raise TypeError
         except (KeyError, TypeError) as error:
             raise UserError(f"{self.folder.path / 'config.json'} does not describe its data") from error
 
     def vet(self) -> None:
         """Raise ``UserError`` where building the run's network would import code that its config.json names, unless
-        the run was loaded with ``trust_code``: whoever sends a run folder shall not run code here.
+        the run was loaded with ``trust_code``: whoever sends a run folder shall not run code here. Also where it was made
+        of objects that are not in any file.
         """
+        if self.config.dataset == data.OWN and self.own is None:
+            raise UserError(
+                f"{self.folder.path} was made in Python from a network and data that are in no file; call pl.find_tickets with them "
+                "again, which trains nothing that is finished and returns the whole run"
+            )
         named = foreign(self.config.arch, self.config.guide, self.config.prior, self.config.score)
         if named and not self.trust_code:
             raise UserError(
@@ -375,13 +410,20 @@ class Run:
     def initial(self, seed: int) -> Ticket:
         """All weights of the run's network at the initial values that ``seed`` draws, also of a run from ``--pretrained``."""
         self.vet()
-        return dense_ticket(*build(replace(self.config, seed=seed), self.shape, torch.device("cpu")))
+        config, cpu = replace(self.config, seed=seed), torch.device("cpu")
+        if self.own is None:
+            return dense_ticket(*build(config, self.shape, cpu))
+        with TURN, seeds.stream("cpu", seed, "init"):
+            own = self.own.drawn_anew()
+        return dense_ticket(*build(config, self.shape, cpu, own=own))
 
     def load_data(self, device: torch.device | str = "cpu", data_dir: str | Path | None = None) -> Data:
         """The run's data set, from ``data_dir`` where it lies elsewhere now; ``UserError`` if it holds other images.
 
         Whoever sent the run chose the folder that it names: there nothing is written, and nothing downloaded into it.
         """
+        if self.own is not None:
+            return self.own.data.to(resolve_device(str(device)))
         config = self.config if data_dir is None else replace(self.config, data_dir=str(data_dir))
         found = load_data(config, resolve_device(str(device)), write=data_dir is not None)
         self.check_data(found)
@@ -409,10 +451,10 @@ def check_levels(run: Run, levels: Iterable[int] | None, lowest: int = 0) -> lis
     return wanted
 
 
-def load_run(path: str | Path, trust_code: bool = False) -> Run:
+def load_run(path: str | Path, trust_code: bool = False, own: Own | None = None) -> Run:
     """Open a run folder: ``.config``, ``.results`` (a DataFrame), ``.level(k).ticket / .posterior / .load_model()``.
 
     Nothing in the folder is run. A network whose config.json names a guide or prior of the user's own by import path is
-    built only with ``trust_code``.
+    built only with ``trust_code``. ``own`` holds the objects that a run of :func:`pyro_lottery.find_tickets` was made from.
     """
-    return Run(path, trust_code)
+    return Run(path, trust_code, own)

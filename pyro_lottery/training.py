@@ -9,17 +9,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from pyro_lottery import guides, metrics, seeds
-from pyro_lottery.data import Data, Split, batch, shuffle
+from pyro_lottery import guides, metrics, seeds, trees
+from pyro_lottery.data import Data, Epoch, Split, Stream, StreamEpoch, recorded, stream_of
+from pyro_lottery.distributions import base
 from pyro_lottery.elbo import ELBO
-from pyro_lottery.errors import Diverged, UserError
+from pyro_lottery.errors import Diverged, UserError, one_line
 from pyro_lottery.model import BayesianNetwork
-from pyro_lottery.prediction import autocast, channels_last, channels_last_, predict
+from pyro_lottery.prediction import autocast, channels_last, channels_last_, inference, predict
 from pyro_lottery.priors import SitePrior
 from pyro_lottery.ranks import ALONE, Alone
 from pyro_lottery.threads import TURN, in_one_thread
@@ -32,7 +35,7 @@ CHECK_EVERY = 50
 AGREE_EVERY = 10
 """The same for several ranks, which may stop then alone, all at the same step."""
 _REMEDY = "try a lower --lr, a smaller --init-scale or --precision 32"
-NLL, KL, CORRECT, EXAMPLES, FINITE_STEPS = range(5)
+NLL, KL, TALLY, EXAMPLES, FINITE_STEPS = range(5)
 COLUMNS = ("epoch", "loss", "nll", "kl", "kl_weight", "train_accuracy", "lr", "seconds")
 """Of a history, beside the accuracies of other splits."""
 
@@ -47,7 +50,7 @@ class Progress:
     """Of the running epoch."""
     history: History = field(default_factory=list)
     sums: Tensor = field(default_factory=lambda: torch.zeros(5))
-    """Of the running epoch: nll, T·KL, correct predictions, examples, and steps before the first bad loss."""
+    """Of the running epoch: nll, T·KL, the model's tally, examples, and steps before the first bad loss."""
     generators: dict[str, Tensor] = field(default_factory=dict)
     """States of the random generators within an epoch; an epoch's start needs none, since it is seeded by name."""
 
@@ -116,8 +119,8 @@ class Hooks:
     def stop(self, progress: Progress, optimizer: Adam) -> None:
         """Called within an epoch when :meth:`stopping` said so: save ``progress`` and raise."""
 
-    def check(self, progress: Progress, steps: int, nll: float, accuracy: float) -> None:
-        """Called every ``CHECK_EVERY`` steps and at an epoch's end with the epoch's means so far."""
+    def check(self, progress: Progress, steps: int, nll: float, measured: float) -> None:
+        """Called every ``CHECK_EVERY`` steps and at an epoch's end with the epoch's nll so far, and its accuracy or RMSE."""
 
     def epoch(self, progress: Progress, optimizer: Adam) -> None:
         """Called after every epoch, when its row is in the history."""
@@ -141,7 +144,7 @@ def learning_rate(
 def train(
     model: BayesianNetwork,
     guide: AutoGuide,
-    data: Data,
+    data: Any,
     *,
     epochs: int = 160,
     batch_size: int = 128,
@@ -163,12 +166,15 @@ def train(
 ) -> History:
     """Train ``guide`` and the network's own parameters by Adam on the ELBO (paper §3, §4); returns one row an epoch.
 
-    Minimised per example: nll + kl·T/N, averaged over ``train_samples`` noise samples a batch; ``estimator`` says whether
+    ``data`` is a :class:`Data`, or a bare loader of (x, y) batches, then without test columns: see
+    :func:`pyro_lottery.data.from_loaders`. A loader makes its own batches, whatever ``batch_size`` says, and a training on one
+    stops and goes on at the ends of epochs alone. Minimised per example: nll + kl·T/N, averaged over ``train_samples`` noise samples a batch; ``estimator`` says whether
     they are of the weights or of what layers compute (see :class:`ELBO`). T is the model's ``kl_temperature``, times
     :func:`kl_factor` over the first ``kl_warmup_epochs``; ``kl_weight`` is their product over N. A row holds
     ``epoch`` (from 1), ``loss = nll + kl_weight·kl`` in nats (``nll`` per example, ``kl`` whole), ``train_accuracy``,
     ``test_accuracy`` and, with a validation split, ``val_accuracy`` from ``history_samples`` posterior samples
-    (default: ``train_samples``), ``lr`` and ``seconds`` of training. Prune with
+    (default: ``train_samples``), ``lr`` and ``seconds`` of training. Where targets are no classes, ``rmse`` takes the place
+    of ``accuracy``: NaN for a likelihood without a mean. Prune with
     :func:`pyro_lottery.handlers.sparsify` around the call. On a processor, large networks train quicker in a process that
     keeps the memory it frees (:func:`pyro_lottery.kernels.keep_memory`), as the commands' do.
 
@@ -179,20 +185,23 @@ def train(
     their own, and average their gradients.
 
     Raises ``Diverged``, with epoch, step and sites, when a loss or a parameter is not finite, and ``UserError`` before
-    the first step if the guide is of another model, or the state of another training.
+    the first step if the guide is of another model, the state of another training, or the data do not suit the network and its
+    likelihood.
     """
     guides.check_guide(guide)
     guides.check_sites(model, guide)
-    if model.num_data != len(data.train):
-        raise UserError(f"the model's num_data is {model.num_data}, but there are {len(data.train)} training images")
+    device = next(iter(guide.parameters())).device
+    data = (data if isinstance(data, Data) else Data(stream_of(data, "the loader"), None, None, None, "none", 0)).to(
+        device
+    )
+    likelihood = check_data(model, data)
     check_batches(model, data, batch_size, ranks)
     hooks, state = hooks or Hooks(), state or TrainState()
     state.check(model, guide)
     last_epoch = state.epoch + epochs
-    device = data.train.pixels.device
     samples = 1 if guides.is_point(guide) else train_samples
     channels_last_(model)
-    check_used_weights(model, data.train[:2])
+    check_used_weights(model, data.train.head()[0])
     norms: list[Any] = [m for m in model.modules() if _is_batch_norm(m) and m.running_mean is not None]
     infinite = _infinite_buffers(model)
     with guides.compressed(guide):  # the parameters are those of surviving weights, so is the optimizer's state
@@ -209,38 +218,45 @@ def train(
                 seeds.stream(device, seed, "noise", level, progress.epoch, *ranks.path),
                 pyro.validation_enabled(False),
                 _training_mode(model, samples),
+                _batches(data, batch_size, order, ranks.least, (seed, level, progress.epoch)) as batches,
             ):
-                chunks = shuffle(len(data.train), batch_size, order, ranks.least)
                 _set_generators(progress.generators, order, device, ranks)
                 sums = progress.sums.to(device) * (ranks.rank == 0)
-                for indices in chunks[progress.step :]:
-                    rate = learning_rate(progress.epoch, progress.step, len(chunks), lr, milestones, warmup_epochs)
-                    # All ranks draw the augmentation of the whole batch, so that it is that of one process.
-                    x, y = map(ranks.share, batch(data.train, indices, data.augment, order))
-                    share = len(y) * ranks.world / len(indices) if ranks.parallel == "data" else 1.0
-                    x = channels_last(x)
+                while progress.step < len(batches):
+                    rate = learning_rate(progress.epoch, progress.step, len(batches), lr, milestones, warmup_epochs)
                     with TURN:  # a thread that predicts meanwhile waits for the step's end
+                        # All ranks draw the augmentation of the whole batch, so that it is that of one process.
+                        x, y = batches.batch(progress.step)
+                        count = len(y)
+                        if isinstance(batches, StreamEpoch):
+                            _check_batch(model, likelihood, y)
+                        x, y = trees.map_tensors(lambda t: channels_last(ranks.share(t)), x), ranks.share(y)
+                        share = len(y) * ranks.world / count if ranks.parallel == "data" else 1.0
                         _step(model, guide, elbo, optimizer, rate, x, y, samples, precision, sums, share, ranks, factor)
                     progress.step += 1
                     progress.seconds = time.perf_counter() - began
-                    last = progress.step == len(chunks)
+                    last = progress.step == len(batches)
                     checking = last or progress.step % (CHECK_EVERY if ranks.world == 1 else AGREE_EVERY) == 0
-                    stopping = not last and (checking or ranks.world == 1) and ranks.any(hooks.stopping())
+                    stopping = not (last or batches.whole_only) and (checking or ranks.world == 1)
+                    stopping = stopping and ranks.any(hooks.stopping())
                     if checking or stopping:
                         # Of each rank's part; now, so that what a stop saves of one rank is what all have.
                         ranks.mean_(b for m in norms for b in (m.running_mean, m.running_var))
                         seen = ranks.collect_(sums)
                         # Before a checkpoint, which must not hold a diverged state.
                         _check_finite(seen, progress, model, guide, infinite)
-                        hooks.check(progress, len(chunks), *(float(seen[i] / seen[EXAMPLES]) for i in (NLL, CORRECT)))
+                        hooks.check(progress, len(batches), float(seen[NLL] / seen[EXAMPLES]), _measured(model, seen))
                     if stopping:
                         progress.sums, progress.generators = seen, _generators(order, device, ranks)
                         hooks.stop(progress, optimizer)
-            row = _row(progress.epoch, seen, len(chunks), model, factor, rate, time.perf_counter() - began)
+                batches.end()
+            row = _row(progress.epoch, seen, len(batches), model, factor, rate, time.perf_counter() - began)
             for name, split in (("test", data.test), ("val", data.val)):
                 if split is not None:
                     with TURN, seeds.stream(device, seed, f"history-{name}", level, progress.epoch):
-                        row[f"{name}_accuracy"] = _accuracy(model, guide, split, history_samples or samples, precision)
+                        row[f"{name}_{measure(model)}"] = _score(
+                            model, guide, split, history_samples or samples, precision
+                        )
             progress = Progress(progress.epoch + 1, history=[*progress.history, row])
             state.move_on(progress.epoch, optimizer)
             hooks.epoch(progress, optimizer)
@@ -256,12 +272,113 @@ def steps_per_epoch(count: int, batch_size: int, least: int = 2) -> int:
     return max(1, count // batch_size + (count % batch_size >= least))
 
 
+def steps_in(split: Split | Stream, batch_size: int, least: int = 2) -> int:
+    """Batches in an epoch of ``split``."""
+    return split.steps if isinstance(split, Stream) else steps_per_epoch(len(split), batch_size, least)
+
+
+def measure(model: BayesianNetwork) -> str:
+    """What tells how good predictions are, as columns of a history name it: ``accuracy`` or ``rmse``."""
+    return "accuracy" if model.task == "classification" else "rmse"
+
+
+def columns(model: BayesianNetwork) -> tuple[str, ...]:
+    """The columns of a history, beside what is measured of other splits."""
+    return tuple(name.replace("accuracy", measure(model)) for name in COLUMNS)
+
+
+def check_data(model: BayesianNetwork, data: Data) -> Any:
+    """Raise a one-line ``UserError`` for data that do not suit the network, its likelihood or its ``num_data``.
+
+    Two examples of each split go through the network; targets that are held in memory are all looked at. Returns the likelihood
+    of two training examples.
+    """
+    if model.num_data != len(data.train):
+        raise UserError(f"the model's num_data is {model.num_data}, but there are {len(data.train)} training examples")
+    likelihoods = []
+    for part, split in (("training", data.train), ("test", data.test), ("validation", data.val)):
+        if split is None:
+            continue
+        x, y = split.head()
+        output = _try_out(model, x)
+        with pyro.validation_enabled(False):  # what is not finite is told by training
+            likelihoods.append(model.checked_likelihood(output, len(output)))
+        y = model.checked_targets(y, likelihoods[-1], output)
+        _check_targets(likelihoods[-1], split.targets if isinstance(split, Split) else y, part)
+    return likelihoods[0]
+
+
+def _try_out(model: BayesianNetwork, x: Any) -> Tensor:
+    try:
+        with seeds.stream("cpu", 0, "try out"), inference(model), poutine.condition(data=dict(model.initial_values())):
+            return model.outputs(trees.map_tensors(channels_last, x))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network says of inputs that it cannot take
+        shapes = ", ".join(f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in trees.tensors(x))
+        raise UserError(f"the network cannot take inputs of {shapes}: {one_line(error)}") from error
+
+
+def _check_targets(likelihood: Any, targets: Tensor, part: str) -> None:
+    try:
+        fine = likelihood.support.check(targets)
+    except (NotImplementedError, RuntimeError):  # of a distribution without a support, or with one for each example
+        return
+    if bool(fine.all()):
+        return
+    own = base(likelihood)
+    odd = targets[~fine.reshape(len(targets), -1).all(1)][0].reshape(-1)
+    if isinstance(own, dist.Categorical):
+        raise UserError(
+            f"a label of the {part} set is {int(odd[0])}, but the network has {own.logits.shape[-1]} outputs: labels must be from 0 to "
+            f"{own.logits.shape[-1] - 1}"
+        )
+    raise UserError(
+        f"a target of the {part} set is {odd.tolist()[:3]}, which {type(own).__name__} cannot give: its support is {own.support}"
+    )
+
+
+def _check_batch(model: BayesianNetwork, likelihood: Any, y: Tensor) -> None:
+    """Raise ``UserError`` for what shows only when a stream is read: a batch of one, or targets that no output can be of."""
+    if len(y) == 1 and any(_is_batch_norm(m) for m in model.modules()):
+        raise UserError(
+            "the loader gave a batch of one example, which BatchNorm cannot normalise; let it drop such a batch"
+        )
+    if y.device.type == "cpu":  # a GPU would be waited for
+        _check_targets(likelihood, y, "training")
+
+
+@contextmanager
+def _batches(
+    data: Data, batch_size: int, order: torch.Generator, least: int, path: tuple[int, int, int]
+) -> Iterator[Epoch | StreamEpoch]:
+    """One epoch's batches, whose order follows ``order``, or of a stream ``path``: seed, level and epoch."""
+    if isinstance(data.train, Split):
+        yield Epoch(data.train, batch_size, data.augment, order, least)
+        return
+    with StreamEpoch(data.train, *path) as batches:
+        yield batches
+
+
 def check_batches(model: nn.Module, data: Data, batch_size: int, ranks: Alone = ALONE) -> None:
     """Raise a one-line ``UserError`` for batches that the network cannot be trained on."""
+    if isinstance(data.train, Stream):
+        _check_stream(model, data.train, ranks)
+        return
     if min(batch_size, len(data.train)) < ranks.least and ranks.world > 1:
         raise UserError(f"--batch-size and --train-size must be at least {ranks.least}, two images a device")
     if min(batch_size, len(data.train)) < 2 and any(_is_batch_norm(m) for m in model.modules()):
         raise UserError("--batch-size and --train-size must be at least 2: BatchNorm cannot normalise a batch of one")
+
+
+def _check_stream(model: nn.Module, stream: Stream, ranks: Alone) -> None:
+    if ranks.world > 1:
+        raise UserError("several devices share batches of data that are held in memory; train on one from a loader")
+    if stream.last_batch == 1 and any(_is_batch_norm(m) for m in model.modules()):
+        raise UserError(
+            "the loader's last batch has one example, which BatchNorm cannot normalise; give the DataLoader drop_last=True, or "
+            "another batch_size"
+        )
 
 
 def _step(
@@ -270,7 +387,7 @@ def _step(
     elbo: ELBO,
     optimizer: Adam,
     rate: float,
-    x: Tensor,
+    x: Any,
     y: Tensor,
     samples: int,
     precision: str,
@@ -286,18 +403,18 @@ def _step(
         group["lr"] = rate
     optimizer.zero_grad()
     for sample in range(samples):  # one backward pass a sample, so that memory does not grow with the samples
-        with autocast(x.device, precision):
+        with autocast(y.device, precision):
             terms = elbo.terms(model, guide, x, y, closed_forms=0 if sample else samples)
         ((share * terms.nll + factor * terms.kl) / (model.num_data * samples)).backward()
         with torch.no_grad():
-            correct = (terms.output.argmax(-1) == y).sum()
+            tally = model.tally(terms.output, y)
             nll = terms.nll * (len(y) / model.num_data)
-            sums[:EXAMPLES] += torch.stack([nll, terms.kl / ranks.world, correct]).float() / samples
+            sums[:EXAMPLES] += torch.stack([nll, terms.kl / ranks.world, tally]).float() / samples
         del terms  # or its graph would live until the next sample's is complete
     ranks.mean_(p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
     optimizer.step()
     sums[EXAMPLES] += len(y)
-    sums[FINITE_STEPS] += sums.isfinite().all() / ranks.world
+    sums[FINITE_STEPS] += sums[:TALLY].isfinite().all() / ranks.world  # a likelihood may have no mean
 
 
 def _infinite_buffers(model: nn.Module) -> Sites:
@@ -320,7 +437,7 @@ def _check_finite(sums: Tensor, progress: Progress, model: nn.Module, guide: Aut
         kept = name in infinite and bool((value.isfinite() | (value == infinite[name])).all())
         return kept or bool(value.isfinite().all())
 
-    finite = bool(sums.isfinite().all())
+    finite = bool(sums[:TALLY].isfinite().all())
     parameters_finite = all(bool(p.isfinite().all()) for p in guide.parameters())
     if finite and parameters_finite and all(fine(*item) for item in model.state_dict().items()):
         return
@@ -339,13 +456,21 @@ def _row(
 ) -> dict[str, float]:
     nll, kl = float(sums[NLL] / sums[EXAMPLES]), float(sums[KL]) / steps / model.kl_temperature
     weight = factor * model.kl_temperature / model.num_data
-    accuracy = float(sums[CORRECT] / sums[EXAMPLES])
-    values = (epoch + 1, nll + weight * kl, nll, kl, weight, accuracy, rate, seconds)
-    return dict(zip(COLUMNS, values, strict=True))
+    values = (epoch + 1, nll + weight * kl, nll, kl, weight, _measured(model, sums), rate, seconds)
+    return dict(zip(columns(model), values, strict=True))
 
 
-def _accuracy(model: BayesianNetwork, guide: AutoGuide, split: Split, samples: int, precision: str) -> float:
-    return metrics.accuracy(predict(model, guide, split, samples, precision=precision), split.labels)
+def _measured(model: BayesianNetwork, sums: Tensor) -> float:
+    found = float(sums[TALLY] / sums[EXAMPLES])
+    return found if model.task == "classification" else found**0.5
+
+
+def _score(model: BayesianNetwork, guide: AutoGuide, split: Split | Stream, samples: int, precision: str) -> float:
+    given = recorded(split)
+    found = predict(model, guide, given, samples, precision=precision)
+    return (metrics.accuracy if model.task == "classification" else metrics.rmse)(  # type: ignore[attr-defined]
+        found, given.targets
+    )
 
 
 def _generators(order: torch.Generator, device: torch.device, ranks: Alone) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from pyro_lottery.config import preset as config_of
 from pyro_lottery.console import show_results
 from pyro_lottery.errors import UserError
 from pyro_lottery.levels import prepare, train_levels
+from pyro_lottery.own import Own
 from pyro_lottery.ranks import is_first
 from pyro_lottery.results import RunFolder
 from pyro_lottery.runs import Run, check_levels, load_run
@@ -49,7 +50,7 @@ def transplant_run(run: Run, levels: Iterable[int] | None = None, **options: Any
         source = run.level(level).ticket
         return tickets.transplant({**source.start.loc, **source.net}, source.mask, into)
 
-    return _train(replace(run.config, **own | options), chosen, ticket, "the run's tickets")
+    return _train(replace(run.config, **own | options), chosen, ticket, "the run's tickets", run.own)
 
 
 def transplant_file(path: Path, mask: Path | None, config: Config, key: str | None = None) -> Run:
@@ -105,13 +106,19 @@ def _say_zeros(path: Path, zeros: int, ticket: Ticket, half: str) -> None:
         )
 
 
-def _train(config: Config, levels: Iterable[int], ticket_of: Callable[[int, Ticket], Ticket], source: str) -> Run:
+def _train(
+    config: Config,
+    levels: Iterable[int],
+    ticket_of: Callable[[int, Ticket], Ticket],
+    source: str,
+    own: Own | None = None,
+) -> Run:
     if config.guide == "deterministic":
         raise UserError(
             "--guide deterministic has no scale; a transplant becomes Bayesian, with mean_field for instance"
         )
     with signals() as received:
-        setup, levels = prepare(config), list(levels)
+        setup, levels = prepare(config, own), list(levels)
 
         @lru_cache(maxsize=1)
         def ticket(level: int) -> Ticket:
@@ -120,7 +127,7 @@ def _train(config: Config, levels: Iterable[int], ticket_of: Callable[[int, Tick
         ticket(levels[0])  # what does not fit shall fail before anything is written
         folder = RunFolder(str(config.run_dir))
         train_levels(folder, setup, levels, ticket, received, transplant=source)
-    return load_run(folder.path, trust_code=True)  # its options are the caller's, or of a vetted run
+    return load_run(folder.path, trust_code=True, own=own)  # its options are the caller's, or of a vetted run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -133,20 +133,32 @@ def _check(path: Path, posterior: Posterior, groups: Mapping[str, Sites], info: 
 
 @dataclass(frozen=True)
 class LevelResult:
-    """One row of ``results.csv``; a value that was not measured is None."""
+    """One row of ``results.csv``; a value that was not measured is None, as are accuracies of real targets."""
 
     level: int
     density: float
     remaining: int
     total: int
-    test_accuracy: float
-    max_test_accuracy: float
+    test_accuracy: float | None
+    max_test_accuracy: float | None
     val_accuracy: float | None
     nll: float
-    mace: float
-    ece: float
-    brier: float
+    mace: float | None
+    ece: float | None
+    brier: float | None
     train_seconds: float
     step_ms: float
     selected_test_accuracy: float | None = None
     """Test accuracy at the epoch with the best validation accuracy."""
+    rmse: float | None = None
+    val_rmse: float | None = None
+    """Least over epochs."""
+    coverage_50: float | None = None
+    coverage_80: float | None = None
+    coverage_95: float | None = None
+    """Share of test targets within the central predictive interval of that probability."""
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether targets are real: then accuracies and calibration errors are None, and for classes ``rmse`` and coverages."""
+        return self.test_accuracy is None

@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_lottery import trees
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import active_mask, sparsify
 from pyro_lottery.handlers.used_weights import Use, UsedWeights
@@ -22,13 +23,21 @@ _KEPT = 1 / 8
 """Share of surviving weights that the check keeps, so that a part of a weight stands out too."""
 
 
-def used_weights(model: BayesianNetwork, values: Sites, images: Tensor) -> Sequence[Use]:
+def used_weights(model: BayesianNetwork, values: Sites, x: Any) -> Sequence[Use]:
     """Every weight, made from ``values`` of the sites, that a linear or convolution function gets in one forward pass.
 
-    Under the enclosing ``sparsify`` and in eval mode; ``images`` as the network takes them.
+    Under the enclosing ``sparsify`` and in eval mode; ``x`` as the network takes it.
     """
     values = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
-    inputs = [images.clone().requires_grad_()] if images.is_floating_point() else []
+    inputs: list[Tensor] = []
+
+    def leaf(value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            return value
+        inputs.append(value.clone().requires_grad_())
+        return channels_last(inputs[-1] * 1)  # times 1: a leaf refuses changes in place
+
+    x = trees.map_tensors(leaf, x)
     # A network by torch.compile runs as it was written, since what is recorded is read at once.
     eager: Any = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with (
@@ -38,11 +47,11 @@ def used_weights(model: BayesianNetwork, values: Sites, images: Tensor) -> Seque
         UsedWeights(values, inputs) as used,
         poutine.condition(data=values),
     ):
-        model.outputs(channels_last(inputs[0] * 1 if inputs else images))  # times 1: a leaf refuses changes in place
+        model.outputs(x)
     return used.uses
 
 
-def check_used_weights(model: BayesianNetwork, images: Tensor) -> None:
+def check_used_weights(model: BayesianNetwork, x: Any) -> None:
     """Raise ``UserError`` that names a layer which, under the enclosing ``sparsify``, computes with weights that the mask
     does not prune, because something transforms them in between; without a mask nothing is run.
 
@@ -54,7 +63,7 @@ def check_used_weights(model: BayesianNetwork, images: Tensor) -> None:
         return
     values, probe = _probe(model, kept)
     with sparsify(probe):
-        uses = used_weights(model, values, images)
+        uses = used_weights(model, values, x)
     survivors = {name: int(value.count_nonzero()) for name, value in values.items()}
     for use in uses:
         elements = sum(values[name].numel() for name in use.sites)

@@ -20,10 +20,11 @@ LAYERS = [
     {"regression"},
     {"prediction", "figures"},
     {"used_weights"},
-    {"training", "config", "console", "commands"},
+    {"training", "config", "console", "commands", "own"},
     {"runs"},
     {"levels", "tables", "draw"},
     {"imp", "controls", "transplant", "evaluate", "report", "sites"},
+    {"find"},
     {"__main__"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

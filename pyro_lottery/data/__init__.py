@@ -12,10 +12,12 @@ from torch import Tensor
 
 from pyro_lottery import files, seeds
 from pyro_lottery.data import folders, own, sources
-from pyro_lottery.data.batches import Split, batch, crop_and_flip, shuffle
+from pyro_lottery.data.batches import Epoch, Split, batch, crop_and_flip, shuffle
 from pyro_lottery.data.images import SIDES
 from pyro_lottery.data.shifts import CORRUPTIONS, OOD, SEVERITIES, corrupt, out_of_distribution
+from pyro_lottery.data.streams import Stream, StreamEpoch, classes_of, recorded, stream_of
 from pyro_lottery.errors import UserError, unknown
+from pyro_lottery.trees import first_tensor, tensors
 
 _SOURCES = {
     "cifar10": (sources.torchvision_source("CIFAR10", "cifar-10-python.tar.gz"), "crop_flip"),
@@ -33,9 +35,9 @@ DOWNLOADS = {"cifar10": (50_000, 10_000, 10), "cifar100": (50_000, 10_000, 100),
 class Data:
     """A training, a test and perhaps a validation split, and the augmentation the training images get."""
 
-    train: Split
-    test: Split
-    val: Split | None
+    train: Split | Stream
+    test: Split | Stream | None
+    val: Split | Stream | None
     num_classes: int | None
     """None where targets are real values."""
     augment: str
@@ -47,7 +49,9 @@ class Data:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one example, without the batch: (channels, height, width) of an image."""
-        return tuple(self.test.inputs.shape[1:])
+        if isinstance(self.train, Stream):
+            return tuple(first_tensor(self.train.head()[0]).shape[1:])
+        return tuple(self.train.inputs.shape[1:])
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -65,8 +69,40 @@ class Data:
 
     def to(self, device: torch.device) -> Data:
         """All splits on ``device``."""
-        val = None if self.val is None else self.val.to(device)
-        return replace(self, train=self.train.to(device), test=self.test.to(device), val=val)
+        test, val = (None if split is None else split.to(device) for split in (self.test, self.val))
+        return replace(self, train=self.train.to(device), test=test, val=val)
+
+
+def in_memory(split: Split | Stream | None) -> Split:
+    """A split that holds its examples; ``UserError`` for a stream."""
+    if not isinstance(split, Split):
+        raise UserError(
+            "this needs a split that is held in memory, and there is none; make one by pl.data.from_tensors"
+        )
+    return split
+
+
+def from_loaders(
+    train: Any, test: Any = None, val: Any = None, *, num_data: int | None = None, num_classes: int | None = None
+) -> Data:
+    """A :class:`Data` whose splits are read batch by batch (:class:`Stream`): DataLoaders, or other iterables with a length.
+
+    A batch is a pair (x, y) of what the network gets and its targets, floats or integers; x may be a tuple, a list or a mapping
+    of tensors, for a ``forward`` of several inputs. ``test`` and ``val`` may also be a :class:`Split`. ``num_data``, the
+    training examples in a pass, is needed where the loader does not tell; so is ``num_classes`` of classes. An epoch is one pass
+    over ``train``; its random numbers, also those of numpy and Python and of workers, follow the training's seed. Raises
+    ``UserError`` in one line for whatever is odd in the first batch.
+    """
+    stream = stream_of(train, "train", num_data)
+    x, y = stream.head()
+    found, names = (num_classes, None) if num_classes else classes_of(train, y, "train")
+    others = [
+        each if each is None or isinstance(each, Split) else stream_of(each, name)
+        for name, each in (("test", test), ("val", val))
+    ]
+    facts = [stream.num_data, stream.steps, [(tuple(t.shape[1:]), str(t.dtype)) for t in tensors((x, y))]]
+    # Of the targets alone: inputs may be augmented by random numbers that nobody here can seed.
+    return Data(stream, others[0], others[1], found, "none", files.checksum({"y": y.cpu()}, str(facts)), names)
 
 
 def list_datasets() -> list[str]:
@@ -78,7 +114,10 @@ def list_datasets() -> list[str]:
     return list(_SOURCES)
 
 
+OWN = "own"
+"""What a config calls data that were made in Python."""
 _TITLES = {
+    OWN: "own data",
     "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "digits": "digits (8×8)",
     "cifar10-jpeg": "CIFAR-10 (JPEG)",
 }  # fmt: skip
@@ -116,6 +155,10 @@ def load(
     centre cut out, N×N. Without ``write`` nothing is downloaded, and decoded images are not kept.
     Raises ``UserError`` for bad input.
     """
+    if name == OWN:
+        raise UserError(
+            "--dataset own: these data were made in Python, and are no files; give them to pl.find_tickets again"
+        )
     if name not in _SOURCES:
         raise unknown("dataset", name, list_datasets())
     if image_size is not None and image_size not in SIDES:
@@ -128,8 +171,8 @@ def load(
     data = _from_pixels(*found.train, *found.test, usual if augment == "auto" else augment)
     if found.classes is not None:  # the last may have no images
         data = replace(data, num_classes=len(found.classes), classes=found.classes)
-    train = _subset(data.train, "train", train_size, seeds.derive(seed, "train-size"))
-    test_part, val = _subset(data.test, "test", test_size, seeds.derive(0, "test-size")), None
+    train = _subset(in_memory(data.train), "train", train_size, seeds.derive(seed, "train-size"))
+    test_part, val = _subset(in_memory(data.test), "test", test_size, seeds.derive(0, "test-size")), None
     if val_fraction:
         held_out = round(val_fraction * len(train))
         if not 0 < held_out < len(train):
@@ -274,18 +317,26 @@ __all__ = [
     "CORRUPTIONS",
     "DOWNLOADS",
     "OOD",
+    "OWN",
     "SEVERITIES",
     "SIDES",
     "Data",
+    "Epoch",
     "Split",
+    "Stream",
+    "StreamEpoch",
     "batch",
     "corrupt",
     "crop_and_flip",
+    "from_loaders",
     "from_tensors",
+    "in_memory",
     "list_datasets",
     "load",
     "out_of_distribution",
+    "recorded",
     "shuffle",
     "stratified_split",
+    "stream_of",
     "title",
 ]  # fmt: skip

@@ -36,6 +36,15 @@ class Split:
         """The targets by the name that classes give them."""
         return self.targets
 
+    @property
+    def device(self) -> torch.device:
+        """Where inputs and targets are."""
+        return self.inputs.device
+
+    def head(self) -> tuple[Tensor, Tensor]:
+        """The first two examples as the network gets them, and their targets."""
+        return self[:2], self.targets[:2]
+
     def __len__(self) -> int:
         return len(self.inputs)
 
@@ -115,3 +124,24 @@ def batch(split: Split, indices: Tensor, augment: str, generator: torch.Generato
         black = None if inputs.dtype == torch.uint8 else (-split.mean / split.std).to(inputs.dtype)  # 0, normalised
         inputs = crop_and_flip(inputs, inputs.shape[-1] // 8, augment == "crop_flip", generator, black)
     return split.prepare(inputs), split.targets[indices]
+
+
+class Epoch:
+    """One pass over a :class:`Split` for training: the batches that :func:`shuffle` draws when this is made."""
+
+    whole_only = False
+    """A training can stop and go on after any batch."""
+
+    def __init__(self, split: Split, batch_size: int, augment: str, order: torch.Generator, least: int = 2):
+        self._split, self._augment, self._order = split, augment, order
+        self._chunks = shuffle(len(split), batch_size, order, least)
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of batch ``step``; augmentation follows the order in which batches are asked for."""
+        return batch(self._split, self._chunks[step], self._augment, self._order)
+
+    def end(self) -> None:
+        """Called after the last batch."""

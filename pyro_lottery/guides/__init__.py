@@ -1,6 +1,6 @@
 """The variational families, and where a guide keeps loc and scale."""
 
-from pyro_lottery.guides.build import auto, by_name, check_name, deterministic, mean_field
+from pyro_lottery.guides.build import auto, by_name, check_name, deterministic, made_by, mean_field
 from pyro_lottery.guides.check import check_guide, check_sites
 from pyro_lottery.guides.families import MeanField, Point
 from pyro_lottery.guides.state import (
@@ -31,6 +31,7 @@ __all__ = [
     "deterministic",
     "is_point",
     "locs",
+    "made_by",
     "mean_field",
     "not_finite",
     "parameter_groups",

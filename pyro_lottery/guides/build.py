@@ -150,12 +150,14 @@ def check_name(name: str) -> Any:
 
 def by_name(name: str, model: Callable[..., Any], init_scale: float) -> AutoGuide:
     """A guide from its command-line name, or from the import path of a Pyro AutoGuide or of ``model -> guide``."""
-    kind = check_name(name)
+    return made_by(check_name(name), model, init_scale, f"--guide {name}")
+
+
+def made_by(kind: Any, model: Callable[..., Any], init_scale: float, said: str = "guide") -> AutoGuide:
+    """A guide from :func:`mean_field`, from a Pyro AutoGuide class, or from a function ``model -> guide``; ``said`` names it in errors."""
     if isinstance(kind, type) and issubclass(kind, AutoGuide):
         return auto(kind, model, init_scale)
     guide = mean_field(model, init_scale) if kind is mean_field else kind(model)
     if not isinstance(guide, AutoGuide):
-        raise UserError(
-            f"--guide {name} gave a {type(guide).__name__}; expected a Pyro AutoGuide, or model -> AutoGuide"
-        )
+        raise UserError(f"{said} gave a {type(guide).__name__}; expected a Pyro AutoGuide, or model -> AutoGuide")
     return guide

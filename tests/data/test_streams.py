@@ -1,0 +1,350 @@
+"""Batches from loaders: the same training as from memory, in any process and from any epoch on."""
+
+import random
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SubsetRandomSampler, TensorDataset
+
+import pyro_lottery as pl
+from pyro_lottery.training import Hooks
+
+QUICK = {"milestones": (), "epochs": 2, "lr": 0.01}
+
+
+def regression(count=48, outputs=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 3, generator=generator)
+    y = x @ torch.tensor([[1.0], [-2.0], [0.5]]).repeat(1, outputs) + 0.3 * torch.randn(
+        count, outputs, generator=generator
+    )
+    return TensorDataset(x, y)
+
+
+def linear(num_data=48, noise=0.3):
+    torch.manual_seed(0)
+    model = pl.BayesianRegressor(nn.Linear(3, 1), num_data=num_data, noise_scale=noise)
+    return model, pl.guides.mean_field(model)
+
+
+def trained(loader, model=None, guide=None, **options):
+    model, guide = (model, guide) if model is not None else linear()
+    history = pl.train(model, guide, loader, **QUICK | options)
+    return {name: p.detach().clone() for name, p in guide.named_parameters()}, history
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_shuffling_loader_follows_the_seed_alone():
+    def loader(**options):
+        return DataLoader(regression(), 16, shuffle=True, **options)
+
+    torch.manual_seed(1)
+    first, _ = trained(loader())
+    torch.manual_seed(2)
+    torch.rand(5)
+    assert same(first, trained(loader())[0])
+    assert not same(first, trained(loader(), seed=1)[0])
+    assert not same(first, trained(DataLoader(regression(), 16))[0])  # so that it does shuffle
+
+
+def test_a_generator_of_the_loaders_own_follows_the_seed_and_is_given_back():
+    generator = torch.Generator().manual_seed(7)
+    generator.get_state()
+    loader = DataLoader(regression(), 16, shuffle=True, generator=generator)
+    before = generator.get_state()
+    first, _ = trained(loader)
+    assert torch.equal(generator.get_state(), before)
+    generator.manual_seed(8)
+    assert same(first, trained(loader)[0])
+
+
+class Augmented(Dataset):
+    """Adds noise by all three global generators."""
+
+    def __init__(self):
+        self.x, self.y = regression().tensors
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        noise = np.random.normal() + random.gauss(0, 1) + torch.randn(()).item()
+        return self.x[index] + 0.01 * noise, self.y[index]
+
+
+def test_augmentation_by_numpy_and_python_follows_the_seed_and_leaves_their_generators_alone():
+    first, _ = trained(DataLoader(Augmented(), 16, shuffle=True))
+    random.seed(3)
+    np.random.seed(3)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    again, _ = trained(DataLoader(Augmented(), 16, shuffle=True))
+    assert same(first, again)
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]
+
+
+def test_workers_follow_the_seed():
+    def loader():
+        return DataLoader(Augmented(), 24, shuffle=True, num_workers=1)
+
+    torch.manual_seed(1)
+    first, _ = trained(loader(), epochs=1)
+    torch.manual_seed(2)
+    assert same(first, trained(loader(), epochs=1)[0])
+
+
+def test_several_calls_with_one_state_are_one_call():
+    loader = DataLoader(Augmented(), 16, shuffle=True)
+    whole, history = trained(loader, epochs=3, milestones=(1,))
+    model, guide = linear()
+    state, rows = pl.TrainState(), []
+    for _ in range(3):
+        found, row = trained(loader, model, guide, epochs=1, milestones=(1,), state=state)
+        rows += row
+    assert same(whole, found)
+    assert [row["loss"] for row in rows] == [row["loss"] for row in history]
+
+
+def test_a_stop_waits_for_the_end_of_the_epoch():
+    class Asking(Hooks):
+        def stopping(self):
+            return True
+
+        def stop(self, progress, optimizer):
+            raise AssertionError("a stream cannot go on within an epoch")
+
+    trained(DataLoader(regression(), 16), hooks=Asking())
+
+
+def test_set_epoch_is_called_and_a_part_of_a_data_set_counts_as_what_it_is():
+    epochs = []
+
+    class Sampler(SubsetRandomSampler):
+        def set_epoch(self, epoch):
+            epochs.append(epoch)
+
+    loader = DataLoader(regression(), 8, sampler=Sampler(range(30)))
+    model, guide = linear(30)
+    trained(loader, model, guide, epochs=2)
+    assert [e for e in epochs if e] == [1]
+    with pytest.raises(pl.UserError, match="num_data is 48, but there are 30 training examples"):
+        trained(loader)
+    batches = DataLoader(regression(), batch_sampler=BatchSampler(RandomSampler(range(20)), 5, False))
+    trained(batches, *linear(20))
+
+
+def test_a_ragged_last_batch_weighs_what_it_holds():
+    dataset = regression(48)
+    model, guide = linear()
+    history = pl.train(
+        model, pl.guides.deterministic(model), DataLoader(dataset, 20), **QUICK | {"lr": 1e-12, "epochs": 1}
+    )
+    with torch.no_grad():
+        output = nn.functional.linear(dataset.tensors[0], *(guide.median()[n] for n in ("weight", "bias")))
+    exact = -dist.Normal(output, 0.3).log_prob(dataset.tensors[1]).mean()
+    assert history[0]["nll"] == pytest.approx(float(exact), rel=1e-5)
+    error = (output - dataset.tensors[1]).square().mean().sqrt()
+    assert history[0]["train_rmse"] == pytest.approx(float(error), rel=1e-5)
+
+
+def test_no_more_than_two_batches_are_alive():
+    alive, most = set(), 0
+
+    class Batches:
+        def __len__(self):
+            return 20
+
+        def __iter__(self):
+            nonlocal most
+            for index in range(20):
+                x = torch.full((4, 3), float(index))
+                alive.add(x.untyped_storage().data_ptr())
+                import weakref
+
+                weakref.finalize(x, alive.discard, x.untyped_storage().data_ptr())
+                most = max(most, len(alive))
+                yield x, torch.zeros(4, 1)
+                del x
+
+    trained(pl.data.from_loaders(Batches(), num_data=80), *linear(80))
+    assert most <= 2
+
+
+def two_inputs(kind):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 1), nn.Linear(2, 1)
+
+        def forward(self, one, two):
+            return self.one(one) + self.two(two)
+
+    torch.manual_seed(0)
+    x, z = torch.randn(24, 3), torch.randn(24, 2)
+    y = x[:, :1] + z[:, 1:]
+    batches = [
+        ((a, b) if kind == "tuple" else {"two": b, "one": a}, c)
+        for a, b, c in zip(x.split(8), z.split(8), y.split(8), strict=True)
+    ]
+    return pl.BayesianRegressor(Both(), num_data=24, noise_scale=0.1), batches
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict"])
+def test_networks_of_two_inputs(kind):
+    model, batches = two_inputs(kind)
+    guide = pl.guides.mean_field(model)
+    history = pl.train(model, guide, batches, epochs=60, lr=0.05, milestones=(40,))
+    assert history[-1]["train_rmse"] < 0.2 < history[0]["train_rmse"]
+
+
+def test_a_poisson_rate_is_that_of_the_counts():
+    class Counts(pl.BayesianNetwork):
+        def likelihood(self, output):
+            return dist.Poisson(output.exp().clamp(1e-3, 1e3)).to_event(1)
+
+    generator = torch.Generator().manual_seed(0)
+    y = torch.poisson(torch.full((400, 1), 3.0), generator=generator)
+    x = torch.zeros(400, 1)
+    model = Counts(nn.Linear(1, 1), pl.priors.normal(100.0), num_data=400, kl_temperature=1.0)
+    guide = pl.guides.mean_field(model)
+    pl.train(
+        model,
+        guide,
+        [(x[:200], y[:200]), (x[200:], y[200:])],
+        epochs=600,
+        lr=0.05,
+        milestones=(300, 500),
+        weight_decay=0.0,
+    )
+    # With a wide prior, log-rate ~ N(log mean, 1/Σ counts), to first order in 1/Σ counts.
+    posterior = pl.posterior(guide)
+    assert float(posterior.loc["bias"].exp()) == pytest.approx(float(y.mean()), rel=0.02)
+    assert float(posterior.scale["bias"]) == pytest.approx(float(y.sum()) ** -0.5, rel=0.1)
+
+
+class Fewer:
+    """Gives its batches once."""
+
+    def __init__(self, batches):
+        self._iterator = iter(batches)
+        self._length = len(batches)
+
+    def __len__(self):
+        return self._length
+
+    def __iter__(self):
+        return (batch for batch in self._iterator)
+
+
+X, Y = regression(8).tensors
+
+
+@pytest.mark.parametrize(
+    ("loader", "line"),
+    [
+        (((X, Y) for _ in range(2)), "can be read once only"),
+        (iter([(X, Y)]), "can be read once only"),
+        ([], "has no batches"),
+        (3, "give a DataLoader"),
+        (X, "give a DataLoader"),
+        ([X, X], r"a batch must be a pair \(x, y\), got a Tensor"),
+        ([{"x": X, "labels": Y}], r"a batch must be a pair \(x, y\), got a dict of 2"),
+        ([(X, X, Y)], r"got a tuple of 3; several inputs belong into x"),
+        ([(X[:5], Y)], "a batch has 5 inputs and 8 targets"),
+        ([((X, X[:5]), Y)], "first dimension of a batch's tensors"),
+        ([(X.to(torch.uint8), Y)], "inputs of a batch are uint8"),
+        ([(X.clone().fill_(torch.nan), Y)], "inputs of a batch hold values that are not finite"),
+        ([(X, Y.clone().fill_(torch.inf))], "targets of a batch hold values that are not finite"),
+        ([(X, {"y": Y})], "targets of a batch must be a tensor"),
+        ([(X, Y[:, 0])], r"targets are \(2,\), but the likelihood is of \(2, 1\)"),
+        ([(X, torch.zeros(8, dtype=torch.long))], r"targets are \(2,\)"),
+        ([(X[:, :2], Y)], r"the network cannot take inputs of \[2, 2\] float32"),
+        ([(X[:0], Y[:0])], "no examples"),
+        (Fewer([(X, Y)]), "how many examples the loader has cannot be told from a Fewer"),
+        (pl.data.Stream(Fewer([(X[:4], Y[:4]), (X[4:], Y[4:])]), 8), "gave 0 batches of 2 in this pass"),
+        (pl.data.Stream([(X, Y)], 7), "num_data is 8, but there are 7"),
+    ],
+)  # fmt: skip
+def test_what_is_odd_is_one_line_before_the_first_step(loader, line):
+    model, guide = linear(8)
+    before = {name: p.detach().clone() for name, p in guide.named_parameters()}
+    with pytest.raises(pl.UserError, match=line) as caught:
+        pl.train(model, guide, loader, **QUICK)
+    assert "\n" not in str(caught.value)
+    assert same(before, {name: p.detach() for name, p in guide.named_parameters()})
+
+
+class Miscounted(list):
+    """A list that is one batch longer or shorter than it says."""
+
+    def __init__(self, batches, said):
+        super().__init__(batches)
+        self.said = said
+
+    def __len__(self):
+        return self.said
+
+
+@pytest.mark.parametrize(
+    ("stream", "line"),
+    [
+        (pl.data.Stream(Miscounted([(X, Y)] * 2, 1), 8), "gave more than the 1 batches that its length says"),
+        (pl.data.Stream(Miscounted([(X, Y)] * 2, 3), 8), "gave 2 batches of 3 in this pass"),
+        (pl.data.Stream([(X, Y)] * 2, 8), "gave 16 examples in a pass, but num_data is 8"),
+    ],
+)
+def test_a_pass_that_is_not_what_was_said_is_told_at_its_end(stream, line):
+    with pytest.raises(pl.UserError, match=line):
+        pl.train(*linear(8), stream, **QUICK)
+
+
+def classifier(outputs=3, norm=False):
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 4), *([nn.BatchNorm1d(4)] if norm else []), nn.ReLU(), nn.Linear(4, outputs)]
+    model = pl.BayesianClassifier(nn.Sequential(*layers), num_data=9)
+    return model, pl.guides.mean_field(model)
+
+
+def test_labels_beyond_the_outputs_and_batches_of_one():
+    x, y = torch.randn(9, 3), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 5])
+    with pytest.raises(pl.UserError, match="a label of the training set is 5, but the network has 3 outputs"):
+        pl.train(*classifier(), DataLoader(TensorDataset(x, y), 3), **QUICK)
+    y[-1] = 2
+    loader = DataLoader(TensorDataset(x, y), 4)
+    with pytest.raises(
+        pl.UserError, match=r"last batch has one example, which BatchNorm cannot normalise; give .* drop_last=True"
+    ):
+        pl.train(*classifier(norm=True), loader, **QUICK)
+    pl.train(*classifier(norm=True), DataLoader(TensorDataset(x, y), 4, drop_last=True), **QUICK)
+    pl.train(*classifier(), loader, **QUICK)
+
+
+def test_classes_of_a_loader_are_known_or_asked_for():
+    x, y = torch.randn(9, 3), torch.tensor([0, 1, 2] * 3)
+    loader = DataLoader(TensorDataset(x, y), 3)
+    assert pl.data.from_loaders(loader, loader).num_classes == 3
+    assert pl.data.from_loaders([(x, y)]).num_classes == 3
+
+    class Named(TensorDataset):
+        classes = ("cat", "dog", "owl", "elk")
+
+    found = pl.data.from_loaders(DataLoader(Named(x, y), 3))
+    assert (found.num_classes, found.classes) == (4, Named.classes)
+
+    class Own:
+        def __len__(self):
+            return 1
+
+        def __iter__(self):
+            yield x, y
+
+    with pytest.raises(pl.UserError, match="give num_classes"):
+        pl.data.from_loaders(Own(), num_data=9)
+    assert pl.data.from_loaders(Own(), num_data=9, num_classes=3).num_classes == 3
+    assert pl.data.from_loaders([(x, y.float()[:, None])]).num_classes is None

@@ -1,0 +1,174 @@
+"""One call from a plain network and data to tickets."""
+
+import pyro.infer.autoguide as autoguide
+import pytest
+import torch
+from sklearn.datasets import load_breast_cancer
+from torch import nn
+
+import pyro_lottery as pl
+from pyro_lottery.controls import run_control
+from pyro_lottery.transplant import transplant_run
+
+QUICK = {
+    "levels": 2,
+    "prune_fraction": 0.5,
+    "epochs": 3,
+    "milestones": (2,),
+    "batch_size": 32,
+    "lr": 0.01,
+    "eval_samples": 3,
+}
+
+
+def table(count=120):
+    x, y = load_breast_cancer(return_X_y=True)
+    return pl.data.from_tensors(x[:count], y[:count], x[count : count + 60], y[count : count + 60])
+
+
+def mlp(inputs=30, outputs=2, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, outputs))
+
+
+@pytest.fixture(scope="module")
+def classified(tmp_path_factory):
+    return pl.find_tickets(mlp(), table(), run_dir=tmp_path_factory.mktemp("own") / "run", **QUICK)
+
+
+def test_a_table_and_a_network_of_ones_own_give_a_run(classified):
+    results = classified.results
+    assert results["density"].tolist() == [1.0, 0.5, 0.25]
+    assert results["remaining"].tolist() == [480, 240, 120]  # of 30·16 weights; the last layer is not pruned
+    assert results["test_accuracy"].iloc[-1] > 0.8
+    assert results["rmse"].isna().all()
+    network, data = classified.level(2).load_model(), classified.load_data()
+    probs = network.predict(data.test, 3, classified.config.seed)
+    row = classified.row(2)
+    assert pl.metrics.accuracy(probs, data.test.labels) == row.test_accuracy
+    assert pl.metrics.nll(probs, data.test.labels) == row.nll
+    assert (classified.folder.path / "accuracy.png").exists()
+    assert (
+        sum(
+            int((p != 0).sum())
+            for n, p in classified.level(2).posterior.loc.items()
+            if n in classified.level(2).ticket.mask
+        )
+        <= 120
+    )
+
+
+def test_the_same_call_goes_on_or_returns_at_once(classified, tmp_path):
+    shorter = pl.find_tickets(mlp(), table(), run_dir=tmp_path / "run", **QUICK | {"levels": 1})
+    longer = pl.find_tickets(mlp(), table(), run_dir=tmp_path / "run", **QUICK)
+    before = (longer.folder.path / "results.csv").read_bytes()
+    again = pl.find_tickets(mlp(), table(), run_dir=tmp_path / "run", **QUICK)
+    assert (again.folder.path / "results.csv").read_bytes() == before
+    assert len(shorter.results) == 3
+    for site, loc in classified.level(2).posterior.loc.items():
+        assert torch.equal(loc, again.level(2).posterior.loc[site])
+
+
+def test_the_network_stays_as_it_is(tmp_path):
+    network = mlp()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    run = pl.find_tickets(network, table(), run_dir=tmp_path / "run", **QUICK | {"levels": 0})
+    assert type(network[0]) is nn.Linear
+    assert network.training
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert torch.equal(
+        run.level(0).ticket.start.loc["0.weight"], before["0.weight"]
+    )  # whose values are the initial ones
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"network": mlp(seed=1)}, "begun with another network, or from other initial values"),
+        ({"network": nn.Sequential(*mlp()[:1], nn.Tanh(), mlp()[2])}, "begun with another network, prior or likelihood"),
+        ({"data": table(121)}, "trained on other data"),
+        ({"prior": pl.priors.normal(0.3)}, "prior"),
+        ({"init_scale": 0.02}, "init_scale is 0.01 there and 0.02 here"),
+        ({"epochs": 4}, "epochs is 3 there and 4 here"),
+        ({"guide": lambda model: pl.guides.mean_field(model, 0.5)}, "guide"),
+        ({"guide": autoguide.AutoNormal}, "guide is mean_field there and own-AutoNormal here"),
+    ],
+)  # fmt: skip
+def test_what_differs_from_the_run_is_said(classified, change, line):
+    given = {"network": mlp(), "data": table(), "run_dir": classified.folder.path} | QUICK | change
+    before = sorted(p.name for p in classified.folder.path.iterdir())
+    with pytest.raises(pl.UserError, match=line):
+        pl.find_tickets(given.pop("network"), given.pop("data"), **given)
+    assert sorted(p.name for p in classified.folder.path.iterdir()) == before
+
+
+def test_names_without_a_folder_tell_networks_and_data_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = QUICK | {"levels": 0, "epochs": 1, "milestones": ()}
+    calls = [(mlp(), table(100)), (mlp(seed=1), table(100)), (mlp(), table(101)), (mlp(), table(100))]
+    paths = [str(pl.find_tickets(network, data, **quick).folder.path) for network, data in calls]
+    assert [paths.index(path) for path in paths] == [0, 1, 2, 0]
+    assert paths[0].startswith("runs/own-Sequential-own-mean_field")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"network": "resnet18"}, "network must be a torch.nn.Module, got a str"),
+        ({"data": (torch.zeros(3, 2), torch.zeros(3))}, "data must be made by pl.data.from_tensors or pl.data.from_loaders, got a tuple"),
+        ({"level": 3}, "unknown option of find_tickets 'level': did you mean levels"),
+        ({"arch": "lenet"}, "unknown option of find_tickets 'arch'"),
+        ({"prune_fraction": 2}, "must be between 0 and 1"),
+        ({"levels": 40, "prune_fraction": 0.9}, "would prune every weight"),
+        ({"score": "sne"}, "unknown score"),
+        ({"guide": "mean_feld"}, "unknown guide"),
+        ({"prior": "norml"}, "unknown prior"),
+        ({"likelihood": lambda net, prior, num_data, kl_temperature: net}, "likelihood gave a Sequential"),
+        ({"network": mlp(inputs=29)}, "29"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_leaves_no_folder(tmp_path, arguments, line):
+    given = {"network": mlp(), "data": table(), "run_dir": tmp_path / "run"} | QUICK | arguments
+    with pytest.raises(pl.UserError, match=line) as caught:
+        pl.find_tickets(given.pop("network"), given.pop("data"), **given)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_loaded_folder_gives_its_numbers_and_says_what_its_network_needs(classified):
+    run = pl.load_run(classified.folder.path)
+    assert run.results.equals(classified.results)
+    assert torch.equal(run.level(1).ticket.mask["0.weight"], classified.level(1).ticket.mask["0.weight"])
+    for use in (lambda: run.level(1).load_model(), lambda: run.load_data(), lambda: run.initial(0)):
+        with pytest.raises(pl.UserError, match=r"find_tickets .*again"):
+            use()
+
+
+@pytest.mark.parametrize("control", ["reinit", "shuffle_layerwise"])
+def test_controls_of_a_network_of_ones_own(classified, control):
+    run = run_control(classified, control, [2])
+    assert run.results["remaining"].tolist() == [120]
+    loc, own = run.level(2).ticket.start.loc["0.weight"], classified.level(2).ticket.start.loc["0.weight"]
+    assert not torch.equal(loc, own)
+
+
+def test_a_network_that_cannot_be_drawn_anew_says_why(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.factor = mlp(), nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return self.factor * self.body(x)
+
+    run = pl.find_tickets(Scaled(), table(), run_dir=tmp_path / "run", **QUICK | {"levels": 1})
+    with pytest.raises(pl.UserError, match=r"the network is a Scaled with parameters and without reset_parameters\(\)"):
+        run_control(run, "reinit", [1])
+
+
+def test_a_deterministic_run_of_ones_own_can_be_transplanted(tmp_path):
+    run = pl.find_tickets(mlp(), table(), guide=pl.guides.deterministic, run_dir=tmp_path / "run", **QUICK)
+    assert run.level(1).posterior.scale is None
+    moved = transplant_run(run, [2])
+    assert moved.results["remaining"].tolist() == [120]
+    assert moved.level(2).posterior.scale is not None
