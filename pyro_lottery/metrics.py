@@ -1,11 +1,13 @@
-"""Measures of predictive probabilities [n, classes] against labels [n]; pure functions.
+"""Measures of predictive probabilities [n, classes] against labels [n], and of real predictions; pure functions.
 
-An example whose probabilities or score are NaN counts as wrong in :func:`accuracy`; every other measure is then NaN.
+Tensors and numpy arrays of any device and dtype are taken; what is no probability or no label raises ``UserError`` in one
+line. An example whose probabilities or score are NaN counts as wrong in :func:`accuracy`; every other measure is then NaN.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,28 +18,39 @@ from torchmetrics.functional.classification import (
     multiclass_calibration_error,
 )
 
+from pyro_lottery.errors import UserError
+
+LEVELS = (50, 80, 95)
+"""Of central predictive intervals, in percent, whose coverage is measured."""
 BINS = 20
 """Equal-width confidence bins of MACE and ECE (paper §4)."""
 
 
 def accuracy(probs: Tensor, labels: Tensor) -> float:
     """Share of examples whose most probable class is the label."""
+    probs, labels = _checked(probs, labels)
     right = (probs.argmax(1) == labels) & ~probs.isnan().any(1)  # the largest of NaN and others is NaN
     return float(right.sum() / len(right))
 
 
 def nll(probs: Tensor, labels: Tensor) -> float:
     """Mean of −log p(label) in nats; probabilities below the smallest normal float count as that."""
+    probs, labels = _checked(probs, labels)
+    if probs.isnan().any():  # perhaps not in the label's column
+        return math.nan
     return float(F.nll_loss(probs.double().clamp_min(torch.finfo(torch.float32).tiny).log(), labels))
 
 
 def brier(probs: Tensor, labels: Tensor) -> float:
     """Brier score, the mean of Σ_c (p_c − 1[c = label])², from 0 to 2."""
+    probs, labels = _checked(probs, labels)
     return float((probs.double() - F.one_hot(labels, probs.shape[1])).square().sum(1).mean())
 
 
 def ece(probs: Tensor, labels: Tensor, bins: int = BINS) -> float:
     """Expected calibration error Σ_b (|S_b|/n) |acc(S_b) − conf(S_b)| over equal-width bins."""
+    probs, labels = _checked(probs, labels)
+    _check_bins(bins)
     if probs.isnan().any():  # torchmetrics would bin it
         return math.nan
     # torchmetrics works in float32 and would put a confidence of exactly 1 into a bin of its own.
@@ -55,6 +68,8 @@ def reliability(probs: Tensor, labels: Tensor, bins: int = BINS) -> tuple[Tensor
     """The reliability diagram: mean confidence, accuracy and number of examples of each of the equal-width bins of
     confidence that is not empty.
     """
+    probs, labels = _checked(probs, labels)
+    _check_bins(bins)
     confidence, predicted = probs.double().max(1)
     # in float32, in which probabilities come and torchmetrics bins: 0.7 as float32 is on an edge, as a double below it
     edges = torch.linspace(0, 1, bins + 1, device=probs.device)
@@ -72,12 +87,23 @@ def all_metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def entropy(probs: Tensor) -> Tensor:
-    """−Σ_c p_c log p_c in nats [n]; 0·log 0 is 0."""
+    """−Σ_c p_c log p_c in nats [n], or [...] of probabilities [..., classes]; 0·log 0 is 0."""
+    probs = _probabilities(probs)
     return torch.special.entr(probs.double()).sum(-1)
 
 
 def selective(confidence: Tensor, correct: Tensor) -> Tensor:
-    """Share of wrong answers [n] among the k most confident, for k = 1 to n; answers of equal confidence count alike."""
+    """Share of wrong answers [n] among the k most confident, for k = 1 to n; answers of equal confidence count alike.
+
+    ``confidence`` [n] is any score, and ``correct`` [n] says 0 or 1.
+    """
+    confidence = _scores(confidence, "confidence")
+    correct = _tensor(correct).to(confidence.device)
+    if correct.shape != confidence.shape or bool(((correct != 0) & (correct != 1)).any()):
+        raise UserError(
+            f"correct must be 0 or 1 for each of {len(confidence)} answers, as (probs.argmax(1) == labels) is, got values of "
+            f"{tuple(correct.shape)}"
+        )
     if confidence.isnan().any():
         return torch.full(confidence.shape, math.nan, dtype=torch.double, device=confidence.device)
     order = confidence.double().argsort(descending=True, stable=True)
@@ -107,12 +133,118 @@ def fpr95(inside: Tensor, outside: Tensor) -> float:
     return float(false_positive[true_positive >= 0.95][0])
 
 
+def rmse(mean: Tensor, targets: Tensor) -> float:
+    """Root mean square of mean − target over all elements of [n, ...]."""
+    mean, targets = _alike(mean=mean, targets=targets)
+    return float((mean - targets).square().mean().sqrt())
+
+
+def coverage(lower: Tensor, upper: Tensor, targets: Tensor) -> float:
+    """Share of targets' elements [n, ...] in the interval from ``lower`` to ``upper``, both included."""
+    lower, upper, targets = _alike(lower=lower, upper=upper, targets=targets)
+    if (lower > upper).any():
+        raise UserError("lower is above upper for some targets; the order is coverage(lower, upper, targets)")
+    inside = ((lower <= targets) & (targets <= upper)).double()
+    missing = lower.isnan() | upper.isnan() | targets.isnan()
+    return float(torch.where(missing, math.nan, inside).mean())
+
+
+def regression(predictive: Any, targets: Tensor) -> dict[str, float]:
+    """RMSE of the mean, mean −log p(y | x) of a whole target in nats, and the coverage of the central intervals of ``LEVELS``
+    percent by name, from what :func:`pyro_lottery.predictive` gives for real targets [n, ...].
+    """
+    if not hasattr(predictive, "interval"):
+        raise UserError(
+            "regression is measured of pl.predictive(...) for a model with real targets; all_metrics(probs, labels) measures "
+            "class probabilities"
+        )
+    targets = _tensor(targets)
+    found = {"rmse": rmse(predictive.mean, targets), "nll": -float(predictive.log_prob(targets).double().mean())}
+    for level in LEVELS:
+        lower, upper = predictive.interval(level / 100)
+        found[f"coverage_{level}"] = coverage(lower, upper, targets)
+    return found
+
+
+def _tensor(value: Any) -> Tensor:
+    try:
+        found = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None or found.is_complex():
+        raise UserError(f"measures are of tensors or numpy arrays of real numbers, got a {type(value).__name__}")
+    return found
+
+
+def _probabilities(probs: Any) -> Tensor:
+    """``probs`` [..., classes], floating; ``UserError`` for logits, and for what is no distribution over classes."""
+    probs = _tensor(probs)
+    if probs.ndim < 2 or not probs.shape[-1] > 1 or not probs.is_floating_point() or not probs.numel():
+        raise UserError(
+            f"probabilities must be floats [n, classes] of at least one example and two classes, got {tuple(probs.shape)} "
+            f"{probs.dtype}"
+        )
+    rounding = 1e-3 if probs.dtype in (torch.float32, torch.float64) else 2e-2
+    if bool((probs < 0).any()) or bool(((probs.double().sum(-1) - 1).abs() > rounding).any()):  # not so of NaN
+        raise UserError(
+            "probabilities must be positive and sum to 1 for each example; of logits, give logits.softmax(1)"
+        )
+    return probs
+
+
+def _checked(probs: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    """Probabilities [n, classes] and labels [n], int64 and on the same device; ``UserError`` for what is neither."""
+    probs = _probabilities(probs)
+    if probs.ndim > 2:
+        raise UserError(f"probabilities must be [n, classes], got {tuple(probs.shape)}; average draws by probs.mean(0)")
+    labels = _tensor(labels).to(probs.device)
+    if labels.shape == probs.shape:
+        raise UserError(f"labels are {tuple(labels.shape)}, one-hot or probabilities; give labels.argmax(1)")
+    if labels.shape != probs.shape[:1]:
+        raise UserError(f"labels must be ({len(probs)},), one for each example, got {tuple(labels.shape)}")
+    if labels.is_floating_point():
+        raise UserError(f"labels must be integers from 0 to classes − 1, got {labels.dtype}; give labels.long()")
+    labels = labels.long()
+    lowest, highest = labels.aminmax()
+    if lowest < 0 or highest >= probs.shape[1]:
+        odd = int(lowest if lowest < 0 else highest)
+        raise UserError(
+            f"a label is {odd}, but probabilities of {probs.shape[1]} classes are from 0 to {probs.shape[1] - 1}"
+        )
+    return probs, labels
+
+
+def _alike(**given: Any) -> list[Tensor]:
+    """Real predictions and targets in double precision; ``UserError`` where shapes differ, which would broadcast."""
+    found = {name: _tensor(value) for name, value in given.items()}
+    first = next(iter(found.values()))
+    for name, value in found.items():
+        if value.shape != first.shape:
+            raise UserError(f"{name} are {tuple(value.shape)}, but {next(iter(found))} is {tuple(first.shape)}")
+    if not first.numel():
+        raise UserError("there are no targets to measure")
+    return [value.to(first.device).double() for value in found.values()]
+
+
+def _check_bins(bins: int) -> None:
+    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
+        raise UserError(f"the number of bins must be a whole number, at least 1, got {bins!r}")
+
+
+def _scores(value: Any, name: str) -> Tensor:
+    found = _tensor(value)
+    if found.ndim != 1 or not len(found):
+        raise UserError(f"{name} must be [n], one score for each of at least one example, got {tuple(found.shape)}")
+    return found
+
+
 def _scored(inside: Tensor, outside: Tensor) -> tuple[Tensor, Tensor] | None:
     """Ranks from 0 to 1 and labels, 1 outside; None if a score is NaN.
 
     Ranks, since torchmetrics takes scores beyond [0, 1] for logits, and its sigmoid would merge large ones.
     """
-    scores = torch.cat([inside, outside]).double()
+    inside, outside = _scores(inside, "inside"), _scores(outside, "outside")
+    scores = torch.cat([inside.double(), outside.to(inside.device).double()])
     if scores.isnan().any():
         return None
     ranks = scores.unique(return_inverse=True)[1].double()

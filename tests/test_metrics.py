@@ -1,10 +1,14 @@
 import math
 
+import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
+import pyro_lottery as pl
 from pyro_lottery import metrics
+from pyro_lottery.likelihoods import Mixture
 
 # Three examples of confidence 0.9 (two right), one of 0.6 (wrong): bins [0.9, 0.95) and [0.6, 0.65).
 PROBS = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.4, 0.6]], dtype=torch.double)
@@ -118,3 +122,134 @@ def test_accuracy_agrees_with_torchmetrics():
     torch.manual_seed(0)
     probs, labels = torch.randn(999, 4).softmax(1), torch.randint(4, (999,))
     assert metrics.accuracy(probs, labels) == float(multiclass_accuracy(probs, labels, 4, average="micro"))
+
+
+MEASURES = (
+    metrics.accuracy,
+    metrics.nll,
+    metrics.brier,
+    metrics.ece,
+    metrics.mace,
+    metrics.all_metrics,
+    metrics.reliability,
+)
+NEITHER = torch.full((4,), 2)
+
+
+@pytest.mark.parametrize(
+    ("probs", "labels", "message"),
+    [
+        (PROBS.log(), LABELS, r"positive and sum to 1 for each example; of logits, give logits\.softmax\(1\)"),
+        (10 * PROBS, LABELS, "of logits"),
+        (torch.tensor([[3.0, -2.0]] * 4), LABELS, "of logits"),
+        (torch.eye(2)[LABELS] + torch.inf, LABELS, "of logits"),
+        (PROBS[:, :1], LABELS, r"floats \[n, classes\] of at least one example and two classes, got \(4, 1\)"),
+        (PROBS[:, 0], LABELS, r"got \(4,\)"),
+        (LABELS[:, None].expand(4, 2), LABELS, r"got \(4, 2\) torch.int64"),
+        (PROBS[:0], LABELS[:0], r"got \(0, 2\)"),
+        (PROBS.expand(3, 4, 2), LABELS, r"\[n, classes\], got \(3, 4, 2\); average draws by probs\.mean\(0\)"),
+        ("probs", LABELS, "tensors or numpy arrays of real numbers, got a str"),
+        (PROBS, torch.eye(2)[LABELS], r"labels are \(4, 2\), one-hot or probabilities; give labels\.argmax\(1\)"),
+        (PROBS, LABELS[:, None], r"labels must be \(4,\), one for each example, got \(4, 1\)"),
+        (PROBS, LABELS[:3], r"labels must be \(4,\), .* got \(3,\)"),
+        (PROBS, LABELS.float(), r"labels must be integers .* got torch.float32"),
+        (PROBS, NEITHER, "a label is 2, but probabilities of 2 classes are from 0 to 1"),
+        (PROBS, -LABELS, "a label is -1"),
+        (PROBS, None, "got a NoneType"),
+    ],
+)
+@pytest.mark.parametrize("measure", MEASURES)
+def test_what_is_no_probability_or_no_label_is_named(measure, probs, labels, message):
+    with pytest.raises(pl.UserError, match=message) as raised:
+        measure(probs, labels)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8, torch.bool])
+def test_labels_of_any_integer_dtype_and_arrays_count_alike(dtype):
+    expected = metrics.all_metrics(PROBS, LABELS)
+    assert metrics.all_metrics(PROBS, LABELS.to(dtype)) == expected
+    assert metrics.all_metrics(PROBS.numpy(), LABELS.to(dtype).numpy()) == expected
+    assert metrics.all_metrics(PROBS.numpy(), LABELS.tolist()) == expected
+    assert metrics.all_metrics(PROBS.clone().requires_grad_(), LABELS) == expected
+
+
+def test_probabilities_in_half_precision_are_probabilities():
+    torch.manual_seed(0)
+    probs, labels = torch.randn(50, 1000).softmax(1), torch.randint(1000, (50,))
+    for dtype in (torch.float16, torch.bfloat16):
+        assert metrics.nll(probs.to(dtype), labels) == pytest.approx(metrics.nll(probs, labels), rel=0.01)
+
+
+def test_a_missing_probability_beside_the_labels_is_missing():
+    probs = torch.tensor([[0.9, torch.nan], [0.5, 0.5]])
+    measured = metrics.all_metrics(probs, torch.tensor([0, 0]))
+    assert [name for name, value in measured.items() if not math.isnan(value)] == ["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.entropy(PROBS.log()), "of logits"),
+        (lambda: metrics.entropy(PROBS[:, 0]), r"\[n, classes\]"),
+        (lambda: pl.prediction.Predictive(10 * PROBS, torch.zeros(4), 1).epistemic, "of logits"),
+        (lambda: metrics.selective(torch.ones(3), LABELS), r"correct must be 0 or 1 for each of 3 answers"),
+        (lambda: metrics.aurc(torch.ones(4), NEITHER), r"correct must be 0 or 1 .*argmax"),
+        (lambda: metrics.aurc(PROBS, LABELS), r"confidence must be \[n\], .* got \(4, 2\)"),
+        (lambda: metrics.aurc(torch.ones(0), LABELS[:0]), r"got \(0,\)"),
+        (lambda: metrics.auroc(PROBS, PROBS[:, 0]), r"inside must be \[n\]"),
+        (lambda: metrics.fpr95(PROBS[:, 0], PROBS[:0, 0]), r"outside must be \[n\], .* at least one"),
+        (lambda: metrics.ece(PROBS, LABELS, 0), "number of bins must be a whole number, at least 1, got 0"),
+        (lambda: metrics.mace(PROBS, LABELS, 2.5), "number of bins must be a whole number"),
+    ],
+)
+def test_wrong_scores_are_named(call, message):
+    with pytest.raises(pl.UserError, match=message):
+        call()
+
+
+def test_scores_may_be_arrays():
+    low, high = np.array([1, 2, 3, 4]), np.array([3.0, 4.5])
+    assert metrics.auroc(low, high) == pytest.approx(6.5 / 8)
+    assert metrics.aurc(np.array([0.9, 0.8]), np.array([True, False])) == pytest.approx(0.25)
+    assert metrics.entropy(np.full((3, 2, 4), 0.25)).shape == (3, 2), "of every draw"
+
+
+def test_real_predictions_by_hand():
+    mean, y = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [2.0, 4.0]])
+    assert metrics.rmse(mean, y) == pytest.approx(math.sqrt((4 + 4 + 16) / 4))
+    assert metrics.rmse(mean.numpy(), y.int()) == pytest.approx(math.sqrt(6))
+    assert metrics.coverage(y - 1, y, y) == 1, "both bounds count"
+    assert metrics.coverage(mean - 2, mean + 2, y) == 0.75
+    assert math.isnan(metrics.rmse(mean * math.nan, y))
+    assert math.isnan(metrics.coverage(mean - 2, torch.tensor([[math.nan, 3], [3, 3]]), y))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.rmse(torch.zeros(4, 1), torch.zeros(4)), r"targets are \(4,\), but mean is \(4, 1\)"),
+        (lambda: metrics.rmse(torch.zeros(0), torch.zeros(0)), "no targets to measure"),
+        (lambda: metrics.coverage(torch.zeros(4), torch.ones(4), torch.zeros(4, 1)), r"targets are \(4, 1\), but lower"),
+        (lambda: metrics.coverage(torch.ones(4), torch.zeros(4), torch.zeros(4)), "lower is above upper"),
+        (lambda: metrics.regression(PROBS, LABELS), r"all_metrics\(probs, labels\) measures class probabilities"),
+        (lambda: metrics.regression(pl.prediction.Predictive(PROBS, LABELS, 1), LABELS), "all_metrics"),
+        (lambda: metrics.regression(Mixture((dist.Normal(torch.zeros(4, 1), 1.0).to_event(1),), torch.zeros(0)), torch.zeros(4)),
+         r"targets are \(4,\), but mean is \(4, 1\)"),
+    ],
+)  # fmt: skip
+def test_real_predictions_of_other_shapes_are_named(call, message):
+    with pytest.raises(pl.UserError, match=message):
+        call()
+
+
+def test_a_perfect_model_covers_what_it_says():
+    torch.manual_seed(0)
+    mean, scale = torch.randn(2000, 2), torch.tensor([0.5, 3.0])
+    y = mean + scale * torch.randn(2000, 2)
+    found = metrics.regression(Mixture((dist.Normal(mean, scale).to_event(1),), torch.zeros(0)), y)
+    assert list(found) == ["rmse", "nll", "coverage_50", "coverage_80", "coverage_95"]
+    assert found["rmse"] == pytest.approx(math.sqrt((0.25 + 9) / 2), rel=0.03)
+    assert found["nll"] == pytest.approx(1 + math.log(2 * math.pi) + math.log(0.5 * 3.0), rel=0.02)
+    for level in (50, 80, 95):
+        assert found[f"coverage_{level}"] == pytest.approx(level / 100, abs=0.02)
