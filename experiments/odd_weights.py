@@ -340,6 +340,7 @@ def cases() -> list[Case]:
         Case("a.safetensors of a wrapper in a wrapper", safe(lambda: prefixed("model.net.backbone.", p)), p, _prefix("the prefix model.net.backbone.")),
         Case("a.pt of torch.compile on one layer", saved({n.replace("hidden.", "hidden._orig_mod."): t for n, t in p.items()}), p, _prefix("_orig_mod.")),
         Case("a.pt of AveragedModel", saved(_averaged), p, _prefix("the prefix module.")),
+        Case("a.pt with a layer of zeros", saved(dense() | {"hidden.weight": torch.zeros(6, 16)}), dense() | {"hidden.weight": torch.zeros(6, 16)}, "FILE: all weights of hidden.weight are 0, and pruned; FILE: 96 of 132 prunable weights are 0, and taken for pruned: density 27.2727%", 36 / 132),
         Case("a.pt without num_batches_tracked", saved(_with(bn__num_batches_tracked=None)), p | {"bn.num_batches_tracked": torch.tensor(0)}, ZEROS),
         Case("a.pt with entries that are no tensors", saved(p | {"epoch": 3, "note": "best"}), p, f"FILE: epoch, note are no tensors, and are left out; {ZEROS}"),
         Case("a.pt in float64", saved(_in(torch.float64, p)), p, ZEROS),
@@ -402,6 +403,8 @@ def cases() -> list[Case]:
         "a.pt with NaN": (saved(_with(hidden__bias=torch.full((6,), torch.nan))), "hidden.bias holds values that are not finite"),
         "a.pt with a number beyond float32": (saved(_with(hidden__bias=torch.full((6,), 1e300, dtype=torch.float64))), "hidden.bias holds values that are not finite"),
         "a.pt of four classes": (saved(_with(out__weight=torch.ones(4, 6), out__bias=torch.ones(4))), "out.weight is (4, 6), but the network's is (3, 6); out.bias is (4,), but the network's is (3,)"),
+        "a.ckpt of Lightning, with weights of the loss": (saved({"state_dict": prefixed("model.", p) | {"loss.weight": torch.ones(3)}}), "FILE: the network's names begin with model; choose by the key 'model'"),
+        "a.pt two networks": (saved({**prefixed("student.", p), **prefixed("teacher.", pruned(2))}), "FILE: the network's names begin with student or teacher; choose by the key 'student'"),
         "a.pt that lacks a layer": (saved(_with(hidden__weight=None)), "hidden.weight is missing"),
         "a.pt with a layer more": (saved(_with(aux__weight=torch.ones(2))), "aux.weight is not in the network"),
         "a.pt by other names": (saved(prefixed("qkv_", {"proj.weight": torch.ones(3)})), "conv.weight is missing; conv.bias is missing; hidden.weight is missing; hidden.bias is missing; out.weight is missing and 6 more"),
@@ -520,7 +523,7 @@ def markdown(every: Sequence[Case]) -> str:
         "|---|---|---|",
     ]
     for case in every:
-        density = f"read, density {100 * case.density:g} %" if case.right is not None else ""
+        density = f"read, density {100 * case.density:.4g} %" if case.right is not None else ""
         line = case.line.replace(ZEROS, "zeros")
         told = ". ".join(part for part in (density, line) if part).replace("|", "/")
         lines.append(f"| {case.file.rstrip(',')} | {case.what} | {told} |")

@@ -8,6 +8,7 @@ plain PyTorch network can be given, as .safetensors or .pt, alone or within a ch
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -99,6 +100,8 @@ def _say_zeros(path: Path, zeros: int, ticket: Ticket, half: str) -> None:
             f"{path}: {zeros:,} of {masks.total(ticket.mask):,} prunable weights are 0, and taken for pruned: density "
             f"{masks.density(ticket.mask):.4%}"
         )
+    if empty := [name for name, mask in ticket.mask.items() if mask.numel() and not bool(mask.any())]:
+        warnings.warn(f"{path}: all weights of {', '.join(empty)} are 0, and pruned", stacklevel=2)
     if half:
         warnings.warn(
             f"{path} is in {half}, in which small weights become 0 and would be taken for pruned; --mask tells them apart",
@@ -162,7 +165,7 @@ def _transplant(
     preset: str,
     options: dict[str, Any],
 ) -> Run:
-    if source.is_dir():
+    if os.path.isdir(source):  # which Path.is_dir would not say of a name too long
         weights.check_folder(source)
         for name, given in (("mask", mask), ("key", key), ("preset", preset != "default")):
             if given:

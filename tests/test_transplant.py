@@ -89,6 +89,7 @@ def test_a_mask_file_wins_over_zeros(run, tmp_path):
     assert all(torch.equal(found.mask[n], m) for n, m in ticket.mask.items())
 
 
+@pytest.mark.filterwarnings("ignore:.*all weights of fc1.weight are 0")
 def test_other_weights_are_another_run(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     state = {**run.level(0).ticket.start.loc, **run.level(0).ticket.net}
@@ -144,6 +145,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
         ([str(tmp_path / "bomb.pt"), *options], "cannot be read as a state_dict"),
         ([str(tmp_path / "half.safetensors"), *options], "cannot be read as a state_dict"),
         ([str(tmp_path / "none.pt"), *options], "does not exist"),
+        (["x" * 5000, *options], "File name too long"),
         ([str(tmp_path / "missing.pt"), *options, "--levels", "1"], "--levels is for run folders"),
         ([path, "--levels", "9"], "--levels 9: "),
         ([path, "--preset", "smoke"], "--preset is for files"),

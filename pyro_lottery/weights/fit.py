@@ -36,8 +36,8 @@ def fit(
 
     A prefix that all names share (``module.``, ``_orig_mod.``, ``model.``, also several) is stripped where the network's
     names remain, with a warning. A missing ``num_batches_tracked`` is the network's. Raises ``UserError`` for whole numbers
-    where the network has weights, and for weights that are kept in parts; names and shapes are left to the caller. ``masks``
-    may be whole numbers, and be named ``NAME_mask``.
+    where the network has weights, for weights that are kept in parts, and for names of which only some are the network's,
+    with one prefix; other names and shapes are left to the caller. ``masks`` may be whole numbers, and be named ``NAME_mask``.
     """
     if masks and all(name.endswith("_mask") for name in values):
         values = {name.removesuffix("_mask"): value for name, value in values.items()}
@@ -45,6 +45,10 @@ def fit(
     if masks:
         return found
     _check_parts(path, found, wanted)
+    if not found.keys() & wanted.keys() and (within := _within(values, wanted)):
+        raise UserError(
+            f"{path}: the network's names begin with {' or '.join(within)}; choose by the key {within[0]!r}"
+        )
     for name, value in wanted.items():
         if name.endswith("num_batches_tracked") and name not in found:
             found[name] = value
@@ -93,6 +97,13 @@ def _renamings(names: list[str]) -> Iterator[tuple[dict[str, str], str]]:
                 break
             found = {name.partition(".")[2]: before for name, before in found.items() if name not in _COUNTS}
             yield found, " and ".join([*removed, f"the prefix {prefix}"])
+
+
+def _within(values: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """The prefixes with which all names of a network are among ``values``."""
+    first = next(iter(wanted))
+    prefixes = [name.removesuffix(f".{first}") for name in values if name.endswith(f".{first}")]
+    return [each for each in prefixes if all(f"{each}.{name}" in values for name in wanted)]
 
 
 def _check_parts(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -35,18 +35,18 @@ _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin", "saved_model.pb", "mode
 
 def kind(path: Path) -> str:
     """``SAFETENSORS`` or ``TORCH``; ``UserError`` that names what the file is, if it is neither."""
-    if not path.exists():
-        raise UserError(f"{path} does not exist; expected a .safetensors or .pt file with a state_dict")
-    if path.is_dir():
-        raise not_read(path, f"it is a folder{_named_in(path)}; name a file of weights")
-    if not path.is_file():
-        raise not_read(path, "it is a pipe or a device, not a regular file")
     try:
+        if not path.exists():
+            raise UserError(f"{path} does not exist; expected a .safetensors or .pt file with a state_dict")
+        if path.is_dir():
+            raise not_read(path, f"it is a folder{_named_in(path)}; name a file of weights")
+        if not path.is_file():
+            raise not_read(path, "it is a pipe or a device, not a regular file")
         with path.open("rb") as file:
             head = file.read(512)
-    except OSError as error:
-        raise not_read(path, f"{error.strerror}") from error
-    size = path.stat().st_size
+        size = path.stat().st_size
+    except OSError as error:  # no permission, a name too long
+        raise UserError(f"{str(path)[:200]} cannot be read as a state_dict: {error.strerror}") from error
     if not head:
         raise not_read(path, "it is empty; copy or download it again")
     if head.startswith(b"PK\x03\x04") or head.startswith(b"PK\x05\x06"):
