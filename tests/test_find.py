@@ -1,5 +1,8 @@
 """One call from a plain network and data to tickets."""
 
+import os
+import signal
+
 import pyro.infer.autoguide as autoguide
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch import nn
 
 import pyro_lottery as pl
 from pyro_lottery.controls import run_control
+from pyro_lottery.errors import Stopped
 from pyro_lottery.transplant import transplant_run
 
 QUICK = {
@@ -172,3 +176,39 @@ def test_a_deterministic_run_of_ones_own_can_be_transplanted(tmp_path):
     moved = transplant_run(run, [2])
     assert moved.results["remaining"].tolist() == [120]
     assert moved.level(2).posterior.scale is not None
+
+
+class Signalling:
+    """Batches of a table that send this process a signal in the middle of one of its passes."""
+
+    def __init__(self, split, when):
+        self.split, self.when, self.passes = split, when, 0
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        self.passes += 1
+        for number, (x, y) in enumerate(zip(self.split[:].chunk(4), self.split.targets.chunk(4), strict=True)):
+            if (self.passes, number) == (self.when, 2):
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield x, y
+
+
+def test_a_run_from_a_loader_that_was_stopped_goes_on_with_the_same_bits(tmp_path):
+    data = table()
+    options = {name: value for name, value in QUICK.items() if name != "batch_size"} | {"levels": 1}
+
+    def find(where, when=0):
+        batches = Signalling(data.train, when)
+        told = pl.data.from_loaders(batches, data.test, num_data=120, num_classes=2)
+        batches.passes = 0
+        return pl.find_tickets(mlp(), told, run_dir=tmp_path / where, **options)
+
+    whole = find("whole")
+    with pytest.raises(Stopped):
+        find("stopped", 7)
+    again = find("stopped")
+    assert again.results["test_accuracy"].equals(whole.results["test_accuracy"])
+    for site, loc in whole.level(1).posterior.loc.items():
+        assert torch.equal(loc, again.level(1).posterior.loc[site])

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SubsetRandomSampler, TensorDataset
 
 import pyro_lottery as pl
+from pyro_lottery import ranks, training
 from pyro_lottery.training import Hooks
 
 QUICK = {"milestones": (), "epochs": 2, "lr": 0.01}
@@ -348,3 +349,24 @@ def test_classes_of_a_loader_are_known_or_asked_for():
         pl.data.from_loaders(Own(), num_data=9)
     assert pl.data.from_loaders(Own(), num_data=9, num_classes=3).num_classes == 3
     assert pl.data.from_loaders([(x, y.float()[:, None])]).num_classes is None
+
+
+def test_a_likelihood_without_a_mean_trains_and_has_no_rmse():
+    class Heavy(pl.BayesianNetwork):
+        def likelihood(self, output):
+            return dist.Cauchy(output, 0.3).to_event(1)
+
+    torch.manual_seed(0)
+    model = Heavy(nn.Linear(3, 1), num_data=48)
+    history = pl.train(model, pl.guides.mean_field(model), DataLoader(regression(), 16), **QUICK)
+    assert np.isnan(history[-1]["train_rmse"])
+    assert history[-1]["nll"] < history[0]["nll"]
+
+
+def test_several_devices_do_not_share_a_loader():
+    class Two(ranks.Alone):
+        world = 2
+
+    model, _ = linear()
+    with pytest.raises(pl.UserError, match="several devices share batches of data that are held in memory"):
+        training.check_batches(model, pl.data.from_loaders(DataLoader(regression(), 16)), 16, Two())
