@@ -18,7 +18,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch.optim import Adam
 
-from pyro_lottery import figures, files, guides, masks, metrics, prediction, pretrained, runs, seeds, training
+from pyro_lottery import figures, files, guides, masks, metrics, pretrained, runs, seeds, training
 from pyro_lottery.commands import Received
 from pyro_lottery.config import Config
 from pyro_lottery.console import LevelDisplay
@@ -27,7 +27,7 @@ from pyro_lottery.errors import Damaged, Diverged, Stopped, UserError, one_line
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.own import Own, fingerprint
-from pyro_lottery.prediction import has_bf16, predict, resolve_precision
+from pyro_lottery.prediction import has_bf16, predict, predictive, resolve_precision
 from pyro_lottery.ranks import ALONE, Alone, check_alone, start
 from pyro_lottery.results import PRETRAINED, LevelFolder, RunFolder
 from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket, infinite_info
@@ -204,7 +204,7 @@ def _measure(setup: Setup) -> dict[str, float]:
     options: dict[str, Any] = {"num_samples": config.eval_samples, "precision": config.precision}
     if model.task == "classification":
         return metrics.all_metrics(predict(model, guide, test, **options), test.targets)
-    return metrics.regression(prediction.predictive(model, guide, test, **options), test.targets)  # type: ignore[attr-defined]
+    return metrics.regression(predictive(model, guide, test, **options), test.targets)
 
 
 def _columns(measured: dict[str, float], history: training.History) -> dict[str, Any]:

@@ -468,9 +468,7 @@ def _measured(model: BayesianNetwork, sums: Tensor) -> float:
 def _score(model: BayesianNetwork, guide: AutoGuide, split: Split | Stream, samples: int, precision: str) -> float:
     given = recorded(split)
     found = predict(model, guide, given, samples, precision=precision)
-    return (metrics.accuracy if model.task == "classification" else metrics.rmse)(  # type: ignore[attr-defined]
-        found, given.targets
-    )
+    return (metrics.accuracy if model.task == "classification" else metrics.rmse)(found, given.targets)
 
 
 def _generators(order: torch.Generator, device: torch.device, ranks: Alone) -> dict[str, Tensor]:

@@ -1,17 +1,21 @@
 """One call from a plain network and data to tickets."""
 
+import functools
 import os
 import signal
 
+import pyro.distributions as dist
 import pyro.infer.autoguide as autoguide
 import pytest
 import torch
-from sklearn.datasets import load_breast_cancer
+from sklearn.datasets import load_breast_cancer, load_diabetes
 from torch import nn
 
 import pyro_lottery as pl
+from pyro_lottery import console, report
 from pyro_lottery.controls import run_control
 from pyro_lottery.errors import Stopped
+from pyro_lottery.evaluate import evaluate
 from pyro_lottery.transplant import transplant_run
 
 QUICK = {
@@ -212,3 +216,86 @@ def test_a_run_from_a_loader_that_was_stopped_goes_on_with_the_same_bits(tmp_pat
     assert again.results["test_accuracy"].equals(whole.results["test_accuracy"])
     for site, loc in whole.level(1).posterior.loc.items():
         assert torch.equal(loc, again.level(1).posterior.loc[site])
+
+
+def diabetes():
+    x, y = load_diabetes(return_X_y=True)
+    y = ((y - y.mean()) / y.std())[:, None]
+    return pl.data.from_tensors(x[:300], y[:300], x[300:], y[300:])
+
+
+@pytest.fixture(scope="module")
+def regressed(tmp_path_factory):
+    network, options = mlp(10, 1), QUICK | {"epochs": 20, "milestones": (15,)}
+    return pl.find_tickets(network, diabetes(), run_dir=tmp_path_factory.mktemp("own") / "run", **options)
+
+
+def test_real_targets_give_a_regression_with_a_noise_that_is_learned(regressed):
+    results = regressed.results
+    assert results["test_accuracy"].isna().all()
+    assert results["mace"].isna().all()
+    assert (results["rmse"] < 0.85).all()  # of targets whose standard deviation is 1; linear regression reaches 0.70
+    assert (results["coverage_50"] < results["coverage_80"]).all()
+    assert (results["coverage_80"] < results["coverage_95"]).all()
+    network, test = regressed.level(2).load_model(), regressed.load_data().test
+    found = pl.metrics.regression(network.predictive(test, 3, regressed.config.seed), test.targets)
+    assert found["rmse"] == regressed.row(2).rmse
+    assert found["nll"] == regressed.row(2).nll
+    assert found["coverage_95"] == regressed.row(2).coverage_95
+    assert {"train_rmse", "test_rmse"} < set(regressed.level(0).history.columns)
+    assert (regressed.folder.path / "rmse.png").exists()
+
+
+def test_the_learned_noise_is_kept_with_a_level_and_rewound_with_a_ticket(regressed):
+    noise = [name for name in regressed.level(0).ticket.net if name.startswith("likelihood/")]
+    assert len(noise) == 1
+    start, later = regressed.level(0).ticket.net[noise[0]], regressed.level(2).ticket.net[noise[0]]
+    assert torch.equal(start, later)
+    trained = regressed.level(2)._folder.load_posterior()[1][noise[0]]
+    assert not torch.equal(trained, start)
+    assert torch.equal(regressed.level(2).load_model().model.net_state()[noise[0]], trained)
+
+
+def test_a_regression_is_reported_and_drawn(regressed, tmp_path):
+    page = report.report([regressed, pl.load_run(regressed.folder.path)])
+    assert "RMSE" in page
+    assert "MACE" not in page
+    pl.draw.accuracy(regressed)
+    pl.draw.calibration(regressed)
+    assert "rmse" in "".join(str(column.header) for column in console.results_table(regressed.folder.results()).columns)
+    with pytest.raises(pl.UserError, match="real targets"):
+        pl.draw.reliability(regressed, 1)
+    with pytest.raises(pl.UserError, match=r"real targets; its RMSE, NLL and coverages are in results\.csv"):
+        evaluate(regressed)
+
+
+def test_own_distributions(tmp_path):
+    run = pl.find_tickets(
+        mlp(10, 1), diabetes(), likelihood=functools.partial(pl.BayesianRegressor, noise_scale=0.7),
+        prior=pl.priors.laplace(0.5), guide=autoguide.AutoNormal, score=lambda posterior: pl.scores.magnitude(posterior),
+        run_dir=tmp_path / "run", **QUICK | {"levels": 1},
+    )  # fmt: skip
+    network = run.level(1).load_model()
+    assert type(network.guide).__name__ == "AutoNormal"
+    assert isinstance(network.model.prior_of("0.weight"), dist.Laplace)
+    assert network.model.noise_scale == 0.7
+    dense, ticket = run.level(0).posterior.loc, run.level(1).ticket.mask
+    kept, gone = (torch.cat([dense[n].abs()[m if keep else ~m] for n, m in ticket.items()]) for keep in (True, False))
+    assert kept.min() >= gone.max()  # pruned by |loc|
+
+
+def test_a_loader_with_two_outputs(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(96, 1, 20, generator=generator)
+    y = torch.stack([x.mean((1, 2)), x.square().mean((1, 2))], 1)
+    dataset = torch.utils.data.TensorDataset(x, y)
+    train, test = (torch.utils.data.DataLoader(dataset, 32, shuffle=s) for s in (True, False))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(1, 4, 5), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 2))
+    options = {name: value for name, value in QUICK.items() if name != "batch_size"}
+    runs = [
+        pl.find_tickets(net, pl.data.from_loaders(train, test), run_dir=tmp_path / name, **options) for name in "ab"
+    ]
+    assert runs[0].results["remaining"].tolist() == [20, 10, 5]
+    assert runs[0].results["rmse"].equals(runs[1].results["rmse"])
+    assert runs[0].level(1).load_model().predict(test, 2).shape == (96, 2)

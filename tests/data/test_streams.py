@@ -370,3 +370,35 @@ def test_several_devices_do_not_share_a_loader():
     model, _ = linear()
     with pytest.raises(pl.UserError, match="several devices share batches of data that are held in memory"):
         training.check_batches(model, pl.data.from_loaders(DataLoader(regression(), 16)), 16, Two())
+
+
+def test_batches_from_a_list_give_the_bits_of_the_same_batches_from_memory():
+    dataset = regression(48)
+    x, y = dataset.tensors
+    model, guide = linear()
+    in_memory = pl.data.from_tensors(x, y, x, y, normalize=False)
+    # In memory, one batch an epoch is the whole data set in another order, whose sum may differ in its last bits.
+    pl.train(model, guide, in_memory, batch_size=48, weight_decay=0.0, **QUICK)
+    found, _ = trained([(x, y)], weight_decay=0.0)
+    for name, value in guide.named_parameters():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_test_loader_is_measured_in_one_pass_whatever_its_order(shuffle):
+    x, y = torch.randn(30, 3), torch.tensor([0, 1, 2] * 10)
+    model, guide = classifier()
+    model.num_data = 30
+    train = DataLoader(TensorDataset(x, y), 10)
+    told = pl.data.from_loaders(train, DataLoader(TensorDataset(x, y), 7, shuffle=shuffle))
+    history = pl.train(model, guide, told, **QUICK | {"epochs": 1})
+    with torch.no_grad():
+        model2, guide2 = classifier()
+        model2.num_data = 30
+    direct = pl.train(
+        model2,
+        guide2,
+        pl.data.from_loaders(train, pl.data.from_tensors(x, y, x, y, normalize=False).test),
+        **QUICK | {"epochs": 1},
+    )
+    assert history[0]["test_accuracy"] == direct[0]["test_accuracy"]
