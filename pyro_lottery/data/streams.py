@@ -268,7 +268,7 @@ class StreamEpoch:
 
 
 class Recorded:
-    """The inputs of a stream, batch by batch; after one pass ``targets`` are those that came with them, in their order."""
+    """A stream, batch by batch; after one pass ``targets`` are those that came with the inputs, in their order."""
 
     def __init__(self, stream: Stream):
         self._stream = stream
@@ -281,7 +281,7 @@ class Recorded:
         self._targets = []
         for x, y in self._stream:
             self._targets.append(y)
-            yield x
+            yield x, y
 
     @property
     def targets(self) -> Tensor:

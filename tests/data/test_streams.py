@@ -204,6 +204,16 @@ def test_networks_of_two_inputs(kind):
     assert history[-1]["train_rmse"] < 0.2 < history[0]["train_rmse"]
 
 
+@pytest.mark.parametrize("kind", ["tuple", "dict"])
+def test_networks_of_two_inputs_are_measured_on_a_stream(kind):
+    model, batches = two_inputs(kind)  # a pair of inputs is not taken for inputs and targets
+    guide = pl.guides.deterministic(model)
+    history = pl.train(model, guide, pl.data.from_loaders(batches, test=batches), epochs=1, lr=1e-9)
+    found = torch.cat([pl.predict(model, guide, x) for x, _ in batches])
+    expected = pl.metrics.rmse(found, torch.cat([y for _, y in batches]))
+    assert history[0]["test_rmse"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_poisson_rate_is_that_of_the_counts():
     class Counts(pl.BayesianNetwork):
         def likelihood(self, output):
