@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -170,6 +171,53 @@ def test_predictions_of_any_likelihood_are_its_means(make):
     assert lower.shape == upper.shape == y.shape == mean.shape
     assert bool((lower <= upper).all())
     torch.testing.assert_close(pl.predict_mean(model, guide, x), pl.predict(model, pl.guides.deterministic(model), x))
+
+
+def linear(make, loc, scale):
+    """A model of one weight, w ~ N(loc, scale²) under its guide."""
+    model = make(nn.Linear(1, 1, bias=False), num_data=3)
+    guide = pl.guides.mean_field(model)
+    sites = {"weight": torch.tensor([[loc]])}
+    pl.guides.set_posterior_(guide, pl.Posterior(sites, {"weight": torch.tensor([[scale]])}, ()))
+    return model, guide
+
+
+def gaussian_mean(f, loc, scale):
+    """E[f(w)], w ~ N(loc, scale²), by Gauss-Hermite quadrature."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    return sum(w * f(loc + scale * torch.tensor(t)) for t, w in zip(nodes, weights / weights.sum(), strict=True))
+
+
+def test_a_poisson_likelihood_meets_its_closed_forms():
+    loc, scale, x, y = 0.4, 0.3, torch.tensor([[1.0], [-2.0], [0.5]]), torch.tensor([2, 0, 3])
+    model, guide = linear(Counts, loc, scale)
+    mean = (x[:, 0] * loc + (x[:, 0] * scale) ** 2 / 2).exp()  # of exp(xw)
+    expected = (y * x[:, 0] * loc - mean - (y + 1.0).lgamma()).sum()
+    with torch.no_grad():
+        found = torch.stack([-pl.ELBO().terms(model, guide, x, y).nll for _ in range(600)])
+    assert abs(found.mean() - expected) < 4 * found.std() / 600**0.5 < 0.3
+    each = pl.predict(model, guide, x, 600, aggregate=False)
+    assert bool(((each.mean(0) - mean).abs() < 4 * each.std(0) / 600**0.5).all())
+    density = gaussian_mean(lambda w: torch.distributions.Poisson((x[:, 0] * w).exp()).log_prob(y).exp(), loc, scale)
+    torch.testing.assert_close(
+        pl.predictive(model, guide, x, 600).log_prob(y), density.log().float(), rtol=0, atol=0.05
+    )
+
+
+def test_a_bernoulli_likelihood_meets_its_closed_forms():
+    loc, scale, x, y = 0.4, 2.0, torch.tensor([[1.0], [-2.0], [0.5]]), torch.tensor([[True], [False], [False]])
+    model, guide = linear(Labels, loc, scale)
+    probs = gaussian_mean(lambda w: (x * w).sigmoid(), loc, scale).float()
+    expected = gaussian_mean(
+        lambda w: torch.distributions.Bernoulli(logits=x * w).log_prob(y.float()).sum(), loc, scale
+    )
+    with torch.no_grad():
+        found = torch.stack([-pl.ELBO().terms(model, guide, x, y).nll for _ in range(600)])
+    assert abs(found.mean() - expected) < 4 * found.std() / 600**0.5 < 0.5
+    predictive = pl.predictive(model, guide, x, 600)
+    torch.testing.assert_close(predictive.mean, probs, rtol=0, atol=0.05)
+    torch.testing.assert_close(predictive.log_prob(y).exp(), torch.where(y, probs, 1 - probs)[:, 0], rtol=0, atol=0.05)
+    torch.testing.assert_close(predictive.total.square(), predictive.mean * (1 - predictive.mean))
 
 
 def test_a_predictive_keeps_its_noise_while_the_model_trains_on():

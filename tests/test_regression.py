@@ -111,10 +111,13 @@ def test_scales_that_do_not_fit_the_outputs_are_named():
     assert one.likelihood(torch.zeros(4, 2)).base_dist.scale.tolist() == [[0.5, 0.5]] * 4
 
 
+SLOPES = torch.tensor([[1.0, -0.5], [-2.0, 3.0], [0.5, 0.0]])
+
+
 def simulated(noise, count=8000):
     """y = Xw + noise, a linear regression."""
     x = torch.randn(count, 3)
-    return x, x @ torch.randn(3, len(noise)) + torch.tensor(noise) * torch.randn(count, len(noise))
+    return x, x @ SLOPES[:, : len(noise)] + torch.tensor(noise) * torch.randn(count, len(noise))
 
 
 def residuals(x, y):
@@ -123,24 +126,79 @@ def residuals(x, y):
     return (y - design @ torch.linalg.lstsq(design, y).solution).square().mean(0).sqrt()
 
 
+@pytest.fixture(scope="module")
+def conjugate():
+    """A linear regression with orthogonal columns, trained by pl.train; with its exact posterior's loc and scale."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.linalg.qr(torch.randn(40, 3, generator=generator))[0] * torch.tensor([8.0, 4.0, 2.0])
+    y = x @ SLOPES[:, :1] + 0.5 * torch.randn(40, 1, generator=generator)
+    precision = (x**2).sum(0) / 0.25 + 1 / 0.49
+    net = nn.Linear(3, 1, bias=False)
+    nn.init.zeros_(net.weight)
+    model = pl.BayesianRegressor(net, pl.priors.normal(0.7), num_data=40, noise_scale=0.5)
+    guide = pl.guides.mean_field(model, init_scale=0.1)
+    data = pl.data.from_tensors(x, y, x, y, normalize=False)
+    history = pl.train(
+        model, guide, data, epochs=300, batch_size=40, lr=0.05, milestones=(60, 120), weight_decay=0.0, estimator="local",
+        train_samples=8, history_samples=1,
+    )  # fmt: skip
+    return model, guide, history, (x.mT @ y).squeeze(1) / 0.25 / precision, precision.rsqrt()
+
+
+def test_conjugate_regression_by_train_meets_the_exact_posterior(conjugate):
+    _, guide, history, loc, scale = conjugate
+    found = pl.posterior(guide)
+    torch.testing.assert_close(found.loc["weight"][0], loc, rtol=0.02, atol=0)
+    torch.testing.assert_close(found.scale["weight"][0], scale, rtol=0.02, atol=0)
+    assert history[-1]["train_rmse"] == pytest.approx(0.5, rel=0.25)
+
+
+def test_its_predictive_is_the_exact_one_and_covers_fresh_points(conjugate):
+    model, guide, _, loc, scale = conjugate
+    x = torch.randn(2000, 3)
+    y = x @ SLOPES[:, :1] + 0.5 * torch.randn(2000, 1)
+    torch.manual_seed(1)
+    found = pl.predictive(model, guide, x, 200)
+    spread = ((x * scale) ** 2).sum(1, keepdim=True).sqrt()
+    exact = dist.Normal((x @ loc)[:, None], (spread**2 + 0.25).sqrt())
+    assert found.epistemic.div(spread).mean().item() == pytest.approx(1, abs=0.1)
+    torch.testing.assert_close(found.aleatoric, torch.full((2000, 1), 0.5))
+    assert (found.interval(0.95)[1] - exact.icdf(torch.tensor(0.975))).abs().mean() < 0.05
+    measured = pl.metrics.regression(found, y)
+    assert 0.92 < measured["coverage_95"] < 0.98
+    assert measured["coverage_50"] == pytest.approx(0.5, abs=0.04)
+    assert measured["rmse"] == pytest.approx((y - exact.mean).square().mean().sqrt().item(), rel=0.01)
+    assert measured["nll"] == pytest.approx(-exact.log_prob(y).mean().item(), rel=0.01)
+
+
 @pytest.mark.parametrize("kind", ["learned", "parameter"])
 def test_learned_noise_is_the_truth(kind):
     truth = [0.3, 2.0]
-    x, y = simulated(truth)
+    data = pl.data.from_tensors(*simulated(truth), *simulated(truth, 2000), normalize=False)
     noise_scale = "learned" if kind == "learned" else nn.Parameter(torch.ones(2))
     model = pl.BayesianRegressor(nn.Linear(3, 2), num_data=8000, noise_scale=noise_scale)
-    guide, elbo = pl.guides.mean_field(model), pl.ELBO()
-    optimizer = torch.optim.Adam(pl.guides.parameter_groups(model, guide, 1e-4), lr=0.05)
-    for step in range(400):
-        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 0.05 if step < 250 else 0.005
-        optimizer.zero_grad()
-        (elbo.differentiable_loss(model, guide, x, y) / 8000).backward()
-        optimizer.step()
+    guide = pl.guides.mean_field(model)
+    pl.train(model, guide, data, epochs=60, batch_size=1000, lr=0.05, milestones=(40, 50))
     torch.testing.assert_close(model.noise_scale.detach(), torch.tensor(truth), rtol=0.05, atol=0)
-    if kind == "parameter":
-        assert model.noise_scale is noise_scale
-    if kind == "learned":
-        torch.testing.assert_close(model.noise_scale.detach(), residuals(x, y), rtol=0.01, atol=0)
+    assert kind == "learned" or model.noise_scale is noise_scale
+    found = pl.metrics.regression(pl.predictive(model, guide, data.test), data.test.targets)
+    assert 0.92 < found["coverage_95"] < 0.98
+
+
+def test_predicted_noise_is_the_truth_for_each_example():
+    def draw(count):
+        x = torch.rand(count, 1) * 2 - 1
+        return x, 3 * x + (x - 1).exp() * torch.randn(count, 1)
+
+    data = pl.data.from_tensors(*draw(8000), *draw(2000), normalize=False)
+    model = pl.BayesianRegressor(nn.Linear(1, 2), num_data=8000, noise_scale="predicted")
+    guide = pl.guides.mean_field(model)
+    history = pl.train(model, guide, data, epochs=30, batch_size=1000, lr=0.05, milestones=(20, 25))
+    found = pl.predictive(model, guide, data.test)
+    torch.testing.assert_close(found.aleatoric, (data.test[:] - 1).exp(), rtol=0.07, atol=0)
+    measured = pl.metrics.regression(found, data.test.targets)
+    assert 0.92 < measured["coverage_95"] < 0.98
+    assert measured["rmse"] == pytest.approx(history[-1]["test_rmse"], rel=0.01)
 
 
 class Counts(pl.BayesianNetwork):
