@@ -476,7 +476,7 @@ RIGHT: dict[str, list[str]] = {
     "rewind": ["init", "lr", "epoch:1", "restart:1"], "epochs": ["1", "2"], "batch_size": ["7", "64"], "lr": ["0.1", "1e-5"],
     "warmup_epochs": ["1"], "kl_warmup_epochs": ["1"], "weight_decay": ["0", "0.1"], "kl_temperature": ["1"], "kl": ["monte_carlo"],
     "init_scale": ["0.5"], "estimator": ["local"], "train_samples": ["2"], "device": ["cpu"], "on_divergence": ["retry"],
-    "val_fraction": ["0.2"],
+    "val_fraction": ["0.2"], "image_size": ["8", "12"],
 }  # fmt: skip
 
 

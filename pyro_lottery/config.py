@@ -192,7 +192,7 @@ class Config:
         >>> Config(dataset="folder", data_dir="data/cifar10-jpeg").data_name, Config().data_name
         ('CIFAR-10 (JPEG)', 'CIFAR-10')
         """
-        return data.title(self.dataset, self.data_dir)
+        return data.title(self.dataset, self.data_dir, self.image_size)
 
     def with_weights(self, checksum: str) -> Config:
         """The same with a default ``run_dir`` that names the weights of ``pretrained`` by their checksum."""

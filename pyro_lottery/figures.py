@@ -172,7 +172,8 @@ def draw_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, A
 
 def _what(run: RunFolder) -> str:
     config = run.config
-    what = f"{config['arch']}, {data.title(config['dataset'], config['data_dir'])}, {config['guide']}"
+    name = data.title(config["dataset"], config["data_dir"], config.get("image_size"))
+    what = f"{config['arch']}, {name}, {config['guide']}"
     return what.replace("$", r"\$")  # matplotlib would read it as a formula
 
 

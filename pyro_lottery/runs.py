@@ -349,7 +349,7 @@ class Run:
             example = [self.shape.in_channels, *self.shape.image_size]
             if not all(type(n) is int and 0 < n < 2**31 for n in (*classes, self.shape.num_data, *example)):
                 raise TypeError
-            if not made_in_python and (len(example) != 3 or math.prod(example) > 2**24):  # 4,096×4,096 pixels
+            if not made_in_python and (len(example) != 3 or math.prod(example) > 3 * data.PIXELS):
                 raise TypeError
         except (KeyError, TypeError) as error:
             raise UserError(f"{self.folder.path / 'config.json'} does not describe its data") from error

@@ -156,7 +156,7 @@ def test_code_that_a_run_folder_names_runs_only_where_it_is_trusted(tmp_path, ca
 @pytest.mark.parametrize(
     "shape",
     [
-        {"num_classes": 0}, {"num_classes": 2**40}, {"in_channels": True}, {"image_size": [2**20, 2**20]},
+        {"num_classes": 0}, {"num_classes": 2**40}, {"in_channels": True}, {"image_size": [2**20, 2**20]}, {"image_size": [4096, 4096], "in_channels": 4},
         {"image_size": 8}, {"image_size": [8]}, {"num_data": "many"}, {"other": 1},
     ],
 )  # fmt: skip
@@ -165,6 +165,12 @@ def test_a_shape_that_no_data_have_is_refused(shape, run, tmp_path):
     folder._write_config(run.folder.config | {"data": run.folder.config["data"] | shape})
     with pytest.raises(pl.UserError, match=r"config\.json does not describe its data"):
         pl.load_run(tmp_path)
+
+
+def test_a_run_on_the_largest_images_can_be_opened(run, tmp_path):
+    largest = {"image_size": [4096, 4096], "in_channels": 3}
+    RunFolder(tmp_path)._write_config(run.folder.config | {"data": run.folder.config["data"] | largest})
+    assert pl.load_run(tmp_path).shape.image_size == (4096, 4096)
 
 
 def test_a_network_too_large_for_the_machine_is_refused_before_memory_is_taken(run):

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_lottery import files, seeds
 from pyro_lottery.data import folders, own, sources
 from pyro_lottery.data.batches import Epoch, Split, batch, crop_and_flip, shuffle
-from pyro_lottery.data.images import SIDES
+from pyro_lottery.data.images import PIXELS, SIDES
 from pyro_lottery.data.shifts import CORRUPTIONS, OOD, SEVERITIES, corrupt, out_of_distribution
 from pyro_lottery.data.streams import Stream, StreamEpoch, classes_of, recorded, stream_of
 from pyro_lottery.errors import UserError, unknown
@@ -123,14 +123,14 @@ _TITLES = {
 }  # fmt: skip
 
 
-def title(name: str, data_dir: str | Path) -> str:
-    """What to call a data set in a title; a folder of images by its own name.
+def title(name: str, data_dir: str | Path, image_size: int | None = None) -> str:
+    """What to call a data set in a title; a folder of images by its own name, and resized images with their size.
 
-    >>> title("folder", "data/cifar10-jpeg"), title("cifar100", "data")
-    ('CIFAR-10 (JPEG)', 'CIFAR-100')
+    >>> title("folder", "data/cifar10-jpeg"), title("cifar100", "data", 64)
+    ('CIFAR-10 (JPEG)', 'CIFAR-100, 64×64')
     """
     name = Path(data_dir).name if name == "folder" else name
-    return _TITLES.get(name, name)
+    return _TITLES.get(name, name) + (f", {image_size}×{image_size}" if image_size else "")
 
 
 def load(
@@ -318,6 +318,7 @@ __all__ = [
     "DOWNLOADS",
     "OOD",
     "OWN",
+    "PIXELS",
     "SEVERITIES",
     "SIDES",
     "Data",

@@ -55,7 +55,9 @@ def _decoded(root: Path, tree: Tree, write: bool, size: int | None) -> Decoded:
                 return _read_cache(cache, stamp, len(tree.classes))  # another job may have decoded it meanwhile
             except (FileNotFoundError, Damaged):
                 tensors, notes = _decode_all(tree, size)
-                if 2 * sum(t.nbytes for t in tensors.values()) > memory():  # it is copied to be written
+                if (
+                    4 * sum(t.nbytes for t in tensors.values()) > memory()
+                ):  # measured: writing takes three times as much
                     warnings.warn(f"{shown(root)} is decoded anew each time: memory is short", stacklevel=3)
                 else:
                     files.save_tensors(cache, tensors, {"stamp": stamp, "notes": notes})
