@@ -41,7 +41,7 @@ def test_runs(command, tmp_path, monkeypatch, capsys):
     if "DIR" in arguments:
         tree(tmp_path / "DIR", sizes=((8, 8), (8, 8)))
     elif "--data-dir" in arguments or "--dataset" not in arguments:  # CIFAR-10, and its copy as a folder of images
-        arguments += ["--dataset", "digits", "--train-size", "40"]
+        arguments += ["--dataset", "digits", "--train-size", "40", "--test-size", "40"]
     else:
         arguments += ["--train-size", "40"]
     arguments += [*SHORT, "--arch", "lenet"]
