@@ -162,5 +162,5 @@ def test_every_option_it_names_exists():
         experimenting.parser("all", ""),
         plotting.parser("fig1", ""),
     ]
-    fields |= {"--control", "--mask"}.union(*(parser._option_string_actions for parser in parsers))
+    fields |= {"--control", "--key", "--mask"}.union(*(parser._option_string_actions for parser in parsers))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - fields == set()
