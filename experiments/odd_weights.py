@@ -177,6 +177,27 @@ def _compressed(path: Path) -> None:
             small.writestr(name, content)
 
 
+def _without_checksums(path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(pruned(), path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def _changed(path: Path) -> None:
+    torch.save(pruned(), path)
+    content = bytearray(path.read_bytes())
+    content[content.index(dense()["hidden.weight"][0, 1].numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+
+
+def _damaged_end(path: Path) -> None:
+    torch.save(pruned(), path)
+    path.write_bytes(path.read_bytes().replace(b"PK\x01\x02", b"PK\x01\x03"))
+
+
 def _gzipped(path: Path) -> None:
     path.write_bytes(gzip.compress(b"weights", mtime=0))
 
@@ -317,6 +338,7 @@ def cases() -> list[Case]:
         Case("a.safetensors a state_dict", safe(pruned), p, ZEROS),
         Case("a.pt which is safetensors", safe(pruned), p, ZEROS),
         Case("a.safetensors which torch.save wrote", saved(p), p, ZEROS),
+        Case("a.pt without checksums", _without_checksums, p, ZEROS),
         Case("a without an ending", saved(p), p, ZEROS),
         Case("a.pt without a zero", saved(dense), dense(), "", 1.0),
         Case("a.pt of parameters, with gradients", saved(lambda: dict(nn.Module.state_dict(_network(p), keep_vars=True))), p, ZEROS),
@@ -366,6 +388,8 @@ def cases() -> list[Case]:
         "a.pt in another protocol of pickle": (saved(p, pickle_protocol=4), "FILE cannot be read as a state_dict: it is pickled by another protocol than 2 (STACK_GLOBAL); save it by torch.save or safetensors"),
         "a.pt a compressed zip archive": (_compressed, "FILE cannot be read as a state_dict: it is compressed, and may hold far more than its size; save it by torch.save or safetensors"),
         "a.pt that is cut short": (cut(saved(p), 3000), _refused("cut short: a zip archive without its end, of 3,000 bytes")),
+        "a.pt with a changed byte": (_changed, "FILE cannot be read as a state_dict: it is damaged (Bad CRC-32 for file 'a/data/…"),
+        "a.pt with a damaged end": (_damaged_end, "FILE cannot be read as a state_dict: it is a damaged zip archive (…"),
         "a.safetensors that is cut short": (cut(safe(pruned), 1200), "FILE cannot be read as a state_dict: …"),
         "a.safetensors cut within its header": (cut(safe(pruned), 100), _refused("a safetensors file that ends within its header, at 100 bytes")),
         "a.pt that is empty": (bytes_of(b""), _refused("empty; copy or download it again")),

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from pyro_lottery.errors import UserError
+from pyro_lottery.errors import UserError, one_line
 
 SAFETENSORS, TORCH = "safetensors", "torch"
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -82,10 +82,15 @@ def _named_in(path: Path) -> str:
 
 def _zip(path: Path) -> str:
     """What a zip archive holds, by the names in it."""
-    if not zipfile.is_zipfile(path):
-        raise not_read(path, f"it is cut short: a zip archive without its end, of {path.stat().st_size:,} bytes")
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        if not zipfile.is_zipfile(path):
+            raise not_read(path, f"it is cut short: a zip archive without its end, of {path.stat().st_size:,} bytes")
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except UserError:
+        raise
+    except Exception as error:  # zipfile raises what it meets
+        raise not_read(path, f"it is a damaged zip archive ({one_line(error)})") from error
     inner = {name.partition("/")[2] for name in names}
     for is_it, what in _ZIPS:
         if is_it(set(names), inner):
