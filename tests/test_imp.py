@@ -20,6 +20,7 @@ from pyro_lottery import controls, files, imp, kernels, levels, nets, runs, seal
 from pyro_lottery.config import Config, preset
 from pyro_lottery.errors import Damaged, Stopped
 from pyro_lottery.results import RunFolder
+from tests.support import wait_for
 
 SMALL = {
     "arch": "lenet", "dataset": "digits", "train_size": 200, "epochs": 2, "milestones": (), "train_samples": 1,
@@ -202,14 +203,6 @@ def command(run_dir, *more):
         sys.executable, "-m", "pyro_lottery.imp", "--arch", "lenet", "--preset", "quick", "--levels", "1", "--epochs",
         "25", "--train-size", "300", "--run-dir", str(run_dir), *more,
     ]  # fmt: skip
-
-
-def wait_for(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, f"the run ended early with {process.returncode}"
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
 
 
 def test_sigterm_and_kill_nine_in_the_middle_end_bit_identical(tmp_path):

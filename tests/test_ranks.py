@@ -14,13 +14,13 @@ from experiments.soak import fingerprint
 from pyro_lottery import files, imp
 from pyro_lottery.ranks import ALONE, is_first
 
-from .test_imp import wait_for
+from .support import DEADLOCK, wait_for
 
 
 @pytest.fixture(scope="module", params=["data", "samples"])
 def found(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("ranks") / "found.json"
-    subprocess.run([sys.executable, "-m", "tests.two_ranks", str(path), request.param], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "tests.two_ranks", str(path), request.param], check=True, timeout=DEADLOCK)
     threads = path.with_suffix(".threads").read_text().split("\n")
     return json.loads(path.read_text()) | {"parallel": request.param, "threads": threads}
 
@@ -74,7 +74,7 @@ def command(folder, *more):
 def test_three_levels_on_two_ranks(tmp_path):
     """Masks, parameters and buffers are compared between ranks at every level by the run itself (``Alone.agree``)."""
     whole = tmp_path / "whole"
-    done = subprocess.run(command(whole), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command(whole), capture_output=True, text=True, timeout=DEADLOCK)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.count("results, tickets") == 1, "one rank speaks"
@@ -88,7 +88,7 @@ def test_two_ranks_stopped_within_an_epoch_end_with_the_same_bits(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     more = ["--arch", "resnet20", "--levels", "0", "--epochs", "1", "--milestones", "1", "--train-size", "240"]
     more += ["--batch-size", "4", "--test-size", "50", "--eval-samples", "1"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 300}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": DEADLOCK}
     assert subprocess.run(command(whole, *more), **quiet).returncode == 0
     process = subprocess.Popen(command(broken, *more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for((broken / "level_00" / "ticket.safetensors").exists, process)
@@ -127,14 +127,16 @@ def test_torchrun_starts_the_ranks_too(tmp_path):
         "2",
         *command(tmp_path / "run", *more)[1:],
     ]
-    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=DEADLOCK)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("results, tickets") == 1
     assert len(pl.load_run(tmp_path / "run").results) == 1
 
 
 def test_bad_input_is_said_once(tmp_path):
-    done = subprocess.run(command(tmp_path / "run", "--batch-size", "3"), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command(tmp_path / "run", "--batch-size", "3"), capture_output=True, text=True, timeout=DEADLOCK
+    )
     assert done.returncode == 2
     assert done.stderr.count("--batch-size and --train-size must be at least 4, two images a device") == 1
     assert len(done.stderr.splitlines()) == 1

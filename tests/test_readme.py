@@ -20,6 +20,7 @@ from pyro_lottery.config import Config, preset
 from pyro_lottery.imp import run_imp
 from pyro_lottery.prediction import resolve_precision
 from tests.data.test_data import tree
+from tests.support import DEADLOCK
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text() + (ROOT / "plots" / "gallery" / "README.md").read_text()
@@ -48,7 +49,7 @@ def test_runs(command, tmp_path, monkeypatch, capsys):
     if "--devices" in arguments:  # each rank starts the process's own command line
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         command = [sys.executable, "-m", "pyro_lottery.imp", *arguments]
-        assert subprocess.run(command, timeout=300, check=True, capture_output=True, text=True).stderr == ""
+        assert subprocess.run(command, timeout=DEADLOCK, check=True, capture_output=True, text=True).stderr == ""
         return
     assert imp.main(arguments) == 0
     assert "results, tickets" in capsys.readouterr().out

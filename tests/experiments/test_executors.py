@@ -3,7 +3,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from experiments.jobs import Imp, Transplant
 from experiments.soak import fingerprint
 from pyro_lottery.config import preset
 from pyro_lottery.errors import Stopped
+from tests.support import DEADLOCK, wait_for
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -42,13 +42,6 @@ def same_as(smoke_study, root):
     return len(found)
 
 
-def wait_until(condition, seconds=400):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-
-
 @pytest.mark.xdist_group("study")
 def test_ray_runs_all_figures_though_a_worker_is_killed_and_trains_nothing_twice(jobs, smoke_study, tmp_path):
     command = [
@@ -58,9 +51,9 @@ def test_ray_runs_all_figures_though_a_worker_is_killed_and_trains_nothing_twice
     every, killed = jobs_of(FIGURES, study_of(given())), jobs[1]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     ticket = killed.folder(tmp_path).path / "level_01" / "ticket.safetensors"
-    wait_until(lambda: ticket.exists() or process.poll() is not None)
+    wait_for(ticket.exists, process)
     os.kill(int(re.search(r"pid (\d+)", log_of(killed, tmp_path).read_text()).group(1)), signal.SIGKILL)
-    out, error = process.communicate(timeout=400)
+    out, error = process.communicate(timeout=DEADLOCK)
     assert process.returncode == 0, error
     assert out.count("finished (") == len(every) == 20
     assert same_as(smoke_study, tmp_path) == 20
@@ -97,7 +90,7 @@ def test_submitit_runs_the_array_and_requeues_what_is_signalled(tmp_path, monkey
     def submit_and_interrupt(self, tasks):
         submitted = submit(self, tasks)
         if not interrupted:
-            wait_until((long.folder(tmp_path / "slurm").path / "level_00" / "ticket.safetensors").exists)
+            wait_for((long.folder(tmp_path / "slurm").path / "level_00" / "ticket.safetensors").exists)
             pid = int(re.search(r"pid (\d+)", log_of(long, tmp_path / "slurm").read_text()).group(1))
             os.kill(pid, signal.SIGUSR1)  # as SLURM does before the time limit
             interrupted.append(pid)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import DEADLOCK
+
 PATH = Path(__file__).parent.parent.parent / "experiments" / "posterior_analysis.ipynb"
 
 # ipykernel's own imports warn, and warnings are errors here.
@@ -24,7 +26,7 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     monkeypatch.setenv("PYTHONPATH", str(PATH.parent.parent))
     notebook = read()
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=int(DEADLOCK), resources={"metadata": {"path": str(tmp_path)}}).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     pictures = [o for cell in code for o in cell.outputs if "image/png" in o.get("data", {})]
     assert len(pictures) == 5
