@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import claims, estimators, soak, speed
+from experiments import claims, estimators, own_data, soak, speed
 from experiments import command as experimenting
 from plots import command as plotting
 from pyro_lottery import evaluate, imp
@@ -73,7 +73,7 @@ def test_python_and_the_side_by_side_commands(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("| lenet | digits |") == 6
 
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert blocks[0].count("\n") <= 25
     names = {}
     for block in blocks:
@@ -89,6 +89,14 @@ def test_python_and_the_side_by_side_commands(tmp_path, monkeypatch, capsys):
     assert names["probs"].shape == (360, 10)
     out = capsys.readouterr().out
     assert float(re.search(r"'accuracy': ([0-9.]+)", out).group(1)) > 0.5
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "experiments.own_data" in c])
+def test_own_data(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    toy = ["--levels", "1", "--epochs", "1", "--milestones", "1", "--eval-samples", "1"]
+    assert own_data.main([*shlex.split(command)[3:], *toy]) == 0
+    assert "| 1 | 63.1 % |" in capsys.readouterr().out
 
 
 def test_the_speed_commands(tmp_path, monkeypatch, capsys):

@@ -7,16 +7,6 @@ import torch
 from experiments import own_data
 
 
-@pytest.mark.parametrize("name", own_data.EXAMPLES)
-def test_each_example_prunes_and_prints_its_levels(name, tmp_path, capsys):
-    tiny = ["--levels", "1", "--epochs", "1", "--milestones", "1", "--eval-samples", "2", "--run-dir"]
-    assert own_data.main([name, *tiny, str(tmp_path / "run")]) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len(rows) == 4
-    assert rows[0].count("RMSE") == (name in ("regression", "two_outputs"))
-    assert rows[-1].startswith("| 1 | 63.1 % |")
-
-
 def test_the_best_classifier_of_the_waveforms_is_right_86_times_in_100():
     signals, classes = own_data.waveforms(4000, seed=3)
     triangles = np.maximum(6 - abs(np.arange(1, 22) - np.array([[7], [15], [11]])), 0)
