@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from torch import nn
 
 from pyro_lottery import files, guides
 from pyro_lottery.data import OWN, Data
-from pyro_lottery.errors import UserError
+from pyro_lottery.errors import UserError, one_line
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork
 from pyro_lottery.modes import evaluating
 from pyro_lottery.priors import AnyPrior
@@ -42,9 +43,9 @@ class Own:
         """A Bayesian network around a copy of the user's, which stays as it is."""
         likelihood = self.likelihood or self._usual_likelihood()
         prior = config_prior if self.prior is None else self.prior
-        model = likelihood(
-            copy.deepcopy(self.network), prior, num_data=len(self.data.train), kl_temperature=kl_temperature
-        )
+        given = {"num_data": len(self.data.train), "kl_temperature": kl_temperature}
+        _check_takes(likelihood, self.network, prior, **given)
+        model = likelihood(_copy(self.network), prior, **given)
         if not isinstance(model, BayesianNetwork):
             raise UserError(
                 f"likelihood gave a {type(model).__name__}; expected a BayesianNetwork, as pl.BayesianClassifier makes one of "
@@ -62,7 +63,7 @@ class Own:
 
         Raises ``UserError`` for a module with parameters and without such a method.
         """
-        network = copy.deepcopy(self.network)
+        network = _copy(self.network)
         for name, module in network.named_modules():
             reset = getattr(module, "reset_parameters", None)
             if reset is not None:
@@ -73,6 +74,36 @@ class Own:
                     "that its values cannot be drawn anew; give it that method"
                 )
         return Own(network, self.data, self.likelihood, self.prior, self.guide, self.score)
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except (
+        TypeError,
+        RuntimeError,
+        AttributeError,
+        copy.Error,
+    ) as error:  # files, locks; results kept with their graph
+        raise UserError(
+            f"the network cannot be copied by copy.deepcopy ({one_line(error)}); give one that keeps no open files and no results of "
+            "an earlier pass"
+        ) from error
+
+
+def _check_takes(likelihood: Any, *given: Any, **named: Any) -> None:
+    """Raise ``UserError`` unless ``likelihood`` can be called so."""
+    how = "it is called as likelihood(net, prior, num_data=..., kl_temperature=...); fix what else it needs by functools.partial"
+    if not callable(likelihood):
+        raise UserError(f"likelihood is {likelihood!r}; {how}")
+    try:
+        inspect.signature(likelihood).bind(*given, **named)
+    except TypeError as error:
+        raise UserError(
+            f"likelihood {name_of(likelihood).removeprefix(f'{OWN}-')}: {one_line(error)}; {how}"
+        ) from error
+    except ValueError:  # of a callable that does not tell its parameters
+        return
 
 
 def name_of(thing: Any) -> str:

@@ -191,9 +191,9 @@ def train(
     guides.check_guide(guide)
     guides.check_sites(model, guide)
     device = next(iter(guide.parameters())).device
-    data = (data if isinstance(data, Data) else Data(stream_of(data, "the loader"), None, None, None, "none", 0)).to(
-        device
-    )
+    if not isinstance(data, Data):
+        data = Data(stream_of(data, "the loader", otherwise=model.num_data), None, None, None, "none", 0)
+    data = data.to(device)
     likelihood = check_data(model, data)
     check_batches(model, data, batch_size, ranks)
     hooks, state = hooks or Hooks(), state or TrainState()

@@ -50,3 +50,25 @@ def test_drawing_anew_leaves_the_network_as_it_is():
     assert torch.equal(own.network[0].weight, before)
     torch.manual_seed(5)
     assert torch.equal(other[0].weight, nn.Linear(3, 4).weight)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "line"),
+    [
+        (pl.BayesianRegressor, "likelihood BayesianRegressor: missing a required argument: 'noise_scale'.*functools.partial"),
+        (lambda net: net, "too many positional arguments"),
+        ("classifier", "likelihood is 'classifier'; it is called as"),
+    ],
+)  # fmt: skip
+def test_a_likelihood_that_cannot_be_called_is_one_line(likelihood, line):
+    own = made()[0]
+    with pytest.raises(pl.UserError, match=line):
+        Own(own.network, own.data, likelihood).model(pl.priors.normal(1.0), 1.0)
+
+
+@pytest.mark.parametrize("kept", ["a result", "a generator"])
+def test_a_network_that_cannot_be_copied_is_one_line(kept):
+    own = made()[0]
+    own.network.kept = own.network(torch.zeros(1, 3)) if kept == "a result" else (each for each in ())
+    with pytest.raises(pl.UserError, match="the network cannot be copied"):
+        own.model(pl.priors.normal(1.0), 1.0)

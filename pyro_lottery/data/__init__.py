@@ -15,7 +15,7 @@ from pyro_lottery.data import folders, own, sources
 from pyro_lottery.data.batches import Epoch, Split, batch, crop_and_flip, shuffle
 from pyro_lottery.data.images import PIXELS, SIDES
 from pyro_lottery.data.shifts import CORRUPTIONS, OOD, SEVERITIES, corrupt, out_of_distribution
-from pyro_lottery.data.streams import Stream, StreamEpoch, classes_of, recorded, stream_of
+from pyro_lottery.data.streams import Stream, StreamEpoch, classes_of, measured_stream, recorded, stream_of
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.trees import first_tensor, tensors
 
@@ -97,7 +97,7 @@ def from_loaders(
     x, y = stream.head()
     found, names = (num_classes, None) if num_classes else classes_of(train, y, "train")
     others = [
-        each if each is None or isinstance(each, Split) else stream_of(each, name)
+        each if each is None or isinstance(each, Split) else measured_stream(each, name)
         for name, each in (("test", test), ("val", val))
     ]
     facts = [stream.num_data, stream.steps, [(tuple(t.shape[1:]), str(t.dtype)) for t in tensors((x, y))]]

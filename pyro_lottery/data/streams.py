@@ -49,6 +49,14 @@ class Stream:
         return loader.batch_size if loader.drop_last else self.num_data % loader.batch_size or loader.batch_size
 
     @property
+    def gives_all(self) -> bool:
+        """Whether a pass is known to leave out no example, as one that drops a ragged last batch does."""
+        loader = self.loader
+        return isinstance(loader, list | tuple) or (
+            isinstance(loader, DataLoader) and loader.batch_size is not None and not loader.drop_last
+        )
+
+    @property
     def shuffles(self) -> bool:
         """Whether another pass has another order, as far as can be known."""
         return _sampler(self.loader, RandomSampler) is not None
@@ -58,8 +66,11 @@ class Stream:
         return replace(self, device=device)
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        for batch in self.loader:
-            yield checked(batch, self.device)
+        """A pass whose random numbers are the same each time; ``UserError`` for one of more or fewer batches than ``steps``."""
+        with Shuffled(self.loader, 0, "pass") as batches:
+            for step in range(self.steps):
+                yield checked(_there(batches.next(), step, self.steps), self.device)
+            _check_end(batches, self.steps)
 
     def head(self) -> tuple[Any, Tensor]:
         """The first two examples of a first batch, which follow a stream of random numbers of their own."""
@@ -68,8 +79,11 @@ class Stream:
         return trees.map_tensors(lambda t: t[:2], x), y[:2]
 
 
-def stream_of(loader: Any, name: str, num_data: int | None = None) -> Stream:
-    """A :class:`Stream` of ``loader``; ``UserError`` for what has no length, is empty, or can be read once only."""
+def stream_of(loader: Any, name: str, num_data: int | None = None, otherwise: int | None = None) -> Stream:
+    """A :class:`Stream` of ``loader``; ``UserError`` for what has no length, is empty, or can be read once only.
+
+    ``num_data`` is the number of its examples, whatever it says itself, and ``otherwise`` the number where it says none.
+    """
     if isinstance(loader, Stream):
         return loader
     if not hasattr(loader, "__iter__") or isinstance(loader, str | bytes | dict | Tensor | np.ndarray):
@@ -90,9 +104,19 @@ def stream_of(loader: Any, name: str, num_data: int | None = None) -> Stream:
     if not steps:
         raise UserError(f"{name} has no batches")
     counted = num_data if num_data is not None else _count(loader)
+    counted = otherwise if counted is None else counted
     if counted is None:
         raise UserError(f"how many examples {name} has cannot be told from a {type(loader).__name__}; give num_data")
     return Stream(loader, counted)
+
+
+def measured_stream(loader: Any, name: str) -> Stream:
+    """A :class:`Stream` to measure on, which must give every example; where a loader does not tell how many, a pass does."""
+    stream = stream_of(loader, name, otherwise=0)
+    size = getattr(loader, "batch_size", None)
+    if isinstance(loader, DataLoader) and loader.drop_last and size and (left := len(stream) % size):
+        raise UserError(f"{name} leaves out {left} of its {len(stream)} examples; give its DataLoader drop_last=False")
+    return stream if len(stream) else replace(stream, num_data=sum(len(y) for _, y in stream))
 
 
 def _count(loader: Any) -> int | None:
@@ -190,6 +214,8 @@ class Shuffled:
         self._iterator: Any = None
 
     def __enter__(self) -> Shuffled:
+        if getattr(self._loader, "persistent_workers", False):
+            self._loader._iterator = None  # workers that stay would go on with the random numbers of the pass before
         for generator, _, number in self._own:
             generator.manual_seed(number)
         for sampler in self._samplers:
@@ -225,6 +251,19 @@ class Shuffled:
 _END = object()
 
 
+def _there(batch: Any, step: int, steps: int) -> Any:
+    if batch is _END:
+        raise UserError(
+            f"the loader gave {step} batches of {steps} in this pass; it must give as many as its length says, in every pass"
+        )
+    return batch
+
+
+def _check_end(batches: Shuffled, steps: int) -> None:
+    if batches.next() is not _END:
+        raise UserError(f"the loader gave more than the {steps} batches that its length says")
+
+
 class StreamEpoch:
     """One pass over a :class:`Stream` for training: its batches in order, counted, each checked."""
 
@@ -240,12 +279,7 @@ class StreamEpoch:
 
     def batch(self, step: int) -> tuple[Any, Tensor]:
         """Batch ``step``, which must follow the one before."""
-        found = self._batches.next()
-        if found is _END:
-            raise UserError(
-                f"the loader gave {step} batches of {len(self)} in this pass; it must give as many as its length says, in every pass"
-            )
-        x, y = checked(found, self._stream.device)
+        x, y = checked(_there(self._batches.next(), step, len(self)), self._stream.device)
         self._seen, self._largest = self._seen + len(y), max(self._largest, len(y))
         return x, y
 
@@ -258,10 +292,11 @@ class StreamEpoch:
 
     def end(self) -> None:
         """Raise ``UserError`` unless the pass had the examples and batches that it was said to have."""
-        if self._batches.next() is not _END:
-            raise UserError(f"the loader gave more than the {len(self)} batches that its length says")
-        # drop_last leaves out fewer than a batch
-        if not self._stream.num_data - self._largest < self._seen <= self._stream.num_data:
+        _check_end(self._batches, len(self))
+        least = self._stream.num_data - (
+            0 if self._stream.gives_all else self._largest - 1
+        )  # of a batch that was dropped
+        if not least <= self._seen <= self._stream.num_data:
             raise UserError(
                 f"the loader gave {self._seen} examples in a pass, but num_data is {self._stream.num_data}; give their number"
             )

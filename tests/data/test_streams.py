@@ -112,6 +112,18 @@ def test_several_calls_with_one_state_are_one_call():
     assert [row["loss"] for row in rows] == [row["loss"] for row in history]
 
 
+def test_workers_that_stay_draw_what_new_ones_would():
+    def loader():
+        return DataLoader(Augmented(), 24, num_workers=1, persistent_workers=True)
+
+    whole, _ = trained(loader(), epochs=2)
+    model, guide = linear()
+    state = pl.TrainState()
+    for _ in range(2):
+        found, _ = trained(loader(), model, guide, epochs=1, state=state)
+    assert same(whole, found)
+
+
 def test_a_stop_waits_for_the_end_of_the_epoch():
     class Asking(Hooks):
         def stopping(self):
@@ -277,7 +289,7 @@ X, Y = regression(8).tensors
         ([(X, torch.zeros(8, dtype=torch.long))], r"targets are \(2,\)"),
         ([(X[:, :2], Y)], r"the network cannot take inputs of \[2, 2\] float32"),
         ([(X[:0], Y[:0])], "no examples"),
-        (Fewer([(X, Y)]), "how many examples the loader has cannot be told from a Fewer"),
+        (Fewer([(X, Y)]), "a batch must be a pair"),
         (pl.data.Stream(Fewer([(X[:4], Y[:4]), (X[4:], Y[4:])]), 8), "gave 0 batches of 2 in this pass"),
         (pl.data.Stream([(X, Y)], 7), "num_data is 8, but there are 7"),
     ],
@@ -412,3 +424,62 @@ def test_a_test_loader_is_measured_in_one_pass_whatever_its_order(shuffle):
         **QUICK | {"epochs": 1},
     )
     assert history[0]["test_accuracy"] == direct[0]["test_accuracy"]
+
+
+def test_a_pass_to_measure_on_draws_the_same_numbers_each_time():
+    def passes(**options):
+        data = pl.data.from_loaders(DataLoader(regression(), 16), DataLoader(Augmented(), 24, shuffle=True, **options))
+        return [torch.cat([x for x, _ in data.test]) for _ in range(2)]
+
+    state = random.getstate()
+    once, again = passes()
+    assert random.getstate() == state
+    assert torch.equal(once, again)
+    once, again = passes(num_workers=1, persistent_workers=True)
+    assert torch.equal(once, again)
+
+
+class Counted:
+    """Batches that are made as they are read, ``given`` of them, with the length ``said``."""
+
+    def __init__(self, given, said=3):
+        self.given, self.said = given, said
+
+    def __len__(self):
+        return self.said
+
+    def __iter__(self):
+        x, y = regression().tensors
+        number = 0
+        while number != self.given:
+            yield x[:16], y[:16]
+            number += 1
+
+
+def test_examples_of_a_loader_that_does_not_tell_them():
+    data = pl.data.from_loaders(Counted(3), Counted(3), num_data=48)
+    assert (len(data.train), len(data.test)) == (48, 48)  # a test set is counted
+    assert same(trained(Counted(3))[0], trained(data)[0])  # a bare loader has as many as the model says
+    with pytest.raises(pl.UserError, match="how many examples train has cannot be told from a Counted; give num_data"):
+        pl.data.from_loaders(Counted(3))
+    with pytest.raises(pl.UserError, match="48 examples in a pass, but num_data is 64"):
+        trained(Counted(3), *linear(num_data=64))
+
+
+@pytest.mark.parametrize("loader", [DataLoader(regression(), 16), [(x[None], y[None]) for x, y in regression()]])
+def test_num_data_is_exact_where_no_example_is_left_out(loader):
+    with pytest.raises(pl.UserError, match="48 examples in a pass, but num_data is 49"):
+        trained(pl.data.from_loaders(loader, num_data=49), *linear(num_data=49), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("test", "line"),
+    [
+        (DataLoader(regression(), 10, drop_last=True), "test leaves out 8 of its 48 examples"),
+        (Counted(2), "gave 2 batches of 3"),
+        (Counted(-1), "more than the 3 batches"),  # without an end
+    ],
+)
+def test_a_test_loader_must_give_what_it_says(test, line):
+    with pytest.raises(pl.UserError, match=line):
+        pl.data.from_loaders(DataLoader(regression(), 16), test)
