@@ -15,6 +15,7 @@ from torch.distributions import biject_to
 
 from pyro_lottery import seeds
 from pyro_lottery.errors import UserError
+from pyro_lottery.trees import as_real
 
 SAMPLES = 4000
 """From which an interval is taken where the likelihood has no distribution function; fewer for more than 33,000 numbers,
@@ -121,7 +122,7 @@ class Mixture:
     @torch.no_grad()
     def log_prob(self, y: Any) -> Tensor:
         """log p(y | x) in nats [n], of the draws' mean density; −∞ for what the likelihood cannot give."""
-        y = checked_targets(torch.as_tensor(y, device=self.like.device), self.likelihoods[0], self.like.dtype)
+        y = checked_targets(as_real(y).to(self.like.device), self.likelihoods[0], self.like.dtype)
         with pyro.validation_enabled(False):
             each = torch.stack([_log_prob(likelihood, y) for likelihood in self.likelihoods])
         return each.logsumexp(0) - math.log(self.num_samples)

@@ -19,6 +19,7 @@ from torchmetrics.functional.classification import (
 )
 
 from pyro_lottery.errors import UserError
+from pyro_lottery.trees import as_real
 
 LEVELS = (50, 80, 95)
 """Of central predictive intervals, in percent, whose coverage is measured."""
@@ -98,7 +99,7 @@ def selective(confidence: Tensor, correct: Tensor) -> Tensor:
     ``confidence`` [n] is any score, and ``correct`` [n] says 0 or 1.
     """
     confidence = _scores(confidence, "confidence")
-    correct = _tensor(correct).to(confidence.device)
+    correct = as_real(correct).to(confidence.device)
     if correct.shape != confidence.shape or bool(((correct != 0) & (correct != 1)).any()):
         raise UserError(
             f"correct must be 0 or 1 for each of {len(confidence)} answers, as (probs.argmax(1) == labels) is, got values of "
@@ -158,7 +159,7 @@ def regression(predictive: Any, targets: Tensor) -> dict[str, float]:
             "regression is measured of pl.predictive(...) for a model with real targets; all_metrics(probs, labels) measures "
             "class probabilities"
         )
-    targets = _tensor(targets)
+    targets = as_real(targets)
     found = {"rmse": rmse(predictive.mean, targets), "nll": -float(predictive.log_prob(targets).double().mean())}
     for level in LEVELS:
         lower, upper = predictive.interval(level / 100)
@@ -166,19 +167,9 @@ def regression(predictive: Any, targets: Tensor) -> dict[str, float]:
     return found
 
 
-def _tensor(value: Any) -> Tensor:
-    try:
-        found = torch.as_tensor(value).detach()
-    except (TypeError, ValueError, RuntimeError):
-        found = None
-    if found is None or found.is_complex():
-        raise UserError(f"measures are of tensors or numpy arrays of real numbers, got a {type(value).__name__}")
-    return found
-
-
 def _probabilities(probs: Any) -> Tensor:
     """``probs`` [..., classes], floating; ``UserError`` for logits, and for what is no distribution over classes."""
-    probs = _tensor(probs)
+    probs = as_real(probs)
     if probs.ndim < 2 or not probs.shape[-1] > 1 or not probs.is_floating_point() or not probs.numel():
         raise UserError(
             f"probabilities must be floats [n, classes] of at least one example and two classes, got {tuple(probs.shape)} "
@@ -197,7 +188,7 @@ def _checked(probs: Any, labels: Any) -> tuple[Tensor, Tensor]:
     probs = _probabilities(probs)
     if probs.ndim > 2:
         raise UserError(f"probabilities must be [n, classes], got {tuple(probs.shape)}; average draws by probs.mean(0)")
-    labels = _tensor(labels).to(probs.device)
+    labels = as_real(labels).to(probs.device)
     if labels.shape == probs.shape:
         raise UserError(f"labels are {tuple(labels.shape)}, one-hot or probabilities; give labels.argmax(1)")
     if labels.shape != probs.shape[:1]:
@@ -216,7 +207,7 @@ def _checked(probs: Any, labels: Any) -> tuple[Tensor, Tensor]:
 
 def _alike(**given: Any) -> list[Tensor]:
     """Real predictions and targets in double precision; ``UserError`` where shapes differ, which would broadcast."""
-    found = {name: _tensor(value) for name, value in given.items()}
+    found = {name: as_real(value) for name, value in given.items()}
     first = next(iter(found.values()))
     for name, value in found.items():
         if value.shape != first.shape:
@@ -232,7 +223,7 @@ def _check_bins(bins: int) -> None:
 
 
 def _scores(value: Any, name: str) -> Tensor:
-    found = _tensor(value)
+    found = as_real(value)
     if found.ndim != 1 or not len(found):
         raise UserError(f"{name} must be [n], one score for each of at least one example, got {tuple(found.shape)}")
     return found

@@ -293,7 +293,8 @@ class BayesianNetwork(nn.Module):
         return ticket.mask
 
     def outputs(self, x: Any) -> Tensor:
-        """What the network gives for a batch, in float32, or float64 if its weights are; ``UserError`` if it is no tensor.
+        """What the network gives for a batch, in float32, or float64 if its weights are; ``UserError`` if it is no tensor of
+        as many examples.
 
         A network of several inputs takes a tuple or list of tensors as ``net(*x)``, and a mapping as ``net(**x)``.
         """
@@ -303,10 +304,17 @@ class BayesianNetwork(nn.Module):
         x = trees.map_tensors(
             lambda t: t.to(dtype) if t.is_floating_point() and torch.float64 in (t.dtype, dtype) else t, x
         )
-        trees.count(x)
+        count = trees.count(x)
         if isinstance(x, Mapping):
-            return one_tensor(self.net(**x))
-        return one_tensor(self.net(*x) if isinstance(x, tuple | list) else self.net(x))
+            output = one_tensor(self.net(**x))
+        else:
+            output = one_tensor(self.net(*x) if isinstance(x, tuple | list) else self.net(x))
+        if output.shape[:1] != (count,):  # which would show only where slices are joined, if at all
+            raise UserError(
+                f"the network gave {tuple(output.shape)} for {count} example{'s' * (count != 1)}, where the first dimension must "
+                "be the examples; does it squeeze() without a dimension, or reshape them?"
+            )
+        return output
 
     def likelihood(self, output: Tensor) -> dist.TorchDistribution:
         """The distribution of one target per example given the network's output: of batch shape [n]."""

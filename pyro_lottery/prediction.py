@@ -273,14 +273,19 @@ def _outputs(
         with poutine.condition(data=dict(weights)), autocast(first.device, precision):
             try:
                 output = model.outputs(trees.map_tensors(channels_last, batch))
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
-                if first.dtype != torch.uint8:
-                    raise
-                raise UserError(
-                    f"the network cannot take uint8 inputs ({one_line(error)}); give a split, as data.test, or normalised ones, "
-                    "data.test.normalize(x)"
-                ) from error
+                raise UserError(_refusal(batch, error)) from error
             yield output
+
+
+def _refusal(batch: Any, error: RuntimeError) -> str:
+    """Why the network cannot take a batch, in one line."""
+    said = f"the network cannot take {trees.shapes(batch)} inputs ({one_line(error)})"
+    if trees.first_tensor(batch).is_floating_point():
+        return said
+    return f"{said}; give a split, as data.test, or normalised ones, data.test.normalize(x)"
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -315,8 +315,7 @@ def _try_out(model: BayesianNetwork, x: Any) -> Tensor:
     except UserError:
         raise
     except Exception as error:  # whatever a network says of inputs that it cannot take
-        shapes = ", ".join(f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in trees.tensors(x))
-        raise UserError(f"the network cannot take inputs of {shapes}: {one_line(error)}") from error
+        raise UserError(f"the network cannot take inputs of {trees.shapes(x)}: {one_line(error)}") from error
 
 
 def _check_targets(likelihood: Any, targets: Tensor, part: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from pyro_lottery.errors import UserError
@@ -39,6 +41,16 @@ def tensors(x: Any) -> Iterator[Tensor]:
             yield from tensors(part)
 
 
+def shapes(x: Any) -> str:
+    """The shape and dtype of every tensor in ``x``, for a message.
+
+    >>> import torch
+    >>> shapes((torch.zeros(3, 2), torch.zeros(3).long()))
+    '[3, 2] float32, [3] int64'
+    """
+    return ", ".join(f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors(x))
+
+
 def first_tensor(x: Any) -> Tensor:
     """The first tensor in ``x``, which tells its device; ``UserError`` if there is none."""
     found = next(tensors(x), None)
@@ -55,3 +67,18 @@ def count(x: Any) -> int:
         shapes = ", ".join(str(tuple(value.shape)) for value in tensors(x))
         raise UserError(f"the first dimension of a batch's tensors must be the examples, got tensors of {shapes}")
     return sizes[0]
+
+
+def as_real(value: Any) -> Tensor:
+    """``value``, a tensor, an array, a column or a table, as a tensor; ``UserError`` for what holds no real numbers."""
+    if np.ma.is_masked(value):
+        raise UserError("measures are of every entry, and some are masked; leave these examples out")
+    try:
+        if not isinstance(value, Tensor) and hasattr(value, "__array__"):
+            value = np.array(value, order="C")  # torch reads pandas by its index, and no array backwards
+        found = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None or found.is_complex():
+        raise UserError(f"measures are of tensors or numpy arrays of real numbers, got a {type(value).__name__}")
+    return found

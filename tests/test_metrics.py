@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
@@ -172,6 +173,20 @@ def test_labels_of_any_integer_dtype_and_arrays_count_alike(dtype):
     assert metrics.all_metrics(PROBS.numpy(), LABELS.to(dtype).numpy()) == expected
     assert metrics.all_metrics(PROBS.numpy(), LABELS.tolist()) == expected
     assert metrics.all_metrics(PROBS.clone().requires_grad_(), LABELS) == expected
+
+
+def test_columns_and_tables_count_by_their_rows_whatever_their_index():
+    labels = pd.Series(LABELS.numpy(), index=[7, 3, 11, 0])
+    table = pd.DataFrame(PROBS.numpy(), index=labels.index, columns=["no", "yes"])
+    assert metrics.all_metrics(table, labels) == metrics.all_metrics(PROBS, LABELS)
+    assert metrics.rmse(PROBS, table) == 0
+    with pytest.raises(pl.UserError, match="some are masked"):
+        metrics.rmse(PROBS, np.ma.masked_array(PROBS.numpy(), mask=PROBS.numpy() > 0.8))
+    backwards = PROBS.numpy()[::-1], LABELS.numpy()[::-1]
+    assert metrics.all_metrics(*backwards) == metrics.all_metrics(PROBS.flip(0), LABELS.flip(0))
+    predictive = Mixture((dist.Normal(PROBS, 1.0).to_event(1),), PROBS)
+    assert metrics.regression(predictive, table + 1) == metrics.regression(predictive, PROBS + 1)
+    assert torch.equal(predictive.log_prob(table + 1), predictive.log_prob(PROBS + 1))
 
 
 def test_probabilities_in_half_precision_are_probabilities():

@@ -319,7 +319,7 @@ def test_several_inputs_are_predicted_in_slices_and_from_a_loader():
 
 def test_what_was_not_normalised_is_named(tiny_model, tiny_data):
     guide = pl.guides.mean_field(tiny_model)
-    with pytest.raises(pl.UserError, match=r"cannot take uint8 inputs .* give a split, as data\.test"):
+    with pytest.raises(pl.UserError, match=r"cannot take .* uint8 inputs .* give a split, as data\.test"):
         pl.predict(tiny_model, guide, tiny_data.test.inputs)
     whole = pl.predict_mean(tiny_model, guide, tiny_data.test)
     for x in (
@@ -329,6 +329,46 @@ def test_what_was_not_normalised_is_named(tiny_model, tiny_data):
         tiny_data.test[:].double().numpy(),
     ):
         torch.testing.assert_close(pl.predict_mean(tiny_model, guide, x), whole)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.ones(4, 3).long(), r"cannot take \[4, 3\] int64 inputs \(.*\); give a split, as data\.test"),
+        (torch.ones(4, 2), r"cannot take \[4, 2\] float32 inputs \(mat1 and mat2 .*\)$"),
+    ],
+)
+def test_inputs_that_the_network_cannot_take_are_named(x, message):
+    model = pl.BayesianRegressor(nn.Linear(3, 2), num_data=4, noise_scale=1.0)
+    for predict in (pl.predict, pl.predictive, pl.predict_mean):
+        with pytest.raises(pl.UserError, match=message):
+            predict(model, pl.guides.mean_field(model), x)
+
+
+class Squeezed(nn.Module):
+    """Which loses the examples' dimension where there is one example."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.linear = nn.Linear(3, outputs)
+
+    def forward(self, x):
+        return self.linear(x).squeeze()
+
+
+@pytest.mark.parametrize(("outputs", "shape"), [(1, r"\(\)"), (2, r"\(2,\)")])
+def test_outputs_that_lose_the_examples_dimension_are_named(outputs, shape):
+    model = pl.BayesianRegressor(Squeezed(outputs), num_data=4, noise_scale=1.0)
+    guide, x = pl.guides.mean_field(model), torch.randn(5, 3)
+    assert len(pl.predict(model, guide, x)) == 5
+    for predict in (pl.predict, pl.predictive, pl.predict_mean):
+        for inputs, options in ((x[:1], {}), (x, {"batch_size": 4})):
+            with pytest.raises(pl.UserError, match=rf"the network gave {shape} for 1 example.* squeeze\(\)"):
+                predict(model, guide, inputs, **options)
+    data = pl.data.from_tensors(x, torch.randn(5, 1).expand(5, outputs).squeeze(1), x[:1], x[:1, :outputs].squeeze(1))
+    model.num_data = 5
+    with pytest.raises(pl.UserError, match="squeeze"):
+        pl.train(model, guide, data, epochs=1)
 
 
 def test_peak_memory_does_not_grow_with_the_samples():
