@@ -15,7 +15,7 @@ from pyro_lottery.data import folders, own, sources
 from pyro_lottery.data.batches import Epoch, Split, batch, crop_and_flip, shuffle
 from pyro_lottery.data.images import PIXELS, SIDES
 from pyro_lottery.data.shifts import CORRUPTIONS, OOD, SEVERITIES, corrupt, out_of_distribution
-from pyro_lottery.data.streams import Stream, StreamEpoch, classes_of, measured_stream, recorded, stream_of
+from pyro_lottery.data.streams import Stream, StreamEpoch, classes_of, known, measured_stream, recorded, stream_of
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.trees import first_tensor, tensors
 
@@ -101,8 +101,8 @@ def from_loaders(
         for name, each in (("test", test), ("val", val))
     ]
     facts = [stream.num_data, stream.steps, [(tuple(t.shape[1:]), str(t.dtype)) for t in tensors((x, y))]]
-    # Of the targets alone: inputs may be augmented by random numbers that nobody here can seed.
-    return Data(stream, others[0], others[1], found, "none", files.checksum({"y": y.cpu()}, str(facts)), names)
+    told = {f"{part}/{i}": t.cpu() for part, each in enumerate((stream, *others)) for i, t in enumerate(known(each))}
+    return Data(stream, others[0], others[1], found, "none", files.checksum(told, str(facts)), names)
 
 
 def list_datasets() -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, TensorDataset
 
 from pyro_lottery import seeds, trees
 from pyro_lottery.data.batches import Split
@@ -127,6 +127,20 @@ def _count(loader: Any) -> int | None:
     if isinstance(loader.batch_sampler, BatchSampler) and isinstance(loader.batch_sampler.sampler, Sized):
         return len(loader.batch_sampler.sampler)  # which may take a part of the data set
     return len(loader.dataset) if isinstance(loader.dataset, Sized) else None
+
+
+def known(split: Split | Stream | None) -> list[Tensor]:
+    """What can be told of a split's examples without reading all of them: every tensor that is held in memory, or else the
+    targets of the first two. Not the inputs, which may be augmented by random numbers that nobody here can seed.
+    """
+    if not isinstance(split, Stream):
+        return [] if split is None else [split.inputs, split.targets]
+    if isinstance(split.loader, list | tuple):
+        return [t for batch in split.loader for t in trees.tensors(checked(batch))]
+    dataset = getattr(split.loader, "dataset", None)
+    if isinstance(dataset, Subset) and isinstance(dataset.dataset, TensorDataset):
+        return [t[torch.as_tensor(dataset.indices)] for t in dataset.dataset.tensors]
+    return list(dataset.tensors) if isinstance(dataset, TensorDataset) else [split.head()[1]]
 
 
 def classes_of(loader: Any, y: Tensor, name: str) -> tuple[int | None, tuple[str, ...] | None]:

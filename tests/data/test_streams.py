@@ -7,7 +7,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 import pyro_lottery as pl
 from pyro_lottery import ranks, training
@@ -483,3 +491,21 @@ def test_num_data_is_exact_where_no_example_is_left_out(loader):
 def test_a_test_loader_must_give_what_it_says(test, line):
     with pytest.raises(pl.UserError, match=line):
         pl.data.from_loaders(DataLoader(regression(), 16), test)
+
+
+def test_a_checksum_is_of_all_that_loaders_hold_in_memory():
+    x, y = regression().tensors
+    other = y.clone()
+    other[-1] += 1
+
+    def checksum(train=y, test=y, val=y):
+        kinds = [
+            DataLoader(TensorDataset(x, train), 16, shuffle=True),
+            DataLoader(Subset(TensorDataset(x, test), range(40, 48)), 4),
+            [(x[40:], val[40:])],
+        ]
+        return pl.data.from_loaders(*kinds).checksum
+
+    found = [checksum(), checksum(train=other), checksum(test=other), checksum(val=other)]
+    assert len(set(found)) == 4
+    assert checksum() == found[0]
