@@ -63,7 +63,13 @@ def mean_of(likelihood: Any, like: Tensor) -> Tensor:
     return _moment(likelihood, "mean", like)
 
 
+_CIRCULAR = (dist.VonMises, dist.VonMises3D, dist.SineBivariateVonMises, dist.SineSkewed, dist.ProjectedNormal)
+"""Whose mean is a direction, and whose variance is no square of angles."""
+
+
 def _moment(likelihood: Any, name: str, like: Tensor) -> Tensor:
+    if isinstance(elementary(likelihood), _CIRCULAR):
+        return like.new_full(tuple(likelihood.shape()), math.nan)
     try:
         return getattr(likelihood, name)
     except NotImplementedError:

@@ -318,13 +318,16 @@ class BayesianNetwork(nn.Module):
 
     def likelihood(self, output: Tensor) -> dist.TorchDistribution:
         """The distribution of one target per example given the network's output: of batch shape [n]."""
-        raise NotImplementedError
+        raise UserError(
+            f"{type(self).__name__} has no likelihood; give the class a method likelihood(self, output) that returns a "
+            "distribution, or take pl.BayesianClassifier or pl.BayesianRegressor"
+        )
 
     def expected(self, output: Tensor) -> Tensor:
         """E[y] given the network's output: [n, ...]; of a classifier the classes' probabilities [n, classes]. NaN where the
         likelihood has no mean.
         """
-        return mean_of(self.likelihood(output), output)
+        return mean_of(self.checked_likelihood(output, len(output)), output)
 
     def tally(self, output: Tensor, targets: Tensor) -> Tensor:
         """What training sums over a batch to tell how good predictions are, as a scalar.

@@ -293,6 +293,9 @@ def check_data(model: BayesianNetwork, data: Data) -> Any:
     Two examples of each split go through the network; targets that are held in memory are all looked at. Returns the likelihood
     of two training examples.
     """
+    for name, module in model.net.named_modules():
+        if getattr(module, "sparse", False) is True:  # nn.Embedding, nn.EmbeddingBag
+            raise UserError(f"{name!r} gives sparse gradients, which Adam does not take; build it with sparse=False")
     if model.num_data != len(data.train):
         raise UserError(f"the model's num_data is {model.num_data}, but there are {len(data.train)} training examples")
     likelihoods = []

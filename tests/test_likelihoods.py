@@ -112,6 +112,11 @@ def test_what_has_no_mean_is_nan():
     assert upper.tolist() == pytest.approx([1 / (1 + math.exp(-scipy.stats.norm.ppf(0.75)))] * 2)
 
 
+def test_angles_have_no_mean_on_the_line():
+    found = mixture(dist.VonMises(torch.zeros(3), 2.0), dist.VonMises(torch.ones(3), 2.0))
+    assert all(each.isnan().all() for each in (found.mean, found.aleatoric, found.total))
+
+
 def test_elements_are_found_inside_events_and_masks():
     inner = dist.Normal(torch.zeros(3, 2), 1.0)
     assert elementary(inner.to_event(1).mask(torch.tensor([True, False, True]))) is inner

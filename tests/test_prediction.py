@@ -345,6 +345,32 @@ def test_inputs_that_the_network_cannot_take_are_named(x, message):
             predict(model, pl.guides.mean_field(model), x)
 
 
+class OneForAll(pl.BayesianNetwork):
+    def likelihood(self, output):
+        return dist.Normal(output.mean(), 1.0)
+
+
+class NoDistribution(pl.BayesianNetwork):
+    def likelihood(self, output):
+        return output
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (OneForAll, r"has the batch shape \(\) for 4 examples"),
+        (NoDistribution, "must return a distribution of pyro.distributions, got a Tensor"),
+        (pl.BayesianNetwork, r"BayesianNetwork has no likelihood; give the class a method likelihood\(self, output\)"),
+    ],
+)
+def test_likelihoods_that_are_none_are_named(kind, message):
+    model = kind(nn.Linear(3, 2), num_data=4)
+    guide = pl.guides.mean_field(model)
+    for predict in (pl.predict, pl.predictive, pl.predict_mean, model.forward):
+        with pytest.raises(pl.UserError, match=message):
+            predict(*(() if predict == model.forward else (model, guide)), torch.ones(4, 3))
+
+
 class Squeezed(nn.Module):
     """Which loses the examples' dimension where there is one example."""
 

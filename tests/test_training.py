@@ -381,3 +381,15 @@ def test_a_3d_convolution_trains_as_the_2d_one_that_it_is(tiny_data, estimator):
         pl.train(model, guide, tiny_data, **QUICK, estimator=estimator)
         trained.append(pl.posterior(guide).loc["conv.weight"])
     torch.testing.assert_close(trained[1].view(4, 1, 3, 3), trained[0])
+
+
+@pytest.mark.filterwarnings("ignore:a density is a share")
+def test_sparse_gradients_are_named_before_the_first_step():
+    words, y = torch.randint(10, (8, 5)), torch.randn(8, 10)
+    net = torch.nn.Sequential(torch.nn.EmbeddingBag(10, 4, sparse=True), torch.nn.Linear(4, 10))
+    model = pl.BayesianRegressor(net, num_data=8, noise_scale=1.0)
+    data = pl.data.from_loaders([(words, y)])
+    with pytest.raises(pl.UserError, match=r"'0' gives sparse gradients, .* build it with sparse=False"):
+        pl.train(model, pl.guides.mean_field(model), data, epochs=1)
+    net[0].sparse = False
+    assert len(pl.train(model, pl.guides.mean_field(model), data, epochs=1)) == 1
