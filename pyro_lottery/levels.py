@@ -96,7 +96,7 @@ def _prepare(config: Config, device: torch.device, ranks: Alone, own: Own | None
         raise UserError(f"--init-scale {config.init_scale} gives scales of 0 in single precision; choose a larger one")
     facts = runs.facts(config, shape, device, data.classes)
     facts |= {} if given is None else {PRETRAINED: f"{given.checksum():08x}"}
-    facts |= {} if own is None else {"own": fingerprint(model, guide, data)}
+    facts |= {} if own is None else {"own": fingerprint(model, guide, data, own.score)}
     return Setup(config, data, model, guide, dense, facts, own, ranks)
 
 

@@ -13,7 +13,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_lottery import files, guides
+from pyro_lottery import files, guides, seeds
 from pyro_lottery.data import OWN, Data
 from pyro_lottery.errors import UserError, one_line
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork
@@ -117,11 +117,11 @@ def name_of(thing: Any) -> str:
     return f"{OWN}-{''.join(c for c in name if c.isalnum() or c == '_')}"
 
 
-def fingerprint(model: BayesianNetwork, guide: Any, data: Data) -> dict[str, float]:
+def fingerprint(model: BayesianNetwork, guide: Any, data: Data, score: Score | None = None) -> dict[str, float]:
     """What a resumed run knows its network, likelihood, prior and guide by, at their initial values.
 
     A checksum of the values; log p(w) + log p(two targets | w), in which the network's code, likelihood and prior have
-    their part; and the sum of log-scales.
+    their part; the sum of log-scales; and of a score of the user's own the sum of its finite values.
     """
     initial, (x, y) = model.initial_values(), data.train.head()
     with TURN, evaluating(model), torch.no_grad(), poutine.block():
@@ -131,8 +131,16 @@ def fingerprint(model: BayesianNetwork, guide: Any, data: Data) -> dict[str, flo
     state = {f"loc/{n}": t.cpu() for n, t in initial.items()} | {
         f"net/{n}": t.cpu() for n, t in model.net_state().items()
     }
-    return {
+    found = {
         "initial_values": files.checksum(state),
         "log_joint": float(log_joint),
         "log_scales": sum(float(t.double().log().sum()) for t in scale.values()),
     }
+    if score is not None:
+        with TURN, torch.no_grad(), seeds.stream("cpu", 0, "score"):
+            values = score(guides.posterior(guide))
+        tensors = values.values() if isinstance(values, dict) else ()  # anything else is told when a mask is shrunk
+        found["score"] = sum(
+            float(t.double().nan_to_num(0, 0, 0).sum()) for t in tensors if isinstance(t, torch.Tensor)
+        )
+    return found

@@ -39,7 +39,7 @@ LATER = {
 
 _OWN = {
     "initial_values": "network, or from other initial values", "log_joint": "network, prior or likelihood",
-    "log_scales": "guide or initial scale",
+    "log_scales": "guide or initial scale", "score": "score",
 }  # fmt: skip
 """What tells runs apart that were made in Python, and what differs where it does."""
 _OF_CLASSES = ("test_accuracy", "max_test_accuracy", "mace", "ece", "brier")

@@ -299,3 +299,20 @@ def test_a_loader_with_two_outputs(tmp_path):
     assert runs[0].results["remaining"].tolist() == [20, 10, 5]
     assert runs[0].results["rmse"].equals(runs[1].results["rmse"])
     assert runs[0].level(1).load_model().predict(test, 2).shape == (96, 2)
+
+
+def test_a_run_goes_on_with_its_own_score_alone(tmp_path):
+    def find(score):
+        return pl.find_tickets(
+            mlp(), table(), run_dir=tmp_path / "run", score=score, **QUICK | {"levels": 1, "epochs": 1}
+        )
+
+    def largest(posterior):
+        return {site: loc.abs() for site, loc in posterior.loc.items()}
+
+    before = find(largest).results
+    assert find(largest).results.equals(before)
+    smallest = lambda posterior: {site: -loc.abs() for site, loc in posterior.loc.items()}  # noqa: E731
+    smallest.__name__ = "largest"
+    with pytest.raises(pl.UserError, match="begun with another score"):
+        find(smallest)
