@@ -93,8 +93,13 @@ def from_loaders(
     over ``train``; its random numbers, also those of numpy and Python and of workers, follow the training's seed. Raises
     ``UserError`` in one line for whatever is odd in the first batch.
     """
+    for name, number in (("num_data", num_data), ("num_classes", num_classes)):
+        if number is not None and (type(number) is not int or number < 1):
+            raise UserError(f"{name} must be a whole number, at least 1, got {number!r}")
     stream = stream_of(train, "train", num_data)
     x, y = stream.head()
+    if num_classes and y.is_floating_point():
+        raise UserError(f"num_classes is {num_classes}, but the targets are real ({y.dtype}); give labels as y.long()")
     found, names = (num_classes, None) if num_classes else classes_of(train, y, "train")
     others = [
         each if each is None or isinstance(each, Split) else measured_stream(each, name)

@@ -509,3 +509,17 @@ def test_a_checksum_is_of_all_that_loaders_hold_in_memory():
     found = [checksum(), checksum(train=other), checksum(test=other), checksum(val=other)]
     assert len(set(found)) == 4
     assert checksum() == found[0]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "line"),
+    [
+        ({"num_data": -3}, "num_data must be a whole number, at least 1, got -3"),
+        ({"num_data": 48.0}, "num_data must be a whole number"),
+        ({"num_classes": -2}, "num_classes must be a whole number"),
+        ({"num_classes": 2}, "num_classes is 2, but the targets are real"),
+    ],
+)
+def test_odd_numbers_of_examples_and_classes(numbers, line):
+    with pytest.raises(pl.UserError, match=line):
+        pl.data.from_loaders(DataLoader(regression(), 16), **numbers)
