@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -188,6 +189,9 @@ def train(
     the first step if the guide is of another model, the state of another training, or the data do not suit the network and its
     likelihood.
     """
+    _check_counts(0, epochs=epochs, warmup_epochs=warmup_epochs, kl_warmup_epochs=kl_warmup_epochs)
+    _check_counts(1, batch_size=batch_size, train_samples=train_samples, history_samples=history_samples or 1)
+    _check_rates(lr=lr, weight_decay=weight_decay)
     guides.check_guide(guide)
     guides.check_sites(model, guide)
     device = next(iter(guide.parameters())).device
@@ -261,6 +265,18 @@ def train(
             state.move_on(progress.epoch, optimizer)
             hooks.epoch(progress, optimizer)
         return progress.history
+
+
+def _check_counts(least: int, **counts: Any) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{name} must be a whole number, at least {least}, got {value!r}")
+
+
+def _check_rates(**rates: Any) -> None:
+    for name, value in rates.items():
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise UserError(f"{name} must be a finite number, at least 0, got {value!r}")
 
 
 def steps_per_epoch(count: int, batch_size: int, least: int = 2) -> int:

@@ -393,3 +393,21 @@ def test_sparse_gradients_are_named_before_the_first_step():
         pl.train(model, pl.guides.mean_field(model), data, epochs=1)
     net[0].sparse = False
     assert len(pl.train(model, pl.guides.mean_field(model), data, epochs=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong"),
+    [
+        *((name, wrong) for name in ("epochs", "warmup_epochs", "kl_warmup_epochs") for wrong in (-1, 1.5)),
+        *((name, wrong) for name in ("batch_size", "train_samples", "history_samples") for wrong in (-1, 2.5)),
+        *((name, wrong) for name in ("lr", "weight_decay") for wrong in (-1, float("nan"), "a")),
+        ("batch_size", 0),
+        ("train_samples", 0),
+    ],
+)
+def test_odd_numbers_are_named_before_the_first_step(option, wrong, tiny_model, tiny_data):
+    guide = pl.guides.mean_field(tiny_model)
+    before = pl.posterior(guide).loc
+    with pytest.raises(pl.UserError, match=f"{option} must be a .* got {wrong!r}"):
+        pl.train(tiny_model, guide, tiny_data, **{"epochs": 1, option: wrong})
+    assert all(torch.equal(value, before[site]) for site, value in pl.posterior(guide).loc.items())
