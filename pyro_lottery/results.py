@@ -279,7 +279,10 @@ class RunFolder:
         """Raise ``UserError`` where the run was begun with another network, prior, likelihood or guide made in Python."""
         for name, value in (now or {}).items():
             before: Any = old.get(name) if isinstance(old, dict) else None
-            if type(before) not in (int, float) or not math.isclose(before, value, rel_tol=1e-4, abs_tol=1e-4):
+            tolerance = 0.0 if isinstance(value, int) else 1e-4  # a checksum is equal or not
+            if type(before) not in (int, float) or not math.isclose(
+                before, value, rel_tol=tolerance, abs_tol=tolerance
+            ):
                 raise UserError(
                     f"--run-dir {self.path} was begun with another {_OWN.get(name, name)} ({name} is {before} there and {value} here); build "
                     "the network after torch.manual_seed, or choose another folder"

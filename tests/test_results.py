@@ -459,3 +459,13 @@ def test_a_checkpoint_may_hold_an_attention_masks_infinite_numbers_and_no_others
             with pytest.warns(UserWarning, match="not finite"):
                 folder.load_checkpoint()
         folder.drop_checkpoints()
+
+
+def test_a_run_made_in_python_is_known_by_its_checksum_exactly_and_by_sums_to_rounding(tmp_path):
+    own = {"initial_values": 4_000_000_000, "log_joint": -123.4}
+    run = RunFolder(tmp_path / "run")
+    run.open(OPTIONS, {"own": own})
+    run.open(OPTIONS, {"own": own | {"log_joint": -123.4001}})
+    for other in ({"initial_values": 4_000_000_001}, {"log_joint": -123.5}):
+        with pytest.raises(pl.UserError, match=f"{next(iter(other))} is "):
+            run.open(OPTIONS, {"own": own | other})
