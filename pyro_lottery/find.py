@@ -51,9 +51,8 @@ def find_tickets(
     returns at once when all levels are finished. Raises ``UserError`` for whatever cannot be trained, before the first
     step, and for a ``run_dir`` that was begun from other values, data or options.
     """
-    from pyro_lottery.imp import (
-        run_imp,
-    )  # imp is a command too: imported with the package, Python would warn when it is run
+    # Not above: with imp, which is a command too, imported by the package, Python would warn when it is run.
+    from pyro_lottery.imp import run_imp
 
     if not isinstance(network, nn.Module):
         raise UserError(f"network must be a torch.nn.Module, got a {type(network).__name__}")

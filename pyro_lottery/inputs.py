@@ -37,7 +37,7 @@ def slices(x: Any, batch_size: int, device: torch.device) -> Iterator[Any]:
     """``batch_size`` examples after the other of inputs held in memory, on ``device``."""
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
-    x = as_tensors(x)
+    x = trees.as_tensors(x)
     split = not isinstance(x, Tensor | tuple | list | Mapping)
     count = len(x) if split else trees.count(x)
     if not count:
@@ -53,22 +53,11 @@ def batches(loader: Any, device: torch.device) -> Iterator[Any]:
     _check_order(loader)
     empty = True
     for batch in loader:
-        x, empty = as_tensors(_inputs(batch)), False
+        x, empty = trees.as_tensors(_inputs(batch)), False
         trees.count(x)
         yield trees.map_tensors(lambda t: t.to(device), x)
     if empty:
         raise UserError("the loader gives no batch to predict")
-
-
-def as_tensors(x: Any) -> Any:
-    """``x`` with tensors for the numpy arrays in it."""
-    if isinstance(x, np.ndarray):
-        return torch.as_tensor(np.ascontiguousarray(x))
-    if isinstance(x, Mapping):
-        return {key: as_tensors(value) for key, value in x.items()}
-    if isinstance(x, tuple | list) and not hasattr(x, "_fields"):
-        return type(x)(as_tensors(part) for part in x)
-    return x
 
 
 def _inputs(batch: Any) -> Any:
@@ -82,9 +71,10 @@ def _inputs(batch: Any) -> Any:
 
 
 def _check_order(loader: Any) -> None:
+    loader = getattr(loader, "loader", loader)  # that of a Stream
     batch_sampler = getattr(loader, "batch_sampler", None)
     samplers = (getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None))
-    if getattr(loader, "shuffles", False) or any(isinstance(sampler, _SHUFFLING) for sampler in samplers):
+    if any(isinstance(sampler, _SHUFFLING) for sampler in samplers):
         raise UserError(
             "the loader shuffles, so nobody could tell which prediction is of which example; give shuffle=False"
         )

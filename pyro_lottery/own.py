@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -73,7 +73,7 @@ class Own:
                     f"{name or 'the network'} is a {type(module).__name__} with parameters and without reset_parameters(), so "
                     "that its values cannot be drawn anew; give it that method"
                 )
-        return Own(network, self.data, self.likelihood, self.prior, self.guide, self.score)
+        return replace(self, network=network)
 
 
 def _copy(network: nn.Module) -> nn.Module:

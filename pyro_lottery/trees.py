@@ -82,3 +82,14 @@ def as_real(value: Any) -> Tensor:
     if found is None or found.is_complex():
         raise UserError(f"measures are of tensors or numpy arrays of real numbers, got a {type(value).__name__}")
     return found
+
+
+def as_tensors(x: Any) -> Any:
+    """``x`` with tensors for the numpy arrays in it."""
+    if isinstance(x, np.ndarray):
+        return torch.as_tensor(np.ascontiguousarray(x))
+    if isinstance(x, Mapping):
+        return {key: as_tensors(value) for key, value in x.items()}
+    if isinstance(x, tuple | list) and not hasattr(x, "_fields"):
+        return type(x)(as_tensors(part) for part in x)
+    return x

@@ -1,10 +1,17 @@
-import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 import pyro_lottery as pl
 from pyro_lottery import inputs
+from pyro_lottery.data import Stream
 
 X, Y = torch.arange(7.0)[:, None], torch.zeros(7)
 CPU = torch.device("cpu")
@@ -43,6 +50,8 @@ class Endless(IterableDataset):
     [
         (DataLoader(X, batch_size=3, shuffle=True), "the loader shuffles, .* give shuffle=False"),
         (DataLoader(X, batch_sampler=BatchSampler(RandomSampler(X), 3, False)), "the loader shuffles"),
+        (Stream(DataLoader(X, 3, sampler=SubsetRandomSampler(range(len(X)))), len(X)), "the loader shuffles"),
+        (Stream(DataLoader(X, batch_size=len(X) - 1, drop_last=True), len(X)), "leaves out the last 1 of"),
         (DataLoader(X, batch_size=3, drop_last=True), "leaves out the last 1 of 7 examples; give drop_last=False"),
         (DataLoader(TensorDataset(X, X, X), batch_size=3), "a batch must be x or .* got 3 parts; several inputs"),
         (TensorDataset(X, Y), "gives single examples; give DataLoader"),
@@ -63,9 +72,3 @@ def test_a_loader_that_drops_nothing_may_say_so():
     assert len(seen(DataLoader(X[:6], batch_size=3, drop_last=True))) == 2
     with pytest.raises(pl.UserError, match="batch_size must be at least 1"):
         seen(X, 0)
-
-
-def test_arrays_become_tensors_wherever_they_are():
-    found = inputs.as_tensors({"a": np.zeros(3, dtype=np.float64)[::-1], "b": (np.ones(2), "name", None)})
-    assert found["a"].dtype == torch.double
-    assert found["b"][1:] == ("name", None)

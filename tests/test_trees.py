@@ -1,5 +1,6 @@
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,3 +36,9 @@ def test_containers_keep_their_kind_and_order():
 def test_what_is_no_batch_is_named(x, message):
     with pytest.raises(pl.UserError, match=message):
         trees.count(x)
+
+
+def test_arrays_become_tensors_wherever_they_are():
+    found = trees.as_tensors({"a": np.zeros(3, dtype=np.float64)[::-1], "b": (np.ones(2), "name", None)})
+    assert found["a"].dtype == torch.double
+    assert found["b"][1:] == ("name", None)

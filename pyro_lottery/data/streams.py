@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Subset, TensorDataset
 
 from pyro_lottery import seeds, trees
 from pyro_lottery.data.batches import Split
@@ -55,11 +55,6 @@ class Stream:
         return isinstance(loader, list | tuple) or (
             isinstance(loader, DataLoader) and loader.batch_size is not None and not loader.drop_last
         )
-
-    @property
-    def shuffles(self) -> bool:
-        """Whether another pass has another order, as far as can be known."""
-        return _sampler(self.loader, RandomSampler) is not None
 
     def to(self, device: torch.device) -> Stream:
         """The same, whose batches come to ``device``."""
@@ -151,12 +146,12 @@ def classes_of(loader: Any, y: Tensor, name: str) -> tuple[int | None, tuple[str
     named = getattr(dataset, "classes", None)
     if named is not None and all(isinstance(each, str) for each in named):
         return len(named), tuple(named)
-    known = [dataset.tensors[-1]] if isinstance(dataset, TensorDataset) else []
+    labelled = [dataset.tensors[-1]] if isinstance(dataset, TensorDataset) else []
     if isinstance(loader, list | tuple):
-        known = [torch.as_tensor(batch[1]) for batch in loader]
-    if not known:
+        labelled = [torch.as_tensor(batch[1]) for batch in loader]
+    if not labelled:
         raise UserError(f"the targets of {name} are classes, and how many there are cannot be told; give num_classes")
-    return 1 + max(int(labels.max()) for labels in known), None
+    return 1 + max(int(labels.max()) for labels in labelled), None
 
 
 def checked(batch: Any, device: torch.device | None = None) -> tuple[Any, Tensor]:
@@ -167,7 +162,7 @@ def checked(batch: Any, device: torch.device | None = None) -> tuple[Any, Tensor
         raise UserError(
             f"a batch must be a pair (x, y), got {what}; several inputs belong into x, as a tuple or a dict of tensors"
         )
-    x, y = (trees.map_tensors(lambda t: _moved(t, device), _as_tensors(part)) for part in batch)
+    x, y = (trees.map_tensors(lambda t: _moved(t, device), trees.as_tensors(part)) for part in batch)
     if not isinstance(y, Tensor):
         raise UserError(f"the targets of a batch must be a tensor, got a {type(batch[1]).__name__}")
     if trees.count(x) != len(y if y.ndim else y[None]):
@@ -186,24 +181,9 @@ def checked(batch: Any, device: torch.device | None = None) -> tuple[Any, Tensor
     return x, y
 
 
-def _as_tensors(part: Any) -> Any:
-    if isinstance(part, np.ndarray):
-        return torch.from_numpy(part)
-    if isinstance(part, dict):
-        return {key: _as_tensors(value) for key, value in part.items()}
-    if isinstance(part, tuple) or (isinstance(part, list) and not all(isinstance(v, int | float) for v in part)):
-        return type(part)(_as_tensors(value) for value in part) if not hasattr(part, "_fields") else part
-    return torch.tensor(part) if isinstance(part, list) else part
-
-
 def _moved(value: Tensor, device: torch.device | None) -> Tensor:
     value = value.float() if value.is_floating_point() else value
     return value if device is None else value.to(device, non_blocking=True)
-
-
-def _sampler(loader: Any, kind: type) -> Any:
-    found = [getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)]
-    return next((sampler for sampler in found if isinstance(sampler, kind)), None)
 
 
 class Shuffled:

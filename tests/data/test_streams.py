@@ -140,7 +140,10 @@ def test_a_stop_waits_for_the_end_of_the_epoch():
         def stop(self, progress, optimizer):
             raise AssertionError("a stream cannot go on within an epoch")
 
-    trained(DataLoader(regression(), 16), hooks=Asking())
+    whole, _ = trained(DataLoader(regression(), 16))
+    found, history = trained(DataLoader(regression(), 16), hooks=Asking())
+    assert len(history) == 2
+    assert same(whole, found)
 
 
 def test_set_epoch_is_called_and_a_part_of_a_data_set_counts_as_what_it_is():
