@@ -108,11 +108,19 @@ def shuffle_even(mask: Mask, generator: torch.Generator) -> Mask:
     return shuffle_layerwise(even, generator)
 
 
+def zeroed(value: Tensor, mask: Tensor | None) -> Tensor:
+    """``value`` with exactly 0 wherever ``mask``, a bool tensor of the same shape, prunes; None prunes nothing.
+
+    Leading dimensions of ``value`` beyond those of ``mask`` are samples. The memory layout stays as it is.
+    """
+    return value if mask is None else value.masked_fill(~mask.to(value.device), 0.0)
+
+
 def apply(mask: Mask, posterior: Posterior) -> Posterior:
     """``posterior`` with (loc, scale) = (0, 0) at every pruned weight (paper §3)."""
 
     def masked(sites: Sites) -> Sites:
-        return {n: torch.where(mask[n].to(t.device), t, 0.0) if n in mask else t for n, t in sites.items()}
+        return {name: zeroed(value, mask.get(name)) for name, value in sites.items()}
 
     return replace(
         posterior, loc=masked(posterior.loc), scale=None if posterior.scale is None else masked(posterior.scale)

@@ -16,7 +16,7 @@ from torch.distributions import kl_divergence, transform_to
 
 import pyro_lottery as pl
 from pyro_lottery import guides
-from pyro_lottery.guides.state import _preimage
+from pyro_lottery.guides.preimage import preimage
 from pyro_lottery.types import Posterior
 
 
@@ -125,7 +125,7 @@ def test_every_scale_has_its_parameter_back(constraint):
     # Where softplus is near log 2 its arguments lie more densely than its values.
     transform = transform_to(constraint)
     scale = transform(torch.linspace(-0.3, 0.3, 40_000))
-    assert torch.equal(transform(_preimage(transform, scale)), scale)
+    assert torch.equal(transform(preimage(transform, scale)), scale)
 
 
 def test_a_joint_guide_is_restored_from_its_raw_parameters(tiny_model):

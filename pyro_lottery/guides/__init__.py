@@ -1,8 +1,9 @@
 """The variational families, and where a guide keeps loc and scale."""
 
-from pyro_lottery.guides.build import auto, by_name, check_name, deterministic, made_by, mean_field
+from pyro_lottery.guides.build import auto, by_name, check_name, made_by
 from pyro_lottery.guides.check import check_guide, check_sites
-from pyro_lottery.guides.families import MeanField, Point
+from pyro_lottery.guides.mean_field import MeanField, mean_field
+from pyro_lottery.guides.point import Point, deterministic
 from pyro_lottery.guides.state import (
     DRAWS,
     active_masks,

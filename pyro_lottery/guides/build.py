@@ -17,59 +17,36 @@ from pyro.infer.autoguide import (
     AutoGuide,
     AutoGuideList,
     AutoIAFNormal,
+    AutoLaplaceApproximation,
     AutoMessenger,
     AutoNormal,
 )
 
 from pyro_lottery.errors import UserError, unknown
-from pyro_lottery.guides.families import MeanField, Point
+from pyro_lottery.guides.family import family
+from pyro_lottery.guides.joint import AdaptedJoint
+from pyro_lottery.guides.laplace import AdaptedLaplace
+from pyro_lottery.guides.lists import AdaptedList
+from pyro_lottery.guides.mean_field import mean_field
+from pyro_lottery.guides.memory import check_memory
 from pyro_lottery.guides.places import Place, continuous_sites, initial_value
-from pyro_lottery.guides.state import raw_locs, set_scales
-from pyro_lottery.guides.stock import adapted, check_memory
+from pyro_lottery.guides.point import deterministic
+from pyro_lottery.guides.stock import Adapted, adapted
 from pyro_lottery.handlers import left_out
 from pyro_lottery.imports import load_callable
 from pyro_lottery.threads import TURN
-
-
-def mean_field(
-    model: Callable[..., Any],
-    init_scale: float = 0.01,
-    *prototype_args: Any,
-    create_plates: Any = None,
-    max_scale: float | None = None,
-    train_scale: bool = True,
-) -> MeanField:
-    """A mean-field Normal guide (paper §3): loc from the network's own initialisation, scale = ``init_scale`` times
-    the Kaiming scale √(2/fan_in) of the layer.
-
-    ``prototype_args`` are arguments with which a model that cannot run without data shows its sites. Any Pyro model of
-    continuous sites will do, with plates and supports as :class:`FlatGuide` says; ``create_plates`` is as in Pyro. No
-    scale exceeds ``max_scale``; with ``train_scale=False`` all stay as they are.
-    """
-    return MeanField(
-        model,
-        init_scale,
-        *prototype_args,
-        create_plates=create_plates,
-        max_scale=max_scale,
-        train_scale=train_scale,
-    )
-
-
-def deterministic(model: Callable[..., Any], *prototype_args: Any, create_plates: Any = None) -> Point:
-    """A point guide: with ``priors.flat`` ordinary deterministic training, with another prior MAP."""
-    return Point(model, *prototype_args, create_plates=create_plates)
+from pyro_lottery.types import Posterior
 
 
 def auto(
     kind: type[AutoGuide], model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any, **options: Any
 ) -> AutoGuide:
-    """One of Pyro's AutoGuides, started like :func:`mean_field` as far as it can be, ready for masks and the KL
-    temperature, and with its parameters complete before the first batch.
+    """One of Pyro's AutoGuides that obeys masks and the KL temperature, with its parameters complete before the first batch.
 
-    AutoNormal's scales start per layer; other guides take ``init_scale`` times the median Kaiming scale everywhere.
-    ``options`` are the guide's own (``rank``, ``hidden_dim``). Raises ``UserError`` for a covariance that is larger than
-    the machine's memory, with the memory it would need.
+    It starts like :func:`mean_field` as far as it can: AutoNormal's scales start per layer, other guides take
+    ``init_scale`` times the median Kaiming scale everywhere. ``prototype_args`` are arguments to trace a model that cannot
+    run without data, and ``options`` the guide's own (``rank``, ``hidden_dim``). Raises ``UserError`` for a class that
+    cannot be adapted, for plates that it does not follow, and for a covariance that is larger than the machine's memory.
     """
     _check_kind(kind)
     sites = continuous_sites(model, *prototype_args)
@@ -85,22 +62,33 @@ def auto(
             raise unknown(f"option of {kind.__name__}", name, sorted(taken - {"model"}))
     if issubclass(kind, AutoIAFNormal):
         taken.discard("init_loc_fn")  # which it takes, and warns of
-    guide = adapted(kind)(model, **{name: value for name, value in ours.items() if name in taken} | options)
+    by = next(by for known, by in _ADAPTED.items() if issubclass(kind, known))
+    guide = adapted(kind, by)(model, **{name: value for name, value in ours.items() if name in taken} | options)
     with TURN, torch.no_grad(), poutine.block(), left_out():
         # Before the guide's first call, within which the model's own parameters would stay out of Pyro's store.
         guide._setup_prototype(*prototype_args)
         guide.places = {name: Place.of(site) for name, site in sites.items()}
         guide(*prototype_args)
     device = next(iter(model.initial_values().values())).device if hasattr(model, "initial_values") else None
-    if isinstance(guide, AutoNormal):
-        scales = {n: torch.full_like(v, init_scale * kaiming.get(n, 1.0)) for n, v in raw_locs(guide).items()}
-        set_scales(guide, scales)
+    own = family(guide)
+    if own.takes_scales:
+        locs = own.locs()
+        scales = {name: torch.full_like(loc, init_scale * kaiming.get(name, 1.0)) for name, loc in locs.items()}
+        own.set_(Posterior(locs, scales, prunable=()))
     return guide.to(device) if device is not None else guide
 
 
 def _device(sites: Mapping[str, Any]) -> torch.device:
     return next(iter(sites.values()))["value"].device
 
+
+_ADAPTED: dict[type[AutoGuide], type[AutoGuide]] = {
+    AutoLaplaceApproximation: AdaptedLaplace,
+    AutoContinuous: AdaptedJoint,
+    AutoGuideList: AdaptedList,
+    AutoGuide: Adapted,
+}
+"""What adapts a class of Pyro's; the first that it is a subclass of."""
 
 _REFUSED: dict[type, str] = {
     AutoMessenger: "is a messenger guide, whose parameters are not known before the first batch and which runs the network "
@@ -133,13 +121,13 @@ def _check_plates(kind: type[AutoGuide], sites: Mapping[str, Any]) -> None:
             subsampled = (frame.full_size or frame.size) != frame.size
             if subsampled and not issubclass(kind, AutoNormal | AutoDelta | AutoGuideList):
                 raise UserError(
-                    f"site {name!r} is in a subsample of {frame.name!r}, and a {kind.__name__} has no loc for the rest of "
+                    f"site {name!r} is in a subsample of {frame.name!r}, and {kind.__name__} has no loc for the rest of "
                     "it; use mean_field or AutoNormal"
                 )
 
 
 def check_name(name: str) -> Any:
-    """What a guide's command-line name or import path stands for; ``UserError`` if there is none."""
+    """The function or class that a guide's command-line name or import path names; ``UserError`` if there is none."""
     known = {"mean_field": mean_field, "deterministic": deterministic}
     if name in known:
         return known[name]
@@ -154,7 +142,7 @@ def by_name(name: str, model: Callable[..., Any], init_scale: float) -> AutoGuid
 
 
 def made_by(kind: Any, model: Callable[..., Any], init_scale: float, said: str = "guide") -> AutoGuide:
-    """A guide from :func:`mean_field`, from a Pyro AutoGuide class, or from a function ``model -> guide``; ``said`` names it in errors."""
+    """A guide from :func:`mean_field`, a Pyro AutoGuide class, or a function ``model -> guide``; errors name it ``said``."""
     if isinstance(kind, type) and issubclass(kind, AutoGuide):
         return auto(kind, model, init_scale)
     guide = mean_field(model, init_scale) if kind is mean_field else kind(model)

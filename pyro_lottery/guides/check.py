@@ -9,26 +9,29 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide, AutoGuideList
 from pyro.poutine.util import site_is_subsample
-from torch import Size, nn
+from torch import Size
 
 from pyro_lottery import seeds
 from pyro_lottery.errors import UserError
-from pyro_lottery.guides.families import FlatGuide
-from pyro_lottery.guides.places import random_sites
+from pyro_lottery.guides.base import device_of
+from pyro_lottery.guides.family import family
+from pyro_lottery.guides.places import traced_sites
 from pyro_lottery.names import check_same
 from pyro_lottery.threads import TURN
 
 
-def check_sites(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+def check_sites(model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any) -> None:
     """Raise one ``UserError`` that names what differs if ``guide`` draws other sites than ``model`` has, or other shapes.
 
-    Both are run once on ``args`` for that (a network's model and its guide need none), and random generators are left
-    as they were; a guide of this package with the very model that it was built for needs no run.
+    Both are run once on ``args`` (a network's model and its guide need none), and random generators are left as they were.
+    A guide of this package needs no run with the very model that it was built for.
     """
-    if isinstance(guide, FlatGuide) and guide.model is model:
+    drawn = family(guide).drawn_shapes()
+    if drawn is not None and guide.model is model:
         return
-    wanted = {name: site["value"].shape for name, site in random_sites(model, *args, **kwargs)}
-    check_same(_drawn(guide, *args, **kwargs), wanted, "the guide is of another model: ", "model")
+    wanted = {name: site["value"].shape for name, site in traced_sites(model, *args, **kwargs)}
+    given = _drawn_shapes(guide, *args, **kwargs) if drawn is None else drawn
+    check_same(given, wanted, "the guide is of another model: ", "model")
 
 
 def check_guide(guide: Any) -> None:
@@ -45,12 +48,9 @@ def check_guide(guide: Any) -> None:
         )
 
 
-def _drawn(guide: Any, *args: Any, **kwargs: Any) -> dict[str, Size]:
+def _drawn_shapes(guide: Any, *args: Any, **kwargs: Any) -> dict[str, Size]:
     """The shapes of the values that a guide draws for sites of its model."""
-    if isinstance(guide, FlatGuide):
-        return {name: place.shape for name, place in guide.places.items()}
-    device = next(guide.parameters(), torch.empty(0)).device if isinstance(guide, nn.Module) else torch.device("cpu")
-    with TURN, seeds.stream(device, 0, "check"), torch.no_grad(), poutine.block():
+    with TURN, seeds.stream(device_of(guide), 0, "check"), torch.no_grad(), poutine.block():
         trace = poutine.trace(guide).get_trace(*args, **kwargs)
     return {
         name: site["value"].shape

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
-from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from pyro.ops.tensor_utils import periodic_repeat
 from pyro.poutine.indep_messenger import CondIndepStackFrame
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
 from torch.distributions import Transform, biject_to
@@ -25,19 +22,6 @@ from pyro_lottery.distributions import PointMass
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import left_out
 from pyro_lottery.threads import TURN
-
-
-def model_of(guide: AutoGuide) -> Any:
-    """The model that a guide was built for, without the handlers around it.
-
-    Pyro's ``unwrap`` does not find it in a copy of a guide.
-    """
-    found: Any = guide.model
-    while isinstance(found, partial):
-        handled = len(found.args) > 1 and isinstance(found.args[0], Messenger)
-        found = found.args[1] if handled else found.func
-    return found
-
 
 Select = Callable[[Tensor], Tensor] | None
 """Takes a subsample's part of a tensor shaped like a site's parameters; None takes all of it."""
@@ -133,26 +117,6 @@ class Place:
         return each if self.transform is None else dist.TransformedDistribution(each, [self.transform.with_cache()])
 
 
-def probabilities(quantiles: Any, like: Tensor) -> Tensor:
-    """Numbers between 0 and 1 as a vector; ``UserError`` for others."""
-    numbers = torch.as_tensor(quantiles, dtype=like.dtype, device=like.device).reshape(-1)
-    if not bool(((numbers >= 0) & (numbers <= 1)).all()):
-        raise UserError(f"quantiles are between 0 and 1, got {quantiles}")
-    return numbers
-
-
-def normal_quantiles(place: Place, loc: Tensor, scale: Tensor | None, quantiles: Any) -> Tensor:
-    """Quantiles [n, *shape] of a site whose parameters are N(loc, scale²); loc itself where scale is 0 or None.
-
-    Of a simplex and the like, whose entries depend on each other, the image of the parameters' quantiles, as in Pyro.
-    """
-    steps = torch.special.ndtri(probabilities(quantiles, loc)).reshape(-1, *[1] * loc.dim())
-    if scale is None:
-        return place.value_of(loc.expand(len(steps), *loc.shape))
-    steps = -steps if place.decreasing else steps
-    return place.value_of(torch.where(scale > 0, loc + steps * scale, loc))
-
-
 def initial_value(model: Any) -> Callable[[Any], Tensor]:
     """A function from a Pyro site to its initial loc: the network's own value, or else the prior's median."""
     values = model.initial_values() if hasattr(model, "initial_values") else {}
@@ -165,7 +129,7 @@ def initial_value(model: Any) -> Callable[[Any], Tensor]:
     return of
 
 
-def random_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[tuple[str, Any]]:
+def traced_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[tuple[str, Any]]:
     """The random sites of a model at their initial values, as Pyro traces them when the model is called with ``args``."""
     with TURN, torch.no_grad(), poutine.block(), left_out():
         trace = poutine.trace(InitMessenger(initial_value(model))(model)).get_trace(*args, **kwargs)
@@ -175,7 +139,7 @@ def random_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[t
 def continuous_sites(model: Callable[..., Any], *prototype_args: Any) -> dict[str, Any]:
     """The random sites of a model at their initial values; ``UserError`` for one that no guide of real numbers covers."""
     weights = getattr(model, "kaiming_scale", {})  # of a network; any of them may be pruned
-    sites = dict(random_sites(model, *prototype_args))
+    sites = dict(traced_sites(model, *prototype_args))
     if not sites:
         raise UserError("the model samples no site for a guide to cover")
     for name, site in sites.items():

@@ -29,8 +29,8 @@ from torch.distributions import kl_divergence
 
 import pyro_lottery as pl
 from pyro_lottery.distributions import Pruned
-from pyro_lottery.guides.state import raw_locs
-from pyro_lottery.guides.stock import _marginal
+from pyro_lottery.guides.family import family
+from pyro_lottery.guides.joint import marginal
 
 GUIDES = {
     "mean_field": pl.guides.mean_field,
@@ -77,7 +77,7 @@ def test_pruned_weights_add_exactly_nothing_to_the_kl(name, kl, tiny_model, tiny
 
     before = value()
     with torch.no_grad():
-        for site, loc in raw_locs(guide).items():
+        for site, loc in family(guide).locs().items():
             if site in half_mask:
                 loc[~half_mask[site]] = 1e3
     assert value() == before
@@ -125,9 +125,9 @@ def test_stock_trace_elbo_agrees_under_a_mask(tiny_model, tiny_data, half_mask):
 def test_marginals_of_joint_guides_are_the_covariance_of_the_survivors():
     covariance = torch.tensor([[2.0, 0.5, 0.1], [0.5, 1.0, 0.2], [0.1, 0.2, 3.0]])
     joint = dist.MultivariateNormal(torch.arange(3.0), covariance)
-    marginal = _marginal(joint, torch.tensor([0, 2]))
-    torch.testing.assert_close(marginal.covariance_matrix, covariance[[0, 2]][:, [0, 2]])
-    torch.testing.assert_close(marginal.loc, torch.tensor([0.0, 2.0]))
+    found = marginal(joint, torch.tensor([0, 2]))
+    torch.testing.assert_close(found.covariance_matrix, covariance[[0, 2]][:, [0, 2]])
+    torch.testing.assert_close(found.loc, torch.tensor([0.0, 2.0]))
 
 
 def test_a_guide_that_cannot_be_masked_says_so(tiny_model, half_mask):

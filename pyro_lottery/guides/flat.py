@@ -1,71 +1,37 @@
-"""The variational families of this package."""
+"""What the families of this package share: one independent site per weight tensor, with flat parameters over all."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
 from torch import Size, Tensor, nn
 
-from pyro_lottery.distributions import Draw, SiteNormal
 from pyro_lottery.errors import UserError
-from pyro_lottery.guides.places import Place, Select, check_unmasked, continuous_sites, model_of, normal_quantiles
-from pyro_lottery.handlers import active_mask, not_hidden
+from pyro_lottery.guides.base import Tempered, model_of
+from pyro_lottery.guides.family import Family, family
+from pyro_lottery.guides.places import Place, Select, check_unmasked, continuous_sites
+from pyro_lottery.guides.quantiles import normal_quantiles
+from pyro_lottery.handlers import active_mask
 from pyro_lottery.kernels import Layout
 from pyro_lottery.kernels.layout import flatten
-from pyro_lottery.own_parameters import keep_parameters_
+from pyro_lottery.types import Posterior
 
 
-class Own(AutoGuide):
-    """What every guide of this package shares: parameters of its own, and copies that leave it unharmed."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        keep_parameters_(self)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with not_hidden():  # by what hides its surroundings, as Pyro's Importance does
-            return super().__call__(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Pyro's own sets the living guide's model to None.
-        return self.__dict__ | {"master": None}
-
-    def _pyro_set_supermodule(self, name: str, context: Any) -> None:
-        keep_parameters_(self)  # anew: Pyro refuses to take a module that has been called into a list
-        super()._pyro_set_supermodule(name, context)
-
-
-class Tempered(Own):
-    """A guide with the KL temperature on its sites."""
-
-    @property
-    def _temperature(self) -> float:
-        return getattr(model_of(self), "kl_temperature", 1.0)  # the model's, at each call: it may be changed
-
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        # The prior's sites carry the same factor: together they are T·KL, for any estimator of the ELBO.
-        with poutine.scale(scale=self._temperature):
-            return super().forward(*args, **kwargs)
-
-
-class FlatGuide(Tempered):
+class FlatGuide(Tempered, Family):
     """A guide with one independent site per weight tensor, whose parameters are flat vectors over all of them.
 
-    Complete from the start: the model is asked for its sites without data, or with ``prototype_args``. The state dict
-    holds one tensor per site and parameter, shaped like the site: ``loc.<site>``.
+    The parameters are complete from the start: the model is traced without data, or with ``prototype_args``. The state
+    dict holds one tensor per site and parameter, shaped like the site: ``loc.<site>``.
 
-    Sites inside plates have parameters over the whole plate, of which a subsample uses its part; ``create_plates`` is
-    Pyro's, a function of the model's arguments that returns plates to use instead of new ones. Parameters of a site
-    over less than the real line (positive numbers, a simplex) are those of its image under ``biject_to(support)``, so
-    they are unconstrained; such a site cannot be pruned, and a network's own weights must be over all real numbers.
+    A site inside plates has parameters over the whole plates, and a subsample uses its part of them. ``create_plates`` is
+    Pyro's: a function of the model's arguments that returns plates to use instead of new ones. A site over less than the
+    real line (positive numbers, a simplex) has the parameters of its image under ``biject_to(support)``, so that they are
+    unconstrained. Such a site cannot be pruned, and a network's own weights must be over all real numbers.
     """
 
     flat: ClassVar[tuple[str, ...]] = ("loc",)
@@ -87,6 +53,28 @@ class FlatGuide(Tempered):
         """Of the parameters: of all weights, or within :func:`compressed` of those that the masks keep."""
         self._masked = self.layout  # the layout of the masks last met by a guide that is not compressed
         self.loc = nn.Parameter(torch.cat([flatten(value) for value in values.values()]).clone())
+
+    def sites(self) -> dict[str, Place]:
+        return self.places
+
+    def locs(self) -> dict[str, Tensor]:
+        return self.unpack(self.loc.data)
+
+    @torch.no_grad()
+    def set_(self, posterior: Posterior) -> None:
+        if self.layout.index is not None:
+            raise UserError("a guide that keeps only surviving weights while it trains cannot be set; do so before")
+        for name, loc in self.locs().items():
+            loc.copy_(posterior.loc[name])
+
+    def loc_parameters(self) -> list[Tensor]:
+        return [self.loc]
+
+    def per_site(self) -> list[tuple[str, Tensor]]:
+        return [item for name in self.flat for item in self.unpack(getattr(self, name).data).items()]
+
+    def drawn_shapes(self) -> dict[str, Size]:
+        return {name: place.shape for name, place in self.places.items()}
 
     def unpack(self, flat: Tensor) -> dict[str, Tensor]:
         """Every site's view of a vector laid out like the parameters; zeros where a compressed guide keeps nothing."""
@@ -136,6 +124,14 @@ class FlatGuide(Tempered):
         scales = layout.views(layout.scatter(log_scale[0].exp())) if log_scale else [None] * len(locs)
         sites = zip(self.places.items(), locs, scales, strict=True)
         return {name: normal_quantiles(place, at, scale, quantiles) for (name, place), at, scale in sites}
+
+    @contextmanager
+    def compressed(self) -> Iterator[None]:
+        dense = self.compress_()
+        try:
+            yield
+        finally:
+            self.expand_(dense)
 
     def compress_(self) -> tuple[Layout, dict[str, nn.Parameter]]:
         """Keep only the weights that the enclosing ``sparsify`` leaves as parameters; returns what :meth:`expand_` needs."""
@@ -191,84 +187,7 @@ class FlatGuide(Tempered):
             parameter.copy_(self.layout.keep(torch.cat(values).to(parameter.device)))
 
 
-class MeanField(FlatGuide):
-    """q(w) = Π N(w; loc, scale²): one Normal site per weight tensor, scale = exp(log_scale) (paper §3).
-
-    What Pyro's AutoNormal is, from two flat parameters: all samples and all their gradients are one pass over memory.
-    Under ``sparsify`` only what the mask keeps is drawn; see :func:`compressed` for its training.
-    """
-
-    flat = ("loc", "log_scale")
-
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        init_scale: float,
-        *prototype_args: Any,
-        create_plates: Any = None,
-        max_scale: float | None = None,
-        train_scale: bool = True,
-    ):
-        super().__init__(model, *prototype_args, create_plates=create_plates)
-        if not init_scale > 0:
-            raise UserError(f"init_scale must be greater than 0, got {init_scale}")
-        if max_scale is not None and not max_scale > 0:
-            raise UserError(f"max_scale must be greater than 0, got {max_scale}")
-        kaiming = getattr(model, "kaiming_scale", {})
-        self.max_scale = max_scale
-        self.check_scales({name: torch.tensor(init_scale * kaiming.get(name, 1.0)) for name in self.shapes})
-        scales = [
-            torch.full((size,), init_scale * kaiming.get(name, 1.0))
-            for name, size in zip(self.shapes, self.layout.sizes, strict=True)
-        ]
-        self.log_scale = nn.Parameter(torch.cat(scales).to(self.loc).log(), requires_grad=train_scale)
-
-    def check_scales(self, scales: Mapping[str, Tensor]) -> None:
-        """Raise ``UserError`` for a site with a scale above ``max_scale``."""
-        for name, scale in scales.items():
-            if self.max_scale is not None and bool((scale > self.max_scale).any()):
-                raise UserError(
-                    f"the scale of {name!r} is to be {float(scale.max()):.4g}, above max_scale {self.max_scale:.4g}"
-                )
-
-    def bounded(self, log_scale: Tensor) -> Tensor:
-        """The logarithms of the scales that this guide has, none above ``max_scale``."""
-        return log_scale if self.max_scale is None else _AtMost.apply(log_scale, math.log(self.max_scale))
-
-    def under_masks(self) -> tuple[Layout, list[Tensor]]:
-        layout, (loc, log_scale) = super().under_masks()
-        return layout, [loc, self.bounded(log_scale)]
-
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        layout, (loc, log_scale) = self.under_masks()
-        draw = Draw(loc, log_scale, layout)
-
-        def normal(number: int, select: Select) -> dist.TorchDistribution:
-            return SiteNormal(draw, number) if select is None else draw.part(number, select)
-
-        return self.draw(normal, *args, **kwargs)
-
-
-class _AtMost(torch.autograd.Function):
-    """min(x, bound), with a gradient of 0 only where descent would go further above the bound: what is at it can return."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
-        ctx.save_for_backward(x >= bound)
-        return x.clamp(max=bound)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return torch.where(ctx.saved_tensors[0] & (grad < 0), 0.0, grad), None
-
-
-class Point(FlatGuide):
-    """A Delta at loc for every site: maximum likelihood under ``priors.flat``, MAP under any other prior."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        layout, (loc,) = self.under_masks()
-        values = layout.views(layout.scatter(loc))
-        return self.draw(lambda number, select: values[number] if select is None else select(values[number]), *args)
+family.register(FlatGuide, lambda guide: guide)
 
 
 def _same(masks: tuple[Tensor | None, ...], others: tuple[Tensor | None, ...]) -> bool:

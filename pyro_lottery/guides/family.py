@@ -1,0 +1,77 @@
+"""What a guide answers, whatever its family: the one place that tells families apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import singledispatch
+from typing import Any
+
+from torch import Size, Tensor
+
+from pyro_lottery.guides.places import Place
+from pyro_lottery.types import Posterior
+
+
+class Family:
+    """What is asked of a guide of any family.
+
+    The guides of this package answer it themselves; those of Pyro are wrapped by :func:`family`, since AutoNormal and
+    AutoStructured have attributes of their own that are called ``locs`` and ``scales``. All tensors are named by site and
+    shaped like the site's parameters, which are unconstrained (see :class:`Place`).
+    """
+
+    is_point: bool = False
+    """Every draw is the same, and there are no scales."""
+    has_marginals: bool = True
+    """Loc and scale of every site can be read; otherwise they are estimated from draws."""
+    is_determined: bool = True
+    """Loc and scale are all there is to know; otherwise a posterior keeps the raw parameters too, as ``extra``."""
+
+    @property
+    def takes_scales(self) -> bool:
+        """Whether :meth:`set_` needs a posterior with scales."""
+        return self.is_determined and not self.is_point
+
+    def sites(self) -> Mapping[str, Place]:
+        """Where each site is in the model."""
+        raise NotImplementedError
+
+    def locs(self) -> dict[str, Tensor]:
+        """Views of every site's loc; writable, unless the guide is compressed. ``UserError`` without marginals."""
+        raise NotImplementedError
+
+    def scales(self) -> dict[str, Tensor]:
+        """Every site's scale; none for a point."""
+        return {}
+
+    def values(self) -> dict[str, Tensor]:
+        """Copies of every site's value at its loc."""
+        places = self.sites()
+        return {name: places[name].value_of(loc.clone()) for name, loc in self.locs().items()}
+
+    def set_(self, posterior: Posterior) -> None:
+        """Take the parameters from ``posterior``, which has been checked to fit, in place."""
+        raise NotImplementedError
+
+    def loc_parameters(self) -> list[Tensor]:
+        """The parameters that are locs, to which weight decay applies."""
+        return []
+
+    def per_site(self) -> list[tuple[str, Tensor]]:
+        """The parameters that belong to one site each, with its name."""
+        return list(self.locs().items()) if self.has_marginals else []
+
+    def drawn_shapes(self) -> dict[str, Size] | None:
+        """The shapes of the values drawn for every site; None if only a draw can tell."""
+        return None
+
+    def compressed(self) -> AbstractContextManager[None]:
+        """A context in which only surviving weights have parameters, if the family can do that."""
+        return nullcontext()
+
+
+@singledispatch
+def family(guide: Any) -> Family:
+    """The :class:`Family` of ``guide``. Each family registers itself in its own file, for the class of guides that it is of."""
+    raise NotImplementedError  # ``stock.Drawn`` is registered for whatever has no other family

@@ -1,0 +1,29 @@
+"""The point family: deterministic training, or MAP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from pyro_lottery.guides.flat import FlatGuide
+
+
+class Point(FlatGuide):
+    """A Delta at loc for every site: maximum likelihood under ``priors.flat``, MAP under any other prior."""
+
+    is_point = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        layout, (loc,) = self.under_masks()
+        values = layout.views(layout.scatter(loc))
+        return self.draw(lambda number, select: values[number] if select is None else select(values[number]), *args)
+
+
+def deterministic(model: Callable[..., Any], *prototype_args: Any, create_plates: Any = None) -> Point:
+    """A point guide: ordinary deterministic training with ``priors.flat``, MAP with another prior.
+
+    The arguments are those of :func:`mean_field`.
+    """
+    return Point(model, *prototype_args, create_plates=create_plates)
