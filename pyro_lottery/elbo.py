@@ -72,7 +72,7 @@ class ELBO(Trace_ELBO):
             with draws or nullcontext():
                 guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        _check_sites(model_trace, guide_trace, tempered=True)
+        _check_traces(model_trace, guide_trace, tempered=True)
         posteriors = {n: s for n, s in guide_trace.nodes.items() if _is_random(s)}
         for name, q in posteriors.items():
             fn: Any = q["fn"]
@@ -149,7 +149,7 @@ class ELBO(Trace_ELBO):
             draws = DrawsApart()
             guide = draws(guide)
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
-        _check_sites(model_trace, guide_trace, tempered=hasattr(poutine.unwrap(model), "kl_temperature"))
+        _check_traces(model_trace, guide_trace, tempered=hasattr(poutine.unwrap(model), "kl_temperature"))
         for name in draws.names if draws else ():
             if name in guide_trace.nodes:  # and not hidden from the trace by a handler
                 guide_trace.nodes[name]["drawn_apart"] = True
@@ -178,7 +178,7 @@ def _draws_apart(guide: Any) -> bool:
     return getattr(guide, "draws_sites_apart", False)
 
 
-def _check_sites(model_trace: Any, guide_trace: Any, tempered: bool) -> None:
+def _check_traces(model_trace: Any, guide_trace: Any, tempered: bool) -> None:
     """Raise ``UserError`` for a site that one of both lacks, and for a guide's without the prior's temperature."""
     latent = {n: s for n, s in model_trace.nodes.items() if _is_random(s) and not s["is_observed"]}
     drawn = {n: s for n, s in guide_trace.nodes.items() if _is_random(s) and not s["is_observed"]}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_lottery.errors import UserError
+from pyro_lottery.names import check_same
 from pyro_lottery.types import Mask, Posterior, Sites
 
 NOTHING_PRUNABLE = (
@@ -38,9 +39,7 @@ def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
         raise UserError(NOTHING_PRUNABLE)
     if not (isinstance(score, Mapping) and all(isinstance(value, Tensor) for value in score.values())):
         raise UserError(f"a score gives a dict of one tensor per site; got {type(score).__name__} {str(score)[:40]!r}")
-    for name, m in mask.items():
-        if name not in score or score[name].shape != m.shape:
-            raise UserError(f"the score has {'no' if name not in score else 'a mis-shaped'} tensor for site {name!r}")
+    check_same({name: score[name] for name in mask if name in score}, mask, "the score does not fit: ", "mask")
     flat = _flat(mask)
     survivors = flat.nonzero().squeeze(1)
     values = _flat({name: score[name] for name in mask})[survivors]
@@ -111,9 +110,10 @@ def shuffle_even(mask: Mask, generator: torch.Generator) -> Mask:
 def zeroed(value: Tensor, mask: Tensor | None) -> Tensor:
     """``value`` with exactly 0 wherever ``mask``, a bool tensor of the same shape, prunes; None prunes nothing.
 
-    Leading dimensions of ``value`` beyond those of ``mask`` are samples. The memory layout stays as it is.
+    Leading dimensions of ``value`` beyond those of ``mask`` are samples.
     """
-    return value if mask is None else value.masked_fill(~mask.to(value.device), 0.0)
+    # Filled in a copy, since masked_fill and where may return another memory layout, in which convolutions differ in bits.
+    return value if mask is None else value.clone().masked_fill_(~mask.to(value.device), 0.0)
 
 
 def apply(mask: Mask, posterior: Posterior) -> Posterior:

@@ -33,7 +33,7 @@ from pyro_lottery.layers import (
     what_density_is_of,
 )
 from pyro_lottery.likelihoods import checked_targets, elementary, mean_of
-from pyro_lottery.names import LIKELIHOOD, check_same
+from pyro_lottery.names import LIKELIHOOD, check_finite, check_same
 from pyro_lottery.own_parameters import keep_parameters_
 from pyro_lottery.priors import AnyPrior, OneSite, Prior, SitePrior, detached, normal, of_sites
 from pyro_lottery.threads import TURN
@@ -265,12 +265,8 @@ class BayesianNetwork(nn.Module):
     def load_net_state(self, state: Sites) -> None:
         """Copy :meth:`net_state` back, bit for bit; a missing, unknown or mis-shaped name raises ``UserError``."""
         own = self._state()
-        check_same(_by_group({"net": state}), _by_group({"net": own}))
-        for name, value in state.items():  # an attention mask is infinite from the start
-            if not bool((value.isfinite() | (value == own[name].to(value.device))).all()):
-                raise UserError(
-                    f"net/{name} holds values that are not finite, and that the network's own does not hold"
-                )
+        check_same(state, own, prefix="net/")
+        check_finite(state, own, "net/")
         for name, value in own.items():
             value.copy_(state[name])
 

@@ -20,6 +20,7 @@ from pyro_lottery.errors import UserError, one_line, unknown
 from pyro_lottery.handlers import active_mask
 from pyro_lottery.inputs import batches, is_loader, slices
 from pyro_lottery.likelihoods import Mixture
+from pyro_lottery.masks import zeroed
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork
 from pyro_lottery.modes import evaluating
 from pyro_lottery.threads import TURN
@@ -250,8 +251,7 @@ def logits_mean(
         guides.check_sites(model, guide)
         weights: dict[str, Tensor] = {}
         for name, loc in guides.values_at_loc(guide).items():
-            mask = active_mask(name, loc.shape)
-            weights[name] = loc if mask is None else loc.masked_fill_(~mask.to(loc.device), 0.0)
+            weights[name] = zeroed(loc, active_mask(name, loc.shape))
         device = _device(model)
         parts = batches(x, device) if is_loader(x) else slices(x, batch_size, device)
         with inference(model):

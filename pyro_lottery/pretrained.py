@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_lottery import layers, tickets, weights
-from pyro_lottery.errors import UserError
-from pyro_lottery.names import LIKELIHOOD, check_same
+from pyro_lottery.names import LIKELIHOOD, check_finite, check_same
 from pyro_lottery.weights import Weights
 
 
@@ -33,12 +32,10 @@ def start_from_(net: nn.Module, source: Weights) -> None:
         own = {name: value for name, value in own.items() if name not in head}
         fitted = {name: value for name, value in fitted.items() if name not in head}
     check_same(fitted, own, f"{source.path}: ")
+    check_finite(fitted, own, f"{source.path}: ")
     with torch.no_grad():
         for name, value in own.items():
-            new = fitted[name].to(value)
-            if not (new.isfinite() | (new == value)).all():  # an attention mask is infinite from the start
-                raise UserError(f"{source.path}: {name} holds values that are not finite")
-            value.copy_(new)
+            value.copy_(fitted[name])
 
 
 def _other_head(given: Mapping[str, Tensor], own: Mapping[str, Tensor], head: Collection[str]) -> str:

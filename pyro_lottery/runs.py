@@ -36,6 +36,7 @@ from pyro_lottery.handlers import sparsify
 from pyro_lottery.imports import foreign
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork, one_tensor
 from pyro_lottery.modes import evaluating
+from pyro_lottery.names import check_same
 from pyro_lottery.own import Own
 from pyro_lottery.results import RunFolder
 from pyro_lottery.threads import TURN
@@ -326,13 +327,10 @@ class Level:
 
     def _check_shapes(self, net: nn.Module, saved: Mapping[str, Tensor]) -> None:
         """Raise ``Damaged`` unless the level's values are those of ``net``, before memory for it is needed."""
-        arch, second = self._run.config.arch, layers.second_names(net)
-        expected = {name: value.shape for name, value in net.state_dict().items() if name not in second}
-        for name, value in saved.items():
-            if (known := expected.pop(name, None)) != value.shape:
-                raise Damaged(f"{self._folder.path}: {name} is {tuple(value.shape)}, but {known} in --arch {arch}")
-        if expected:
-            raise Damaged(f"{self._folder.path} has no {min(expected)}, which --arch {arch} has")
+        second = layers.second_names(net)
+        expected = {name: value for name, value in net.state_dict().items() if name not in second}
+        whose = f"network of --arch {self._run.config.arch}"
+        check_same(saved, expected, f"{self._folder.path}: ", whose, error=Damaged)
 
 
 class Run:

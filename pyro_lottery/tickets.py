@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_lottery import masks, seeds
 from pyro_lottery.errors import UserError
-from pyro_lottery.names import LIKELIHOOD, check_same
+from pyro_lottery.names import LIKELIHOOD, check_finite, check_same
 from pyro_lottery.types import Mask, Posterior, Sites, Ticket
 
 if TYPE_CHECKING:
@@ -141,8 +141,5 @@ def _once(state: Sites, known: set[str]) -> Sites:
 
 
 def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
-    check_same({f"{what}{n}": t for n, t in given.items()}, {f"{what}{n}": t for n, t in wanted.items()})
-    for name, value in wanted.items():
-        converted = given[name].to(value)  # in which a large number of double precision is infinite
-        if not (converted.isfinite() | (converted == value)).all():  # value may be an attention mask
-            raise UserError(f"{what}{name} holds values that are not finite")
+    check_same(given, wanted, prefix=what)
+    check_finite(given, wanted, what)

@@ -15,6 +15,7 @@ from pyro_lottery import trees
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import active_mask, sparsify
 from pyro_lottery.handlers.used_weights import Use, UsedWeights
+from pyro_lottery.masks import zeroed
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.prediction import channels_last, inference
 from pyro_lottery.types import Mask, Sites
@@ -85,5 +86,5 @@ def _probe(model: BayesianNetwork, kept: Mask) -> tuple[Sites, Mask]:
         if name in kept:
             some = torch.rand(initial.shape, generator=generator) < _KEPT
             masks[name] = kept[name] & some.to(initial.device)
-            values[name] = torch.where(masks[name], values[name], 0.0)
+            values[name] = zeroed(values[name], masks[name])
     return values, masks

@@ -99,6 +99,18 @@ def test_apply_zeroes_loc_and_scale():
     assert p.loc["bias"].tolist() == [3.0]
 
 
+def test_zeroed_is_0_where_pruned_and_keeps_the_layout_of_a_convolution():
+    mask = torch.arange(24).view(2, 3, 2, 2) % 2 == 0
+    value = torch.ones(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    found = pl.masks.zeroed(value, mask)
+    assert torch.equal(found, mask.float())
+    assert found.stride() == value.stride()
+    assert torch.equal(
+        pl.masks.zeroed(torch.full((5, 2, 3, 2, 2), torch.nan), mask).isnan(), mask.expand(5, 2, 3, 2, 2)
+    )
+    assert pl.masks.zeroed(value, None) is value
+
+
 def test_bad_input_is_named():
     p = posterior(a=[1.0, 2.0])
     mask = pl.masks.full(p)
@@ -107,5 +119,5 @@ def test_bad_input_is_named():
             pl.masks.shrink(mask, pl.scores.magnitude(p), fraction)
     with pytest.raises(pl.UserError, match="NaN"):
         pl.masks.shrink(mask, {"a": torch.tensor([1.0, math.nan])}, 0.5)
-    with pytest.raises(pl.UserError, match="no tensor for site 'a'"):
+    with pytest.raises(pl.UserError, match="the score does not fit: a is missing"):
         pl.masks.shrink(mask, {}, 0.5)

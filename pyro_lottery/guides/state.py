@@ -103,7 +103,7 @@ def set_posterior_(guide: AutoGuide, posterior: Posterior) -> None:
         raise UserError(f"guide {type(guide).__name__} needs scales, and this posterior has none")
     for what, sites in (("loc", posterior.loc), ("scale", posterior.scale)):
         if sites is not None:
-            check_same({f"{what}/{n}": t for n, t in sites.items()}, {f"{what}/{n}": t for n, t in wanted.items()})
+            check_same(sites, wanted, prefix=f"{what}/")
     own.set_(posterior)
 
 
