@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments import claims
 from experiments.command import FIGURES, parser, work
-from pyro_lottery.commands import run_command
+from pyro_lottery.runs.cli import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

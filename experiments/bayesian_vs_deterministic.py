@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pyro_lottery.config import Config, parse
 from pyro_lottery.imp import run_imp
-from pyro_lottery.runs import Run
+from pyro_lottery.runs.cli import parse
+from pyro_lottery.runs.config import Config
+from pyro_lottery.runs.loaded import Run
 
 PROG = "python -m experiments.bayesian_vs_deterministic"
 GUIDES = ("deterministic", "mean_field")

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.finished import ACCURACIES, read, treated
-from experiments.protocols import LARGER, protocol_of
-from experiments.statistics import (
+from experiments.study.finished import ACCURACIES, read, treated
+from experiments.study.protocols import LARGER, protocol_of
+from experiments.study.statistics import (
     FAILS,
     HOLDS,
     MIN_SEEDS,
@@ -35,9 +35,8 @@ from experiments.statistics import (
     together,
 )
 from pyro_lottery import files, tables
-from pyro_lottery.commands import run_command
-from pyro_lottery.config import Parser
 from pyro_lottery.errors import UserError
+from pyro_lottery.runs.cli import Parser, run_command
 from pyro_lottery.tickets import CONTROLS
 
 SMALL = {"resnet": ("resnet18", "resnet20"), "vgg": ("vgg11",), "vit": ("vit_tiny",)}

@@ -7,17 +7,16 @@ import importlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from experiments import executors
-from experiments.estimate import duration, seconds_left
-from experiments.finished import read
-from experiments.jobs import Job, Study, unfinished
-from experiments.plan import plan
-from experiments.protocols import PROTOCOLS, extent
+from experiments.study import executors
+from experiments.study.estimate import duration, seconds_left
+from experiments.study.finished import read
+from experiments.study.jobs import Job, Study, unfinished
+from experiments.study.plan import plan
+from experiments.study.protocols import PROTOCOLS, extent
 from plots.command import draw_figures
 from pyro_lottery import nets
-from pyro_lottery.commands import run_command
-from pyro_lottery.config import Parser
 from pyro_lottery.errors import Failed, UserError
+from pyro_lottery.runs.cli import Parser, run_command
 
 FIGURES = ("fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "fig9", "table1")
 SHARED = ("dataset", "data_dir", "image_size", "device", "precision", "on_divergence", "deterministic")

@@ -7,7 +7,7 @@ Bayesian network and for the deterministic one.
 import sys
 
 from experiments.command import main
-from experiments.jobs import Job, Study
+from experiments.study.jobs import Job, Study
 
 GUIDES = (
     ("mean_field", "snr"),

@@ -6,7 +6,7 @@ The paper's figure 2: sparsity per layer at the last level; the runs are those o
 import sys
 
 from experiments.command import main
-from experiments.jobs import Job, Study
+from experiments.study.jobs import Job, Study
 
 
 def jobs(study: Study) -> list[Job]:

@@ -6,7 +6,7 @@ The paper's figure 3: one layer of a ticket and of its four controls, as a pictu
 import sys
 
 from experiments.command import main
-from experiments.jobs import Job, Study
+from experiments.study.jobs import Job, Study
 
 
 def jobs(study: Study) -> list[Job]:

@@ -7,7 +7,7 @@ import sys
 
 from experiments import fig2
 from experiments.command import main
-from experiments.jobs import Control, Imp, Job, Study
+from experiments.study.jobs import Control, Imp, Job, Study
 from pyro_lottery.tickets import CONTROLS
 
 

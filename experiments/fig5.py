@@ -7,7 +7,7 @@ import sys
 
 from experiments import fig2
 from experiments.command import main
-from experiments.jobs import Imp, Job, Study, Transplant
+from experiments.study.jobs import Imp, Job, Study, Transplant
 
 
 def jobs(study: Study) -> list[Job]:

@@ -6,8 +6,8 @@ The paper's figure 6 (appendix A): accuracy of the tickets of a small and of a l
 import sys
 
 from experiments.command import main
-from experiments.jobs import Job, Study
-from experiments.protocols import LARGER
+from experiments.study.jobs import Job, Study
+from experiments.study.protocols import LARGER
 
 
 def jobs(study: Study) -> list[Job]:

@@ -6,7 +6,7 @@ The paper's figure 7: accuracy of the tickets at several base rates, each with a
 import sys
 
 from experiments.command import main
-from experiments.jobs import Job, Study
+from experiments.study.jobs import Job, Study
 
 
 def jobs(study: Study) -> list[Job]:

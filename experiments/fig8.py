@@ -6,7 +6,7 @@ The paper's figure 8: accuracy of both, Bayesian and deterministic.
 import sys
 
 from experiments.command import main
-from experiments.jobs import Job, Study
+from experiments.study.jobs import Job, Study
 
 
 def jobs(study: Study) -> list[Job]:

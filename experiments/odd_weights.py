@@ -32,9 +32,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import pyro_lottery as pl
-from pyro_lottery import files, guides, masks, runs, seeds, tickets, transplant
+from pyro_lottery import files, guides, masks, seeds, tickets, transplant
 from pyro_lottery.errors import UserError
 from pyro_lottery.nets.lenet import LeNet
+from pyro_lottery.runs import build
 
 
 class Network(nn.Module):
@@ -61,7 +62,7 @@ def into() -> pl.Ticket:
     """The dense ticket of the network that all files are for."""
     with seeds.stream("cpu", 0, "odd weights"):
         model = pl.BayesianClassifier(Network(), num_data=60)
-        return runs.dense_ticket(model, guides.mean_field(model))
+        return build.dense_ticket(model, guides.mean_field(model))
 
 
 def dense(seed: int = 1) -> State:

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_lottery as pl
-from pyro_lottery.commands import run_command
-from pyro_lottery.config import Parser
-from pyro_lottery.runs import Run
+from pyro_lottery.runs.cli import Parser, run_command
+from pyro_lottery.runs.loaded import Run
 
 LEVELS, DENSITY = 5, 0.1
 OF_A_TABLE = {"epochs": 20, "milestones": (15,), "batch_size": 32, "lr": 0.003}

@@ -7,7 +7,7 @@ snr |μ|/σ against mean_over_variance |μ|/(σ²+1e-6), squared_sum √(μ²+σ
 import sys
 
 from experiments.command import main
-from experiments.jobs import Job, Study
+from experiments.study.jobs import Job, Study
 
 SCORES = ("snr", "mean_over_variance", "squared_sum", "squared_sum_log_scale")
 

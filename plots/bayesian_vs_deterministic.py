@@ -7,8 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pyro_lottery.figures import PALETTE, percent_axis, save
-from pyro_lottery.runs import load_run
+from pyro_lottery.runs.figures import PALETTE, percent_axis, save
+from pyro_lottery.runs.loaded import load_run
 
 
 def draw(runs: list[str], path: str) -> None:

@@ -6,10 +6,9 @@ import importlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from experiments.finished import ACCURACIES, Finished, read
-from pyro_lottery.commands import run_command
-from pyro_lottery.config import Parser
+from experiments.study.finished import ACCURACIES, Finished, read
 from pyro_lottery.errors import UserError
+from pyro_lottery.runs.cli import Parser, run_command
 
 
 def main(stem: str, arguments: Sequence[str] | None = None) -> int:

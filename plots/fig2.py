@@ -6,12 +6,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.finished import Finished
-from experiments.statistics import rank_correlation
+from experiments.study.finished import Finished
+from experiments.study.statistics import rank_correlation
 from plots.command import main
 from plots.style import MARKERS, Drawing, finish
 from pyro_lottery.errors import UserError
-from pyro_lottery.figures import PALETTE
+from pyro_lottery.runs.figures import PALETTE
 
 GUIDES = {"mean_field": ("Bayesian, snr", 0), "deterministic": ("deterministic", 6)}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.finished import Finished, treated
+from experiments.study.finished import Finished, treated
 from plots.command import main
 from plots.style import Drawing, finish
 from pyro_lottery import masks

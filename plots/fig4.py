@@ -4,7 +4,7 @@ import sys
 
 import pandas as pd
 
-from experiments.finished import ACCURACIES, Finished, treated
+from experiments.study.finished import ACCURACIES, Finished, treated
 from plots.command import main
 from plots.style import Drawing, Line, Panels, curves
 from pyro_lottery.tickets import CONTROLS

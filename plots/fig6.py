@@ -2,8 +2,8 @@
 
 import sys
 
-from experiments.finished import ACCURACIES, Finished, treated
-from experiments.protocols import LARGER
+from experiments.study.finished import ACCURACIES, Finished, treated
+from experiments.study.protocols import LARGER
 from plots.command import main
 from plots.style import Drawing, Line, Panels, grid
 from pyro_lottery.errors import UserError

@@ -4,7 +4,7 @@ import sys
 
 import pandas as pd
 
-from experiments.finished import Finished
+from experiments.study.finished import Finished
 from plots import fig5
 from plots.command import main
 from plots.style import Drawing, Line, Panels, curves

@@ -1,4 +1,4 @@
-"""Cost of a training step and variance of its gradient: ``python -m plots.speed OUT -o FILE`` reads what experiments.speed wrote."""
+"""Cost of a training step and variance of its gradient: ``python -m plots.speed OUT -o FILE`` reads what experiments.benchmarks.steps wrote."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pyro_lottery.figures import PALETTE, save
+from pyro_lottery.runs.figures import PALETTE, save
 
 
 def draw(folder: str, path: str) -> None:
@@ -47,7 +47,7 @@ def draw(folder: str, path: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m plots.speed", description=__doc__)
-    parser.add_argument("folder", nargs="?", default="runs/speed", help="what experiments.speed wrote")
+    parser.add_argument("folder", nargs="?", default="runs/speed", help="what experiments.benchmarks.steps wrote")
     parser.add_argument("-o", "--output", default="speed.png", help="file to write")
     arguments = parser.parse_args()
     draw(arguments.folder, arguments.output)

@@ -12,10 +12,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.finished import Finished
+from experiments.study.finished import Finished
 from pyro_lottery import files
 from pyro_lottery.errors import UserError
-from pyro_lottery.figures import PALETTE, percent_axis, save
+from pyro_lottery.runs.figures import PALETTE, percent_axis, save
 
 MARKERS = "osD^vP*"
 

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from pyro_lottery import masks, seeds, tickets
-from pyro_lottery.commands import run_command, signals
-from pyro_lottery.config import Parser
-from pyro_lottery.console import show_results
 from pyro_lottery.errors import UserError, unknown
-from pyro_lottery.levels import prepare, train_levels
-from pyro_lottery.runs import Run, check_levels, load_run
+from pyro_lottery.runs.build import prepare
+from pyro_lottery.runs.cli import Parser, run_command
+from pyro_lottery.runs.loaded import Run, check_levels, load_run
+from pyro_lottery.runs.progress import show_results
+from pyro_lottery.runs.session import train_levels
+from pyro_lottery.runs.signals import signals
 from pyro_lottery.types import Ticket
 
 PROG = "python -m pyro_lottery.controls"

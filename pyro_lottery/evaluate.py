@@ -14,14 +14,16 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_lottery import console, data, guides, metrics
-from pyro_lottery.commands import run_command
-from pyro_lottery.config import Config, Parser
+from pyro_lottery import data, guides, metrics
 from pyro_lottery.data import Split, in_memory
 from pyro_lottery.errors import UserError
-from pyro_lottery.figures import draw_evaluation
+from pyro_lottery.machine import resolve_device
 from pyro_lottery.prediction import Predictive, last
-from pyro_lottery.runs import Run, TrainedNetwork, check_levels, load_run, resolve_device
+from pyro_lottery.runs import progress as console
+from pyro_lottery.runs.cli import Parser, run_command
+from pyro_lottery.runs.config import Config
+from pyro_lottery.runs.figures import draw_evaluation
+from pyro_lottery.runs.loaded import Run, TrainedNetwork, check_levels, load_run
 
 PROG = "python -m pyro_lottery.evaluate"
 COVERAGES = [k / 20 for k in range(1, 21)]

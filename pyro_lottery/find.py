@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 
 from pyro_lottery import files, guides
-from pyro_lottery.config import Config
 from pyro_lottery.data import OWN, Data
 from pyro_lottery.errors import UserError, unknown
-from pyro_lottery.own import Likelihood, Own, name_of
 from pyro_lottery.priors import AnyPrior
-from pyro_lottery.runs import Run
+from pyro_lottery.runs.config import Config
+from pyro_lottery.runs.loaded import Run
+from pyro_lottery.runs.own import Likelihood, Own, name_of
 from pyro_lottery.scores import Score
 
 _OF_NAMED_DATA = {

@@ -1,7 +1,7 @@
 """Iterative magnitude pruning, Bayesian or deterministic: ``python -m pyro_lottery.imp --arch resnet18`` (paper §5).
 
 This is the one file that knows the order: train a level's ticket, score the posterior, shrink the mask, rewind, and so
-on. What happens within a level is in levels.py.
+on. What happens within a level is in runs/session.py.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from collections.abc import Sequence
 import torch
 
 from pyro_lottery import guides, masks, scores, tickets
-from pyro_lottery.commands import run_command, signals
-from pyro_lottery.config import Config, parse
-from pyro_lottery.console import show_results
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import sparsify
-from pyro_lottery.levels import Setup, prepare, train_levels
-from pyro_lottery.own import Own
-from pyro_lottery.results import RunFolder
-from pyro_lottery.runs import Run, load_run
+from pyro_lottery.runs.build import Setup, prepare
+from pyro_lottery.runs.cli import parse, run_command
+from pyro_lottery.runs.config import Config
+from pyro_lottery.runs.folder import RunFolder
+from pyro_lottery.runs.loaded import Run, load_run
+from pyro_lottery.runs.own import Own
+from pyro_lottery.runs.progress import show_results
+from pyro_lottery.runs.session import train_levels
+from pyro_lottery.runs.signals import signals
 from pyro_lottery.types import Ticket
 from pyro_lottery.used_weights import check_used_weights
 

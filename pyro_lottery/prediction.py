@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,16 +16,16 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from pyro_lottery import guides, metrics, seeds, trees
-from pyro_lottery.errors import UserError, one_line, unknown
+from pyro_lottery.errors import UserError, one_line
 from pyro_lottery.handlers import active_mask
-from pyro_lottery.inputs import batches, is_loader, slices
-from pyro_lottery.likelihoods import Mixture
+from pyro_lottery.machine import autocast, channels_last
 from pyro_lottery.masks import zeroed
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork
+from pyro_lottery.model.inputs import batches, is_loader, slices
+from pyro_lottery.model.likelihoods import Mixture
 from pyro_lottery.modes import evaluating
 from pyro_lottery.threads import TURN
 
-PRECISIONS = ("32", "bf16")
 BATCH = 500
 """Examples that are predicted at once, unless told."""
 Inputs = Any
@@ -34,27 +34,6 @@ Inputs = Any
 _Batches = Callable[[], Iterator[Any]]
 """Inputs batch by batch, once for every draw of the weights."""
 _Result = TypeVar("_Result")
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bf16; others emulate it, ten times slower than fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def resolve_precision(name: str, device: torch.device) -> str:
-    """``auto`` is bf16 where the device has it, else 32."""
-    return ("bf16" if has_bf16(device) else "32") if name == "auto" else name
-
-
-def autocast(device: torch.device, precision: str) -> Any:
-    """The context of a forward pass: bf16 autocast, or nothing for fp32."""
-    precision = resolve_precision(precision, device)
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, (*PRECISIONS, "auto"))
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def predict(
@@ -286,13 +265,3 @@ def _refusal(batch: Any, error: RuntimeError) -> str:
     if trees.first_tensor(batch).is_floating_point():
         return said
     return f"{said}; give a split, as data.test, or normalised ones, data.test.normalize(x)"
-
-
-def channels_last(images: Tensor) -> Tensor:
-    """Images in the layout in which convolutions are fastest on processors and GPUs alike."""
-    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
-
-
-def channels_last_(module: nn.Module) -> None:
-    """Bring every weight and buffer of four dimensions to that layout, in place; those of Conv3d have five, and stay."""
-    module._apply(lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)

@@ -19,9 +19,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor, nn
 
 from pyro_lottery.errors import UserError, unknown
-from pyro_lottery.imports import load_callable
 from pyro_lottery.own_parameters import keep_parameters_
 from pyro_lottery.types import Posterior
+from pyro_lottery.untrusted import load_callable
 
 # Torch does not say how a mixture's support is reached from the real line, which Pyro's guides ask of every site: as
 # that of its components is.

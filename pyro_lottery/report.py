@@ -23,12 +23,13 @@ from jinja2 import Environment
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_lottery import data, draw, figures, files
-from pyro_lottery.commands import run_command
-from pyro_lottery.config import Config, Parser
+from pyro_lottery import data, files, plot
 from pyro_lottery.errors import UserError
-from pyro_lottery.figures import PALETTE
-from pyro_lottery.runs import Run, load_run
+from pyro_lottery.runs import figures
+from pyro_lottery.runs.cli import Parser, run_command
+from pyro_lottery.runs.config import Config
+from pyro_lottery.runs.figures import PALETTE
+from pyro_lottery.runs.loaded import Run, load_run
 
 PROG = "python -m pyro_lottery.report"
 BYTES = 8
@@ -100,9 +101,9 @@ def _section(run: Run) -> dict[str, Any]:
         ("RMSE", "Test targets inside predictive intervals.") if real else ("accuracy", "Calibration errors.")
     )
     pictures = [
-        (f"Test {score} against the share of weights remaining.", lambda axes: draw.accuracy(run, axes)),
-        (calibration, lambda axes: draw.calibration(run, axes)),
-        ("Density per layer, from the first level (light) to the last (black).", lambda axes: draw.layers(run, axes)),
+        (f"Test {score} against the share of weights remaining.", lambda axes: plot.accuracy(run, axes)),
+        (calibration, lambda axes: plot.calibration(run, axes)),
+        ("Density per layer, from the first level (light) to the last (black).", lambda axes: plot.layers(run, axes)),
     ]
     names = run.classes or ()
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""

@@ -8,8 +8,8 @@ import torch
 
 from pyro_lottery import seeds
 from pyro_lottery.errors import UserError, unknown
-from pyro_lottery.imports import load_callable
 from pyro_lottery.types import Posterior, Sites
+from pyro_lottery.untrusted import load_callable
 
 Score = Callable[[Posterior], Sites]
 

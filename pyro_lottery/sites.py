@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pyro_lottery import data, guides
-from pyro_lottery.commands import run_command
-from pyro_lottery.config import PRESET_HELP, Config, Parser, preset
 from pyro_lottery.model import BayesianNetwork
-from pyro_lottery.runs import Shape, build, check_names, load_data, shape_of
+from pyro_lottery.runs.build import Shape, build, check_names, load_data, shape_of
+from pyro_lottery.runs.cli import Parser, run_command
+from pyro_lottery.runs.config import PRESET_HELP, Config, preset
 
 PROG = "python -m pyro_lottery.sites"
 OPTIONS = (

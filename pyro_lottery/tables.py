@@ -11,7 +11,7 @@ import pandas as pd
 
 from pyro_lottery import masks
 from pyro_lottery.errors import UserError
-from pyro_lottery.runs import Run, check_levels, load_run
+from pyro_lottery.runs.loaded import Run, check_levels, load_run
 
 OPTIONS = ("arch", "guide", "score", "rewind", "lr", "warmup_epochs", "train_samples", "seed")
 """The options that tell the runs of one study apart."""

@@ -19,13 +19,14 @@ from torch.optim import Adam
 
 from pyro_lottery import guides, metrics, seeds, trees
 from pyro_lottery.data import Data, Epoch, Split, Stream, StreamEpoch, recorded, stream_of
+from pyro_lottery.distributed import ALONE, Alone
 from pyro_lottery.distributions import base
 from pyro_lottery.elbo import ELBO
 from pyro_lottery.errors import Diverged, UserError, one_line
+from pyro_lottery.machine import autocast, channels_last, channels_last_
 from pyro_lottery.model import BayesianNetwork
-from pyro_lottery.prediction import autocast, channels_last, channels_last_, inference, predict
+from pyro_lottery.prediction import inference, predict
 from pyro_lottery.priors import SitePrior
-from pyro_lottery.ranks import ALONE, Alone
 from pyro_lottery.threads import TURN, in_one_thread
 from pyro_lottery.types import Sites
 from pyro_lottery.used_weights import check_used_weights
@@ -177,7 +178,7 @@ def train(
     (default: ``train_samples``), ``lr`` and ``seconds`` of training. Where targets are no classes, ``rmse`` takes the place
     of ``accuracy``: NaN for a likelihood without a mean. Prune with
     :func:`pyro_lottery.handlers.sparsify` around the call. On a processor, large networks train quicker in a process that
-    keeps the memory it frees (:func:`pyro_lottery.kernels.keep_memory`), as the commands' do.
+    keeps the memory it frees (:func:`pyro_lottery.machine.keep_memory`), as the commands' do.
 
     All randomness follows ``(seed, level, epoch)``: a second call draws the same batches and noise again, unless it is
     told where it goes on. To train in several calls, give all of them one :class:`TrainState`: each trains ``epochs``

@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from pyro_lottery import masks, tickets, weights
-from pyro_lottery.commands import run_command, signals
-from pyro_lottery.config import PRESET_HELP, Config, Parser
-from pyro_lottery.config import preset as config_of
-from pyro_lottery.console import show_results
+from pyro_lottery.distributed import is_first
 from pyro_lottery.errors import UserError
-from pyro_lottery.levels import prepare, train_levels
-from pyro_lottery.own import Own
-from pyro_lottery.ranks import is_first
-from pyro_lottery.results import RunFolder
-from pyro_lottery.runs import Run, check_levels, load_run
+from pyro_lottery.runs.build import prepare
+from pyro_lottery.runs.cli import Parser, run_command
+from pyro_lottery.runs.config import PRESET_HELP, Config
+from pyro_lottery.runs.config import preset as config_of
+from pyro_lottery.runs.folder import RunFolder
+from pyro_lottery.runs.loaded import Run, check_levels, load_run
+from pyro_lottery.runs.own import Own
+from pyro_lottery.runs.progress import show_results
+from pyro_lottery.runs.session import train_levels
+from pyro_lottery.runs.signals import signals
 from pyro_lottery.types import Ticket
 from pyro_lottery.weights import Weights
 

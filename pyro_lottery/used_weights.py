@@ -15,9 +15,10 @@ from pyro_lottery import trees
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import active_mask, sparsify
 from pyro_lottery.handlers.used_weights import Use, UsedWeights
+from pyro_lottery.machine import channels_last
 from pyro_lottery.masks import zeroed
 from pyro_lottery.model import BayesianNetwork
-from pyro_lottery.prediction import channels_last, inference
+from pyro_lottery.prediction import inference
 from pyro_lottery.types import Mask, Sites
 
 _KEPT = 1 / 8

@@ -1,96 +1,100 @@
-"""Data flows one way: a module imports only from lower layers."""
+"""Imports go one way: ground < method < runs < commands, plot, tables < study < plots < experiments."""
 
 import ast
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = [
-    {"errors"},
-    {"threads"},
-    {"names", "seeds"},
-    {"files", "imports", "kernels", "ranks", "own_parameters", "modes", "trees"},
-    {"types", "sealed"},
-    {"distributions", "weights"},
-    {"nets", "data", "handlers", "priors", "metrics", "scores", "masks", "likelihoods", "inputs"},
-    {"elbo", "guides", "tickets", "results", "layers"},
-    {"model", "pretrained"},
-    {"regression"},
-    {"prediction", "figures"},
-    {"used_weights"},
-    {"training", "config", "console", "commands", "own"},
-    {"runs"},
-    {"levels", "tables", "draw"},
-    {"imp", "controls", "transplant", "evaluate", "report", "sites"},
-    {"find"},
-    {"__main__"},
-]
-LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+GROUND = {"errors", "names", "seeds", "threads", "machine", "distributed", "files", "sealed", "untrusted", "types", "modes", "trees"}  # fmt: skip
+METHOD = {
+    "kernels", "distributions", "nets", "data", "priors", "own_parameters", "model", "weights", "handlers", "guides", "elbo", "training",
+    "used_weights", "prediction", "metrics", "scores", "masks", "tickets",
+}  # fmt: skip
+RUNS = {"runs"}
+COMMANDS = {"imp", "controls", "transplant", "evaluate", "report", "sites", "find", "plot", "tables", "__main__"}
+GROUPS = [GROUND, METHOD, RUNS, COMMANDS]
+"""Of the package: a file imports from its own group and from those before it."""
+GROUP = {room: number for number, rooms in enumerate(GROUPS) for room in rooms}
+ABOVE = ["pyro_lottery", "experiments.study", "plots", "experiments"]
+"""What is beside the package, from the ground up; experiments.benchmarks is used by none of them."""
 
 
-def modules():
-    return [
-        p
-        for p in sorted((ROOT / "pyro_lottery").rglob("*.py"))
-        if p.name != "__init__.py" or p.parent.name != "pyro_lottery"
-    ]
+def files(folder):
+    return sorted((ROOT / folder).rglob("*.py"))
 
 
-def room(path):
-    return path.relative_to(ROOT / "pyro_lottery").parts[0].removesuffix(".py")
+def module(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "pyro_lottery":
-            rest = node.module.split(".")[1:]
-            yield from ([rest[0]] if rest else [alias.name for alias in node.names])
-        elif isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("pyro_lottery."))
+MODULES = {module(path): path for folder in ("pyro_lottery", "experiments", "plots") for path in files(folder)}
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_down(path):
-    here = room(path)
-    for other in imported(path):
-        assert other == here or LAYER[other] < LAYER[here], f"{here} (layer {LAYER[here]}) imports {other}"
+def imports(path):
+    """The modules that a file imports as it is run, not for its types alone."""
+    tree = ast.parse(path.read_text())
+    types = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
+    skipped = {inner for node in types for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node not in skipped:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else node.module
+        elif isinstance(node, ast.Import) and node not in skipped:
+            yield from (alias.name for alias in node.names)
+
+
+def room(name):
+    return name.split(".")[1]
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("pyro_lottery.")])
+def test_imports_go_down(name):
+    for other in imports(MODULES[name]):
+        if other.startswith("pyro_lottery."):
+            assert GROUP[room(other)] <= GROUP[room(name)], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if not n.startswith("pyro_lottery")])
+def test_experiments_stand_on_plots_and_these_on_the_study(name):
+    def floor(found):
+        return next(number for number, start in enumerate(ABOVE) if f"{found}.".startswith((f"{start}.", f"{start}_")))
+
+    for other in imports(MODULES[name]):
+        if other.startswith(("experiments", "plots", "pyro_lottery")):
+            assert floor(other) <= floor(name), f"{name} imports {other}"
+            assert not other.startswith("experiments.benchmarks") or name.startswith("experiments.benchmarks")
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    graph = {name: {o for o in imports(path) if o in MODULES and o != name} for name, path in MODULES.items()}
+    TopologicalSorter(graph).prepare()  # CycleError, which lists the files
 
 
 def test_figures_read_and_never_train():
-    allowed = {"finished", "protocols", "statistics"}  # of experiments
-    for path in sorted((ROOT / "plots").glob("*.py")):
-        text = path.read_text()
-        assert set(re.findall(r"from experiments\.(\w+) import", text)) <= allowed, path.name
-        assert not re.search(
-            r"pyro_lottery\.?(imp|levels|training|transplant)\b|import .*\b(training|levels)\b", text
-        ), path.name
+    for path in files("plots"):
+        assert not re.search(r"pyro_lottery.*\b(imp|session|training|transplant)\b", path.read_text()), path.name
 
 
-def test_networks_know_nothing_of_pyro():
-    for path in (ROOT / "pyro_lottery" / "nets").glob("*.py"):
-        assert "import pyro\n" not in path.read_text()
-        assert "from pyro " not in path.read_text()
+def test_networks_and_kernels_know_nothing_of_pyro():
+    for path in [*files("pyro_lottery/nets"), *files("pyro_lottery/kernels")]:
+        assert "pyro" not in {name.split(".")[0] for name in imports(path)}, path.name
 
 
-def test_every_module_has_its_tests():
-    for name in LAYER.keys() - {
-        "errors",
-        "imports",
-        "commands",
-        "figures",
-        "levels",
-        "__main__",
-    }:  # tested through imp and others
+def test_every_room_has_its_tests():
+    through_others = {"errors", "untrusted", "__main__"}  # through whatever raises, reads and lists
+    for name in GROUP.keys() - through_others:
         assert (ROOT / "tests" / f"test_{name}.py").exists() or (ROOT / "tests" / name).is_dir(), name
 
 
 def test_no_pickle_and_one_torch_load_of_weights_only():
-    loads = [line for path in modules() for line in path.read_text().splitlines() if " torch.load(" in line]
+    loads = [line for path in files("pyro_lottery") for line in path.read_text().splitlines() if " torch.load(" in line]
     assert len(loads) == 1
     assert "weights_only=True" in loads[0]
-    for path in modules():
+    for path in files("pyro_lottery"):
         names = {
             n.attr if isinstance(n, ast.Attribute) else getattr(n, "id", "")
             for n in ast.walk(ast.parse(path.read_text()))

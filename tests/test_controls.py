@@ -5,9 +5,8 @@ import torch
 
 import pyro_lottery as pl
 from pyro_lottery import controls, imp, masks, tickets
-from pyro_lottery.config import Config
-
-from .test_imp import SMALL
+from pyro_lottery.runs.config import Config
+from tests.test_imp import SMALL
 
 
 @pytest.fixture(scope="module", params=["mean_field", "deterministic"])

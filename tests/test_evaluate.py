@@ -3,9 +3,8 @@ import pytest
 
 import pyro_lottery as pl
 from pyro_lottery import evaluate, imp
-from pyro_lottery.config import Config
-
-from .test_imp import SMALL
+from pyro_lottery.runs.config import Config
+from tests.test_imp import SMALL
 
 
 @pytest.fixture(scope="module", params=["mean_field", "deterministic"])

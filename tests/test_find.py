@@ -12,10 +12,11 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 from torch import nn
 
 import pyro_lottery as pl
-from pyro_lottery import console, report
+from pyro_lottery import report
 from pyro_lottery.controls import run_control
 from pyro_lottery.errors import Stopped
 from pyro_lottery.evaluate import evaluate
+from pyro_lottery.runs import progress as console
 from pyro_lottery.transplant import transplant_run
 
 QUICK = {
@@ -260,11 +261,11 @@ def test_a_regression_is_reported_and_drawn(regressed, tmp_path):
     page = report.report([regressed, pl.load_run(regressed.folder.path)])
     assert "RMSE" in page
     assert "MACE" not in page
-    pl.draw.accuracy(regressed)
-    pl.draw.calibration(regressed)
+    pl.plot.accuracy(regressed)
+    pl.plot.calibration(regressed)
     assert "rmse" in "".join(str(column.header) for column in console.results_table(regressed.folder.results()).columns)
     with pytest.raises(pl.UserError, match="real targets"):
-        pl.draw.reliability(regressed, 1)
+        pl.plot.reliability(regressed, 1)
     with pytest.raises(pl.UserError, match=r"real targets; its RMSE, NLL and coverages are in results\.csv"):
         evaluate(regressed)
 

@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 import pyro_lottery as pl
-from experiments.soak import fingerprint
-from pyro_lottery import controls, files, imp, kernels, levels, nets, runs, sealed, transplant
-from pyro_lottery.config import Config, preset
+from pyro_lottery import controls, files, imp, kernels, nets, sealed, transplant
 from pyro_lottery.errors import Damaged, Stopped
-from pyro_lottery.results import RunFolder
+from pyro_lottery.runs import build
+from pyro_lottery.runs import session as levels
+from pyro_lottery.runs.config import Config, preset
+from pyro_lottery.runs.folder import RunFolder
+from tests.soak.soak import fingerprint
 from tests.support import wait_for
 
 SMALL = {
@@ -139,7 +141,7 @@ def test_a_late_rewind_goes_on_at_epoch_k_with_its_rates_and_random_streams(tmp_
         assert restarted.level(level).history["epoch"].tolist() == [1, 2, 3, 4]
         assert restarted.level(level).history["lr"].tolist() == rates
     data = late.load_data()
-    model, guide = runs.build(late.config, late.shape, torch.device("cpu"))
+    model, guide = build.build(late.config, late.shape, torch.device("cpu"))
     schedule = {"milestones": (3,), "warmup_epochs": 3, "kl_warmup_epochs": 2}
     with pl.handlers.sparsify(model.start_from_(guide, late.level(1).ticket)):
         pl.train(model, guide, data, epochs=3, state=pl.TrainState(1), **schedule, level=1)
@@ -462,8 +464,8 @@ def test_presets_reach_the_run(tmp_path):
 
 def test_precision_auto_is_what_the_processor_has_and_is_written_down(tmp_path, monkeypatch):
     for bf16, precision in ((False, "32"), (True, "bf16")):
-        monkeypatch.setattr("pyro_lottery.prediction.has_bf16", lambda device, bf16=bf16: bf16)
-        monkeypatch.setattr("pyro_lottery.levels.has_bf16", lambda device: True)  # no warning of slowness
+        monkeypatch.setattr("pyro_lottery.machine.has_bf16", lambda device, bf16=bf16: bf16)
+        monkeypatch.setattr("pyro_lottery.runs.build.has_bf16", lambda device: True)  # no warning of slowness
         options = SMALL | {"levels": 0, "epochs": 1, "arch": "lenet", "precision": "auto"}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch warns where bf16 is emulated

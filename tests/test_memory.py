@@ -8,19 +8,20 @@ import pytest
 LEVELS = """
 import sys
 import pyro_lottery as pl
-from pyro_lottery import imp, levels
+from pyro_lottery import imp
+from pyro_lottery.runs import session
 
 def resident():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
 
-seen, train_level = [], levels.train_level
+seen, train_level = [], session.train_level
 
 def train_and_look(*arguments):
     row = train_level(*arguments)
     seen.append(resident())
     return row
 
-levels.train_level = train_and_look
+session.train_level = train_and_look
 imp.run_imp(pl.preset("smoke", arch="lenet", levels=10, prune_fraction=0.2, train_size=400, run_dir=sys.argv[1]))
 print(seen[1], seen[10])
 """

@@ -12,14 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import claims, estimators, own_data, soak, speed
+from experiments import claims, own_data
 from experiments import command as experimenting
+from experiments.benchmarks import estimators
+from experiments.benchmarks import steps as speed
 from plots import command as plotting
 from pyro_lottery import evaluate, imp
-from pyro_lottery.config import Config, preset
 from pyro_lottery.imp import run_imp
-from pyro_lottery.prediction import resolve_precision
+from pyro_lottery.machine import resolve_precision
+from pyro_lottery.runs.config import Config, preset
 from tests.data.test_data import tree
+from tests.soak import soak
 from tests.support import DEADLOCK
 
 ROOT = Path(__file__).parent.parent
@@ -107,7 +110,7 @@ def test_the_speed_commands(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(speed, "PEERS", ())
         monkeypatch.setattr(speed, "has_peers", lambda: True)
     monkeypatch.setattr(torch, "compile", lambda function: function)  # the real one takes half a minute to start
-    commands = [c for c in COMMANDS if "experiments.speed" in c]
+    commands = [c for c in COMMANDS if "experiments.benchmarks.steps" in c]
     assert len(commands) == 2
     for command in commands:
         more = ["--run", str(run.folder.path)] if "--run" in command else []
@@ -123,7 +126,7 @@ def test_the_speed_commands(tmp_path, monkeypatch, capsys):
 
 def test_the_estimators_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    arguments = shlex.split(next(c for c in COMMANDS if "experiments.estimators" in c))[3:]
+    arguments = shlex.split(next(c for c in COMMANDS if "experiments.benchmarks.estimators" in c))[3:]
     toy = ["--arch", "lenet", "--dataset", "digits", "--shrink", "30", "--seeds", "1"]
     estimators.main([*arguments, *toy])
     assert len(re.findall(r"^\| equal (?:time|epochs) \|", capsys.readouterr().out, re.M)) == 6

@@ -8,11 +8,11 @@ import pytest
 
 import pyro_lottery as pl
 from pyro_lottery import imp, report
-from pyro_lottery.config import Config, parse
 from pyro_lottery.controls import run_control
-from pyro_lottery.results import RunFolder
-
-from .test_imp import SMALL
+from pyro_lottery.runs.cli import parse
+from pyro_lottery.runs.config import Config
+from pyro_lottery.runs.folder import RunFolder
+from tests.test_imp import SMALL
 
 HOSTILE = "<script>alert(1)</script>"
 

@@ -31,9 +31,9 @@ os.open = no_folders
 sys.platform = "win32"
 """
 RUN = """
-from pyro_lottery import controls, evaluate, imp, kernels, sites
+from pyro_lottery import controls, evaluate, imp, machine, sites
 import pyro_lottery as pl
-import experiments.all, experiments.plan, experiments.speed
+import experiments.all, experiments.study.plan, experiments.benchmarks.steps
 import plots.command
 sys.platform = "linux"  # for what torch and others decide while they run
 options = ["--arch", "lenet", "--preset", "smoke", "--levels", "1", "--run-dir", sys.argv[1]]
@@ -43,7 +43,7 @@ assert evaluate.main([sys.argv[1], "--ood", "noise"]) == 0
 run = pl.load_run(sys.argv[1])
 assert len(run.results) == 2
 run.level(1).load_model().predict(run.load_data().test[:5])
-assert kernels.memory() > 2**30
+assert machine.memory() > 2**30
 """
 
 
@@ -58,14 +58,14 @@ def test_a_run_without_what_only_unix_has(tmp_path):
 LIBRARY = """
 import sys, torch
 import pyro_lottery as pl
-from pyro_lottery import imp, kernels
+from pyro_lottery import imp, machine
 torch.manual_seed(0)
 data = pl.data.load("digits", train_size=60)
 model = pl.BayesianClassifier(pl.create_model("lenet", 10, 1, 8), num_data=60)
 pl.train(model, pl.guides.mean_field(model), data, epochs=1)
-assert not kernels.keep_memory.cache_info().misses
+assert not machine.keep_memory.cache_info().misses
 assert imp.main(["--arch", "lenet", "--preset", "smoke", "--levels", "1", "--run-dir", sys.argv[1]]) == 0
-assert kernels.keep_memory.cache_info().misses == 1
+assert machine.keep_memory.cache_info().misses == 1
 """
 
 

@@ -2,9 +2,8 @@ import pytest
 
 import pyro_lottery as pl
 from pyro_lottery import controls, imp, tables, transplant
-from pyro_lottery.config import Config
-
-from .test_imp import SMALL
+from pyro_lottery.runs.config import Config
+from tests.test_imp import SMALL
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ from pyro.infer.autoguide import AutoNormal
 import pyro_lottery as pl
 from pyro_lottery import training
 from pyro_lottery.errors import Diverged
-
-from .conftest import TinyNet
+from tests.conftest import TinyNet
 
 QUICK = {"epochs": 2, "batch_size": 16, "train_samples": 1, "milestones": ()}
 

@@ -3,10 +3,11 @@ import safetensors.torch
 import torch
 
 import pyro_lottery as pl
-from pyro_lottery import imp, levels, nets, prediction, tickets, transplant
-from pyro_lottery.config import Config
-
-from .test_imp import SMALL
+from pyro_lottery import imp, nets, prediction, tickets, transplant
+from pyro_lottery.runs import session
+from pyro_lottery.runs.build import prepare
+from pyro_lottery.runs.config import Config
+from tests.test_imp import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_mean_weight_logits_before_training_are_the_masked_networks(run, monkeyp
             seen[level] = prediction.logits_mean(setup.model, setup.guide, setup.data.test)
         raise RuntimeError("seen")
 
-    monkeypatch.setattr(levels, "train_level", look)
+    monkeypatch.setattr(session, "train_level", look)
     data = run.load_data()
     for level in (1, 2):
         with pytest.raises(RuntimeError, match="seen"):
@@ -51,7 +52,7 @@ def test_one_variational_training_a_level_from_the_tickets_values(run):
     assert found.folder.path == run.folder.path / "transplant"
     assert found.results["level"].tolist() == [1, 2]
     assert found.config.guide == "mean_field"
-    usual = levels.prepare(found.config).dense.start.scale
+    usual = prepare(found.config).dense.start.scale
     for level in (1, 2):
         ticket, source = found.level(level).ticket, run.level(level).ticket
         for name, mask in source.mask.items():
@@ -167,7 +168,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
 
 def test_a_transplant_of_its_own_bayesian_start_is_the_identity():
     config = Config(**SMALL | {"run_dir": "unused"})
-    dense = levels.prepare(config).dense
+    dense = prepare(config).dense
     again = tickets.transplant({**dense.start.loc, **dense.net}, dense.mask, dense)
     assert all(torch.equal(again.start.loc[n], t) for n, t in dense.start.loc.items())
     assert all(torch.equal(again.start.scale[n], t) for n, t in dense.start.scale.items())

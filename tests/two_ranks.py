@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import Adam
 
 import pyro_lottery as pl
-from pyro_lottery import ranks, seeds, training
+from pyro_lottery import distributed as ranks
+from pyro_lottery import seeds, training
 from pyro_lottery.elbo import ELBO
 from pyro_lottery.errors import Failed
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_lottery import files, seeds
-from pyro_lottery.data import folders, own, sources
+from pyro_lottery.data import arrays as own
+from pyro_lottery.data import folders, sources
 from pyro_lottery.data.batches import Epoch, Split, batch, crop_and_flip, shuffle
 from pyro_lottery.data.images import PIXELS, SIDES
 from pyro_lottery.data.shifts import CORRUPTIONS, OOD, SEVERITIES, corrupt, out_of_distribution

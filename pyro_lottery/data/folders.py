@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from pyro_lottery import files
-from pyro_lottery.data import images, trees
+from pyro_lottery.data import image_tree as trees
+from pyro_lottery.data import images
+from pyro_lottery.data.image_tree import Tree, shown
 from pyro_lottery.data.images import Arrays, Images, Picture
-from pyro_lottery.data.trees import Tree, shown
 from pyro_lottery.errors import Damaged, UserError, one_line
-from pyro_lottery.kernels import memory
+from pyro_lottery.machine import memory
 
 _RULES = 2
 """Raised when the same files are to be decoded to other pixels, so that what was kept is not used."""

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from pyro_lottery.errors import UserError, one_line
-from pyro_lottery.kernels import memory
+from pyro_lottery.machine import memory
 
 Arrays = tuple[Tensor, Tensor]
 """uint8 pixels [n, c, h, w] and int64 labels [n]."""

@@ -33,9 +33,9 @@ from pyro_lottery.guides.places import Place, continuous_sites, initial_value
 from pyro_lottery.guides.point import deterministic
 from pyro_lottery.guides.stock import Adapted, adapted
 from pyro_lottery.handlers import left_out
-from pyro_lottery.imports import load_callable
 from pyro_lottery.threads import TURN
 from pyro_lottery.types import Posterior
+from pyro_lottery.untrusted import load_callable
 
 
 def auto(

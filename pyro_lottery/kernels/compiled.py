@@ -1,6 +1,6 @@
 """The kernels in C: built by the system's compiler on first use, kept in the user's cache folder, called by ctypes.
 
-C rather than torch.compile, whose samples took 18 times as long (``python -m experiments.speed --kernels``): it needs
+C rather than torch.compile, whose samples took 18 times as long (``python -m experiments.benchmarks.steps --kernels``): it needs
 nothing installed beside a compiler, and noise, exponential and sums are vectorised in one loop.
 """
 
@@ -10,7 +10,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from pyro_lottery.kernels.layout import Layout
 from pyro_lottery.kernels.torch_path import Grads, draw_seed
+from pyro_lottery.machine import processor
 
 _LAST = torch.channels_last
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -46,7 +46,7 @@ def _load() -> tuple[Any, str | None]:
     compiler = shlex.split(os.environ.get("CC") or "cc")  # may have arguments, or be run by ccache
     program = shutil.which(compiler[0])
     try:
-        known = repr((SOURCE.read_bytes(), FLAGS, compiler, program, _processor()))
+        known = repr((SOURCE.read_bytes(), FLAGS, compiler, program, processor()))
         library = cache_folder() / f"kernels-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
         for _ in range(2):
             if library.exists():
@@ -69,21 +69,6 @@ def _load() -> tuple[Any, str | None]:
         return None, f"the fast kernels cannot be loaded from {library}"
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         return None, f"the fast kernels cannot be built ({error})"
-
-
-def processor_name() -> str:
-    """What the processor is called, as far as the machine tells."""
-    names = [line.partition(":")[2].strip() for line in _processor().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _processor() -> str:
-    """What -march=native depends on: a cache folder may be shared by machines with different processors."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
-    except OSError:
-        return platform.processor() + platform.machine()
 
 
 def _call(name: str, *arguments: Any) -> None:

@@ -8,9 +8,9 @@ import timm
 from torch import nn
 
 from pyro_lottery.errors import UserError, unknown
-from pyro_lottery.imports import load_callable
 from pyro_lottery.nets import lenet, resnet, vgg, vit
-from pyro_lottery.nets.own import create, is_own
+from pyro_lottery.nets.by_path import create, is_own
+from pyro_lottery.untrusted import load_callable
 
 _NETS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": lambda c, i, size, patch: resnet.resnet18(c, i),

@@ -18,7 +18,8 @@ from torch.utils.data import (
 )
 
 import pyro_lottery as pl
-from pyro_lottery import ranks, training
+from pyro_lottery import distributed as ranks
+from pyro_lottery import training
 from pyro_lottery.training import Hooks
 
 QUICK = {"milestones": (), "epochs": 2, "lr": 0.01}

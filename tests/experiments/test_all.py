@@ -5,10 +5,10 @@ import json
 import pytest
 
 from experiments import all as everything
-from experiments import jobs
 from experiments.command import FIGURES, jobs_of, parser, study_of
-from experiments.executors import carry_out
-from experiments.statistics import FAILS, HOLDS, UNKNOWN
+from experiments.study import jobs
+from experiments.study.executors import carry_out
+from experiments.study.statistics import FAILS, HOLDS, UNKNOWN
 
 
 def files(root):

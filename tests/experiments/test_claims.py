@@ -8,7 +8,7 @@ import pytest
 
 from experiments import claims
 from experiments.claims import CLAIMS, Evidence
-from experiments.statistics import FAILS, HOLDS, UNKNOWN, Curve, rank_correlation
+from experiments.study.statistics import FAILS, HOLDS, UNKNOWN, Curve, rank_correlation
 from pyro_lottery.tickets import CONTROLS
 
 DENSITIES = [1.0, 0.5, 0.2, 0.1, 0.04, 0.01]

@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 
 import pyro_lottery as pl
-from experiments import executors, fig5
+from experiments import fig5
 from experiments.command import main, parser, study_of
-from experiments.executors import carry_out
-from experiments.jobs import Control, Imp, Transplant, unfinished
-from pyro_lottery.config import preset
+from experiments.study import executors
+from experiments.study.executors import carry_out
+from experiments.study.jobs import Control, Imp, Transplant, unfinished
 from pyro_lottery.errors import Diverged
+from pyro_lottery.runs.config import preset
 
 ROOT = Path(__file__).parent.parent.parent
 

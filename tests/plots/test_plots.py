@@ -6,15 +6,14 @@ import pytest
 
 import pyro_lottery as pl
 from experiments.command import FIGURES
-from experiments.finished import read
+from experiments.study.finished import read
 from plots import command, fig1, fig2, fig3, fig5, table1
 from plots.style import over_seeds
 from pyro_lottery import imp
-from pyro_lottery.config import Config
-from pyro_lottery.results import RunFolder
+from pyro_lottery.runs.config import Config
+from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.types import LevelResult
-
-from ..test_imp import SMALL
+from tests.test_imp import SMALL
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""What a study is made of: protocols, jobs, executors, the plan, statistics and verdicts."""

@@ -1,0 +1,142 @@
+"""The trainings of a study as values: an IMP run, a control of its tickets, their transplant. Each knows its folder, what
+of it is finished, what must be finished before, and how to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.study.protocols import Protocol
+from pyro_lottery.controls import run_control
+from pyro_lottery.imp import run_imp
+from pyro_lottery.runs.config import Config, preset
+from pyro_lottery.runs.folder import RESUMABLE, RunFolder
+from pyro_lottery.runs.loaded import load_run
+from pyro_lottery.tables import list_runs
+from pyro_lottery.transplant import transplant_run
+
+
+@dataclass(frozen=True)
+class Imp:
+    """Iterative pruning by a config, or what is left of it."""
+
+    config: Config
+
+    def __str__(self) -> str:
+        c = self.config
+        more = [f"rewind {c.rewind}"] if c.rewind != "init" else []
+        more += [f"lr {c.lr:g}"] if c.lr != Config.lr else []
+        more += [f"warm-up {c.warmup_epochs}"] if c.warmup_epochs else []
+        return ", ".join([c.arch, c.guide, c.score, *more, f"seed {c.seed}"])
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return tuple(range(self.config.levels + 1))
+
+    def folder(self, root: Path) -> RunFolder:
+        """The run in ``root`` with this config, whatever its name, or where it will be."""
+        runs = list_runs(root) if root.is_dir() else []
+        found = (run.folder for run in runs if _same(self.config, run.config))
+        return next(found, RunFolder(root / self.config.name()))
+
+    def needs(self) -> Imp | None:
+        return None
+
+    def run(self, root: Path) -> None:
+        run_imp(replace(self.config, run_dir=str(self.folder(root).path)))
+
+
+@dataclass(frozen=True)
+class Control:
+    """A randomised control of a run's tickets."""
+
+    of: Imp
+    control: str
+    levels: tuple[int, ...]
+
+    @property
+    def config(self) -> Config:
+        return self.of.config
+
+    def __str__(self) -> str:
+        return f"{self.of}: {self.control}"
+
+    def folder(self, root: Path) -> RunFolder:
+        return self.of.folder(root).derived("controls", self.control)
+
+    def needs(self) -> Imp | None:
+        return self.of
+
+    def run(self, root: Path) -> None:
+        run_control(load_run(self.of.folder(root).path), self.control, self.levels, self.config.device)
+
+
+@dataclass(frozen=True)
+class Transplant:
+    """The transplant of a deterministic run's tickets."""
+
+    of: Imp
+    levels: tuple[int, ...]
+
+    @property
+    def config(self) -> Config:
+        return replace(self.of.config, guide="mean_field")
+
+    def __str__(self) -> str:
+        return f"{self.of}: transplant"
+
+    def folder(self, root: Path) -> RunFolder:
+        return self.of.folder(root).derived("transplant")
+
+    def needs(self) -> Imp | None:
+        return self.of
+
+    def run(self, root: Path) -> None:
+        transplant_run(load_run(self.of.folder(root).path), self.levels, device=self.config.device)
+
+
+Job = Imp | Control | Transplant
+
+
+def unfinished(job: Job, root: Path) -> list[int]:
+    """The levels of ``job`` that are still to be trained, or to be trained again since their files are gone."""
+    folder = job.folder(root)
+    done = {row.level for row in folder.results() if folder.level(row.level).is_there()}
+    return [level for level in job.levels if level not in done]
+
+
+def _same(wanted: Config, found: Config) -> bool:
+    """Whether ``found`` is the run that is ``wanted``, wherever and however far: on the same data, and at the wanted
+    precision, of which ``auto`` has become one or the other when a run is saved.
+    """
+    free = RESUMABLE | ({"precision"} if wanted.precision == "auto" else set())
+    options = [f.name for f in fields(Config) if f.name not in free]
+    return wanted.data_name == found.data_name and all(getattr(wanted, o) == getattr(found, o) for o in options)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A protocol on some networks and seeds, with options that hold for every run (data, device)."""
+
+    protocol: str
+    extent: Protocol
+    archs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    options: dict[str, Any]
+
+    def imp(self, arch: str, seed: int, guide: str = "mean_field", score: str = "snr", **more: Any) -> Imp:
+        """One run of the study."""
+        score = "magnitude" if guide == "deterministic" else score
+        options = self.extent.options(arch) | self.options | more
+        return Imp(preset(self.protocol, arch=arch, seed=seed, guide=guide, score=score, **options))
+
+    def each(self) -> Iterator[tuple[int, str]]:
+        """``(seed, network)``, seed by seed, so that a study cut short has all networks."""
+        return ((seed, arch) for seed in self.seeds for arch in self.archs)
+
+    def derived_levels(self, run: Imp) -> tuple[int, ...]:
+        """The levels of ``run`` that get controls and transplants."""
+        return self.extent.derived_levels or run.levels[1:]

@@ -1,0 +1,185 @@
+"""What a study will cost before it is begun: wall time, hours of devices, memory and disk, of the whole and of each figure, and
+what more workers would gain. Steps are measured here, on random images, with as many processes at once as will share the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.study.estimate import duration, like, measure, seconds_of, sizes
+from experiments.study.jobs import Job, unfinished
+from pyro_lottery import machine
+from pyro_lottery.errors import UserError
+from pyro_lottery.model import random_parameters
+from pyro_lottery.runs.build import Shape, sketch
+from pyro_lottery.runs.config import Config, from_json
+
+WORKERS = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a kind of run costs on this machine."""
+
+    step: float
+    """Seconds of a training step."""
+    forward: float
+    """Seconds of the prediction of one image from one weight sample."""
+    memory: float
+    """Bytes at the peak, of the process on a CPU, of tensors on a GPU."""
+    start: float
+    """Seconds before the first step: imports and data."""
+
+
+def measure_together(config: Config, together: int, threads: int) -> Cost:
+    """The median cost of a run like ``config`` of ``together`` at once, with ``threads`` each; ``UserError`` if it cannot run."""
+    command = [sys.executable, "-m", "experiments.study.plan", json.dumps(like(config).options()), str(time.time())]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    children = [subprocess.Popen(command, env=environment, **pipes) for _ in range(together)]
+    outputs = [child.communicate() for child in children]
+    for child, (_, complaint) in zip(children, outputs, strict=True):
+        if child.returncode:
+            last = complaint.strip().splitlines()[-1:]
+            raise UserError(f"{config.arch} cannot be measured, {together} at a time: {''.join(last)}")
+    found = [Cost(**json.loads(out)) for out, _ in outputs]
+    return Cost(*(statistics.median(getattr(c, f.name) for c in found) for f in fields(Cost)))
+
+
+def disk(config: Config, shape: Shape) -> int:
+    """Bytes of a finished level: its ticket (a byte of mask a prunable weight) and its posterior, loc and scale each."""
+    net = sketch(config, shape)
+    sites = {name: getattr(layer, attribute) for name, layer, attribute in random_parameters(net)}
+    weights = sum(value.numel() for value in sites.values())
+    rest = sum(t.numel() * t.element_size() for name, t in net.state_dict().items() if name not in sites)
+    values = 1 if config.guide == "deterministic" else 2
+    return weights + 2 * (4 * values * weights + rest)
+
+
+def makespan(seconds: Mapping[Job, float], workers: int) -> float:
+    """Seconds until all jobs are done by ``workers`` that take the next one whose ticket is there, as Ray's do."""
+    waiting, free, done = list(seconds), [0.0] * workers, dict[Job, float]()
+    while waiting:
+        now = heapq.heappop(free)
+        # When the ticket of each is there: at once, where it needs none or has it already.
+        there = {job: done.get(needed, math.inf) if (needed := job.needs()) in seconds else 0.0 for job in waiting}
+        job = next((job for job in waiting if there[job] <= now), None)
+        if job is None:
+            heapq.heappush(free, min(there.values()))
+            continue
+        waiting.remove(job)
+        done[job] = now + seconds[job]
+        heapq.heappush(free, done[job])
+    return max(done.values(), default=0.0)
+
+
+def critical_path(seconds: Mapping[Job, float]) -> float:
+    """Seconds of the longest chain: a run and what is made from its tickets."""
+    before = {job: 0.0 if (needed := job.needs()) is None else seconds.get(needed, 0.0) for job in seconds}
+    return max((before[job] + own for job, own in seconds.items()), default=0.0)
+
+
+def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Namespace) -> str:
+    """The plan of the figures' jobs as text."""
+    jobs = list(dict.fromkeys(job for several in by_figure.values() for job in several))
+    left = {job: found for job in jobs if (found := unfinished(job, root))}
+    device = machine.resolve_device(jobs[0].config.device)
+    share = given.gpus_per_run or 1.0
+    per_gpu = max(1, int(1 / share + 1e-9))  # as Ray places them: no run has parts of two
+    workers = max(1, given.gpus * per_gpu if share <= 1 else int(given.gpus / share))
+    cores = os.cpu_count() or 1
+    threads = max(1, int(given.cpus_per_run))
+    together = per_gpu if device.type == "cuda" else max(1, min(workers, cores // threads))
+    if workers == 1:
+        threads = torch.get_num_threads()
+    costs: dict[Config, Cost] = {}
+    for job in left:
+        kind = like(job.config)
+        if kind not in costs:
+            costs[kind] = measure_together(job.config, together, threads)
+    seconds = {}
+    for job, levels in left.items():
+        cost = costs[like(job.config)]
+        seconds[job] = cost.start + seconds_of(job.config, levels, cost.step, cost.forward)
+    bytes_of = {job: len(levels) * disk(job.config, _shape(job.config)) for job, levels in left.items()}
+
+    where = f"{device.type}, {together} at a time" + (f", {threads} threads each" if device.type == "cpu" else "")
+    unit = "GPU hours" if device.type == "cuda" else "hours of a worker"
+    lines = [f"steps measured here ({where}); {workers} workers", ""]
+    lines += [f"| figure | runs | levels | wall time | {unit} | memory, GiB | disk, GiB |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for name, several in [*by_figure.items(), ("together", jobs)]:
+        chosen = {job: seconds[job] for job in with_needs(several) if job in seconds}
+        levels = sum(len(left[job]) for job in chosen)
+        wall, hours = duration(makespan(chosen, workers)), share * sum(chosen.values()) / 3600
+        size = sum(bytes_of[job] for job in chosen) / 2**30
+        # The largest runs may all be at work at once.
+        peaks = sorted((costs[like(job.config)].memory for job in chosen), reverse=True)[:workers]
+        lines += [
+            f"| {name} | {len(chosen)} | {levels} | {wall} | {hours:.2f} | {sum(peaks) / 2**30:.2f} | {size:.2f} |"
+        ]
+    lines += ["", "| network, guide, batch | step, ms | memory of a run, GiB |", "|---|---|---|"]
+    for kind, cost in costs.items():
+        what = f"{kind.arch}, {kind.guide}, {kind.batch_size}"
+        lines += [f"| {what} | {1000 * cost.step:.0f} | {cost.memory / 2**30:.2f} |"]
+    lines += ["", "| workers | wall time | speed-up |", "|---|---|---|"]
+    alone = makespan(seconds, 1)
+    for count in sorted({*WORKERS, workers}):
+        wall = makespan(seconds, count)
+        lines += [f"| {count} | {duration(wall)} | {alone / max(wall, 1e-9):.1f} |"]
+    lines += [f"| any number | {duration(critical_path(seconds))} | {alone / max(critical_path(seconds), 1e-9):.1f} |"]
+    return "\n".join(lines)
+
+
+def with_needs(jobs: Iterable[Job]) -> list[Job]:
+    """``jobs``, each after what it is made from."""
+    return list(dict.fromkeys(each for job in jobs for each in (job.needs(), job) if each is not None))
+
+
+def _shape(config: Config) -> Shape:
+    train, _, channels, size, classes = sizes(config.dataset, config.data_dir, config.image_size)
+    return Shape(classes, channels, size, train, 0)
+
+
+def _peak() -> int:
+    """Bytes of memory that this process had at most; 0 where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure one kind of run in a process of its own, so that its peak of memory is its own."""
+    config = from_json(json.loads(arguments[0]))
+    sizes(config.dataset, config.data_dir, config.image_size)  # reads the data where they are here
+    start = time.time() - float(arguments[1])
+    machine.keep_memory()  # as in the commands
+    step, forward = measure(config)
+    memory = _peak()
+    if machine.resolve_device(config.device).type == "cuda":
+        train, test, channels, size, _ = sizes(config.dataset, config.data_dir, config.image_size)
+        memory = torch.cuda.max_memory_allocated() + (train + test) * channels * math.prod(size)
+    found: dict[str, Any] = {"step": step, "forward": forward, "memory": memory, "start": start}
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,265 @@
+"""From a config to data, model and guide."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor, nn
+
+from pyro_lottery import data, guides, kernels, machine, masks, nets, priors, scores, seeds, tickets
+from pyro_lottery.data import Data
+from pyro_lottery.errors import UserError
+from pyro_lottery.model import BayesianClassifier, BayesianNetwork, one_tensor
+from pyro_lottery.modes import evaluating
+from pyro_lottery.runs.config import Config
+from pyro_lottery.runs.own import Own
+from pyro_lottery.threads import TURN
+from pyro_lottery.types import Ticket
+from pyro_lottery.weights import Weights, pretrained
+
+if TYPE_CHECKING:
+    pass
+
+
+import warnings
+
+from pyro_lottery import training
+from pyro_lottery.distributed import ALONE, Alone, check_alone, start
+from pyro_lottery.machine import has_bf16, resolve_precision
+from pyro_lottery.runs.folder import PRETRAINED
+from pyro_lottery.runs.own import fingerprint
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a network must know of its data."""
+
+    num_classes: int | None
+    """None for real targets."""
+    in_channels: int
+    image_size: tuple[int, ...]
+    """Height and width in pixels; of data made in Python, whatever follows the channels or features."""
+    num_data: int
+    checksum: int
+    """Of all inputs and targets."""
+
+    @property
+    def classes(self) -> int:
+        """The classes of data that have some."""
+        assert self.num_classes is not None
+        return self.num_classes
+
+    @property
+    def sides(self) -> int | tuple[int, int]:
+        """Height of square images, height and width of others."""
+        height, width = self.image_size
+        return height if height == width else (height, width)
+
+
+def shape_of(dataset: Data) -> Shape:
+    """The shape of a data set."""
+    channels, *size = dataset.input_shape
+    return Shape(dataset.num_classes, channels, tuple(size), len(dataset.train), dataset.checksum)
+
+
+def check_names(config: Config, own: Own | None = None) -> None:
+    """Raise a one-line ``UserError`` for an unknown arch, score, prior or guide, before anything slow or written.
+
+    Those of which ``own`` objects take the place are not looked at.
+    """
+    if own is None:
+        if config.arch.startswith(f"{data.OWN}-"):
+            raise UserError(f"--arch {config.arch}: this network was made in Python; give it to pl.find_tickets again")
+        nets.check_name(config.arch)
+    if own is None or own.score is None:
+        scores.by_name(config.score)
+    if own is None or own.prior is None:
+        priors.by_name(config.prior, config.prior_scale)
+    if own is None or own.guide is None:
+        guides.check_name(config.guide)
+
+
+def load_data(config: Config, device: torch.device, write: bool = True) -> Data:
+    """The data set of a config, on ``device``; without ``write`` its folder is left as it is."""
+    return data.load(
+        config.dataset,
+        config.data_dir,
+        device=device,
+        train_size=config.train_size,
+        test_size=config.test_size,
+        val_fraction=config.val_fraction,
+        augment=config.augment,
+        image_size=config.image_size,
+        seed=config.seed,
+        write=write,
+    )
+
+
+def build(
+    config: Config, shape: Shape, device: torch.device, given: Weights | None = None, own: Own | None = None
+) -> tuple[BayesianNetwork, AutoGuide]:
+    """Model and guide of a config at their initial values, which follow ``config.seed``, or are the weights ``given``; of
+    ``own`` objects where there are some.
+    """
+    if own is None:
+        sketch(config, shape)
+    with TURN, seeds.stream("cpu", config.seed, "init"):
+        point = config.guide == "deterministic"
+        named = not config.prior.startswith(f"{data.OWN}-")
+        prior = priors.flat() if point or not named else priors.by_name(config.prior, config.prior_scale)
+        if own is not None:
+            model = own.model(prior, config.kl_temperature)
+        else:
+            net = _named_network(config, shape, given)
+            model = BayesianClassifier(net, prior, num_data=shape.num_data, kl_temperature=config.kl_temperature)
+        if model.prior_parameters():  # which all networks of this process would share
+            raise UserError(
+                f"--prior {config.prior} has an nn.Parameter to learn; train with it in Python, by pl.train"
+            )
+        if model.hyper_sites:
+            raise UserError(
+                f"--prior {config.prior} samples {model.hyper_sites[0]!r}, which no run folder keeps; train with it in "
+                "Python, by pl.train"
+            )
+        model.to(device)
+        if own is not None and own.guide is not None:
+            return model, guides.made_by(own.guide, model, config.init_scale)
+        return model, guides.by_name(config.guide, model, config.init_scale)
+
+
+def _named_network(config: Config, shape: Shape, given: Weights | None) -> nn.Module:
+    net = _create(config, shape)
+    _try_out(net, config.arch, shape)
+    if given is not None:
+        pretrained.start_from_(net, given)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(net) if config.sync_batchnorm else net
+
+
+def dense_ticket(model: BayesianNetwork, guide: AutoGuide) -> Ticket:
+    """All weights of a network that has not been trained, at their initial values, on the CPU as tickets from files."""
+
+    def on_cpu(sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.cpu() for name, value in sites.items()}
+
+    found = guides.posterior(guide)
+    scale = None if found.scale is None else on_cpu(found.scale)
+    start = replace(found, loc=on_cpu(found.loc), scale=scale, extra=on_cpu(found.extra))
+    return tickets.rewind(masks.full(start), start, on_cpu(model.net_state()))
+
+
+def _create(config: Config, shape: Shape) -> nn.Module:
+    return nets.create_model(config.arch, shape.classes, shape.in_channels, shape.sides, config.patch_size)
+
+
+def sketch(config: Config, shape: Shape) -> nn.Module:
+    """The network without memory for its weights; ``UserError`` for one that the machine cannot hold.
+
+    A network of the user's own has memory, since its code may compute with the values.
+    """
+    if nets.is_own(config.arch):
+        with TURN, seeds.stream("cpu", config.seed, "init"):  # which leaves the global stream as it is
+            return _create(config, shape)
+    with torch.device("meta"):
+        net = _create(config, shape)
+    needed, here = 4 * sum(p.numel() for p in net.parameters()), machine.memory()
+    if needed > here:
+        raise UserError(
+            f"--arch {config.arch} for images of {shape.in_channels}×{shape.image_size[0]}×{shape.image_size[1]} and "
+            f"{shape.num_classes} classes has weights of {needed / 2**30:,.1f} GiB, and there are {here / 2**30:,.1f} GiB"
+        )
+    return net
+
+
+def _try_out(net: nn.Module, arch: str, shape: Shape) -> None:
+    size = (1, shape.in_channels, *shape.image_size)
+    try:
+        with evaluating(net), torch.no_grad():
+            found = tuple(one_tensor(net(torch.zeros(size))).shape)
+    except UserError as error:
+        raise UserError(f"--arch {arch}: {error}") from error
+    except Exception as error:  # what a network says of images that it cannot take is its own affair
+        text = " ".join(str(error).split())
+        raise UserError(f"--arch {arch} cannot take images of {size[1:]} (channels, height, width): {text}") from error
+    if found != (1, shape.num_classes):
+        raise UserError(f"--arch {arch} gives {found} for one image; expected (1, {shape.num_classes})")
+
+
+def facts(config: Config, shape: Shape, device: torch.device, classes: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """What ``config.json`` records beside the options: data, the names of its classes, versions and hardware."""
+    versions = {name: metadata.version(name) for name in ("torch", "pyro-ppl", "pyro-lottery")}
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else machine.processor_name()
+    return {
+        "data": asdict(shape),
+        "classes": classes,
+        "versions": versions | {"python": platform.python_version()},
+        "hardware": {"device": device.type, "name": hardware, "threads": torch.get_num_threads()},
+        "streams": seeds.STREAMS,
+        "kernels": kernels.path(torch.empty(0, dtype=torch.float32, device=device)).__name__.rpartition(".")[2],
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What training needs, made from a config."""
+
+    config: Config
+    """With the precision that ``auto`` stands for here."""
+    data: Data
+    model: BayesianNetwork
+    guide: AutoGuide
+    dense: Ticket
+    """All weights at the initial values that ``config.seed`` draws."""
+    facts: dict[str, Any]
+    """What ``config.json`` records beside the options."""
+    own: Own | None = None
+    """Objects of a user's, that ``config`` cannot name."""
+    ranks: Alone = ALONE
+    """The processes that train together."""
+
+
+def prepare(config: Config, own: Own | None = None) -> Setup:
+    """Load the data and build model and guide of ``config``, or of ``own`` objects; ``UserError`` for whatever cannot be trained
+    here.
+    """
+    check_names(config, own)
+    device, ranks = machine.resolve_device(config.device), ALONE
+    if config.devices * config.num_nodes > 1:
+        ranks = start(device.type, config.devices, config.num_nodes, config.strategy, config.parallel)
+        device = ranks.device or device
+    else:
+        check_alone()
+    return ranks.every(lambda: _prepare(config, device, ranks, own))
+
+
+def _prepare(config: Config, device: torch.device, ranks: Alone, own: Own | None) -> Setup:
+    if config.sync_batchnorm and (device.type != "cuda" or ranks.world == 1):
+        raise UserError("--sync-batchnorm is for several GPUs; leave it out, and each rank normalises its own images")
+    given = pretrained.load(config.pretrained, config.pretrained_key)
+    if given is not None:
+        config = config.with_weights(f"{given.checksum():08x}")
+    config = replace(config, precision=resolve_precision(config.precision, device))
+    if config.precision == "bf16" and device.type == "cpu" and not has_bf16(device):
+        warnings.warn(
+            "this processor has no bf16 instructions: --precision bf16 is emulated, about ten times slower than 32",
+            stacklevel=2,
+        )
+    data = load_data(config, device) if own is None else own.data.to(device)
+    shape = shape_of(data)
+    model, guide = build(config, shape, device, given, own)
+    if data.test is None:
+        raise UserError("every level is measured on a test split, and the data have none; give one to from_loaders")
+    training.check_data(model, data)
+    training.check_batches(model, data, config.batch_size, ranks)
+    dense = dense_ticket(model, guide)
+    if any(not bool((scale > 0).all()) for scale in (dense.start.scale or {}).values()):
+        raise UserError(f"--init-scale {config.init_scale} gives scales of 0 in single precision; choose a larger one")
+    known = facts(config, shape, device, data.classes)
+    known |= {} if given is None else {PRETRAINED: f"{given.checksum():08x}"}
+    known |= {} if own is None else {"own": fingerprint(model, guide, data, own.score)}
+    return Setup(config, data, model, guide, dense, known, own, ranks)

@@ -1,0 +1,84 @@
+import re
+
+import pytest
+
+from experiments.command import jobs_of, main, parser, study_of
+from experiments.study import plan
+from experiments.study.jobs import Control, Imp, Transplant
+from experiments.study.plan import Cost, critical_path, disk, makespan, measure_together
+from pyro_lottery.runs.config import preset
+from pyro_lottery.tables import list_runs
+
+A, B, C = (Imp(preset("smoke", arch="lenet", seed=seed)) for seed in range(3))
+A1, A2, B1 = Control(A, "reinit", (1,)), Control(A, "shuffle_even", (1,)), Transplant(B, (1,))
+
+
+def test_wall_time_by_hand():
+    seconds = {A: 10.0, A1: 4.0, A2: 5.0, B: 3.0, B1: 2.0, C: 1.0}
+    assert makespan(seconds, 1) == 25
+    # one worker: A to 10, A1 to 14, A2 to 19; the other: B to 3, B1 to 5, C to 6, then it waits for A and takes A2 to 15
+    assert makespan(seconds, 2) == 15
+    assert makespan(seconds, 3) == 15
+    assert makespan(seconds, 100) == critical_path(seconds) == 15
+    assert makespan({A1: 4.0}, 2) == critical_path({A1: 4.0}) == 4, "a ticket that is there already"
+    assert makespan({}, 3) == critical_path({}) == 0
+
+
+def test_a_level_takes_the_bytes_that_were_planned(smoke_study):
+    for run in list_runs(smoke_study):
+        if run.config.arch != "lenet":  # a small network's files are mostly names
+            folder = run.folder.level(1).path
+            found = sum((folder / f"{name}.safetensors").stat().st_size for name in ("ticket", "posterior"))
+            assert disk(run.config, run.shape) == pytest.approx(found, rel=0.05)
+
+
+def test_a_plan_adds_up(tmp_path, monkeypatch, capsys):
+    """Steps of 1 s, forward passes of 0.1 s: the smoke protocol's 2 steps and 60 images by 1 sample, and by 2 at the end."""
+    start = 6.0
+    monkeypatch.setattr(plan, "measure_together", lambda config, together, threads: Cost(1.0, 0.1, 2.0**30, start))
+    arguments = ["--protocol", "smoke", "--runs", str(tmp_path), "--plan", "--gpus", "2"]
+    assert main("fig5", arguments) == 0
+    out = capsys.readouterr().out
+    bayesian, point = 2 + 60 * 0.1 + 2 * 60 * 0.1, 2 + 60 * 0.1 + 60 * 0.1
+    imp, deterministic, transplant = 3 * bayesian, 3 * point, bayesian
+    hours = (3 * start + imp + deterministic + transplant) / 3600
+    wall = max(imp + start, deterministic + transplant + 2 * start)
+    assert re.search(rf"\| fig5 \| 3 \| 7 \| {wall:.0f} s \| {hours:.2f} \| 2.00 \| 0.00 \|", out)
+    assert f"| 1 | {hours * 60:.0f} min | 1.0 |" in out
+    assert f"| any number | {wall:.0f} s |" in out
+    assert "| lenet, mean_field, 30 | 1000 | 1.00 |" in out
+    assert not list(tmp_path.iterdir()), "a plan writes nothing"
+    # a run that takes 0.3 of a GPU has two beside it, on each of two GPUs, and counts for its part of the hours
+    assert main("fig5", [*arguments, "--gpus-per-run", "0.3"]) == 0
+    out = capsys.readouterr().out
+    assert "; 6 workers" in out
+    assert re.search(rf"\| fig5 \| 3 \| 7 \| {wall:.0f} s \| {0.3 * hours:.2f} \| 3.00 \| 0.00 \|", out)
+
+
+def test_a_run_that_cannot_be_measured_is_one_line(tmp_path, capsys):
+    more = ["--protocol", "reduced", "--dataset", "folder", "--data-dir", str(tmp_path), "--runs", str(tmp_path / "r")]
+    assert main("fig5", [*more, "--plan"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "no folder train/" in error
+
+
+def test_what_is_finished_costs_nothing(smoke_study, capsys):
+    assert main("fig5", ["--protocol", "smoke", "--runs", str(smoke_study), "--plan"]) == 0
+    assert "| together | 0 | 0 | 0 s | 0.00 | 0.00 | 0.00 |" in capsys.readouterr().out
+
+
+def test_figures_share_runs_in_a_plan():
+    given = parser("all", "").parse_args(["--protocol", "paper"])
+    study = study_of(given)
+    one, both = jobs_of(["fig1"], study), jobs_of(["fig1", "fig2"], study)
+    assert set(one) <= set(both)
+    assert len(both) < len(one) + len(jobs_of(["fig2"], study))
+
+
+def test_steps_are_measured_in_processes_of_their_own():
+    cost = measure_together(preset("smoke", arch="lenet"), 2, 1)
+    assert 0 < cost.step < 5
+    assert 0 < cost.forward < 1
+    assert 2**26 < cost.memory < 2**34
+    assert 1 < cost.start < 60

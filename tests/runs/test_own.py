@@ -1,0 +1,74 @@
+"""Networks, data and distributions that a user made in Python."""
+
+import pytest
+import torch
+from torch import nn
+
+import pyro_lottery as pl
+from pyro_lottery.runs.own import Own, fingerprint
+
+
+def made(network=None, prior=None, scale=0.01):
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 3), torch.tensor([0, 1, 0, 1, 0, 1])
+    data = pl.data.from_tensors(x, y, x, y)
+    network = network or nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    own = Own(network, data)
+    model = own.model(prior or pl.priors.normal(1.0), 1.0)
+    return own, model, pl.guides.mean_field(model, scale), data
+
+
+def test_a_fingerprint_tells_values_code_prior_and_guide_apart():
+    own, *trained = made()
+    before = fingerprint(*trained)
+    assert fingerprint(*made()[1:]) == before
+    other_code = nn.Sequential(own.network[0], nn.ReLU(), own.network[2])
+    found = fingerprint(*made(other_code)[1:])
+    assert found["initial_values"] == before["initial_values"]
+    assert found["log_joint"] != before["log_joint"]
+    assert fingerprint(*made(own.network, pl.priors.normal(2.0))[1:])["log_joint"] != before["log_joint"]
+    assert fingerprint(*made(own.network, scale=0.02)[1:])["log_scales"] != before["log_scales"]
+    torch.manual_seed(1)
+    assert fingerprint(*made(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))[1:]) != before
+
+
+def test_the_log_joint_is_that_of_prior_and_two_examples():
+    own, model, guide, data = made()
+    with torch.no_grad():
+        prior = sum(float(torch.distributions.Normal(0.0, 1.0).log_prob(p).sum()) for p in own.network.parameters())
+        logits = own.network(data.train[:2])
+        likelihood = torch.distributions.Categorical(logits=logits).log_prob(data.train.targets[:2]).sum()
+    # Pyro's plate scales two examples up to six
+    assert fingerprint(model, guide, data)["log_joint"] == pytest.approx(prior + 3 * float(likelihood), rel=1e-5)
+
+
+def test_drawing_anew_leaves_the_network_as_it_is():
+    own = made()[0]
+    before = own.network[0].weight.clone()
+    torch.manual_seed(5)
+    other = own.drawn_anew().network
+    assert torch.equal(own.network[0].weight, before)
+    torch.manual_seed(5)
+    assert torch.equal(other[0].weight, nn.Linear(3, 4).weight)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "line"),
+    [
+        (pl.BayesianRegressor, "likelihood BayesianRegressor: missing a required argument: 'noise_scale'.*functools.partial"),
+        (lambda net: net, "too many positional arguments"),
+        ("classifier", "likelihood is 'classifier'; it is called as"),
+    ],
+)  # fmt: skip
+def test_a_likelihood_that_cannot_be_called_is_one_line(likelihood, line):
+    own = made()[0]
+    with pytest.raises(pl.UserError, match=line):
+        Own(own.network, own.data, likelihood).model(pl.priors.normal(1.0), 1.0)
+
+
+@pytest.mark.parametrize("kept", ["a result", "a generator"])
+def test_a_network_that_cannot_be_copied_is_one_line(kept):
+    own = made()[0]
+    own.network.kept = own.network(torch.zeros(1, 3)) if kept == "a result" else (each for each in ())
+    with pytest.raises(pl.UserError, match="the network cannot be copied"):
+        own.model(pl.priors.normal(1.0), 1.0)

@@ -1,0 +1,34 @@
+import io
+
+from rich.console import Console
+
+from pyro_lottery.runs.progress import LevelDisplay, results_table
+from pyro_lottery.types import LevelResult
+
+
+def test_plain_lines_are_rare_without_a_terminal(capsys):
+    with LevelDisplay(1, 2, 0.8, 5, Console(file=io.StringIO())) as display:
+        for _ in range(100):
+            display.update(1.0, "nll 1.0")
+        display.update(5, "done", always=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "level 1/2, density 80 %: epoch 1/5, nll 1.0",
+        "level 1/2, density 80 %: epoch 5/5, done, 0 s left",
+    ]
+
+
+def test_a_terminal_gets_a_bar_with_loss_accuracy_density_and_time_left():
+    screen = io.StringIO()
+    with LevelDisplay(1, 2, 0.8, 5, Console(file=screen, force_terminal=True, width=120)) as display:
+        display.update(2.5, "nll 1.0, accuracy 90 %")
+    for part in ("level 1/2, density 80 %", "50 %", "left", "nll 1.0, accuracy 90 %"):
+        assert part in screen.getvalue()
+
+
+def test_the_table_shows_every_level_whole():
+    screen = io.StringIO()
+    row = LevelResult(0, 1.0, 11_158_080, 11_158_080, 0.9917, 0.9944, None, 0.0338, 0.277, 0.0123, 0.3, 151.1, 538.8)
+    Console(file=screen, width=80).print(results_table([row]))
+    for cell in ("100.00", "11,158,080", "99.17", "99.44", "0.0338", "0.2770", "151", "539"):
+        assert cell in screen.getvalue()

@@ -1,0 +1,184 @@
+"""Two real ranks on one processor, started as users start them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import pyro_lottery as pl
+from pyro_lottery import files, imp
+from pyro_lottery.distributed import ALONE, is_first
+from tests.soak.soak import fingerprint
+from tests.support import DEADLOCK, wait_for
+
+
+@pytest.fixture(scope="module", params=["data", "samples"])
+def found(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("ranks") / "found.json"
+    subprocess.run([sys.executable, "-m", "tests.two_ranks", str(path), request.param], check=True, timeout=DEADLOCK)
+    threads = path.with_suffix(".threads").read_text().split("\n")
+    return json.loads(path.read_text()) | {"parallel": request.param, "threads": threads}
+
+
+def test_each_image_is_on_one_rank_or_on_all(found):
+    assert found["world"] == 2
+    assert found["images"] == ([4, 3] if found["parallel"] == "data" else [7, 7])
+
+
+def test_without_noise_two_ranks_have_the_gradient_of_one_with_the_joined_batch(found):
+    assert found["gradient"] < 1e-5
+    assert found["sums"] < 1e-5
+
+
+def test_two_ranks_have_the_elbo_of_one_with_the_joined_batch_in_expectation(found):
+    difference, error = found["elbo"]
+    assert abs(difference) < 3 * error
+    assert error < 0.1, "of a loss of about two nats"
+    assert found["kl"] < 1e-5
+
+
+def test_each_rank_has_weight_noise_of_its_own(found):
+    first, second = found["noise"]
+    assert first != second
+    # The mean of two draws has half the variance; where each sees other images, the variance that images add is not halved.
+    least, most = (0.4, 0.6) if found["parallel"] == "samples" else (0.4, 1.0)
+    assert least < found["spread"] < most
+
+
+def test_what_the_first_rank_meets_all_meet(found):
+    assert found["first"][1] == "only the first knows"
+    assert found["first"][0] == [len("only the first knows")] * 2
+    assert found["every"] == [[len("only the second knows (on rank 1)")] * 2, "only the second knows (on rank 1)"]
+    assert found["agree"][1].startswith("it differs between ranks (checksums [0, 1])")
+    assert found["any"] == [True, False]
+
+
+def test_no_thread_of_the_group_is_left_when_the_interpreter_ends(found):
+    """Or one that waits for Python's lock then, to free a tensor, would abort the process."""
+    assert len(found["threads"]) >= 1
+    assert [name for name in found["threads"] if "gloo" in name] == []
+
+
+def command(folder, *more):
+    return [
+        sys.executable, "-m", "pyro_lottery.imp", "--arch", "lenet", "--preset", "quick", "--levels", "3", "--epochs", "4",
+        "--devices", "2", "--device", "cpu", "--run-dir", str(folder), *more,
+    ]  # fmt: skip
+
+
+def test_three_levels_on_two_ranks(tmp_path):
+    """Masks, parameters and buffers are compared between ranks at every level by the run itself (``Alone.agree``)."""
+    whole = tmp_path / "whole"
+    done = subprocess.run(command(whole), capture_output=True, text=True, timeout=DEADLOCK)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("results, tickets") == 1, "one rank speaks"
+    run = pl.load_run(whole)
+    assert run.results["remaining"].tolist() == [20310, 10155, 5077, 2538]
+    assert run.results["test_accuracy"][1] > 0.6
+
+
+def test_two_ranks_stopped_within_an_epoch_end_with_the_same_bits(tmp_path):
+    """On a network with BatchNorm, whose statistics are of each rank's images."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    more = ["--arch", "resnet20", "--levels", "0", "--epochs", "1", "--milestones", "1", "--train-size", "240"]
+    more += ["--batch-size", "4", "--test-size", "50", "--eval-samples", "1"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": DEADLOCK}
+    assert subprocess.run(command(whole, *more), **quiet).returncode == 0
+    process = subprocess.Popen(command(broken, *more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for((broken / "level_00" / "ticket.safetensors").exists, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert process.communicate()[1].count("to go on: ") == 1
+    _, info = files.load_tensors(broken / "level_00" / "checkpoint.safetensors")
+    assert info["step"] in range(10, 60, 10)
+    assert subprocess.run(command(broken, *more), **quiet).returncode == 0
+    assert fingerprint(broken) == fingerprint(whole)
+
+
+def test_ranks_that_would_train_each_by_itself_are_told(tmp_path):
+    """Started by torchrun without --devices."""
+    arguments = [*command(tmp_path / "run"), "--devices", "1"]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=os.environ | {"WORLD_SIZE": "2", "RANK": "1"})
+    assert done.returncode == 2
+    assert "2 processes were started together; say --devices" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_a_shell_was_given_by_ranks_mutes_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert imp.main(["--arch", "resnet19"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_torchrun_starts_the_ranks_too(tmp_path):
+    more = ["--levels", "0", "--epochs", "1", "--milestones", "1", "--train-size", "100", "--test-size", "50"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        *command(tmp_path / "run", *more)[1:],
+    ]
+    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=DEADLOCK)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("results, tickets") == 1
+    assert len(pl.load_run(tmp_path / "run").results) == 1
+
+
+def test_bad_input_is_said_once(tmp_path):
+    done = subprocess.run(
+        command(tmp_path / "run", "--batch-size", "3"), capture_output=True, text=True, timeout=DEADLOCK
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("--batch-size and --train-size must be at least 4, two images a device") == 1
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_nothing_of_it_is_imported_with_one_device(tmp_path):
+    code = (
+        "import sys; from pyro_lottery import imp; code = imp.main(sys.argv[1:]); "
+        "sys.exit(code or 'lightning_fabric' in sys.modules or 'torch.distributed.run' in sys.modules)"
+    )
+    arguments = [
+        *command(tmp_path / "run")[3:],
+        "--devices",
+        "1",
+        "--levels",
+        "0",
+        "--epochs",
+        "1",
+        "--milestones",
+        "1",
+    ]
+    assert subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sync-batchnorm"], "--sync-batchnorm is for several GPUs"),
+        (["--devices", "0"], "--devices must be at least 1"),
+        (["--strategy", "fsdp"], "unknown --strategy 'fsdp'"),
+        (["--parallel", "sample"], "did you mean samples"),
+    ],
+)
+def test_options_of_devices_are_checked(options, message, tmp_path, capsys):
+    usual = ["--preset", "quick", "--arch", "lenet", "--device", "cpu", "--run-dir", str(tmp_path / "run")]
+    assert imp.main([*usual, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_process_is_the_first_and_shares_nothing():
+    batch = torch.arange(5)
+    assert ALONE.share(batch) is batch
+    assert ALONE.any(True)
+    assert ALONE.path == ()
+    assert ALONE.every(lambda: 7) == 7
+    assert is_first()

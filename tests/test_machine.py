@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+import pyro_lottery as pl
+from pyro_lottery import machine
+
+
+def test_devices_that_are_not_there_are_named():
+    assert machine.resolve_device("cpu").type == "cpu"
+    for name in ("cuda:99", "toaster"):
+        with pytest.raises(pl.UserError, match=f"--device {name} is not available"):
+            machine.resolve_device(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16", "resolved"), [("auto", True, "bf16"), ("auto", False, "32"), ("32", True, "32")]
+)
+def test_auto_precision_is_bf16_where_the_device_has_it(monkeypatch, name, bf16, resolved):
+    monkeypatch.setattr("pyro_lottery.machine.has_bf16", lambda device: bf16)
+    assert machine.resolve_precision(name, torch.device("cpu")) == resolved
+
+
+def test_autocast_takes_known_precisions():
+    x = torch.ones(2, 2)
+    with machine.autocast(x.device, "bf16"):
+        assert (x @ x).dtype == torch.bfloat16
+    with machine.autocast(x.device, "32"):
+        assert (x @ x).dtype == torch.float32
+    with pytest.raises(pl.UserError, match="unknown precision '16'"):
+        machine.autocast(x.device, "16")
+
+
+def test_only_weights_of_four_dimensions_change_their_layout():
+    net = torch.nn.ModuleList([torch.nn.Conv2d(2, 3, 3), torch.nn.Conv3d(2, 3, 3), torch.nn.Linear(2, 3)])
+    machine.channels_last_(net)
+    assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert net[1].weight.is_contiguous()
+    assert net[2].weight.is_contiguous()
+    assert machine.channels_last(torch.zeros(2, 3, 4, 4)).stride() == (48, 1, 12, 3)
+    assert machine.channels_last(torch.zeros(2, 3)).stride() == (3, 1)
