@@ -14,7 +14,7 @@ from pyro.infer.autoguide import (
 )
 
 from pyro_lottery.errors import UserError
-from pyro_lottery.kernels import memory
+from pyro_lottery.machine import memory
 
 _NUMBERS: dict[type[AutoGuide], Callable[[Sequence[int]], float]] = {
     AutoMultivariateNormal: lambda sizes: 16 * sum(sizes) ** 2,
