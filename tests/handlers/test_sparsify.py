@@ -30,7 +30,6 @@ from torch.distributions import kl_divergence
 import pyro_lottery as pl
 from pyro_lottery.distributions import Pruned
 from pyro_lottery.guides.family import family
-from pyro_lottery.guides.joint import marginal
 
 GUIDES = {
     "mean_field": pl.guides.mean_field,
@@ -120,14 +119,6 @@ def test_stock_trace_elbo_agrees_under_a_mask(tiny_model, tiny_data, half_mask):
         torch.manual_seed(5)
         stock = Trace_ELBO().loss(tiny_model, guide, x, y)
     assert ours == pytest.approx(stock, rel=1e-5)
-
-
-def test_marginals_of_joint_guides_are_the_covariance_of_the_survivors():
-    covariance = torch.tensor([[2.0, 0.5, 0.1], [0.5, 1.0, 0.2], [0.1, 0.2, 3.0]])
-    joint = dist.MultivariateNormal(torch.arange(3.0), covariance)
-    found = marginal(joint, torch.tensor([0, 2]))
-    torch.testing.assert_close(found.covariance_matrix, covariance[[0, 2]][:, [0, 2]])
-    torch.testing.assert_close(found.loc, torch.tensor([0.0, 2.0]))
 
 
 def test_a_guide_that_cannot_be_masked_says_so(tiny_model, half_mask):
