@@ -17,8 +17,8 @@ from torch import nn
 import pyro_lottery as pl
 from pyro_lottery import controls, files, imp, kernels, nets, sealed, transplant
 from pyro_lottery.errors import Damaged, Stopped
-from pyro_lottery.runs import build
-from pyro_lottery.runs import session as levels
+from pyro_lottery.runs import build, session
+from pyro_lottery.runs.checkpoint import LevelHooks
 from pyro_lottery.runs.config import Config, preset
 from pyro_lottery.runs.folder import RunFolder
 from tests.soak.soak import fingerprint
@@ -250,7 +250,7 @@ def test_a_checkpoint_within_an_epoch_holds_all_that_matters(more, tmp_path, mon
         asked.append(self.folder.path)  # 2 epochs of 2 batches: the second question comes in a level's second epoch
         return asked.count(self.folder.path) == 2
 
-    monkeypatch.setattr(levels.LevelHooks, "stopping", once_a_level)
+    monkeypatch.setattr(LevelHooks, "stopping", once_a_level)
     stops = 0
     while True:
         try:
@@ -272,7 +272,7 @@ def test_a_signal_while_a_level_is_measured_stops_at_once_and_loses_no_epoch(tmp
     whole, broken = (Config(**SMALL | {"run_dir": str(tmp_path / name)}) for name in ("whole", "broken"))
     imp.run_imp(whole)
     with monkeypatch.context() as patched:
-        patched.setattr(levels, "predict", interrupted)
+        patched.setattr(session, "predict", interrupted)
         with pytest.raises(Stopped):
             imp.run_imp(broken)
     _, info = files.load_tensors(tmp_path / "broken" / "level_00" / "checkpoint.safetensors")
@@ -365,7 +365,7 @@ class Poisoned(TenWeights):
 
 def test_a_diverging_run_names_the_step_keeps_its_checkpoint_and_exits_1(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(nets._NETS, "poisoned", lambda classes, channels, size, patch: Poisoned())
-    monkeypatch.setattr(levels, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pyro_lottery.runs.checkpoint.CHECKPOINT_SECONDS", 0.0)
     arguments = ["--preset", "quick", "--arch", "poisoned", "--train-size", "128", "--run-dir", str(tmp_path / "run")]
     assert imp.main(arguments) == 1
     error = capsys.readouterr().err
@@ -419,7 +419,7 @@ def test_a_diverged_level_is_tried_again_once_with_half_the_learning_rate(tmp_pa
 
 def test_a_checkpoint_of_another_training_is_named(tmp_path, monkeypatch):
     for arch in ("lenet", "resnet20"):
-        monkeypatch.setattr(levels.LevelHooks, "stopping", lambda self: True)
+        monkeypatch.setattr(LevelHooks, "stopping", lambda self: True)
         with pytest.raises(Stopped):
             imp.run_imp(Config(**SMALL | {"arch": arch, "run_dir": str(tmp_path / arch)}))
     monkeypatch.undo()
@@ -427,7 +427,7 @@ def test_a_checkpoint_of_another_training_is_named(tmp_path, monkeypatch):
     tensors, info = files.load_tensors(checkpoint)
     moment = next(n for n in tensors if n.endswith("exp_avg"))
     files.save_tensors(checkpoint, *files.load_tensors(foreign))
-    monkeypatch.setattr(levels.LevelHooks, "stopping", lambda self: True)
+    monkeypatch.setattr(LevelHooks, "stopping", lambda self: True)
     with pytest.warns(UserWarning, match="is of another ticket; the level begins anew"), pytest.raises(Stopped):
         imp.run_imp(Config(**SMALL | {"run_dir": str(tmp_path / "lenet")}))
     monkeypatch.undo()

@@ -41,7 +41,7 @@ from hypothesis import strategies as st
 import pyro_lottery as pl
 from pyro_lottery import controls, evaluate, files, imp, report, sites, transplant, weights
 from pyro_lottery.errors import Damaged
-from pyro_lottery.runs import session as levels
+from pyro_lottery.runs import checkpoint
 from pyro_lottery.runs.config import Config, from_json
 from pyro_lottery.runs.folder import RunFolder
 
@@ -99,7 +99,7 @@ class Child:
                 os.dup2(log.fileno(), 2)
             sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
             sys.stderr = open(2, "w", closefd=False, errors="backslashreplace")  # noqa: SIM115 (as Python's own)
-            levels.CHECKPOINT_SECONDS = SAVE_SECONDS
+            checkpoint.CHECKPOINT_SECONDS = SAVE_SECONDS
             _shim().soak_arm(os.fsencode(folder), at, KINDS.index(kind))
             try:
                 code = main(arguments)
