@@ -398,10 +398,12 @@ CASES = [
 
 HEAD = """# Folders of images, one line each
 
-Each is two classes of 2×2 images, `train/cat`, `train/dog`, `test/cat` and `test/dog`, with one thing odd. An image of one
-grey is shown by its value, one of a single colour as (red,green,blue), others as [first row/second row]. "All" is what was
-saved: cat 10 20, dog 30 40 for training, cat 50, dog 60 for the test. What is said is one line on the command line, with
---data-dir DIR before it, and a warning in Python; what is refused is an error in one line, before anything is trained.
+Each folder holds two classes of 2×2 images, `train/cat`, `train/dog`, `test/cat` and `test/dog`, with one thing unusual.
+
+- **read** shows the images: one of a single grey by its value, one of a single colour as (red,green,blue), others as [first row/second
+  row]. "All" is what was saved: cat 10 20, dog 30 40 for training; cat 50, dog 60 for the test.
+- **said** is a line on stderr, which begins with --data-dir DIR, or a warning in Python.
+- "Refused" is an error in one line, before anything is trained.
 
 """
 

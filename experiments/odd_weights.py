@@ -529,11 +529,14 @@ def agrees(case: Case, outcome: Outcome) -> str:
 
 HEAD = """# Weight files, one line each
 
-What `python -m pyro_lottery.transplant FILE` makes of weight files as people have them, for a network of one convolution, BatchNorm,
-a linear layer and a classifier, with 132 prunable weights. "Read" means that every value of the ticket is right, and its density is
-the one that is given; what is said beside follows, but for the number of zeros that are taken for pruned, which is said in each row
-with "zeros". Otherwise the command ends with exit code 2 and the line that is given. FILE is the
-path, and … the rest of a line that is another library's. Each row is a test.
+What `python -m pyro_lottery.transplant FILE` makes of weight files as people have them. The network has one convolution, BatchNorm,
+a linear layer and a classifier, with 132 prunable weights.
+
+- "Read": every value of the ticket is right, and its density is the given one. Messages follow; "zeros" stands for the message
+  that says how many zeros are taken for pruned.
+- Otherwise the command ends with exit code 2 and the given line. FILE is the path; … is the rest of a line of another library.
+
+Each row is a test.
 
 """
 

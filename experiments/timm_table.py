@@ -215,11 +215,14 @@ def _quoted(text: str) -> str:
 
 HEAD = """# timm models, one line each
 
-What was tried of every model, at the smallest image size that it takes: make it Bayesian (create), one training step with noise
-on weights and one with local noise, a step with half and with 1 % of the prunable weights left, saving that ticket, and
-loading it into a network made anew that must predict the same bits. "In use" is the share of non-zeros in what convolutions
-and linear layers really get as their prunable weights. "Prunable" is the share of a network's parameters that densities are
-shares of. ✓ works, ✗ fails, – was not reached; "no" is refused in one line, which stands in the notes.
+Each model was tried at the smallest image size that it takes.
+
+- **create**: make it Bayesian. **weights**, **local**: one training step with noise on the weights, and with local noise.
+- **50 %**, **1 %**: one step with this share of the prunable weights left. **save**: save that ticket. **same bits**: load it
+  into a new network, which must predict the same bits.
+- **prunable**: the share of the network's parameters that densities refer to. **in use**: the share of non-zeros among the
+  prunable weights that convolutions and linear layers compute with.
+- ✓ works, ✗ fails, – was not reached; "no" is refused in one line, which is in the notes.
 
 """
 SIGNS = {WORKS: "✓", FAILED: "✗", SKIPPED: "–", REFUSED: "no"}

@@ -1,44 +1,194 @@
-"""The README is a promise: its commands and its Python run as written, the long ones shortened by options that win."""
+"""The READMEs are a promise: every command and every Python block in them runs, the long ones shortened by options that win."""
 
 import importlib
 import importlib.util
+import json
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
-from experiments import claims, own_data
+import pyro_lottery.__main__ as listing
+from experiments import claims, odd_folders, odd_weights, own_data, timm_table
 from experiments import command as experimenting
-from experiments.benchmarks import estimators
-from experiments.benchmarks import steps as speed
+from experiments.benchmarks import estimators, steps
+from experiments.study.statistics import FAILS, HOLDS, UNKNOWN
 from plots import command as plotting
 from pyro_lottery import evaluate, imp
 from pyro_lottery.imp import run_imp
 from pyro_lottery.machine import resolve_precision
 from pyro_lottery.runs.config import Config, preset
+from tests import fingerprint
 from tests.data.test_data import tree
 from tests.soak import soak
 from tests.support import DEADLOCK
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text() + (ROOT / "plots" / "gallery" / "README.md").read_text()
-COMMANDS = [c for line in re.findall(r"^    ((?:pip|python) .*)$", README, re.M) for c in line.split(" && ")]
+FRONT, LIBRARY, EXPERIMENTS, BENCHMARKS, GALLERY, TESTS = (
+    ROOT / folder / "README.md"
+    for folder in ("", "pyro_lottery", "experiments", "experiments/benchmarks", "plots/gallery", "tests")
+)
+READMES = {path: path.read_text() for path in (FRONT, LIBRARY, EXPERIMENTS, BENCHMARKS, GALLERY, TESTS)}
+README = "\n".join(READMES.values())
 SHORT = ["--epochs", "1", "--levels", "1", "--train-samples", "1", "--eval-samples", "1", "--milestones", "1"]
 
 
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+
+
+def commands(text):
+    """Every command of a README's bash blocks, without comments and settings of the environment."""
+    lines = "".join(blocks(text, "bash")).replace("\\\n", " ").splitlines()
+    words = [
+        shlex.split(re.sub(r"^[A-Z_]+=\S+ ", "", part), comments=True) for line in lines for part in line.split(" && ")
+    ]
+    return list(dict.fromkeys(shlex.join(each) for each in words if each))
+
+
+COMMANDS = list(dict.fromkeys(command for text in READMES.values() for command in commands(text)))
+KINDS = {  # of commands, by the test that runs them
+    "set up": r"pip |pytest",
+    "list": r"python -m pyro_lottery$",
+    "runs": r"python -m pyro_lottery\.imp ",
+    "of runs": r"python -m pyro_lottery\.(controls|transplant|evaluate|report|sites) ",
+    "side by side": r"python -m (experiments|plots)\.bayesian_vs_deterministic ",
+    "own data": r"python -m experiments\.own_data ",
+    "speed": r"python -m (experiments\.benchmarks\.steps|plots\.speed) ",
+    "estimators": r"python -m experiments\.benchmarks\.estimators ",
+    "paper": r"python -m (experiments|plots)\.(fig\d|table1|all|claims|squared_sum) ",
+    "tables": r"python -m experiments\.(timm_table|odd_weights|odd_folders) ",
+    "soak": r"python -m tests\.soak ",  # by soak/test_soak.py
+    "fingerprint": r"python -m tests\.fingerprint ",
+}
+OF = {kind: [c for c in COMMANDS if re.match(pattern, c)] for kind, pattern in KINDS.items()}
+
+
+def test_every_command_is_run_by_one_test():
+    assert all(OF.values())
+    assert sorted(command for several in OF.values() for command in several) == sorted(COMMANDS)
+
+
+def test_every_block_is_of_a_kind_that_is_looked_at():
+    for path, text in READMES.items():
+        fences = re.findall(r"^```(.*)$", text, re.M)
+        assert set(fences[::2]) <= {"bash", "python", "text", "bibtex"}, path
+        assert set(fences[1::2]) <= {""}, path
+        assert not re.search(
+            r"^( {4}|\t)(python|pip|pytest) ", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M
+        )
+
+
+def test_no_readme_is_forgotten():
+    ignored = re.compile(r"/(\.|runs/|data/|build/)")
+    assert {p for p in ROOT.rglob("README.md") if not ignored.search(str(p)[len(str(ROOT)) :])} == set(READMES)
+
+
+def test_the_front_page_is_one_screen():
+    text = READMES[FRONT]
+    assert len(text) <= 6000
+    assert len(blocks(text, "python")) == 1
+    assert blocks(text, "python")[0].count("\n") <= 20
+    first = blocks(text, "bash")[0].splitlines()
+    assert ["pyro_lottery.imp" in first[0], "pytest" in first[1]] == [True, True]
+
+
+def test_the_tree_of_the_front_page_is_there():
+    folder, named = "", []
+    for line in next(block for block in blocks(READMES[FRONT], "text") if "experiments/" in block).splitlines():
+        if match := re.match(r"(\w+)/ ", line):
+            folder = match[1]
+            assert (ROOT / folder).is_dir()
+        elif match := re.match(r"  (\w+(?: \w+)*)  ", line):
+            named += [(folder, name) for name in match[1].split()]
+    assert len(named) >= 20
+    for folder, name in named:
+        assert (ROOT / folder / name).is_dir() or (ROOT / folder / f"{name}.py").is_file(), name
+
+
+def anchor(title):
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.parent.relative_to(ROOT)))
+def test_every_link_leads_somewhere(path):
+    text = READMES[path]
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    for link in links:
+        if not link.startswith("https://"):
+            file, _, section = link.partition("#")
+            found = (path.parent / file).resolve() if file else path
+            assert found.exists(), link
+            if section:
+                assert section in {anchor(title) for title in re.findall(r"^#+ (.*)$", found.read_text(), re.M)}, link
+
+
+def test_every_module_that_is_named_exists():
+    names = set(re.findall(r"python -m ((?:pyro_lottery|experiments|plots|tests)[\w.]*)", README)) - {
+        "experiments.figN"
+    }
+    assert len(names) >= 15
+    for name in names:
+        assert importlib.util.find_spec(name) is not None, name
+
+
+def test_what_the_front_page_counts_is_what_the_pages_behind_it_say():
+    """Each line of "What is different here" names its page, where every number of the line stands too."""
+    section = READMES[FRONT].split("## What is different here\n")[1].split("\n## ")[0]
+    lines = re.findall(r"^- (.*?)(?=^- |\Z)", section, re.M | re.S)
+    assert len(lines) == 5
+    for line in lines:
+        page = (ROOT / re.search(r"\]\((.*?)\)", line)[1]).read_text()
+        numbers = re.findall(r"(?<![\w.,])\d[\d.,]*(?<![.,])", re.sub(r"\[.*?\]\(.*?\)", "", line))
+        assert numbers
+        missing = [n for n in numbers if not re.search(rf"(?<![\d.,]){re.escape(n)}(?![\d]|[.,]\d)", page)]
+        assert missing == [], line
+
+
+def test_the_rows_of_the_front_page_are_the_figures():
+    frame = pd.read_csv(ROOT / "plots" / "gallery" / "reduced" / "fig1.csv")
+    rows = {}
+    for series in ("Bayesian, snr", "deterministic"):
+        for quantity, form in (("test accuracy at the end (%)", "{:.1f} ± {:.1f} %, "), ("MACE", "{:.3f}")):
+            for _, row in frame[(frame["series"] == series) & (frame["quantity"] == quantity)].iterrows():
+                assert row["seeds"] == 3
+                rows.setdefault(row["level"], []).append(form.format(row["mean"], row["std"]))
+    for level, share in ((0, "100 %"), (3, "6.4 %"), (5, "1.0 %")):
+        bayesian, mace, point, point_mace = rows[level]
+        assert f"| {share} | {bayesian}{mace} | {point}{point_mace} |" in READMES[FRONT]
+
+
 def test_set_up_is_what_continuous_integration_does():
-    assert "pip install -e '.[test]'" in COMMANDS
+    assert "pip install -e .[test]" in [command.replace("'", "") for command in commands(READMES[FRONT])]
     ci = (ROOT / ".ci" / "run").read_text()
     assert "-e '.[test]'" in ci
     assert re.search(r"^pytest$", ci, re.M)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "pyro_lottery.imp" in c])
+def test_extras_and_markers_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = {extra for command in OF["set up"] for extra in re.findall(r"\[(\w+)\]", command)}
+    assert extras <= set(project["project"]["optional-dependencies"])
+    markers = {m.partition(":")[0] for m in project["tool"]["pytest"]["ini_options"].get("markers", ())}
+    for command in OF["set up"]:
+        if command.startswith("pytest -m "):
+            assert shlex.split(command)[2].removeprefix("not ") in markers
+
+
+def test_the_list_of_commands(capsys):
+    assert OF["list"] == ["python -m pyro_lottery"]
+    print(listing.text())
+    assert capsys.readouterr().out.count("python -m pyro_lottery.") == len(listing.COMMANDS)
+
+
+@pytest.mark.parametrize("command", OF["runs"])
 def test_runs(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = shlex.split(command)[3:]
@@ -65,36 +215,40 @@ def run_as_written(command, monkeypatch, more=()):
     runpy.run_module(module, run_name="__main__")
 
 
-def test_python_and_the_side_by_side_commands(tmp_path, monkeypatch, capsys):
+def test_python_and_the_commands_on_runs(tmp_path, monkeypatch, capsys):
+    """The Python of every README in one folder, in which the runs that it names have been trained, by shorter commands."""
     monkeypatch.chdir(tmp_path)
-    experiment, plot = (c for c in COMMANDS if "bayesian_vs_deterministic" in c)
+    experiment, plot = OF["side by side"]
     run_as_written(experiment, monkeypatch, ["--epochs", "4", "--train-size", "400"])
     for path in Path("runs").iterdir():  # the shortened runs have other names
         path.rename(path.with_name(re.sub(r"seed0-.*", "seed0-quick", path.name)))
+    for name in ("resnet18-digits-mean_field-snr-seed0-quick", "three"):  # the same network stands in for larger ones
+        Path("runs", name).symlink_to("lenet-digits-mean_field-snr-seed0-quick")
     run_as_written(plot, monkeypatch)
     assert (tmp_path / "both.png").stat().st_size > 10_000
     assert capsys.readouterr().out.count("| lenet | digits |") == 6
 
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 3
-    assert blocks[0].count("\n") <= 25
     names = {}
-    for block in blocks:
-        exec(block, names)
+    for path, text in READMES.items():
+        python = blocks(text, "python")
+        assert len(python) == {FRONT: 1, LIBRARY: 4}.get(path, 0)
+        names = {"__name__": "__main__"} if python else names
+        for block in python:
+            exec(block, names)
+        if path == FRONT:
+            assert names["probs"].shape == (360, 10)
+            out = capsys.readouterr().out
+            assert float(re.search(r"'accuracy': ([0-9.]+)", out).group(1)) > 0.5
     net, start = names["pl"].create_model("lenet", 10, 1, image_size=8), names["run"].level(2).ticket
     net.load_state_dict({**start.start.loc, **start.net})
     torch.save(net.state_dict(), "weights.pt")
-    of_runs = ("controls", "transplant", "evaluate", "report", "sites")
-    for command in (c for c in COMMANDS if re.match(rf"python -m pyro_lottery\.({'|'.join(of_runs)}) ", c)):
+    for command in OF["of runs"]:
         module, *arguments = shlex.split(command)[2:]
-        toy = ["--epochs", "1", "--train-size", "40"] if "weights.pt" in arguments else []
-        assert importlib.import_module(module).main([*arguments, *toy, "--milestones", "1"] if toy else arguments) == 0
-    assert names["probs"].shape == (360, 10)
-    out = capsys.readouterr().out
-    assert float(re.search(r"'accuracy': ([0-9.]+)", out).group(1)) > 0.5
+        toy = ["--epochs", "1", "--train-size", "40", "--milestones", "1"] if "weights.pt" in arguments else []
+        assert importlib.import_module(module).main([*arguments, *toy]) == 0, command
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "experiments.own_data" in c])
+@pytest.mark.parametrize("command", OF["own data"])
 def test_own_data(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     toy = ["--levels", "1", "--epochs", "1", "--milestones", "1", "--eval-samples", "1"]
@@ -107,37 +261,32 @@ def test_the_speed_commands(tmp_path, monkeypatch, capsys):
     run = run_imp(preset("quick", arch="lenet", levels=0, epochs=1, milestones=(), train_size=100))
     toy = ["--arch", "lenet", "--rounds", "1", "--batch-size", "4", "--draws", "4", "--evaluate", "4"]
     if not importlib.util.find_spec("torch_blue"):  # the extra bench is not for tests
-        monkeypatch.setattr(speed, "PEERS", ())
-        monkeypatch.setattr(speed, "has_peers", lambda: True)
+        monkeypatch.setattr(steps, "PEERS", ())
+        monkeypatch.setattr(steps, "has_peers", lambda: True)
     monkeypatch.setattr(torch, "compile", lambda function: function)  # the real one takes half a minute to start
-    commands = [c for c in COMMANDS if "experiments.benchmarks.steps" in c]
-    assert len(commands) == 2
-    for command in commands:
+    *measure, plot = OF["speed"] if "plots" in OF["speed"][-1] else [OF["speed"][0], OF["speed"][2], OF["speed"][1]]
+    assert len(measure) == 2
+    for command in measure:
         more = ["--run", str(run.folder.path)] if "--run" in command else []
         more += ["--kernels", "1000"] if "--kernels" in command else []
-        speed.main([*shlex.split(command)[3:], *toy, *more])
+        steps.main([*shlex.split(command)[3:], *toy, *more])
     out = capsys.readouterr().out
     precision = resolve_precision("auto", torch.device("cpu"))
     assert out.count(f"| lenet, B 4 | {precision} | local, pure torch |") == 2
     assert len(re.findall(r"\| lenet, B 4 \| ten weight samples", out)) == 1
-    run_as_written(next(c for c in COMMANDS if "plots.speed" in c), monkeypatch)
+    run_as_written(plot, monkeypatch)
     assert (tmp_path / "speed.png").stat().st_size > 10_000
 
 
 def test_the_estimators_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    arguments = shlex.split(next(c for c in COMMANDS if "experiments.benchmarks.estimators" in c))[3:]
+    (command,) = OF["estimators"]
     toy = ["--arch", "lenet", "--dataset", "digits", "--shrink", "30", "--seeds", "1"]
-    estimators.main([*arguments, *toy])
+    estimators.main([*shlex.split(command)[3:], *toy])
     assert len(re.findall(r"^\| equal (?:time|epochs) \|", capsys.readouterr().out, re.M)) == 6
 
 
-OF_THE_PAPER = [
-    c for c in COMMANDS if re.search(r"experiments\.(fig|table|all|claims|squared)|plots\.(fig|table|squared)", c)
-]
-
-
-@pytest.mark.parametrize("command", OF_THE_PAPER)
+@pytest.mark.parametrize("command", OF["paper"])
 def test_the_papers_experiments(command, smoke_study, tmp_path, monkeypatch):
     """On the smoke protocol's runs, and in an empty folder of its own where it trains others."""
     monkeypatch.chdir(tmp_path)
@@ -155,18 +304,54 @@ def test_the_papers_experiments(command, smoke_study, tmp_path, monkeypatch):
     assert stopped.value.code == 0
 
 
-def test_its_claims_are_those_of_the_gallery():
-    verdicts = [
-        line for line in (ROOT / "plots" / "gallery" / "claims.md").read_text().splitlines() if line.endswith("** |")
-    ]
-    assert len(verdicts) == len(claims.CLAIMS)
-    assert [line for line in README.splitlines() if line in verdicts] == verdicts
+def test_the_commands_that_write_tables(tmp_path, monkeypatch):
+    """Each on its first cases, since every case is a test of its own."""
+    monkeypatch.chdir(tmp_path)
+    weights = odd_weights.cases()[:2]
+    monkeypatch.setattr(odd_weights, "cases", lambda: weights)
+    monkeypatch.setattr(odd_folders, "CASES", odd_folders.CASES[:2])
+    monkeypatch.setattr(timm_table, "_in_a_process", lambda name, timeout: timm_table.try_out(name))
+    monkeypatch.setattr(timm_table, "MODELS", ["test_resnet"])
+    Path("plots", "gallery").mkdir(parents=True)
+    for command in OF["tables"]:
+        module, *arguments = shlex.split(command)[2:]
+        more = ["--models", "test_resnet"] if "timm" in module else []
+        assert importlib.import_module(module).main([*arguments, *more]) == 0, command
+    assert {path.name for path in Path("plots", "gallery").iterdir()} == {
+        "timm.csv",
+        "timm.md",
+        "weights.md",
+        "folders.md",
+    }
+
+
+def test_the_fingerprint_commands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fingerprint, "fingerprint", lambda name, where, checkout: name)
+    for command in OF["fingerprint"]:
+        assert fingerprint.main(shlex.split(command)[3:]) == 0
+
+
+def test_its_claims_are_those_that_were_judged():
+    rows = []
+    for claim in json.loads((ROOT / "plots" / "gallery" / "claims.json").read_text()):
+        counts = [sum(part["verdict"] == verdict for part in claim["parts"]) for verdict in (HOLDS, FAILS, UNKNOWN)]
+        rows.append(f"| {claim['claim']} | {claim['text']} | {' / '.join(map(str, counts))} | **{claim['verdict']}** |")
+    assert len(rows) == len(claims.CLAIMS)
+    assert [line for line in README.splitlines() if line.endswith("** |")] == rows
+    assert rows[0] in READMES[GALLERY]
+    judged = [row.rsplit("**", 2)[1] for row in rows]
+    parts = sum(sum(map(int, row.split(" | ")[-2].split(" / "))) for row in rows)
+    told = (
+        f"{len(rows)} claims are judged by {parts} statistics; under reduced protocols {judged.count(FAILS)} fail and"
+    )
+    assert f"{told} {judged.count(UNKNOWN)} lack evidence" in READMES[FRONT].replace("\n  ", " ")
 
 
 def test_every_option_it_names_exists():
     fields = {f"--{name.replace('_', '-')}" for name in Config.__dataclass_fields__} | {"--help", "--preset"}
     parsers = [
-        speed.parser(),
+        steps.parser(),
         estimators.parser(),
         claims.parser(),
         soak.parser(),
@@ -174,5 +359,6 @@ def test_every_option_it_names_exists():
         experimenting.parser("all", ""),
         plotting.parser("fig1", ""),
     ]
-    fields |= {"--control", "--key", "--mask"}.union(*(parser._option_string_actions for parser in parsers))
+    fields |= {"--control", "--key", "--mask", "--save", "--compare"}
+    fields = fields.union(*(parser._option_string_actions for parser in parsers))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - fields == set()

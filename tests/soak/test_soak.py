@@ -1,4 +1,4 @@
-"""The short soak: the README's command, each part a few times."""
+"""The short soak: the command of tests/README.md, each part a few times."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("soak")
-    command = re.search(r"^    python (-m tests\.soak .*)$", (ROOT / "README.md").read_text(), re.M).group(1)
+    command = re.search(r"^python (-m tests\.soak .*)$", (ROOT / "tests" / "README.md").read_text(), re.M).group(1)
     short = ["--kills", "4", "--stops", "2", "--every", "50", "--mutations", "300", "--commands", "40", "--ranks", "1"]
     run = subprocess.run(
         [sys.executable, *shlex.split(command), *short],
