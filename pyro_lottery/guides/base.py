@@ -24,15 +24,15 @@ class Own(AutoGuide):
         keep_parameters_(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with not_hidden():  # by what hides its surroundings, as Pyro's Importance does
+        with not_hidden():  # since Pyro's Importance, for one, hides the handlers around it
             return super().__call__(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Pyro's own sets the living guide's model to None.
+        # Pyro's own version sets the model of the guide that is copied to None.
         return self.__dict__ | {"master": None}
 
     def _pyro_set_supermodule(self, name: str, context: Any) -> None:
-        keep_parameters_(self)  # anew: Pyro refuses to take a module that has been called into a list
+        keep_parameters_(self)  # again, since Pyro refuses to put a module that has been called into a list
         super()._pyro_set_supermodule(name, context)
 
 
@@ -41,10 +41,10 @@ class Tempered(Own):
 
     @property
     def _temperature(self) -> float:
-        return getattr(model_of(self), "kl_temperature", 1.0)  # the model's, at each call: it may be changed
+        return getattr(model_of(self), "kl_temperature", 1.0)  # at each call, since the model's may be changed
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        # The prior's sites carry the same factor: together they are T·KL, for any estimator of the ELBO.
+        # The prior's sites have the same factor, so that both together are T·KL for any estimator of the ELBO.
         with poutine.scale(scale=self._temperature):
             return super().forward(*args, **kwargs)
 
@@ -52,7 +52,7 @@ class Tempered(Own):
 def model_of(guide: AutoGuide) -> Any:
     """The model that a guide was built for, without the handlers around it.
 
-    Pyro's ``unwrap`` does not find it in a copy of a guide.
+    Pyro's ``poutine.unwrap`` does not find it in a copy of a guide.
     """
     found: Any = guide.model
     while isinstance(found, partial):

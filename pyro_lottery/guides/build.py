@@ -23,15 +23,15 @@ from pyro.infer.autoguide import (
 )
 
 from pyro_lottery.errors import UserError, unknown
+from pyro_lottery.guides.adapted import Adapted, adapted
 from pyro_lottery.guides.family import family
 from pyro_lottery.guides.joint import AdaptedJoint
 from pyro_lottery.guides.laplace import AdaptedLaplace
 from pyro_lottery.guides.lists import AdaptedList
 from pyro_lottery.guides.mean_field import mean_field
 from pyro_lottery.guides.memory import check_memory
-from pyro_lottery.guides.places import Place, continuous_sites, initial_value
+from pyro_lottery.guides.places import Place, continuous_sites, initial_value, whole
 from pyro_lottery.guides.point import deterministic
-from pyro_lottery.guides.stock import Adapted, adapted
 from pyro_lottery.handlers import left_out
 from pyro_lottery.threads import TURN
 from pyro_lottery.types import Posterior
@@ -61,11 +61,11 @@ def auto(
         if name not in taken - {"model"}:
             raise unknown(f"option of {kind.__name__}", name, sorted(taken - {"model"}))
     if issubclass(kind, AutoIAFNormal):
-        taken.discard("init_loc_fn")  # which it takes, and warns of
+        taken.discard("init_loc_fn")  # since it warns that it ignores this
     by = next(by for known, by in _ADAPTED.items() if issubclass(kind, known))
     guide = adapted(kind, by)(model, **{name: value for name, value in ours.items() if name in taken} | options)
     with TURN, torch.no_grad(), poutine.block(), left_out():
-        # Before the guide's first call, within which the model's own parameters would stay out of Pyro's store.
+        # Before the guide's first call, during which the model's own parameters would stay out of Pyro's store.
         guide._setup_prototype(*prototype_args)
         guide.places = {name: Place.of(site) for name, site in sites.items()}
         guide(*prototype_args)
@@ -88,7 +88,7 @@ _ADAPTED: dict[type[AutoGuide], type[AutoGuide]] = {
     AutoGuideList: AdaptedList,
     AutoGuide: Adapted,
 }
-"""What adapts a class of Pyro's; the first that it is a subclass of."""
+"""What a class of Pyro's is adapted with: the entry of the first class that it is a subclass of."""
 
 _REFUSED: dict[type, str] = {
     AutoMessenger: "is a messenger guide, whose parameters are not known before the first batch and which runs the network "
@@ -100,7 +100,7 @@ _REFUSED: dict[type, str] = {
 
 
 def _check_kind(kind: Any) -> None:
-    """Raise ``UserError`` for what is not a class of Pyro's AutoGuides that can have masks, a temperature and a posterior."""
+    """Raise ``UserError`` unless ``kind`` is a class of Pyro's AutoGuides that can have masks, a temperature and a posterior."""
     if not (isinstance(kind, type) and issubclass(kind, AutoGuide | AutoMessenger)):
         raise UserError(f"guides.auto takes a class of pyro.infer.autoguide such as AutoNormal, got {kind!r}")
     for refused, why in _REFUSED.items():
@@ -111,15 +111,14 @@ def _check_kind(kind: Any) -> None:
 
 
 def _check_plates(kind: type[AutoGuide], sites: Mapping[str, Any]) -> None:
-    """Raise ``UserError`` for plates that one of Pyro's guides does not follow, which would be silently wrong."""
+    """Raise ``UserError`` for plates that a guide of Pyro's would silently treat wrongly."""
     for name, site in sites.items():
         for frame in site["cond_indep_stack"]:
             if not frame.vectorized:
                 raise UserError(
                     f"site {name!r} is in the loop {frame.name!r}, which Pyro's guides refuse; use mean_field"
                 )
-            subsampled = (frame.full_size or frame.size) != frame.size
-            if subsampled and not issubclass(kind, AutoNormal | AutoDelta | AutoGuideList):
+            if whole(frame) != frame.size and not issubclass(kind, AutoNormal | AutoDelta | AutoGuideList):
                 raise UserError(
                     f"site {name!r} is in a subsample of {frame.name!r}, and {kind.__name__} has no loc for the rest of "
                     "it; use mean_field or AutoNormal"

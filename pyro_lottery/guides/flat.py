@@ -45,13 +45,13 @@ class FlatGuide(Tempered, Family):
         self.places = {name: Place.of(site) for name, site in sites.items()}
         values = {name: place.loc_of(sites[name]["value"]) for name, place in self.places.items()}
         self.shapes: dict[str, Size] = {name: value.shape for name, value in values.items()}
-        """Of each site's parameters."""
+        """Shapes of each site's parameters."""
         self._hyper_sites = frozenset(getattr(model_of(self), "hyper_sites", ()))
         self._unprunable = {name: why for name, place in self.places.items() if (why := place.unprunable)}
         self._prototype_frames = {frame.name: frame for place in self.places.values() for frame in place.frames}
         self.layout = Layout(list(self.shapes.values()))
-        """Of the parameters: of all weights, or within :func:`compressed` of those that the masks keep."""
-        self._masked = self.layout  # the layout of the masks last met by a guide that is not compressed
+        """Layout of the parameters: all weights, or within :func:`compressed` those that the masks keep."""
+        self._masked = self.layout  # under the last masks, while the guide is not compressed
         self.loc = nn.Parameter(torch.cat([flatten(value) for value in values.values()]).clone())
 
     def sites(self) -> dict[str, Place]:
@@ -97,10 +97,10 @@ class FlatGuide(Tempered, Family):
         return self._masked, [self._masked.keep(p) for p in parameters]
 
     def draw(self, distribution: Callable[[int, Select], Any], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Sample every site inside its plates from ``distribution(number, select)``: per weight of the site's parameters,
-        of which ``select`` takes the subsample's part.
+        """Sample every site inside its plates. ``distribution(number, select)`` is that of each parameter of the site with
+        this number; ``select`` takes the subsample's part of the parameters.
         """
-        # Also without sites in them: a user's plates say which part of the data the model sees.
+        # A user's plates are made even if no site is in them: they say which part of the data the model sees.
         plates = self._create_plates(*args, **kwargs) if self._prototype_frames or self.create_plates else {}
         values = {}
         with poutine.scale(scale=self._temperature):
@@ -159,7 +159,7 @@ class FlatGuide(Tempered, Family):
         self.layout = before[0]
 
     def _set(self, name: str, parameter: nn.Parameter) -> None:
-        # Not by setattr: Pyro would delete whatever has this name in its global store, a user's own "loc" perhaps.
+        # Not by setattr: Pyro would delete a parameter of this name from its global store, perhaps a user's own "loc".
         self._parameters[name] = parameter
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -12,9 +12,10 @@ from torch import Size, Tensor
 
 from pyro_lottery.distributions import base
 from pyro_lottery.errors import UserError
+from pyro_lottery.guides.adapted import Adapted
 from pyro_lottery.guides.base import device_of
 from pyro_lottery.guides.family import Family, family
-from pyro_lottery.guides.stock import Adapted, Drawn, Stock
+from pyro_lottery.guides.stock import Drawn, Stock
 
 
 class StockJoint(Stock):
@@ -44,7 +45,7 @@ def _(guide: AutoContinuous) -> Family:
 
 
 class AdaptedJoint(Adapted, AutoContinuous):
-    """What :func:`guides.auto` adds to a joint guide: under a mask, it is the marginal of the surviving weights."""
+    """A joint guide which is, under a mask, the marginal of the surviving weights."""
 
     def unmasked(self) -> dist.TorchDistribution:
         """The joint distribution of all weights, whatever the mask."""
@@ -55,11 +56,11 @@ class AdaptedJoint(Adapted, AutoContinuous):
         surviving = self.surviving()
         if surviving is not None:
             return _Surviving(joint, surviving)
-        base(joint).knows_masks = True  # of other sites, which sparsify need not look for in this vector
+        base(joint).knows_masks = True  # so that sparsify lets this vector pass under a mask of other sites
         return joint
 
     def surviving(self) -> Tensor | None:
-        """Which entries of the joint vector the enclosing ``sparsify`` keeps; None for all."""
+        """The mask [n] of the joint vector in the enclosing ``sparsify``; None where nothing is pruned."""
         masks = self.masks()
         if all(mask is None for mask in masks.values()):
             return None

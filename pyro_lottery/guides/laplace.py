@@ -12,11 +12,11 @@ from pyro.ops.hessian import hessian
 from torch import Tensor, nn
 
 from pyro_lottery.errors import UserError
+from pyro_lottery.guides.adapted import adapted
 from pyro_lottery.guides.base import model_of
 from pyro_lottery.guides.family import family
 from pyro_lottery.guides.joint import AdaptedJoint, StockJoint
 from pyro_lottery.guides.memory import check_memory
-from pyro_lottery.guides.stock import adapted
 from pyro_lottery.handlers import left_out
 from pyro_lottery.modes import evaluating
 from pyro_lottery.threads import TURN
@@ -35,7 +35,7 @@ family.register(AutoLaplaceApproximation, StockLaplace)
 
 
 class AdaptedLaplace(AdaptedJoint):
-    """What :func:`guides.auto` adds to AutoLaplaceApproximation: :meth:`laplace_approximation` of the surviving weights."""
+    """A point with :meth:`laplace_approximation` of the surviving weights, under the KL temperature."""
 
     def laplace_approximation(self, *args: Any, **kwargs: Any) -> AutoGuide:
         """The Gaussian at loc with covariance T·H⁻¹, an AutoMultivariateNormal like one of :func:`guides.auto`.

@@ -53,7 +53,7 @@ family.register(AutoGuideList, StockList)
 
 
 class AdaptedList(Own, AutoGuideList):
-    """What :func:`guides.auto` adds to AutoGuideList. Its parts bring the temperature and obey masks themselves."""
+    """A list of guides that bring the KL temperature and obey masks themselves."""
 
     places: Mapping[str, Place] = MappingProxyType({})
 

@@ -75,7 +75,7 @@ class MeanField(FlatGuide):
                 )
 
     def bounded(self, log_scale: Tensor) -> Tensor:
-        """The logarithms of the scales that this guide has, none above ``max_scale``."""
+        """``log_scale`` with no scale above ``max_scale``."""
         return log_scale if self.max_scale is None else _AtMost.apply(log_scale, math.log(self.max_scale))
 
     def under_masks(self) -> tuple[Layout, list[Tensor]]:
@@ -93,7 +93,7 @@ class MeanField(FlatGuide):
 
 
 class _AtMost(torch.autograd.Function):
-    """min(x, bound), with a gradient of 0 only where descent would go further above the bound: what is at it can return."""
+    """min(x, bound), whose gradient is 0 only where descent would raise x further: what is at the bound can return."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The sites of a model as a guide sees them: their plates, their supports and where they start."""
+"""The sites of a model as a guide sees them: their plates, their supports and their initial values."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions import constraints
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from pyro.ops.tensor_utils import periodic_repeat
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
-from torch.distributions import Transform, biject_to
+from torch.distributions import Transform
 
 from pyro_lottery.distributions import PointMass
 from pyro_lottery.errors import UserError
+from pyro_lottery.guides.supports import check_real, transform_of
 from pyro_lottery.handlers import left_out
 from pyro_lottery.threads import TURN
 
 Select = Callable[[Tensor], Tensor] | None
-"""Takes a subsample's part of a tensor shaped like a site's parameters; None takes all of it."""
+"""A function that takes a subsample's part of a tensor shaped like a site's parameters; None where all of it is used."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Place:
     """Where a site of a guide is in its model: its plates, its support, and which of its dimensions are one event."""
 
     shape: Size
-    """Of a value; within a subsample, if its plates are subsampled."""
+    """Shape of a value; of a subsample's values, if its plates are subsampled."""
     event_dim: int
-    """Of a value."""
+    """Event dimensions of a value."""
     real_dim: int
     """Event dimensions of the parameters, which differ for supports such as a simplex or triangular matrices."""
     frames: tuple[CondIndepStackFrame, ...]
@@ -51,24 +51,23 @@ class Place:
 
     @property
     def real_shape(self) -> Size:
-        """Of the parameters; within a subsample, if the site's plates are subsampled."""
+        """Shape of the parameters; of a subsample's, if the site's plates are subsampled."""
         return self.shape if self.transform is None else Size(self.transform.inverse_shape(self.shape))
 
     @property
     def unprunable(self) -> str:
-        """Why the site cannot be masked; empty if it can."""
+        """The reason why the site cannot be masked; empty if it can."""
         if self.transform is not None:
             return "is not over all real numbers"
-        subsampled = any((frame.full_size or frame.size) != frame.size for frame in self.frames)
+        subsampled = any(whole(frame) != frame.size for frame in self.frames)
         return "is in a subsampled plate, of whose entries a model sees some" if subsampled else ""
 
     def loc_of(self, value: Tensor) -> Tensor:
-        """The parameters at a value of the model's, repeated to whole plates."""
+        """The parameters at a value of the model, repeated so that they fill whole plates."""
         loc = self.real_of(value)
         for frame in self.frames:
-            size = frame.full_size or frame.size
-            if size != frame.size:
-                loc = periodic_repeat(loc, size, self._dim(frame))
+            if whole(frame) != frame.size:
+                loc = periodic_repeat(loc, whole(frame), self._dim(frame))
         return loc
 
     def _dim(self, frame: CondIndepStackFrame) -> int:
@@ -77,26 +76,26 @@ class Place:
 
     @property
     def decreasing(self) -> bool:
-        """Whether the support is reached by a decreasing map, as numbers below a bound are."""
+        """Whether the map to the support is decreasing, as it is for numbers below a bound."""
         try:
             return self.transform is not None and bool((torch.as_tensor(self.transform.sign) < 0).all())
         except NotImplementedError:  # of a map that mixes its entries
             return False
 
     def real_of(self, value: Tensor) -> Tensor:
-        """The parameters at a value, as they are."""
+        """The parameters at a value of the site."""
         return value if self.transform is None else self.transform.inv(value)
 
     def value_of(self, loc: Tensor) -> Tensor:
-        """Values at parameters."""
+        """The value of the site at parameters."""
         return loc if self.transform is None else self.transform(loc)
 
     def enter(self, stack: ExitStack, plates: Mapping[str, Any], given: bool) -> Select:
-        """Enter the site's plates; ``given`` are those that a user has made, perhaps with indices of his own."""
+        """Enter the site's plates; ``given`` says that the user made them, perhaps with other indices than 0, 1, 2, ..."""
         chosen = {}
         for frame in self.frames:
             index = stack.enter_context(plates[frame.name])
-            if given or len(index) < (frame.full_size or frame.size):
+            if given or len(index) < whole(frame):
                 chosen[self._dim(frame)] = index
         if not chosen:
             return None
@@ -109,16 +108,21 @@ class Place:
         return select
 
     def distribution(self, each: Any) -> dist.TorchDistribution:
-        """The site's distribution from one per parameter, or from a tensor of them for a point mass."""
+        """The site's distribution from that of each parameter, or a point mass from a tensor of the parameters."""
         if isinstance(each, Tensor):
             return PointMass(self.value_of(each), event_dim=self.event_dim)
         each = each.to_event(self.real_dim)
-        # Cached, so that the log-density is of the very number that was drawn.
+        # With a cache, so that the log-density is of the very number that was drawn.
         return each if self.transform is None else dist.TransformedDistribution(each, [self.transform.with_cache()])
 
 
+def whole(frame: CondIndepStackFrame) -> int:
+    """The size of a plate, of which a subsample may be smaller."""
+    return frame.full_size or frame.size
+
+
 def initial_value(model: Any) -> Callable[[Any], Tensor]:
-    """A function from a Pyro site to its initial loc: the network's own value, or else the prior's median."""
+    """A function from a Pyro site to its initial value: the network's own, or else the prior's median."""
     values = model.initial_values() if hasattr(model, "initial_values") else {}
 
     def of(site: Any) -> Tensor:
@@ -130,14 +134,14 @@ def initial_value(model: Any) -> Callable[[Any], Tensor]:
 
 
 def traced_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[tuple[str, Any]]:
-    """The random sites of a model at their initial values, as Pyro traces them when the model is called with ``args``."""
+    """The random sites of a model at their initial values, from a trace of the model called with ``args``."""
     with TURN, torch.no_grad(), poutine.block(), left_out():
         trace = poutine.trace(InitMessenger(initial_value(model))(model)).get_trace(*args, **kwargs)
     return [(name, site) for name, site in trace.iter_stochastic_nodes() if not site_is_subsample(site)]
 
 
 def continuous_sites(model: Callable[..., Any], *prototype_args: Any) -> dict[str, Any]:
-    """The random sites of a model at their initial values; ``UserError`` for one that no guide of real numbers covers."""
+    """The random sites of a model at their initial values; ``UserError`` for one that no guide can cover, a discrete one say."""
     weights = getattr(model, "kaiming_scale", {})  # of a network; any of them may be pruned
     sites = dict(traced_sites(model, *prototype_args))
     if not sites:
@@ -147,43 +151,13 @@ def continuous_sites(model: Callable[..., Any], *prototype_args: Any) -> dict[st
             check_real(name, site["fn"])
         transform_of(name, site["fn"])
         for frame in site["cond_indep_stack"]:
-            if not frame.vectorized and (frame.full_size or frame.size) != frame.size:
+            if not frame.vectorized and whole(frame) != frame.size:
                 raise UserError(f"site {name!r} is in {frame.name!r}, a loop over a subsample; use `with pyro.plate`")
     return sites
 
 
-def transform_of(site: str, distribution: Any) -> Transform | None:
-    """The map from the real numbers to a site's support; None if that is all real numbers."""
-    if _base_constraint(distribution) is constraints.real:
-        return None
-    try:
-        return biject_to(distribution.support)
-    except NotImplementedError as error:
-        raise UserError(
-            f"site {site!r} is over {distribution.support}, which no map reaches from the real numbers; enumerate a "
-            "discrete site, and hide it from the guide with pyro.poutine.block"
-        ) from error
-
-
 def check_unmasked(masks: Mapping[str, Tensor | None], unprunable: Mapping[str, str]) -> None:
-    """Raise ``UserError`` for a mask of a site that cannot have one, with the reason."""
+    """Raise ``UserError`` with the reason for a mask of a site that cannot have one."""
     for name, reason in unprunable.items():
         if masks[name] is not None:
             raise UserError(f"site {name!r} {reason}, so its values cannot be pruned to exactly 0")
-
-
-def _base_constraint(distribution: Any) -> Any:
-    support = distribution.support
-    while hasattr(support, "base_constraint"):  # of an independent one, or of a mixture
-        support = support.base_constraint
-    return support
-
-
-def check_real(site: str, distribution: Any) -> None:
-    """Raise ``UserError`` for a distribution that is not over all real numbers."""
-    support = _base_constraint(distribution)
-    if support is not constraints.real:
-        raise UserError(
-            f"the prior of {site!r} is over {support}, not all real numbers, on which a weight is pruned to exactly 0; "
-            "choose one like normal, laplace or student_t"
-        )

@@ -1,10 +1,9 @@
-"""Pyro's own guides: where they keep loc and scale, and what they need to obey masks and the KL temperature."""
+"""Pyro's own guides: where they keep loc and scale."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from operator import attrgetter
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,22 +14,23 @@ from torch.distributions import transform_to
 
 from pyro_lottery.distributions import Pruned, base
 from pyro_lottery.errors import UserError
-from pyro_lottery.guides.base import Tempered, device_of, model_of
+from pyro_lottery.guides.base import model_of
 from pyro_lottery.guides.family import Family, family
-from pyro_lottery.guides.places import Place, check_real, check_unmasked
+from pyro_lottery.guides.places import Place
 from pyro_lottery.guides.preimage import preimage
 from pyro_lottery.guides.quantiles import normal_quantiles, probabilities
-from pyro_lottery.handlers import active_mask
+from pyro_lottery.guides.supports import check_real
 from pyro_lottery.masks import zeroed
 from pyro_lottery.types import Posterior
 
 QUANTILE_DRAWS = 1000
 """Draws from which quantiles of a guide without closed-form marginals are estimated."""
+
 Masks = Mapping[str, Tensor | None]
 
 
 class Stock(Family):
-    """A guide of Pyro's, with a loc and perhaps a scale for every site."""
+    """A guide of Pyro's, with a loc for every site and perhaps a scale."""
 
     def __init__(self, guide: Any):
         self.guide = guide
@@ -134,7 +134,7 @@ family.register(AutoDelta, StockDelta)
 
 
 class StockStructured(Drawn):
-    """AutoStructured: a site's dependencies add what is symmetric about 0, so that its median is its loc."""
+    """AutoStructured: what a site depends on adds something symmetric about 0, so that its median is its loc."""
 
     def __init__(self, guide: AutoStructured):
         super().__init__(guide)
@@ -148,46 +148,11 @@ class StockStructured(Drawn):
 family.register(AutoStructured, StockStructured)
 
 
-class Adapted(Tempered):
-    """What :func:`guides.auto` adds to each of Pyro's guides: the temperature, masks, medians and quantiles."""
-
-    places: Mapping[str, Place] = MappingProxyType({})
-
-    def masks(self) -> dict[str, Tensor | None]:
-        """What the enclosing ``sparsify`` has for every site; ``UserError`` for a mask of a site that cannot have one."""
-        device = device_of(self)
-        masks = {name: active_mask(name, place.real_shape, device) for name, place in self.places.items()}
-        check_unmasked(masks, {name: why for name, place in self.places.items() if (why := place.unprunable)})
-        return masks
-
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        self.masks()
-        return super().forward(*args, **kwargs)
-
-    @torch.no_grad()
-    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The median of every site; 0 where the enclosing ``sparsify`` prunes."""
-        own: Any = family(self)
-        return own.median(self.masks(), *args, **kwargs)
-
-    @torch.no_grad()
-    def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The marginal quantiles [n, *shape] of every site for n numbers between 0 and 1; 0 where ``sparsify`` prunes.
-
-        They are estimated from 1000 draws where the marginals have no closed form.
-        """
-        own: Any = family(self)
-        return own.quantiles(quantiles, self.masks(), *args, **kwargs)
-
-
-def adapted(kind: type[AutoGuide], by: type[AutoGuide]) -> Any:
-    """One of Pyro's guides as a class of the same name with what ``by`` adds to it."""
-    return type(kind.__name__, (by, kind), {})
-
-
 def _places_of(guide: AutoGuide) -> Mapping[str, Place]:
-    """The places of a guide's sites; ``UserError`` if one of Pyro's has not met its model yet, or covers a network's
-    weight that is not over all real numbers.
+    """Where each site of a guide is in its model.
+
+    Raises ``UserError`` for a guide of Pyro's that has not met its model yet, or has met it inside ``sparsify``, and for a
+    network's weight that is not over all real numbers.
     """
     found = getattr(guide, "places", None)
     if found is not None:
@@ -205,5 +170,5 @@ def _places_of(guide: AutoGuide) -> Mapping[str, Place]:
                 "pyro_lottery.guides.auto"
             )
         if name in weights:
-            check_real(name, site["fn"])  # or loc would be read in another space than samples are drawn in
+            check_real(name, site["fn"])  # or loc would be in another space than the samples
     return {name: Place.of(site) for name, site in trace.iter_stochastic_nodes()}

@@ -180,7 +180,7 @@ def test_a_model_without_sites_is_refused():
 
 
 def test_discrete_sites_are_refused_by_name():
-    with pytest.raises(pl.UserError, match=r"site 'k' is over .*, which no map reaches from the real numbers"):
+    with pytest.raises(pl.UserError, match=r"site 'k' is over .*, to which no map from the real numbers is known"):
         pl.guides.mean_field(lambda: pyro.sample("k", dist.Categorical(torch.ones(3))))
 
 
