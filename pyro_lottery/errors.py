@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions whose text is one line that says what would be right."""
+"""Exceptions of the library; each message is one line that says what is wrong and what would be right."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
-    """Bad input: the command line prints its one line and exits with 2."""
+    """Bad input; the command line prints the message and exits with 2."""
 
     def __init__(self, message: str):
-        # Without the lines that Pyro adds to what is raised within a model.
+        # Pyro appends a table of shapes to an error raised inside a model; it is cut off here.
         super().__init__(re.split(r"\n\s*Trace Shapes:", message)[0])
 
 
 class Busy(UserError):
-    """Another process is at work in a run folder."""
+    """Another process is using the run folder."""
 
 
 class Diverged(RuntimeError):
-    """Training met a loss or a parameter that is not finite."""
+    """The loss or a parameter became infinite or NaN during training.
+
+    ``epoch`` and ``step`` say where, ``sites`` lists the affected sites.
+    """
 
     def __init__(self, message: str, epoch: int, step: int, sites: Sequence[str]):
         super().__init__(message)
@@ -28,7 +31,7 @@ class Diverged(RuntimeError):
 
 
 class Stopped(Exception):
-    """A signal asked to stop; everything is saved and the command line exits with 75."""
+    """A signal stopped the run after everything was saved; the command line exits with 75."""
 
 
 class Failed(Exception):
@@ -40,7 +43,7 @@ class Damaged(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind where it says nothing.
+    """Return the first line of an error's message, or the name of its class if the message is empty.
 
     >>> one_line(ValueError("one\\ntwo")), one_line(MemoryError())
     ('one', 'MemoryError')
@@ -49,7 +52,7 @@ def one_line(error: BaseException) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """An error for a name that is not among ``known``, with near matches first.
+    """Return a ``UserError`` for a name that is not in ``known``; the message suggests close matches first.
 
     >>> str(unknown("arch", "resnet19", ["vgg11", "resnet18"]))
     "unknown arch 'resnet19': did you mean resnet18? Known: vgg11 resnet18"

@@ -1,4 +1,4 @@
-"""Writing files so that a kill or a full disk never leaves half of one, and reading them so that damage is seen."""
+"""Atomic writing, so that a kill or a full disk never leaves half a file, and reading that detects damage."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ NUMBERS = {
     torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32,
     torch.int64,
 }  # fmt: skip
-"""What torch can compare, add and convert everywhere."""
+"""Dtypes that torch can compare, add and convert on every device."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write to a temporary file beside ``path``, flush it to the disk and rename it into place.
+    """Write ``data`` to a temporary file beside ``path``, flush it to the disk and rename it to ``path``.
 
-    Raises ``OSError`` that names ``path``; what was there before then still is.
+    Raises ``OSError`` that names ``path`` if this fails; the previous file is then unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        _check_regular(path)  # or a device would be replaced by a file
+        _check_regular(path)  # the rename would replace a device by a file
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -42,29 +42,31 @@ def write_atomic(path: Path, data: bytes) -> None:
                     raise OSError(errno.EIO, f"only {size} of {len(data)} bytes were written")
             replace(temporary, path)
         finally:
-            with suppress(OSError):  # or it would hide what went wrong; a resumed run removes what is left
+            with suppress(
+                OSError
+            ):  # it would hide the first error; a resumed run removes a temporary file that is left
                 temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def is_refused(error: OSError) -> bool:
-    """Whether another path would do; a full or failing disk is no fault of the path."""
+    """Return whether ``error`` is due to the path, so that another path would work; a full or failing disk is not."""
     return error.errno in (
         errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
     )  # fmt: skip
 
 
 def replace(source: Path, target: Path) -> None:
-    """Rename a file within its folder so that the rename itself survives a power cut."""
+    """Rename ``source`` to ``target`` in the same folder and flush the folder, so that the rename survives a power cut."""
     os.replace(source, target)
     if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows opens no folders
+        return  # Windows cannot open folders
     folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems have no such thing
+        if error.errno != errno.EINVAL:  # some network file systems cannot flush a folder
             raise
     finally:
         os.close(folder)
@@ -76,7 +78,10 @@ def _check_regular(path: Path) -> None:
 
 
 def read_text(path: Path, errors: str = "strict") -> str:
-    """The text of a regular file of at most 64 MiB; ``OSError`` for what is none, and would not end, a pipe say."""
+    """Return the text of a regular file of at most 64 MiB.
+
+    Raises ``OSError`` for larger files and for other kinds, such as pipes, where reading might never end.
+    """
     _check_regular(path)
     if path.stat().st_size > 2**26:
         raise OSError(errno.EFBIG, "more than 64 MiB of text", str(path))
@@ -84,12 +89,12 @@ def read_text(path: Path, errors: str = "strict") -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
+    """Write ``value`` to ``path`` atomically as indented JSON."""
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def checksum(tensors: Mapping[str, Tensor], text: str = "") -> int:
-    """CRC-32 of a text, and of the names and bytes of tensors on the CPU."""
+    """Return the CRC-32 of ``text`` and of the names and bytes of ``tensors``, which must be on the CPU."""
     crc = zlib.crc32(text.encode())
     for name in sorted(tensors):
         crc = zlib.crc32(name.encode(), crc)
@@ -98,26 +103,26 @@ def checksum(tensors: Mapping[str, Tensor], text: str = "") -> int:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> None:
-    """Write tensors as safetensors, atomically, with a checksum and JSON ``info`` in the metadata."""
+    """Write ``tensors`` to ``path`` atomically as safetensors, with a checksum and ``info`` (JSON) in the metadata."""
     on_cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    # One metadata key alone: safetensors orders several at random, and equal runs shall give equal files.
+    # A single metadata key, because safetensors writes several in random order and equal runs must give equal files.
     text = json.dumps(dict(info or {}))
     metadata = {"pyro_lottery": json.dumps({"checksum": checksum(on_cpu, text), "info": text})}
     write_atomic(path, safetensors.torch.save(on_cpu, metadata))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`save_tensors` wrote as ``(tensors on the CPU, info)``; ``Damaged`` if it is not whole.
+    """Read a file of :func:`save_tensors` and return ``(tensors on the CPU, info)``.
 
-    Nothing in the file is run, and no more memory is taken than it has bytes: safetensors compares all shapes with its
-    length first.
+    Runs no code from the file and takes no more memory than the file has bytes, since safetensors first compares all shapes
+    with the file's length. Raises ``Damaged`` if the file cannot be parsed or fails its checksum.
     """
     _check_regular(path)
     try:
         with safetensors.safe_open(path, "pt") as file:
             header = json.loads(file.metadata()["pyro_lottery"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if "crc32" in header:  # of the first version, whose checksum did not cover ``info``
+        if "crc32" in header:  # written by the first version, whose checksum did not cover ``info``
             expected, text = header["crc32"], ""
             info = header["info"]
         else:
@@ -128,7 +133,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         whole = checksum(tensors, text) == expected and isinstance(info, dict)
     except (FileNotFoundError, MemoryError):
         raise
-    except OSError as error:  # no permission, a failing disk: the file may be whole
+    except OSError as error:  # no permission or a failing disk; the file itself may be good
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
     except Exception as error:  # a foreign file may fail in any way
         raise Damaged(f"{path} cannot be read: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Training and eval mode of a network's modules."""
+"""Training and evaluation modes of a network's modules."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import nn
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
-    """``net`` in eval mode, in which BatchNorm uses its running statistics and leaves them; afterwards each module has the
-    mode that it had, since one may be frozen on purpose.
+    """Put ``net`` in evaluation mode within this context; BatchNorm then uses its running statistics without updating them.
+
+    Afterwards each module returns to its own previous mode, since the user may have frozen some of them.
     """
     modes = {module: module.training for module in net.modules()}
     net.eval()

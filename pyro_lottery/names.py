@@ -1,4 +1,4 @@
-"""Two collections of tensors compared: their names and shapes, and whether their values are finite."""
+"""Checks of tensors by name: that names and shapes agree, and that values are finite."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 from pyro_lottery.errors import UserError
 
 LIKELIHOOD = "likelihood/"
-"""The prefix of the names in a model's state that are not its network's, as a learned noise scale."""
+"""Prefix of the model's parameters that do not belong to the network, such as a learned noise scale."""
 LISTED = 5
-"""Differences that an error names; it counts further ones."""
+"""Maximum number of differences that an error lists; the others are only counted."""
 
 
 def check_same(
@@ -23,9 +23,10 @@ def check_same(
     prefix: str = "",
     error: type[Exception] = UserError,
 ) -> None:
-    """Raise one ``error`` that names the differences between ``given`` and what ``whose`` has, tensors or shapes by name.
+    """Raise ``error`` unless ``given`` and ``wanted`` have the same names and shapes.
 
-    ``where`` goes before the list ("the ticket is of another network: "), ``prefix`` before each name ("loc/").
+    Values are tensors or shapes. The message starts with ``where`` ("the ticket is of another network: ") and lists the
+    differences; ``prefix`` ("loc/") precedes each name, and ``whose`` says what ``wanted`` belongs to.
 
     >>> check_same({"a": (2,), "c": (1,)}, {"a": (3,), "b": (1,)})
     Traceback (most recent call last):
@@ -45,10 +46,10 @@ def check_same(
 
 
 def check_finite(given: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str = "") -> None:
-    """Raise ``UserError`` for a value that is not finite, unless ``own`` has it too, as an attention mask has from the start.
+    """Raise ``UserError`` if a tensor of ``given`` holds an infinite or NaN value that ``own`` does not hold at the same place.
 
-    Values are compared in the dtype of ``own``, in which a large number of double precision is infinite. ``prefix`` goes
-    before the name.
+    A network may hold infinite values itself, for example in an attention mask. Values are first converted to the dtype of
+    ``own``: a number that fits double precision may become infinite in single precision. ``prefix`` precedes the name.
     """
     for name, value in own.items():
         new = given[name].to(value)

@@ -1,4 +1,4 @@
-"""One seed, many independent streams: what one stage draws never shifts what another draws."""
+"""Independent streams of random numbers from one seed: numbers taken by one stage never shift those of another."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pyro_lottery.errors import UserError, one_line
 from pyro_lottery.threads import TURN
 
 STREAMS = "full keys"
-"""How streams are made, for ``config.json``; runs of earlier versions, of 32 bits a stream, do not say."""
+"""Method that makes the streams, as written to ``config.json``. Early runs, with 32 bits per stream, lack the entry."""
 _WORDS = slice(24, 24 + 624 * 8)
-"""Of a CPU generator's state in bytes: the 624 words of its Mersenne Twister, 8 bytes each."""
+"""Bytes of a CPU generator's state that hold the 624 words of its Mersenne Twister, 8 bytes each."""
 
 
 def derive(seed: int, *path: str | int) -> int:
-    """A 63-bit seed for the stream named by ``path``, from BLAKE2 of the run's seed and the path.
+    """Return a 63-bit seed for the stream named by ``path``: the BLAKE2 hash of ``seed`` and ``path``.
 
     >>> derive(0, "noise", 1) == derive(0, "noise", 1) != derive(0, "noise", 2)
     True
@@ -30,11 +30,11 @@ def derive(seed: int, *path: str | int) -> int:
 
 
 def generator(device: torch.device | str, seed: int, *path: str | int) -> torch.Generator:
-    """A generator on ``device`` for the stream named by ``path``.
+    """Return a generator on ``device`` for the stream named by ``path``.
 
-    ``manual_seed`` keeps only the low 32 bits of a seed on a processor, so that 77,000 streams have an even chance that
-    two are equal; here all 624 words of the state come from SHAKE-256 of the seed and the path. A GPU's generator
-    (Philox) keeps a seed whole.
+    On a CPU, ``manual_seed`` keeps only the low 32 bits of a seed, so among 77,000 streams two are equal with probability
+    1/2. Therefore all 624 words of the state are filled from SHAKE-256 of the seed and the path. A GPU's generator (Philox)
+    keeps all bits of a seed.
     """
     made = torch.Generator(device).manual_seed(derive(seed, *path))
     if made.device.type == "cpu":
@@ -54,9 +54,9 @@ def _key(seed: int, *path: str | int) -> bytes:
 
 @contextmanager
 def stream(device: torch.device | str, seed: int, *path: str | int) -> Iterator[None]:
-    """Torch's global generators follow the stream named by ``path`` inside, and are as before outside.
+    """Let torch's global generators follow the stream named by ``path`` within this context, and restore them after it.
 
-    Pyro draws its samples from the global generators, so this is how weight noise gets its own stream.
+    Pyro samples from the global generators; this context gives the noise of the weights a stream of its own.
     """
     with Stream(device, seed, *path):
         yield
@@ -64,15 +64,15 @@ def stream(device: torch.device | str, seed: int, *path: str | int) -> Iterator[
 
 @contextmanager
 def deterministic(on: bool = True) -> Iterator[None]:
-    """Only algorithms that give the same bits every time on one GPU, inside; they may be slower.
+    """Use only deterministic algorithms within this context: the same bits every time on one GPU, possibly slower.
 
-    Raises ``UserError`` for an operation that has none.
+    Raises ``UserError`` if an operation has no deterministic algorithm.
     """
     if not on:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS is refused
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch refuses cuBLAS without it
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:
@@ -87,7 +87,7 @@ def deterministic(on: bool = True) -> Iterator[None]:
 
 
 class Stream:
-    """A :func:`stream` that can be left and entered again, and then goes on where it was."""
+    """A :func:`stream` that can be entered several times; each time it continues where it was left."""
 
     def __init__(self, device: torch.device | str, seed: int, *path: str | int):
         self.device = torch.device(device)
@@ -108,7 +108,7 @@ class Stream:
             self._states[place] = state
 
     def __enter__(self) -> Stream:
-        with TURN:  # not while another thread predicts
+        with TURN:  # another thread may be predicting with the global generators
             self._swap()
         return self
 
@@ -118,8 +118,9 @@ class Stream:
 
 
 class Replay(Stream):
-    """A :class:`Stream` that begins where the global generators are, and whose :meth:`mark` brings back, whenever one is
-    passed again, the state in which it was passed first.
+    """A :class:`Stream` that starts at the state of the global generators and can repeat its own numbers.
+
+    The first :meth:`mark` of a number records the state; later marks of the same number restore it.
     """
 
     def __init__(self, device: torch.device | str):
@@ -131,7 +132,7 @@ class Replay(Stream):
         return [torch.get_rng_state() if d.type == "cpu" else torch.cuda.get_rng_state(d) for d in self._devices]
 
     def mark(self, number: int) -> None:
-        """Within the stream: go back to where ``number`` was first passed, or note that it is passed here."""
+        """Record the current state under ``number``, or restore it if ``number`` is known. Call it within the stream."""
         if number not in self._marks:
             self._marks[number] = self._now()
             return
@@ -142,5 +143,5 @@ class Replay(Stream):
                 torch.set_rng_state(state)
 
     def keep(self) -> None:
-        """Outside: leave the global generators where the stream is."""
+        """Set the global generators to the stream's state. Call it outside the stream."""
         self._swap()

@@ -1,4 +1,4 @@
-"""Threads: Pyro's stack of handlers, torch's generators and a network's modes exist once for all of them."""
+"""Locks for threads, which share Pyro's stack of handlers, torch's generators and a network's modes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro_lottery.errors import UserError
 
 TURN = threading.RLock()
-"""Held through each draw of a prediction and each step of training; never while a generator waits for its caller."""
+"""Lock held during each draw of a prediction and each training step, but never while a generator waits for its caller."""
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
 class OwnHandler(Messenger):
-    """A handler that acts on the thread that has entered it alone, though Pyro's stack holds those of all threads."""
+    """A Pyro handler that acts only on the thread that entered it, although all threads share Pyro's stack of handlers."""
 
     _thread: int | None = None
 
     def __enter__(self) -> Any:
-        with TURN:  # not while another thread goes through the stack
+        with TURN:  # another thread may be iterating over the stack
             entered = super().__enter__()
             self._thread = threading.get_ident()
             return entered
@@ -33,7 +33,8 @@ class OwnHandler(Messenger):
         with TURN:
             mine = _PYRO_STACK.index(self) if self in _PYRO_STACK else len(_PYRO_STACK)
             for other in [h for h in _PYRO_STACK[mine:] if isinstance(h, OwnHandler) and h._thread != self._thread]:
-                _PYRO_STACK.remove(other)  # entered later, and left later too: Pyro lets only the last one go
+                # Pyro removes only the top handler. Another thread's handler above this one is still in use: move it below.
+                _PYRO_STACK.remove(other)
                 _PYRO_STACK.insert(_PYRO_STACK.index(self), other)
             super().__exit__(*exception)
 
@@ -42,8 +43,8 @@ class OwnHandler(Messenger):
             super()._process_message(msg)
         elif self._thread == threading.main_thread().ident and self._concerns(msg) and not _has_own():
             raise UserError(
-                f"site {msg['name'] or msg['args'][0]!r}: the main thread is within a handler, which acts on that thread "
-                f"alone; enter it in the thread that predicts or trains, or sparsify({{}}) for no mask"
+                f"site {msg['name'] or msg['args'][0]!r}: the main thread entered a handler, which acts only on that thread; "
+                f"enter it in the thread that predicts or trains, or enter sparsify({{}}) there for no mask"
             )
 
     def _postprocess_message(self, msg: Any) -> None:
@@ -51,7 +52,7 @@ class OwnHandler(Messenger):
             super()._postprocess_message(msg)
 
     def _concerns(self, msg: Any) -> bool:
-        """Whether this handler would have changed the message."""
+        """Return whether this handler would change the message."""
         raise NotImplementedError
 
 
@@ -60,14 +61,14 @@ def _has_own() -> bool:
 
 
 def in_one_thread(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """``function``, which raises ``UserError`` where another thread is in it."""
+    """Decorate ``function`` so that it raises ``UserError`` while another thread is running it."""
     running = threading.RLock()
 
     @functools.wraps(function)
     def alone(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         if not running.acquire(blocking=False):
             raise UserError(
-                f"another thread is in {function.__name__}, and random numbers are the process's; use processes"
+                f"another thread is running {function.__name__}, and threads share one random state; use processes instead"
             )
         try:
             return function(*args, **kwargs)
@@ -78,7 +79,7 @@ def in_one_thread(function: Callable[_Arguments, _Result]) -> Callable[_Argument
 
 
 def in_turn(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """``function``, for which other threads wait that are to run models too."""
+    """Decorate ``function`` so that it holds :data:`TURN`: one thread at a time runs a model."""
 
     @functools.wraps(function)
     def waiting(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:

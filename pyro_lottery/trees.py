@@ -1,4 +1,4 @@
-"""Batches as networks take them: one tensor, or a tuple, a list or a mapping of tensors, nested at will."""
+"""Functions on a network's inputs: one tensor, or a tuple, list or mapping of tensors, nested to any depth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_lottery.errors import UserError
 
 
 def map_tensors(f: Callable[[Tensor], Any], x: Any) -> Any:
-    """``x`` with ``f`` of every tensor in it; what is neither a tensor nor holds some stays.
+    """Return ``x`` with every tensor ``t`` in it replaced by ``f(t)``; other values stay as they are.
 
     >>> import torch
     >>> map_tensors(len, (torch.zeros(3, 2), {"mask": torch.zeros(3), "name": "a"}))
@@ -25,12 +25,12 @@ def map_tensors(f: Callable[[Tensor], Any], x: Any) -> Any:
         return {key: map_tensors(f, value) for key, value in x.items()}
     if isinstance(x, tuple | list):
         parts = [map_tensors(f, part) for part in x]
-        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)  # a named tuple takes them one by one
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)  # a named tuple takes separate arguments
     return x
 
 
 def tensors(x: Any) -> Iterator[Tensor]:
-    """Every tensor in ``x``, in order."""
+    """Yield every tensor in ``x``, in order."""
     if isinstance(x, Tensor):
         yield x
     elif isinstance(x, Mapping):
@@ -42,7 +42,7 @@ def tensors(x: Any) -> Iterator[Tensor]:
 
 
 def shapes(x: Any) -> str:
-    """The shape and dtype of every tensor in ``x``, for a message.
+    """Return the shape and dtype of every tensor in ``x`` as text for a message.
 
     >>> import torch
     >>> shapes((torch.zeros(3, 2), torch.zeros(3).long()))
@@ -52,7 +52,7 @@ def shapes(x: Any) -> str:
 
 
 def first_tensor(x: Any) -> Tensor:
-    """The first tensor in ``x``, which tells its device; ``UserError`` if there is none."""
+    """Return the first tensor in ``x``, for example to find its device. Raises ``UserError`` if there is none."""
     found = next(tensors(x), None)
     if found is None:
         raise UserError(f"a batch must be a tensor, or a tuple, list or mapping of tensors; got a {type(x).__name__}")
@@ -60,32 +60,37 @@ def first_tensor(x: Any) -> Tensor:
 
 
 def count(x: Any) -> int:
-    """The number of examples in a batch: the first dimension of each of its tensors; ``UserError`` where they differ."""
+    """Return the number of examples in a batch, which is the first dimension of each of its tensors.
+
+    Raises ``UserError`` if the tensors differ in it.
+    """
     first_tensor(x)
     sizes = [value.shape[0] if value.ndim else None for value in tensors(x)]
     if sizes[0] is None or any(size != sizes[0] for size in sizes):
         shapes = ", ".join(str(tuple(value.shape)) for value in tensors(x))
-        raise UserError(f"the first dimension of a batch's tensors must be the examples, got tensors of {shapes}")
+        raise UserError(
+            f"the tensors of a batch must have the same first dimension, the examples; got tensors of {shapes}"
+        )
     return sizes[0]
 
 
 def as_real(value: Any) -> Tensor:
-    """``value``, a tensor, an array, a column or a table, as a tensor; ``UserError`` for what holds no real numbers."""
+    """Return a tensor, a numpy array or a pandas object as a tensor. Raises ``UserError`` unless it holds real numbers."""
     if np.ma.is_masked(value):
-        raise UserError("measures are of every entry, and some are masked; leave these examples out")
+        raise UserError("measures need every entry, but some are masked; leave these examples out")
     try:
         if not isinstance(value, Tensor) and hasattr(value, "__array__"):
-            value = np.array(value, order="C")  # torch reads pandas by its index, and no array backwards
+            value = np.array(value, order="C")  # torch reads pandas by its index, and cannot read negative strides
         found = torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError):
         found = None
     if found is None or found.is_complex():
-        raise UserError(f"measures are of tensors or numpy arrays of real numbers, got a {type(value).__name__}")
+        raise UserError(f"measures take tensors or numpy arrays of real numbers, got a {type(value).__name__}")
     return found
 
 
 def as_tensors(x: Any) -> Any:
-    """``x`` with tensors for the numpy arrays in it."""
+    """Return ``x`` with every numpy array in it replaced by a tensor."""
     if isinstance(x, np.ndarray):
         return torch.as_tensor(np.ascontiguousarray(x))
     if isinstance(x, Mapping):

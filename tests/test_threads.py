@@ -133,7 +133,7 @@ def test_the_main_threads_mask_is_not_silently_left_out(networks, tiny_data):
             return predict()
 
     with sparsify(masked.mask):
-        with pytest.raises(pl.UserError, match=r"site 'conv.weight': the main thread is within a handler"):
+        with pytest.raises(pl.UserError, match=r"site 'conv.weight': the main thread entered a handler"):
             in_another_thread(predict)
         assert torch.equal(in_another_thread(predict_without), expected)
         in_another_thread(lambda: masked.predict(tiny_data.test))
@@ -155,7 +155,7 @@ def test_two_threads_cannot_train_at_once(tiny_data):
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(train, Waiting())
         assert inside.wait(60)
-        with pytest.raises(pl.UserError, match="another thread is in train"):
+        with pytest.raises(pl.UserError, match="another thread is running train"):
             train()
         done.set()
         first.result()

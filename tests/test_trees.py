@@ -26,7 +26,7 @@ def test_containers_keep_their_kind_and_order():
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        ((torch.zeros(3, 1), torch.zeros(2, 1)), r"the examples, got tensors of \(3, 1\), \(2, 1\)"),
+        ((torch.zeros(3, 1), torch.zeros(2, 1)), r"the examples; got tensors of \(3, 1\), \(2, 1\)"),
         ((torch.zeros(3, 1), torch.tensor(1.0)), r"got tensors of \(3, 1\), \(\)"),
         (torch.tensor(1.0), r"got tensors of \(\)"),
         ("images", "got a str"),

@@ -292,7 +292,7 @@ X, Y = regression(8).tensors
         ([{"x": X, "labels": Y}], r"a batch must be a pair \(x, y\), got a dict of 2"),
         ([(X, X, Y)], r"got a tuple of 3; several inputs belong into x"),
         ([(X[:5], Y)], "a batch has 5 inputs and 8 targets"),
-        ([((X, X[:5]), Y)], "first dimension of a batch's tensors"),
+        ([((X, X[:5]), Y)], "the tensors of a batch must have the same first dimension"),
         ([(X.to(torch.uint8), Y)], "inputs of a batch are uint8"),
         ([(X.clone().fill_(torch.nan), Y)], "inputs of a batch hold values that are not finite"),
         ([(X, Y.clone().fill_(torch.inf))], "targets of a batch hold values that are not finite"),

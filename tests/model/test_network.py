@@ -438,7 +438,7 @@ def test_several_inputs_as_tuple_list_and_mapping(double):
         torch.testing.assert_close(terms.output.detach(), expected)
         nll = -torch.distributions.Normal(expected, 0.5).log_prob(y).sum() * 2  # 6 examples, 3 of them seen
         assert terms.nll.item() == pytest.approx(nll.item(), rel=1e-6)
-    with pytest.raises(pl.UserError, match=r"the examples, got tensors of \(3, 2, 2\), \(2, 2\)"):
+    with pytest.raises(pl.UserError, match=r"the examples; got tensors of \(3, 2, 2\), \(2, 2\)"):
         model((image, vector[:2]), y)
 
 
