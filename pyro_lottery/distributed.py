@@ -1,9 +1,8 @@
-"""Several processes that train one network: what part each has, and what they agree on.
+"""Ranks: several processes that train one network together.
 
-``Alone`` is the usual case, in which every method is what one process does anyway. ``Several`` are the ranks of a process
-group that Lightning Fabric starts, or finds where torchrun or SLURM has started it; with one device nothing of it is imported.
-Gradients are averaged after the backward pass: all weights of a guide are one vector, whose gradient is complete at its end,
-so that there is nothing to overlap with.
+``Alone`` is the usual case of one process. ``Several`` is a process group that Lightning Fabric starts, or joins if torchrun
+or SLURM started it; with one device, Fabric is not imported. Gradients are averaged after the backward pass: all weights of
+a guide are one vector, whose gradient is complete only at the end, so averaging cannot overlap with the backward pass.
 """
 
 from __future__ import annotations
@@ -25,61 +24,64 @@ STRATEGIES = ("ddp",)
 
 
 class Alone:
-    """One process by itself."""
+    """A single process: every collective operation returns its own value."""
 
     rank = 0
     world = 1
     least = 2
-    """Fewest images in a batch: BatchNorm cannot normalise one, and every rank needs two."""
+    """Smallest allowed batch size: every rank needs two examples, since BatchNorm cannot normalise one."""
     parallel = "data"
     device: torch.device | None = None
-    """Where this rank computes; None: wherever ``--device`` says."""
+    """Device of this rank, or None for the one that ``--device`` names."""
 
     @property
     def path(self) -> tuple[int, ...]:
-        """What tells this rank's random streams from those of the first rank, which are those of one process."""
+        """Path that makes this rank's random streams its own; it is empty on rank 0, whose streams are those of one process."""
         return (self.rank,) if self.rank else ()
 
     def share(self, batch: Tensor) -> Tensor:
-        """This rank's part of a batch that all ranks have."""
+        """Return this rank's part of a batch that all ranks hold."""
         return batch
 
     def mean_(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its mean over ranks, with the same bits on all."""
+        """Replace each tensor by its mean over ranks, with the same bits on all ranks."""
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over ranks, on the CPU."""
+        """Return the sum over ranks, on the CPU."""
         return value.cpu()
 
     def collect_(self, value: Tensor) -> Tensor:
-        """The sum over ranks, on the CPU; from now on the first rank holds it, and the others 0."""
+        """Return the sum over ranks, on the CPU, and set ``value`` to it on rank 0 and to 0 on the others.
+
+        This lets a running total be collected repeatedly without counting any part twice.
+        """
         return value.cpu()
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` holds on some rank."""
+        """Return whether ``flag`` is true on at least one rank."""
         return flag
 
     def first(self, work: Callable[[], T]) -> T:
-        """Do ``work`` on the first rank alone; its value, or what it raises, on all."""
+        """Call ``work`` on rank 0 only; all ranks return its value or raise its exception."""
         return work()
 
     def every(self, work: Callable[[], T]) -> T:
-        """Do ``work`` on every rank; what it raises on one is raised on all, or the others would wait for ever."""
+        """Call ``work`` on every rank; if it raises on one, all ranks raise, so that none waits for the others for ever."""
         return work()
 
     def gather(self, value: Tensor) -> list[Tensor]:
-        """Every rank's tensor on the CPU, in their order."""
+        """Return the tensors of all ranks, in the order of the ranks, on the CPU."""
         return [value.cpu()]
 
     def agree(self, what: str, checksum: Callable[[], int]) -> None:
-        """Raise ``Failed`` unless all ranks have the same ``checksum`` of ``what``; one process computes none."""
+        """Raise ``Failed`` unless ``checksum()`` is equal on all ranks; a single process does not call it."""
 
 
 ALONE = Alone()
 
 
 class Several(Alone):
-    """The ranks of a process group. Every method must be called by all of them."""
+    """The ranks of a process group. All ranks must call each method."""
 
     def __init__(self, fabric: Any, parallel: str):
         self.fabric, self.rank, self.world = fabric, fabric.global_rank, fabric.world_size
@@ -94,9 +96,9 @@ class Several(Alone):
         by_type: dict[torch.dtype, list[Tensor]] = {}
         for tensor in tensors:
             by_type.setdefault(tensor.dtype, []).append(tensor)
-        for several in by_type.values():  # in one message each
+        for several in by_type.values():  # one message per dtype
             flat = torch.cat([t.reshape(-1) for t in several])
-            torch.distributed.all_reduce(flat)  # Fabric's has a barrier before it, at which a GPU would be waited for
+            torch.distributed.all_reduce(flat)  # Fabric's version waits for the GPU at a barrier first
             flat /= self.world
             for tensor, part in zip(several, flat.split([t.numel() for t in several]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
@@ -146,7 +148,7 @@ class Several(Alone):
 def _outcome(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
     try:
         return work(), None
-    except Exception as error:  # or the other ranks would wait for ever
+    except Exception as error:  # sent to the other ranks, which would otherwise wait for ever
         return None, error
 
 
@@ -155,9 +157,9 @@ _joined: Alone = ALONE
 
 @cache
 def start(accelerator: str, devices: int, num_nodes: int, strategy: str, parallel: str) -> Several:
-    """Start the ranks, each of which runs the process's command line, or join those that torchrun or SLURM started.
+    """Start the ranks, each with the command line of this process, or join those that torchrun or SLURM started.
 
-    ``accelerator`` is ``cpu`` (gloo) or ``cuda`` (nccl). Raises ``UserError`` for devices that are not there.
+    ``accelerator`` is ``cpu`` (gloo) or ``cuda`` (nccl). Raises ``UserError`` for devices that this machine does not have.
     """
     import logging
 
@@ -181,24 +183,22 @@ def start(accelerator: str, devices: int, num_nodes: int, strategy: str, paralle
 
 
 def leave() -> None:
-    """End this process's part in its group, if it has one, and the group's threads: on every way out of the process.
+    """Leave the process group, if there is one, and end its threads. This must run on every exit of the process.
 
-    A thread of gloo that frees the tensors of the last collective waits for Python's lock. Once the interpreter ends it
-    never gets it: Python ends the thread instead, within a C++ destructor, and that aborts the process ("terminate called
-    without an active exception") where bad input is found right after a collective.
+    A gloo thread that frees the tensors of the last collective waits for Python's lock. If the interpreter is ending, Python
+    ends that thread within a C++ destructor instead, which aborts the process ("terminate called without an active
+    exception"). This happened when bad input was found right after a collective.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def is_first() -> bool:
-    """Whether this process is the first rank, or alone: of several ranks one speaks."""
+    """Return whether this process is rank 0 or the only one; only that process prints."""
     return _joined.rank == 0
 
 
 def check_alone() -> None:
-    """Raise ``UserError`` where torchrun has started several processes, each of which would train by itself."""
+    """Raise ``UserError`` if torchrun started several processes, since each would train a network of its own."""
     if (world := os.environ.get("WORLD_SIZE", "1")) not in ("", "0", "1"):
-        raise UserError(
-            f"{world} processes were started together; say --devices, and --num-nodes, to train one network"
-        )
+        raise UserError(f"{world} processes were started together; give --devices and --num-nodes to train one network")

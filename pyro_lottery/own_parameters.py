@@ -1,4 +1,4 @@
-"""Parameters that stay in their modules: what this package's networks and guides do to Pyro, and only while they run."""
+"""Parameters that stay in their modules instead of Pyro's global store, while this package's models and guides run."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ _before = False
 
 
 class _Unconstrained(Messenger):
-    """Gives a recorded parameter what ``pyro.infer.SVI`` and ``pyro.optim`` ask of it: ``value.unconstrained()``."""
+    """Give each recorded parameter the method ``unconstrained()``, which ``pyro.infer.SVI`` and ``pyro.optim`` call."""
 
     def _pyro_param(self, msg: Any) -> None:
         value = msg["args"][1] if len(msg["args"]) > 1 else None
         if value is not None and msg["value"] is None and not hasattr(value, "unconstrained"):
-            # On a view, since a weak reference on the parameter itself could not be pickled with it.
+            # The method is set on a view: a weak reference on the parameter itself would make it impossible to pickle.
             view = value.view_as(value)
             view.unconstrained = weakref.ref(value)
             msg["value"], msg["done"] = view, True
 
 
 class OwnParameters(_Context):
-    """The context that Pyro enters around each call of a PyroModule, with its parameters in the module alone.
+    """The context that Pyro enters around each call of a PyroModule, which here keeps parameters in the module only.
 
-    Pyro keeps every PyroModule's parameters in one global store under their names, so that two networks with the same
-    site names would share theirs. Its setting ``module_local_params`` turns that off for the whole process, also for
-    models that are none of ours. Here it is on while this context is entered, and as it was outside. A ``pyro.param`` that
-    a network's own code states goes to the global store, as everywhere in Pyro.
+    Pyro keeps the parameters of all PyroModules in one global store by name, so two networks with the same site names would
+    share them. Its setting ``module_local_params`` turns this off, but for the whole process and every model in it. This
+    context turns the setting on when it is entered and restores it when it is left. A ``pyro.param`` statement in a
+    network's own code still uses the global store, as everywhere in Pyro.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.param_state = {"params": {}, "constraints": {}}  # which Pyro's own has only if the setting is on
+        self.param_state = {"params": {}, "constraints": {}}  # Pyro sets this only if module_local_params is on
 
     def __enter__(self) -> None:
         global _inside, _before
-        TURN.acquire()  # threads share Pyro's settings and handlers, and this module's context
+        TURN.acquire()  # threads share Pyro's settings and handlers, and this context
         if not self.active:
             if not _inside:
                 _before = pyro.settings.get("module_local_params")
@@ -53,8 +53,8 @@ class OwnParameters(_Context):
             _inside += 1
             self._handler = _Unconstrained()
             self._handler.__enter__()
-        # Not by super(): Pyro's own swaps the global store for the call, and the parameters in it, which an outer guide
-        # has just read, lose what its optimizer looks them up by.
+        # super().__enter__() is not called: it replaces the global store during the call, and then the optimizer of an
+        # outer guide no longer finds the parameters that the guide has just read.
         self.active += 1
         self.used = True
 
@@ -77,7 +77,7 @@ class OwnParameters(_Context):
 
 
 def keep_parameters_(module: nn.Module) -> None:
-    """Let ``module`` and every PyroModule in it keep their parameters to themselves from now on, in place."""
+    """Let ``module`` and every PyroModule in it keep their parameters out of Pyro's global store, in place."""
     context = OwnParameters()
     for part in module.modules():
         if isinstance(part, PyroModule):

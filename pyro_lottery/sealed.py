@@ -1,4 +1,4 @@
-"""Text that carries a checksum: JSON objects, and tables of numbers of which each row has its own."""
+"""JSON objects with a checksum, and tables of numbers with a checksum in each row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from pyro_lottery import files
 from pyro_lottery.errors import UserError, one_line
 
 CRC = "crc32"
-"""An object's key, over what else it holds; the last column of a table, over its header, the row and the number of rows."""
+"""Key of the checksum in an object, and name of the last column of a table.
+
+In an object it covers all other entries; in a table it covers the header, the row and the number of rows."""
 
 
 def _crc(text: str) -> str:
@@ -23,13 +25,16 @@ def _crc(text: str) -> str:
 
 
 def write_object(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON with its own CRC-32."""
+    """Write ``value`` to ``path`` as JSON with a CRC-32 of its other entries."""
     value = {name: v for name, v in value.items() if name != CRC}
     files.write_json(path, value | {CRC: _crc(json.dumps(value))})
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read what :func:`write_object` wrote, or an object without a checksum."""
+    """Read an object of :func:`write_object`, or a JSON object without a checksum.
+
+    Raises ``UserError`` if the file cannot be read, is not a JSON object or fails its checksum.
+    """
     try:
         found = json.loads(files.read_text(path))
     except OSError as error:
@@ -41,10 +46,10 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{path} holds text that is no Unicode ({one_line(error)})") from error
+        raise UserError(f"{path} holds text that is not valid Unicode ({one_line(error)})") from error
     if CRC in found and found.pop(CRC) != _crc(json.dumps(found)):
         raise UserError(
-            f"{path} fails its checksum; put a copy of it back (it is never edited: other options, other run)"
+            f"{path} fails its checksum; restore a copy (do not edit it: other options need another run folder)"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""The values that pass between stages: frozen, and without behaviour but to be written to a file and read from it."""
+"""The values that pass between stages: frozen data classes that can be saved to a file and loaded from it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pyro_lottery import files
 from pyro_lottery.errors import Damaged
 
 Sites = Mapping[str, Tensor]
-"""One tensor per site, in the network's order; a site is named as in the network: ``layer1.0.conv1.weight``."""
+"""One tensor per site, in the network's order. Site names are the network's: ``layer1.0.conv1.weight``."""
 
 Mask = Mapping[str, Tensor]
-"""One bool tensor per prunable site: True survives."""
+"""One bool tensor per prunable site; True marks a weight that is kept."""
 
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
     """Marginal loc and scale of every site; ``scale`` is None for a point guide.
 
-    ``extra`` holds the raw parameters of guides that loc and scale do not determine (a covariance, say).
+    ``extra`` holds the raw parameters of guides that loc and scale do not determine, such as a covariance.
     """
 
     loc: Sites
@@ -32,43 +32,45 @@ class Posterior:
     prunable: tuple[str, ...]
     extra: Sites = field(default_factory=dict)
     draws: int = 0
-    """Draws that loc and scale are estimated from, with standard errors scale/√draws and scale/√(2·draws); 0: exact."""
+    """Number of draws from which loc and scale are estimated, or 0 if they are exact.
+
+    The standard errors of the estimates are scale/√draws and scale/√(2·draws)."""
 
     def save(self, path: str | Path, net: Sites, mask: Mask | None = None) -> None:
-        """Write loc/, scale/, the ``net``/ that belongs to it and perhaps a mask/ as safetensors."""
+        """Write loc/, scale/, net/ (from ``net``) and, if ``mask`` is given, mask/ to a safetensors file."""
         groups = {"loc": self.loc, "scale": self.scale or {}, "net": net, "guide": self.extra}
         tensors = {f"{group}/{name}": t for group, sites in groups.items() for name, t in sites.items()}
         tensors |= {f"mask/{name}": m.bool().to(torch.uint8) for name, m in (mask or {}).items()}
-        # safetensors sorts its tensors; the network's order, in which ties are settled, is kept here.
+        # safetensors sorts tensors by name. The network's order, which decides between equal scores, is stored separately.
         info: dict[str, Any] = {"sites": list(self.loc), "prunable": list(self.prunable)}
         info |= {"draws": self.draws} if self.draws else {}
         files.save_tensors(Path(path), tensors, info | infinite_info(tensors))
 
     @classmethod
     def load(cls, path: str | Path) -> tuple[Posterior, Sites]:
-        """Read what :meth:`save` wrote: the posterior, and the ``net`` that belongs to it."""
+        """Read a file of :meth:`save` and return the posterior and ``net``. Raises ``Damaged`` if the file is not valid."""
         posterior, net, _ = _load(Path(path))
         return posterior, net
 
 
 @dataclass(frozen=True, eq=False)
 class Ticket:
-    """What a level starts from: a mask, the initial posterior, and the part of the network that is not random."""
+    """The start of a level: a mask, the initial posterior, and ``net``, the part of the network that is not random."""
 
     mask: Mask
     start: Posterior
     net: Sites
 
     def save(self, path: str | Path) -> None:
-        """Write the ticket to a safetensors file of its own: mask/ as uint8 0/1, loc/, scale/, net/."""
+        """Write the ticket to a safetensors file with mask/ (uint8, 0 or 1), loc/, scale/ and net/."""
         self.start.save(path, self.net, self.mask)
 
     @classmethod
     def load(cls, path: str | Path) -> Ticket:
-        """Read a ticket from its file; ``Damaged`` if it is not whole, or no ticket."""
+        """Read a ticket from a file of :meth:`save`. Raises ``Damaged`` if the file is not a valid ticket."""
         start, net, mask = _load(Path(path))
         if set(mask) != set(start.prunable):
-            raise Damaged(f"{path} is no ticket: its masks are not of its prunable sites")
+            raise Damaged(f"{path} is not a ticket: its masks do not match its prunable sites")
         return cls({name: mask[name].bool() for name in start.prunable}, start, net)
 
 
@@ -84,19 +86,21 @@ def _load(path: Path) -> tuple[Posterior, Sites, Sites]:
         scale = {name: groups["scale"][name] for name in loc} if groups["scale"] else None
         posterior = Posterior(loc, scale, prunable, groups["guide"], info.get("draws", 0))
         _check(path, posterior, groups, info)
-    except (KeyError, TypeError) as error:
-        raise Damaged(f"{path} holds no posterior: {error} is missing or unknown") from error
+    except KeyError as error:
+        raise Damaged(f"{path} does not hold a posterior: {error} is missing or unknown") from error
+    except TypeError as error:
+        raise Damaged(f"{path} does not hold a posterior: its metadata is not valid ({error})") from error
     return posterior, groups["net"], groups["mask"]
 
 
 def infinite_info(tensors: Sites) -> dict[str, Any]:
-    """What a file's JSON says of buffers (``net/NAME``) that hold infinite numbers, as attention masks do: their names."""
+    """Return the ``info`` entry that lists buffers (``net/NAME``) with infinite numbers, such as attention masks."""
     names = [n for n, t in tensors.items() if n.startswith("net/") and bool(t.isinf().any())]
     return {"infinite": names} if names else {}
 
 
 def all_finite(name: str, value: Tensor, info: Mapping[str, Any]) -> bool:
-    """Whether a tensor of a file holds finite numbers, or is one of the buffers that :func:`infinite_info` names."""
+    """Return whether a tensor of a file holds only finite numbers; buffers listed by :func:`infinite_info` may be infinite."""
     names = info.get("infinite")
     if name.startswith("net/") and isinstance(names, list) and name in names:
         return not bool(value.isnan().any())
@@ -104,17 +108,19 @@ def all_finite(name: str, value: Tensor, info: Mapping[str, Any]) -> bool:
 
 
 def _check(path: Path, posterior: Posterior, groups: Mapping[str, Sites], info: Mapping[str, Any]) -> None:
-    """Raise ``Damaged`` unless values are what they are called: whoever wrote the file could write a checksum too."""
+    """Raise ``Damaged`` unless the tensors are a valid posterior; a correct checksum does not prove that."""
 
     def must(right: Any, name: str, what: str) -> None:
         if not right:
             raise Damaged(f"{path}: {name} {what}")
 
     loc, scale, mask = groups["loc"], groups["scale"], groups["mask"]
-    must(loc.keys() == posterior.loc.keys() and len(loc) > 0, "loc/", "is not of its sites")
-    must(not scale or scale.keys() == loc.keys(), "scale/", "is not of its sites")
+    must(loc.keys() == posterior.loc.keys() and len(loc) > 0, "loc/", "does not match the list of sites")
+    must(not scale or scale.keys() == loc.keys(), "scale/", "does not match the list of sites")
     prunable = set(posterior.prunable)
-    must(prunable <= loc.keys() and len(prunable) == len(posterior.prunable), "prunable", "is not some of its sites")
+    must(
+        prunable <= loc.keys() and len(prunable) == len(posterior.prunable), "prunable", "is not a subset of the sites"
+    )
     must(type(posterior.draws) is int and posterior.draws >= 0, "draws", "is not a count")
     for group, sites in groups.items():
         for name, value in sites.items():
@@ -122,18 +128,20 @@ def _check(path: Path, posterior: Posterior, groups: Mapping[str, Sites], info: 
             if group in ("loc", "scale"):
                 must(value.is_floating_point() and value.shape == loc[name].shape, key, "does not fit its loc")
             if group == "mask":
-                must(name in prunable, key, "is of no prunable site")
-                must(value.dtype == torch.uint8 and value.shape == loc[name].shape, key, "is no mask of its loc")
-                must(bool((value <= 1).all()), key, "holds other values than 0 and 1")
-            if group == "scale":  # 0 is a pruned weight's
+                must(name in prunable, key, "does not belong to a prunable site")
+                must(value.dtype == torch.uint8 and value.shape == loc[name].shape, key, "is not a mask for its loc")
+                must(bool((value <= 1).all()), key, "holds values other than 0 and 1")
+            if group == "scale":  # the scale of a pruned weight may be 0
                 must(bool((value >= 0).all()), key, "holds negative scales")
-                must(name not in mask or bool((value[mask[name] == 1] > 0).all()), key, "of survivors is not positive")
+                must(
+                    name not in mask or bool((value[mask[name] == 1] > 0).all()), key, "is not positive at kept weights"
+                )
             must(all_finite(key, value, info), key, "holds values that are not finite")
 
 
 @dataclass(frozen=True)
 class LevelResult:
-    """One row of ``results.csv``; a value that was not measured is None, as are accuracies of real targets."""
+    """One row of ``results.csv``. Values that were not measured are None, such as accuracies for real targets."""
 
     level: int
     density: float
@@ -152,13 +160,14 @@ class LevelResult:
     """Test accuracy at the epoch with the best validation accuracy."""
     rmse: float | None = None
     val_rmse: float | None = None
-    """Least over epochs."""
+    """Smallest validation error over the epochs."""
     coverage_50: float | None = None
     coverage_80: float | None = None
     coverage_95: float | None = None
-    """Share of test targets within the central predictive interval of that probability."""
+    """Fraction of test targets within the central predictive interval of 95 % probability; likewise for 80 % and 50 %."""
 
     @property
     def is_regression(self) -> bool:
-        """Whether targets are real: then accuracies and calibration errors are None, and for classes ``rmse`` and coverages."""
+        """Whether targets are real values. If so, accuracies and calibration errors are None; otherwise ``rmse`` and
+        coverages are None."""
         return self.test_accuracy is None

@@ -105,7 +105,7 @@ def test_ranks_that_would_train_each_by_itself_are_told(tmp_path):
     arguments = [*command(tmp_path / "run"), "--devices", "1"]
     done = subprocess.run(arguments, capture_output=True, text=True, env=os.environ | {"WORLD_SIZE": "2", "RANK": "1"})
     assert done.returncode == 2
-    assert "2 processes were started together; say --devices" in done.stderr
+    assert "2 processes were started together; give --devices" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

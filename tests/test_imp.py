@@ -323,7 +323,7 @@ def test_the_run_folder_is_as_promised(tmp_path, capsys):
         (["--dataset", "digit"], "did you mean digits"),
         (["--score", "snrr"], "did you mean snr"),
         (["--prior", "gauss"], "unknown prior"),
-        (["--guide", "no.such.Guide"], "--guide no.such.Guide: cannot be imported"),
+        (["--guide", "no.such.Guide"], "--guide no.such.Guide cannot be imported"),
         (["--prune-fraction", "1.5"], "between 0 and 1"),
         (["--dataset", "folder", "--data-dir", "/no/such/folder"], "no folder train/"),
         (["--device", "cuda:77"], "--device cuda:77 is not available"),

@@ -18,7 +18,7 @@ def test_an_object_carries_the_crc_of_what_else_it_holds(tmp_path):
     with pytest.raises(UserError, match="fails its checksum"):
         sealed.read_object(path)
     path.write_text('{"a": "\\ud800"}')
-    with pytest.raises(UserError, match="text that is no Unicode"):
+    with pytest.raises(UserError, match="text that is not valid Unicode"):
         sealed.read_object(path)
 
 

@@ -30,10 +30,10 @@ def test_a_posterior_round_trips_with_what_it_was_estimated_from(tmp_path):
 
 def test_a_file_that_holds_something_else_is_named(tmp_path):
     Posterior({"w": torch.randn(3)}, None, ("w",)).save(tmp_path / "p.safetensors", {})
-    with pytest.raises(Damaged, match=r"p\.safetensors is no ticket"):
+    with pytest.raises(Damaged, match=r"p\.safetensors is not a ticket"):
         Ticket.load(tmp_path / "p.safetensors")
     files.save_tensors(tmp_path / "x.safetensors", {"x": torch.ones(1)})
-    with pytest.raises(Damaged, match=r"x\.safetensors holds no posterior: 'sites' is missing"):
+    with pytest.raises(Damaged, match=r"x\.safetensors does not hold a posterior: 'sites' is missing"):
         Ticket.load(tmp_path / "x.safetensors")
 
 
@@ -47,22 +47,22 @@ INFO = {"sites": ["w", "b"], "prunable": ["w"]}
 @pytest.mark.parametrize(
     ("tensors", "info", "message"),
     [
-        ({"mask/w": torch.tensor([1, 2]).byte()}, {}, "mask/w holds other values than 0 and 1"),
-        ({"mask/w": torch.tensor([1.0, 0.0])}, {}, "mask/w is no mask of its loc"),
-        ({"mask/w": torch.tensor([1]).byte()}, {}, "mask/w is no mask of its loc"),
-        ({"mask/b": torch.tensor([1]).byte()}, {}, "mask/b is of no prunable site"),
+        ({"mask/w": torch.tensor([1, 2]).byte()}, {}, "mask/w holds values other than 0 and 1"),
+        ({"mask/w": torch.tensor([1.0, 0.0])}, {}, "mask/w is not a mask for its loc"),
+        ({"mask/w": torch.tensor([1]).byte()}, {}, "mask/w is not a mask for its loc"),
+        ({"mask/b": torch.tensor([1]).byte()}, {}, "mask/b does not belong to a prunable site"),
         ({"loc/w": torch.tensor([1.0, float("nan")])}, {}, "loc/w holds values that are not finite"),
         ({"loc/w": torch.tensor([1, 0])}, {}, "loc/w does not fit"),
         ({"scale/w": torch.tensor([0.5, -1.0])}, {}, "scale/w holds negative scales"),
-        ({"scale/w": torch.tensor([0.0, 0.0])}, {}, "scale/w of survivors is not positive"),
+        ({"scale/w": torch.tensor([0.0, 0.0])}, {}, "scale/w is not positive at kept weights"),
         ({"scale/w": torch.ones(3)}, {}, "scale/w does not fit its loc"),
         ({"net/bn.running_mean": torch.tensor([float("inf")])}, {}, "net/bn.running_mean holds values"),
-        ({"loc/c": torch.ones(1)}, {}, "loc/ is not of its sites"),
+        ({"loc/c": torch.ones(1)}, {}, "loc/ does not match the list of sites"),
         ({"other/c": torch.ones(1)}, {}, "'other' is missing or unknown"),
-        ({}, {"prunable": ["c"]}, "prunable is not some of its sites"),
-        ({}, {"prunable": ["w", "w"]}, "prunable is not some of its sites"),
-        ({}, {"prunable": [["w"]]}, "holds no posterior"),
-        ({}, {"sites": [["w"]]}, "holds no posterior"),
+        ({}, {"prunable": ["c"]}, "prunable is not a subset of the sites"),
+        ({}, {"prunable": ["w", "w"]}, "prunable is not a subset of the sites"),
+        ({}, {"prunable": [["w"]]}, "does not hold a posterior: its metadata is not valid"),
+        ({}, {"sites": [["w"]]}, "does not hold a posterior: its metadata is not valid"),
         ({}, {"draws": -1}, "draws is not a count"),
     ],
 )
