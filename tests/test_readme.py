@@ -76,6 +76,12 @@ def test_every_command_is_run_by_one_test():
     assert sorted(command for several in OF.values() for command in several) == sorted(COMMANDS)
 
 
+def test_commands_within_a_sentence_are_run_too():
+    prose = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
+    named = [shlex.join(shlex.split(command)) for command in re.findall(r"`((?:python -m|pip|pytest) [^`]+)`", prose)]
+    assert [c for c in named if c not in COMMANDS and not re.fullmatch(r"python -m [\w.]+", c)] == []
+
+
 def test_every_block_is_of_a_kind_that_is_looked_at():
     for path, text in READMES.items():
         fences = re.findall(r"^```(.*)$", text, re.M)
