@@ -1,4 +1,4 @@
-"""Effect handlers, one effect a file."""
+"""Pyro effect handlers: one effect per file."""
 
 from pyro_lottery.handlers.draws_apart import DrawsApart
 from pyro_lottery.handlers.local_reparameterization import local_reparameterization

@@ -1,4 +1,4 @@
-"""Which sites of a guide are drawn apart: none of its distributions was made from their values, nor theirs from others'."""
+"""``DrawsApart``: finds the sites of a guide whose draws neither depend on other sites' values nor feed into other sites."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _HARMLESS = {"__get__", "dim", "size", "numel", "__len__", "__hash__", "__repr__"}
-"""What tells of a tensor, such as its shape, but not its numbers."""
+"""Functions that read a tensor's metadata, such as its shape, but not its values."""
 
 
 class DrawsApart(Messenger):
-    """Finds the sites of the guide it is around whose drawn values the guide computes nothing with.
+    """Finds the sites of the enclosed guide whose drawn values the guide computes nothing with.
 
-    No number can pass from a drawn value to another site's distribution, be it by ``if``, ``item()``, writing in place,
-    scripted code or an autograd function of somebody's own, without an operation of torch on it, and those are all
-    seen here. A site is in :attr:`names` if its own value met no operation, and no earlier site's did before it was drawn.
+    A drawn value can influence another site's distribution only through a torch operation on it: ``if``, ``item()``, an
+    in-place write, scripted code and custom autograd functions all need one. This handler sees every such operation.
+    A site is in ``names`` if no operation used its value, and none used an earlier site's value before it was drawn.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._drawn: list[tuple[str, Tensor]] = []  # holding the values keeps their memory from being used again
+        self._drawn: list[tuple[str, Tensor]] = []  # keeps the values alive, so that torch does not reuse their memory
         self._memory: dict[tuple[int, int], list[str]] = {}
         self._before_use: set[str] = set()
         self._used: set[str] = set()
 
     @property
     def names(self) -> frozenset[str]:
-        """The latent sites that were drawn apart."""
+        """The latent sites that are drawn apart from all others."""
         return frozenset(self._before_use - self._used)
 
     def __enter__(self) -> Self:
@@ -61,7 +61,7 @@ class DrawsApart(Messenger):
             self._used.add(name)
 
     def met(self, *arguments: Any) -> None:
-        """Note the sites whose values are among the arguments of an operation."""
+        """Record the sites whose values are among the arguments of an operation."""
         if self._memory:
             for value in tree_leaves(arguments):
                 if isinstance(value, Tensor) and (memory := _memory(value)) is not None:
@@ -69,7 +69,7 @@ class DrawsApart(Messenger):
 
 
 class _Operations(TorchDispatchMode):
-    """Sees every operation on a tensor's numbers, also those within scripted code and autograd functions."""
+    """Sees every operation on a tensor's values, including those in scripted code and autograd functions."""
 
     def __init__(self, draws: DrawsApart):
         super().__init__()
@@ -81,7 +81,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Functions(TorchFunctionMode):
-    """Sees the functions that read a tensor's memory without an operation, such as ``tolist`` and ``torch.tensor``."""
+    """Sees functions that read a tensor's memory without a dispatched operation, such as ``tolist`` and ``torch.tensor``."""
 
     def __init__(self, draws: DrawsApart):
         super().__init__()
@@ -94,11 +94,10 @@ class _Functions(TorchFunctionMode):
 
 
 def _memory(value: Tensor) -> tuple[int, int] | None:
-    """Where a tensor's numbers are; None for one without memory of its own, such as a sparse one."""
+    """A key for the memory of a tensor; None for a tensor without a storage, such as a sparse one."""
     try:
-        with (
-            torch._C.DisableTorchFunction()
-        ):  # a mode further out, as local reparameterization, would count this as a use
+        # An outer mode, such as local reparameterization, would count the queries below as a use.
+        with torch._C.DisableTorchFunction():
             return value.untyped_storage()._cdata, int(value.storage_offset())
     except (NotImplementedError, RuntimeError):
         return None

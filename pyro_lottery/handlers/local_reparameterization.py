@@ -1,4 +1,4 @@
-"""``local_reparameterization``: noise on what a layer computes instead of on its weights."""
+"""``local_reparameterization``: samples the outputs of layers instead of their weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyro_lottery.handlers.sparsify import active_mask
 
 
 class LocalReparameterizationMessenger(Messenger):
-    """The effect behind :func:`local_reparameterization`."""
+    """The handler that ``local_reparameterization`` returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,15 +41,15 @@ class LocalReparameterizationMessenger(Messenger):
         if msg["is_observed"] or msg["value"] is not None or not msg["infer"].get("is_weight", True):
             return
         if msg["infer"].get("is_auxiliary"):
-            _say_once(msg["name"], "is drawn for other sites")
+            _say_once(msg["name"], "is an auxiliary draw for other sites")
             return
         moments = _moments(msg["name"], base(msg["fn"]))
         if moments is None:
             if not isinstance(msg["fn"], dist.Delta):
-                _say_once(msg["name"], f"is a {type(base(msg['fn'])).__name__}, not a Normal per weight")
+                _say_once(msg["name"], f"is a {type(base(msg['fn'])).__name__}, not an independent Normal per weight")
             return
-        # The value is a sample, as anybody expects who meets it: code that torch compiled, an autograd function, an
-        # ELBO that asks for log-probabilities. Layers alone recognise it, and take its moments instead.
+        # The value is a real sample, which compiled code, autograd functions and an ELBO that evaluates
+        # log-probabilities need. Only layer functions recognise it, and use its moments instead.
         noisy = _NoisyWeight(msg["name"], *moments, _sample(base(msg["fn"]), *moments))
         msg["value"], msg["done"] = noisy.sample, True
         msg["infer"] = msg["infer"] | {"by_layers": True}
@@ -57,7 +57,7 @@ class LocalReparameterizationMessenger(Messenger):
 
 
 def _moments(name: str, fn: Any) -> tuple[Tensor, Tensor] | None:
-    """Mean and variance of a Normal per weight, 0 where pruned; None for any other distribution."""
+    """Mean and variance of an independent Normal per weight, both 0 where pruned; None for any other distribution."""
     if isinstance(fn, SiteNormal):
         return fn.draw.means[fn.number], fn.draw.variances[fn.number]
     if isinstance(fn, Pruned) and type(fn.base_dist) is dist.Normal:
@@ -75,7 +75,7 @@ def _sample(fn: Any, mean: Tensor, variance: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _NoisyWeight:
-    """A site's mean and variance, and one sample for whoever cannot use them."""
+    """A site's mean and variance, and one sample for code that cannot use these moments."""
 
     name: str
     mean: Tensor
@@ -84,7 +84,7 @@ class _NoisyWeight:
 
 
 class _NoisyLayers(TorchFunctionMode):
-    """Sees every torch function; one that gets a noisy weight where a layer has its weight adds the noise to its output."""
+    """Intercepts torch functions: a layer function whose weight is noisy returns a sample of its output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class _NoisyLayers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling():  # what is compiled serves later samples too, and knows none by identity
+        if torch.compiler.is_compiling():  # compiled code is reused for later samples, so identities mean nothing
             return func(*args, **kwargs)
         met = () if func in _QUERIES else tuple(self._noisy([*args, *kwargs.values()]))
         if any(not _differentiated_elsewhere(noisy.sample) for noisy in met):
@@ -105,7 +105,7 @@ class _NoisyLayers(TorchFunctionMode):
 
     def _say(self, func: Any, *met: _NoisyWeight) -> None:
         for noisy in met:
-            _say_once(noisy.name, f"is used by {getattr(func, '__name__', func)}, not as the weight of a layer")
+            _say_once(noisy.name, f"is used by {getattr(func, '__name__', func)}, not as a layer's weight")
 
     def _noisy(self, values: Any) -> Iterator[_NoisyWeight]:
         for value in values:
@@ -119,14 +119,14 @@ class _NoisyLayers(TorchFunctionMode):
     ) -> Tensor:
         noisy, noisy_bias = self.weights.get(id(weight)), self.weights.get(id(bias))
         self._say(func, *self._noisy([input]))
-        if noisy is None:  # a weight that is sampled or not random: its bias is sampled too
+        if noisy is None:  # the weight is sampled or deterministic, so its bias is sampled too
             return func(input, weight, bias, *rest, **more)
         mean = func(input, noisy.mean, noisy_bias.mean if noisy_bias else bias, *rest, **more)
         variance = func(_Square.apply(input), noisy.variance, noisy_bias and noisy_bias.variance, *rest, **more)
         return perturb(mean, variance)
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Any:
-        """Attention whose projections are noisy layers: they are made outside and identities given in their place."""
+        """Attention with noisy projections: computes the projections as noisy layers, and passes identity matrices for them."""
         names = (
             "embed_dim_to_check", "num_heads", "in_proj_weight", "in_proj_bias", "bias_k", "bias_v", "add_zero_attn",
             "dropout_p", "out_proj_weight", "out_proj_bias",
@@ -150,7 +150,7 @@ class _NoisyLayers(TorchFunctionMode):
         return self._layer(F.linear, out, a["out_proj_weight"], a["out_proj_bias"]), attention
 
     def _thirds(self, stacked: Tensor, width: int) -> tuple[Tensor, ...]:
-        """The parts for query, key and value of a stacked weight or bias, each as noisy as it was."""
+        """The query, key and value parts of a stacked weight or bias, each with its part of the noise."""
         parts, noisy = stacked.split(width), self.weights.get(id(stacked))
         if noisy is not None:
             moments = zip(noisy.mean.split(width), noisy.variance.split(width), strict=True)
@@ -159,7 +159,7 @@ class _NoisyLayers(TorchFunctionMode):
 
 
 def _differentiated_elsewhere(weight: Tensor) -> bool:
-    """Whether we are inside an autograd function or a checkpoint, which differentiates by itself what it was given."""
+    """Whether an autograd function or a checkpoint is running, which differentiates its own inputs."""
     return weight.requires_grad and not torch.is_grad_enabled()
 
 
@@ -171,7 +171,7 @@ _QUERIES |= {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_con
 
 
 def perturb(mean: Tensor, variance: Tensor) -> Tensor:
-    """mean + √variance·ε with ε ~ N(0, 1) per element; may write over its arguments."""
+    """mean + √variance·ε with ε ~ N(0, 1) for each element; may overwrite its arguments."""
     return _Perturb.apply(mean, variance)  # type: ignore[no-untyped-call]
 
 
@@ -196,14 +196,17 @@ _said: set[str] = set()
 
 
 def _say_once(site: str, reason: str) -> None:
-    """Warn of the first site of its kind in this process: a network may have hundreds of them."""
+    """Warn of a reason once per process, for the first site: a network may have hundreds of such sites."""
     if reason not in _said:
         _said.add(reason)
-        warnings.warn(f"local reparameterization: site {site!r} {reason}; weights like it are sampled", stacklevel=2)
+        warnings.warn(
+            f"local reparameterization: site {site!r} {reason}; this weight and others like it are sampled",
+            stacklevel=2,
+        )
 
 
 class _Square(torch.autograd.Function):
-    """x² with its gradient in one temporary; torch's own takes three, and activations are most of the memory."""
+    """x² whose gradient needs one temporary tensor; torch's own needs three, and activations dominate memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -216,21 +219,22 @@ class _Square(torch.autograd.Function):
 
 
 def local_reparameterization() -> LocalReparameterizationMessenger:
-    """Within this context a layer with a Normal weight draws its output instead of its weights (Kingma et al. 2015).
+    """Sample the outputs of layers instead of their weights within this context (Kingma et al. 2015).
 
-    y ~ N(x·loc + b, x²·scale² + b's variance) per element: each example has noise of its own, which takes most of the
-    variance out of the gradient for two layer evaluations instead of one. Exact where a linear layer is used once per
-    example. Where a weight is used at several positions (convolutions, tokens) every output has the right mean and
-    variance, but they are independent where weight samples would correlate them.
+    Each element of an output is drawn as y ~ N(x·loc + b, x²·scale² + Var[b]), with its own noise for each example
+    (weight [out, in], x [n, in], y [n, out] for a linear layer). This removes most of the gradient's variance and costs
+    two layer evaluations instead of one. It is exact for a linear layer that is used once per example. Where a weight is
+    used at several positions (convolutions, tokens), each output has the right mean and variance, but the outputs are
+    independent, whereas a weight sample would correlate them.
 
-    Flipout (Wen et al. 2018) is not offered. It costs two layer evaluations as well and takes out the same correlation
-    between examples, by random signs on one shared weight sample; for independent Normal weights an example's output
-    has the same mean and variance here without that sample, whose noise the gradient would keep.
+    It covers Linear, Conv and transposed convolution layers and the projections of attention, also under ``sparsify``.
+    The guide's site must be an independent Normal per weight. Other sites, and weights that are used outside layers, are
+    sampled as usual; a warning says so once. There is no warning in code that torch compiled, or that differentiates
+    itself (``torch.jit``, autograd functions). ``ELBO(estimator="local")`` enters this context for one batch; do not use
+    it for predictions.
 
-    For Linear, Conv and transposed convolutions and attention's projections, under ``sparsify`` too. The guide's site
-    must be a Normal per weight; other sites, and weights that something else than a layer uses, are sampled, which a
-    warning says once (not within code that torch has compiled or that differentiates itself: ``torch.jit``, autograd
-    functions; there they are sampled without one). It is what ``ELBO(estimator="local")`` runs in: around one batch,
-    not around predictions.
+    Flipout (Wen et al. 2018) is not offered: it also costs two layer evaluations, and decorrelates examples by random
+    signs on one shared weight sample. For independent Normal weights, the outputs here have the same mean and variance
+    without that sample, whose noise would stay in the gradient.
     """
     return LocalReparameterizationMessenger()

@@ -1,4 +1,4 @@
-"""``sparsify``: pruned weights are exactly zero and cost exactly nothing."""
+"""``sparsify``: makes pruned weights exactly zero, with exactly zero KL divergence."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from pyro_lottery.types import Mask
 
 @effectful(type="active_mask")
 def active_mask(site: str, shape: Size, device: torch.device | None = None) -> Tensor | None:
-    """The mask that the enclosing ``sparsify`` has for ``site``, or None: the same object each time.
+    """The mask, of shape ``shape``, that the enclosing ``sparsify`` has for ``site``, or None; the same object at each call.
 
-    A guide that draws several sites as one vector asks this, since no handler can mask within a joint distribution.
+    A guide that draws several sites as one vector calls this, since no handler can mask a part of a joint distribution.
     """
     return None
 
 
 @effectful(type="masks_met")
 def _masks_met() -> frozenset[int]:
-    """The mask dicts of the ``sparsify`` handlers that a site would meet here, by identity."""
+    """The ids of the mask dicts of all ``sparsify`` handlers that would act on a site here."""
     return frozenset()
 
 
 class _OfThread(threading.local):
-    """What differs between threads."""
+    """The handlers that each thread has entered."""
 
     def __init__(self) -> None:
         self.entered: list[SparsifyMessenger] = []
@@ -47,9 +47,9 @@ _mine = _OfThread()
 
 @contextmanager
 def not_hidden() -> Iterator[None]:
-    """Within this context the enclosing ``sparsify`` handlers act that ``poutine.block`` hides.
+    """Let the enclosing ``sparsify`` handlers act within this context even if ``poutine.block`` hides them.
 
-    Pyro's ``MCMC.run`` and ``Importance.run`` hide whatever surrounds them, and would sample a dense network under a mask.
+    Pyro's ``MCMC.run`` and ``Importance.run`` hide all enclosing handlers, so a masked network would be sampled dense.
     """
     met = _masks_met() if _mine.entered else frozenset()
     with ExitStack() as stack:
@@ -61,7 +61,7 @@ def not_hidden() -> Iterator[None]:
 
 @contextmanager
 def left_out() -> Iterator[None]:
-    """Within this context :func:`not_hidden` brings back no mask: a guide that asks a model for its sites wants all weights."""
+    """Switch ``not_hidden`` off within this context, for a guide that traces a model's sites and needs all weights."""
     hidden, _mine.entered = _mine.entered, []
     try:
         yield
@@ -70,14 +70,18 @@ def left_out() -> Iterator[None]:
 
 
 class SparsifyMessenger(OwnHandler):
-    """The effect behind :func:`sparsify`."""
+    """The handler that ``sparsify`` returns."""
 
     def __init__(self, mask: Mask):
         super().__init__()
-        self.mask = {name: m.bool().clone() for name, m in mask.items()}  # later changes to the caller's have no effect
-        self._joined: dict[str, tuple[Tensor, Tensor]] = {}  # an inner handler's mask, and what it shares with ours
-        self._sites: set[str] = set()  # every random site met, to tell a misspelt mask from an unused one
-        self._draws: dict[str, str] = {}  # of the guide that runs: its auxiliary draws, by the site that each is for
+        self.mask = {
+            name: m.bool().clone() for name, m in mask.items()
+        }  # copied, so later changes to the caller's mask have no effect
+        self._joined: dict[
+            str, tuple[Tensor, Tensor]
+        ] = {}  # an inner handler's mask, and its conjunction with this one
+        self._sites: set[str] = set()  # all random sites seen, to detect names in the mask that match none
+        self._draws: dict[str, str] = {}  # the auxiliary draw of the running guide for each site
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -85,7 +89,7 @@ class SparsifyMessenger(OwnHandler):
         return self
 
     def _again(self) -> _Again:
-        """The same handler, to be entered a second time."""
+        """A copy that shares this handler's masks and can be entered while this one is."""
         again: Any = copy.copy(self)
         again.__class__ = _Again
         return again  # type: ignore[no-any-return]
@@ -99,8 +103,8 @@ class SparsifyMessenger(OwnHandler):
         missed = [name for name in self.mask if name not in self._sites]
         if exception[0] is None and missed and not self._sites:
             raise UserError(
-                "no random site was met under this mask; inference that hides what surrounds it, as Pyro's MCMC does, takes "
-                "the masked model: NUTS(sparsify(mask)(model))"
+                "no random site was sampled under this mask; Pyro's MCMC ignores enclosing handlers, so mask the model "
+                "itself: NUTS(sparsify(mask)(model))"
             )
         if exception[0] is None and missed:
             near = difflib.get_close_matches(missed[0], self._sites, n=1) or sorted(self._sites)[:1]
@@ -113,10 +117,12 @@ class SparsifyMessenger(OwnHandler):
         return msg["type"] in ("active_mask", "sample") and asked in self.mask
 
     def _of(self, name: str, shape: Size, device: torch.device | None, inner: Tensor | None = None) -> Tensor:
-        """The mask of a site, together with that of an ``inner`` handler: the same object each time."""
+        """The mask of a site, combined with the mask of an ``inner`` handler; the same object at each call."""
         mask = self.mask[name]
         if mask.shape != shape:
-            raise UserError(f"the mask of site {name!r} is {tuple(mask.shape)}, but the site is {tuple(shape)}")
+            raise UserError(
+                f"the mask of site {name!r} has shape {tuple(mask.shape)}, but the site has shape {tuple(shape)}"
+            )
         if device is not None and mask.device != device:
             mask = self.mask[name] = mask.to(device)
         if inner is None:
@@ -132,11 +138,11 @@ class SparsifyMessenger(OwnHandler):
             msg["value"], msg["done"] = self._of(site, shape, device, msg["value"]), True
 
     def _pyro_sample(self, msg: Any) -> None:
-        # Acts before the value is drawn and changes the distribution itself: a handler that edits the value
-        # afterwards would come too late for a trace further out, and poutine.mask cannot reach inside an event.
+        # Replaces the distribution before the value is drawn. Editing the value afterwards would be too late for a
+        # trace further out, and poutine.mask cannot mask elements of an event.
         name, fn = msg["name"], msg["fn"]
         if msg["infer"].get("is_auxiliary") and name not in self.mask and not _knows_masks(fn):
-            site = name.removesuffix("_unconstrained")  # AutoNormal's real draw; the named site is its Delta
+            site = name.removesuffix("_unconstrained")  # AutoNormal draws at this name; the site itself is a Delta
             self._draws[site] = name
             if site == name or site not in self.mask:
                 return
@@ -157,39 +163,42 @@ class SparsifyMessenger(OwnHandler):
             self._draws.clear()
             each, inner, dims = base(fn), None, fn.event_dim
             if each.event_shape:
-                raise UserError(f"site {name!r}: a {type(fn).__name__} has no distribution per weight to prune")
-            if isinstance(each, Pruned):  # by a sparsify within this one
+                raise UserError(
+                    f"site {name!r} has a {type(fn).__name__}, which cannot be pruned; only distributions per weight can"
+                )
+            if isinstance(each, Pruned):  # masked by an inner sparsify
                 each, inner = each.base_dist, each._mask
             shape = each.batch_shape
-            if dims and dims == self.mask[name].ndim:  # beside the event there may be particles
+            if dims and dims == self.mask[name].ndim:  # leading dimensions may be particles
                 shape = shape[-dims:]
             mask = self._of(name, shape, _device_of(msg, each), inner)
             msg["fn"] = Pruned(each, mask).to_event(dims)
-        # A draw of local reparameterization is pruned already, and layers know it by the tensor that it is.
+        # A draw of local reparameterization is already pruned, and layers recognise it by its identity.
         pruned = msg["infer"].get("pruned_by") is mask or "by_layers" in msg["infer"]
         if msg["value"] is not None and not pruned:
-            # Somebody has set it: a condition, a sampler's step, the replay of a guide that is not masked.
-            msg["value"] = msg["value"].masked_fill(~mask, 0.0)  # which keeps its layout, and convolutions their bits
+            # The value was set from outside: by a condition, a sampler's step, or the replay of an unmasked guide.
+            # masked_fill keeps the memory layout, on which the bits of convolutions depend.
+            msg["value"] = msg["value"].masked_fill(~mask, 0.0)
         msg["infer"] = msg["infer"] | {"pruned_by": mask}
 
     def _pyro_post_sample(self, msg: Any) -> None:
         mask = self.mask.get(msg["name"])
         if mask is not None and (msg["is_observed"] or "pruned_by" not in msg["infer"]):
-            # A handler around this one has set the value, after the distribution was masked.
+            # An outer handler set the value after this one masked the distribution.
             msg["value"] = msg["value"].masked_fill(~mask.to(msg["value"].device), 0.0)
 
     def _check_draws(self, name: str) -> None:
-        """Raise ``UserError`` for a site that its guide takes from a draw in which no weight can be pruned."""
+        """Raise ``UserError`` for a site whose values come from a joint draw that cannot be masked."""
         joint = [draw for site, draw in self._draws.items() if site == draw]
         if name not in self._draws and joint:
             raise UserError(
-                f"the guide draws its weights from {joint[-1]!r}, in which pruned ones cannot be masked; use mean_field, or "
-                "guides.auto with AutoNormal, AutoDiagonalNormal or AutoMultivariateNormal, full or low-rank"
+                f"the guide draws all weights from {joint[-1]!r}, which cannot be masked; use mean_field, or guides.auto with "
+                "AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal or AutoLowRankMultivariateNormal"
             )
 
 
 class _Again(SparsifyMessenger):
-    """A handler that acts where the one it is a copy of is hidden; it shares that one's masks and what it has met."""
+    """A copy of a handler that acts where the original is hidden; both share their masks and records."""
 
     def __enter__(self) -> Self:
         OwnHandler.__enter__(self)
@@ -215,14 +224,14 @@ def _device_of(msg: Any, distribution: Any) -> torch.device | None:
 
 
 def sparsify(mask: Mask) -> SparsifyMessenger:
-    """Within this context (or for a callable it decorates) every pruned weight is exactly zero in every sample of the
-    guide and of the prior, and adds exactly 0 to the KL divergence (paper §3: a pruned weight has (μ, σ) = (0, 0)).
+    """Set every pruned weight to exactly 0 in all samples of guide and prior, within this context or a decorated callable.
 
-    A value that somebody else sets is pruned too: a condition's, a replayed one, what MCMC tries. Pyro's HMC and NUTS
-    need a density of every number, so that they draw a standard normal one in a pruned weight's place, which their
-    samples show as 0. Nested masks prune what any of them prunes. A mask acts on the thread that enters it.
+    A pruned weight has (μ, σ) = (0, 0) (paper §3) and adds exactly 0 to the KL divergence. Values that are set from
+    outside are pruned too: those of a condition, of a replay, and of MCMC proposals. Pyro's HMC and NUTS need a density
+    for every dimension, so they sample a standard normal in place of a pruned weight; their samples show it as 0.
+    Nested masks prune a weight if any of them does. A mask acts only on the thread that enters it.
 
-    ``mask``: one bool tensor per site, shaped like the site; sites without one are left alone. A name that no
-    sampled site answers to, or a wrong shape, raises ``UserError``.
+    ``mask`` holds a bool tensor per site, with the site's shape; sites that are not in it stay as they are. Raises
+    ``UserError`` if a name in ``mask`` matches no sampled site, or if a shape is wrong.
     """
     return SparsifyMessenger(mask)

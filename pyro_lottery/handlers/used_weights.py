@@ -1,4 +1,4 @@
-"""What layers really compute with: masks for layers that transform their weight, and a record of every weight in use."""
+"""The weights that layers actually use: masks for layers that transform their weight, and a record of weights in use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PRODUCTS |= {Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, Tensor.mm, T
 
 @dataclass(frozen=True)
 class Use:
-    """A weight that a layer function got, and the sites that it was made from."""
+    """A weight that a layer function received, and the sites from which it was computed."""
 
     sites: tuple[str, ...]
     nonzero: int
@@ -32,10 +32,10 @@ class Use:
 
 
 class UsedWeights(TorchFunctionMode):
-    """Records what linear and convolution functions and matrix products get as their weight, where it was made from ``sites``.
+    """Records the weights, computed from ``sites``, of linear and convolution functions and of matrix products.
 
-    The values of sites require grad: autograd's graph says what became of them. What was also made from ``inputs``, or
-    from what a layer put out, is an activation, or a mixture for each example, and is left out.
+    The values of sites must require grad, since autograd's graph tells what was computed from them. A tensor that also
+    depends on ``inputs`` or on a layer's output is an activation, or a mixture for each example, and is left out.
     """
 
     def __init__(self, sites: Sites, inputs: Iterable[Tensor] = ()):
@@ -91,10 +91,10 @@ class UsedWeights(TorchFunctionMode):
 
 
 def mask_what_is_used_(layer: nn.Module, name: str, site: str) -> None:
-    """Let the mask of ``site`` act on what the layer computes with, if it transforms its weight ``name`` before.
+    """Apply the mask of ``site`` to the weight that the layer uses, if the layer transforms its parameter ``name`` first.
 
-    A standardised convolution (Qiao et al. 2019) subtracts each filter's mean, after which no pruned weight is 0: under
-    ``sparsify`` it computes with mask × standardised weight instead. Whether a layer does so is seen by running it.
+    A standardised convolution (Qiao et al. 2019) subtracts each filter's mean, after which no pruned weight is 0. Under
+    ``sparsify`` it therefore uses mask × standardised weight. Running the layer shows whether it transforms its weight.
     """
     if not _may_transform(layer):
         return
@@ -107,13 +107,13 @@ def mask_what_is_used_(layer: nn.Module, name: str, site: str) -> None:
 
 def _may_transform(layer: Any) -> bool:
     if "forward" in vars(layer):
-        return False  # somebody's own: it is checked when it is pruned
+        return False  # a custom forward, which is checked when it is pruned
     convolve = getattr(type(layer), "_conv_forward", None)
     return type(layer).forward not in _PLAIN or (convolve is not None and convolve not in _PLAIN_CONVOLUTIONS)
 
 
 def _use(layer: Any, name: str, value: Tensor) -> Use | None:
-    """How a layer by itself uses a value of its weight; None where it cannot be run by itself, or does not use it."""
+    """How a layer uses ``value`` as its weight; None if the layer cannot run alone, or does not use it."""
     if isinstance(layer, nn.Linear):
         size: tuple[int, ...] = (2, layer.in_features)
     else:
@@ -123,18 +123,20 @@ def _use(layer: Any, name: str, value: Tensor) -> Use | None:
             *(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)),
         )
     value = value.detach().requires_grad_()
-    others = {n: torch.ones_like(p) for n, p in layer.named_parameters()}  # a gain may start at 0, and hide all
+    others = {
+        n: torch.ones_like(p) for n, p in layer.named_parameters()
+    }  # a gain that starts at 0 would hide every weight
     others |= {n: b.clone() for n, b in layer.named_buffers()}
     with torch.enable_grad(), UsedWeights({name: value}) as used:
         try:
             torch.func.functional_call(layer, others | {name: value}, (value.new_zeros(size),))
-        except Exception:  # what a layer needs beside its input is its own affair; it is checked when it is pruned
+        except Exception:  # it may need more than its input; it is checked when it is pruned
             return None
     return max(used.uses, key=lambda use: use.nonzero, default=None)
 
 
 class _Masked:
-    """The forward of a layer that transforms its weight, with the mask after the transformation."""
+    """The forward of a layer that transforms its weight, with the mask applied after the transformation."""
 
     def __init__(self, layer: nn.Module, site: str, shape: torch.Size):
         self.layer, self.site, self.shape = layer, site, shape
@@ -149,7 +151,7 @@ class _Masked:
 
 
 class _Masking(TorchFunctionMode):
-    """Multiplies the weight that a layer function gets by the mask of its shape."""
+    """Masks the weight that a layer function receives, if the shapes agree."""
 
     def __init__(self, mask: Tensor):
         super().__init__()

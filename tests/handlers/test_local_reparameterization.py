@@ -163,7 +163,7 @@ def test_other_uses_of_a_weight_are_sampled_and_said_once():
             with poutine.replay(trace=trace):
                 return model.net(x)
 
-    with pytest.warns(UserWarning, match=r"site 'weight' is used by .*weights like it are sampled"):
+    with pytest.warns(UserWarning, match=r"site 'weight' is used by .*this weight and others like it are sampled"):
         found = out()
     assert not torch.equal(found, out())  # the filter for warnings makes a second one an error
     found.sum().backward()
@@ -235,7 +235,7 @@ def test_a_guide_without_a_normal_per_weight_is_said_to_be_sampled():
     model = pl.BayesianRegressor(nn.Sequential(nn.Linear(3, 2)), num_data=4, noise_scale=1.0)
     stock = pl.guides.auto(pyro.infer.autoguide.AutoNormal, model)
     elbo, x, y = pl.ELBO(estimator="local"), torch.randn(4, 3), torch.randn(4, 2)
-    with pytest.warns(UserWarning, match=r"site '0\.weight_unconstrained' is drawn for other sites"):
+    with pytest.warns(UserWarning, match=r"site '0\.weight_unconstrained' is an auxiliary draw for other sites"):
         elbo.terms(model, stock, x, y)
     elbo.terms(model, stock, x, y)  # not said again: a second warning would be an error here
 
