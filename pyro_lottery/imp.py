@@ -24,8 +24,8 @@ from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.progress import show_results
 from pyro_lottery.runs.session import train_levels
 from pyro_lottery.runs.signals import signals
+from pyro_lottery.training.used_weights import check_used_weights
 from pyro_lottery.types import Ticket
-from pyro_lottery.used_weights import check_used_weights
 
 PROG = "python -m pyro_lottery.imp"
 

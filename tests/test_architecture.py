@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 GROUND = {"errors", "names", "seeds", "threads", "machine", "distributed", "files", "sealed", "untrusted", "types", "modes", "trees"}  # fmt: skip
 METHOD = {
     "kernels", "distributions", "nets", "data", "priors", "own_parameters", "model", "weights", "handlers", "guides", "elbo", "training",
-    "used_weights", "prediction", "metrics", "scores", "masks", "tickets",
+    "prediction", "metrics", "scores", "masks", "tickets",
 }  # fmt: skip
 RUNS = {"runs"}
 COMMANDS = {"imp", "controls", "transplant", "evaluate", "report", "sites", "find", "plot", "tables", "__main__"}

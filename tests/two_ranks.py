@@ -35,7 +35,7 @@ def step(model, guide, x, y, who):
     sums = torch.zeros(5)
     part, labels = who.share(x), who.share(y)
     share = len(labels) * who.world / len(y) if who.parallel == "data" else 1.0
-    training._step(model, guide, ELBO("analytic"), optimizer, 0.0, part, labels, 1, "32", sums, share, who)
+    training.step(model, guide, ELBO("analytic"), optimizer, 0.0, part, labels, 1, "32", sums, share, who)
     return torch.cat([p.grad.flatten() for p in guide.parameters()]), who.total(sums)
 
 

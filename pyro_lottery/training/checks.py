@@ -1,0 +1,160 @@
+"""What training refuses: odd numbers, data and batches before the first step, and values that are not finite."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor, nn
+
+from pyro_lottery import guides, seeds, trees
+from pyro_lottery.data import Data, Split, Stream
+from pyro_lottery.distributed import ALONE, Alone
+from pyro_lottery.distributions import base
+from pyro_lottery.errors import Diverged, UserError, one_line
+from pyro_lottery.machine import channels_last
+from pyro_lottery.model import BayesianNetwork
+from pyro_lottery.prediction import inference
+from pyro_lottery.training.state import Progress
+from pyro_lottery.training.step import FINITE_STEPS, TALLY
+from pyro_lottery.types import Sites
+
+_REMEDY = "try a lower --lr, a smaller --init-scale or --precision 32"
+
+
+def check_counts(least: int, **counts: Any) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{name} must be a whole number, at least {least}, got {value!r}")
+
+
+def check_rates(**rates: Any) -> None:
+    for name, value in rates.items():
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise UserError(f"{name} must be a finite number, at least 0, got {value!r}")
+
+
+def check_data(model: BayesianNetwork, data: Data) -> Any:
+    """Raise a one-line ``UserError`` for data that do not suit the network, its likelihood or its ``num_data``.
+
+    Two examples of each split go through the network; targets that are held in memory are all looked at. Returns the likelihood
+    of two training examples.
+    """
+    for name, module in model.net.named_modules():
+        if getattr(module, "sparse", False) is True:  # nn.Embedding, nn.EmbeddingBag
+            raise UserError(f"{name!r} gives sparse gradients, which Adam does not take; build it with sparse=False")
+    if model.num_data != len(data.train):
+        raise UserError(f"the model's num_data is {model.num_data}, but there are {len(data.train)} training examples")
+    likelihoods = []
+    for part, split in (("training", data.train), ("test", data.test), ("validation", data.val)):
+        if split is None:
+            continue
+        x, y = split.head()
+        output = _try_out(model, x)
+        with pyro.validation_enabled(False):  # what is not finite is told by training
+            likelihoods.append(model.checked_likelihood(output, len(output)))
+        y = model.checked_targets(y, likelihoods[-1], output)
+        _check_targets(likelihoods[-1], split.targets if isinstance(split, Split) else y, part)
+    return likelihoods[0]
+
+
+def _try_out(model: BayesianNetwork, x: Any) -> Tensor:
+    try:
+        with seeds.stream("cpu", 0, "try out"), inference(model), poutine.condition(data=dict(model.initial_values())):
+            return model.outputs(trees.map_tensors(channels_last, x))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network says of inputs that it cannot take
+        raise UserError(f"the network cannot take inputs of {trees.shapes(x)}: {one_line(error)}") from error
+
+
+def _check_targets(likelihood: Any, targets: Tensor, part: str) -> None:
+    try:
+        fine = likelihood.support.check(targets)
+    except (NotImplementedError, RuntimeError):  # of a distribution without a support, or with one for each example
+        return
+    if bool(fine.all()):
+        return
+    own = base(likelihood)
+    odd = targets[~fine.reshape(len(targets), -1).all(1)][0].reshape(-1)
+    if isinstance(own, dist.Categorical):
+        raise UserError(
+            f"a label of the {part} set is {int(odd[0])}, but the network has {own.logits.shape[-1]} outputs: labels must be from 0 to "
+            f"{own.logits.shape[-1] - 1}"
+        )
+    raise UserError(
+        f"a target of the {part} set is {odd.tolist()[:3]}, which {type(own).__name__} cannot give: its support is {own.support}"
+    )
+
+
+def check_batch(model: BayesianNetwork, likelihood: Any, y: Tensor) -> None:
+    """Raise ``UserError`` for what shows only when a stream is read: a batch of one, or targets that no output can be of."""
+    if len(y) == 1 and any(is_batch_norm(m) for m in model.modules()):
+        raise UserError(
+            "the loader gave a batch of one example, which BatchNorm cannot normalise; let it drop such a batch"
+        )
+    if y.device.type == "cpu":  # a GPU would be waited for
+        _check_targets(likelihood, y, "training")
+
+
+def check_batches(model: nn.Module, data: Data, batch_size: int, ranks: Alone = ALONE) -> None:
+    """Raise a one-line ``UserError`` for batches that the network cannot be trained on."""
+    if isinstance(data.train, Stream):
+        _check_stream(model, data.train, ranks)
+        return
+    if min(batch_size, len(data.train)) < ranks.least and ranks.world > 1:
+        raise UserError(f"--batch-size and --train-size must be at least {ranks.least}, two images a device")
+    if min(batch_size, len(data.train)) < 2 and any(is_batch_norm(m) for m in model.modules()):
+        raise UserError("--batch-size and --train-size must be at least 2: BatchNorm cannot normalise a batch of one")
+
+
+def _check_stream(model: nn.Module, stream: Stream, ranks: Alone) -> None:
+    if ranks.world > 1:
+        raise UserError("several devices share batches of data that are held in memory; train on one from a loader")
+    if stream.last_batch == 1 and any(is_batch_norm(m) for m in model.modules()):
+        raise UserError(
+            "the loader's last batch has one example, which BatchNorm cannot normalise; give the DataLoader drop_last=True, or "
+            "another batch_size"
+        )
+
+
+def infinite_buffers(model: nn.Module) -> Sites:
+    """Copies of the buffers that hold infinite numbers before the first step, as attention masks do."""
+    statistics = {name for name, m in model.named_modules() if is_batch_norm(m)}  # infinite only after a divergence
+    return {
+        name: value.clone()
+        for name, value in model.named_buffers()
+        if name.rpartition(".")[0] not in statistics and bool(value.isinf().any())
+    }
+
+
+def check_finite(sums: Tensor, progress: Progress, model: nn.Module, guide: AutoGuide, infinite: Sites) -> None:
+    """Raise ``Diverged`` for a loss, a parameter or a buffer that is not finite, with the step that was the first.
+
+    The buffers in ``infinite`` may keep their infinite numbers.
+    """
+
+    def fine(name: str, value: Tensor) -> bool:
+        kept = name in infinite and bool((value.isfinite() | (value == infinite[name])).all())
+        return kept or bool(value.isfinite().all())
+
+    finite = bool(sums[:TALLY].isfinite().all())
+    parameters_finite = all(bool(p.isfinite().all()) for p in guide.parameters())
+    if finite and parameters_finite and all(fine(*item) for item in model.state_dict().items()):
+        return
+    what, step = ("a parameter", progress.step) if finite else ("the loss", int(sums[FINITE_STEPS]) + 1)
+    sites = guides.not_finite(guide)
+    named = (*model.named_parameters(), *model.named_buffers())
+    sites += [name for name, p in named if name not in sites and not fine(name, p)]
+    more = f" and {len(sites) - 3} more" if len(sites) > 3 else ""
+    where = f" (not finite by then: {', '.join(sites[:3])}{more})" if sites else ""
+    epoch = progress.epoch + 1
+    raise Diverged(f"{what} is not finite at epoch {epoch}, step {step}{where}; {_REMEDY}", epoch, step, sites)
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)

@@ -1,0 +1,115 @@
+import math
+
+import pytest
+import torch
+
+import pyro_lottery as pl
+from pyro_lottery import training
+from pyro_lottery.errors import Diverged
+from tests.conftest import TinyNet
+
+QUICK = {"epochs": 2, "batch_size": 16, "train_samples": 1, "milestones": ()}
+
+
+def test_a_loss_that_is_not_finite_names_epoch_and_step(tiny_data):
+    class Poisoned(TinyNet):
+        steps = 0
+
+        def forward(self, x):
+            if self.training:
+                self.steps += 1
+            out = super().forward(x)
+            return out * math.nan if self.steps > 4 + 3 else out
+
+    model = pl.BayesianClassifier(Poisoned(), num_data=60)
+    with pytest.raises(Diverged, match="epoch 2, step 4"):  # four steps an epoch: the eighth step is bad
+        pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK | {"epochs": 3})
+
+
+def test_a_buffer_that_is_not_finite_is_met_at_the_next_look_and_never_saved(tiny_data, monkeypatch):
+    class Spoiled(TinyNet):
+        def forward(self, x):
+            if self.training:
+                self.bn.running_var.fill_(math.nan)
+            return super().forward(x)
+
+    class Stopping(training.Hooks):
+        def stopping(self):
+            return True
+
+        def stop(self, progress, optimizer):
+            pytest.fail("a diverged state was to be saved")
+
+    monkeypatch.setattr("pyro_lottery.training.loop.CHECK_EVERY", 2)
+    for hooks, step in ((None, 2), (Stopping(), 1)):
+        model = pl.BayesianClassifier(Spoiled(), num_data=60)
+        with pytest.raises(
+            Diverged, match=rf"a parameter is not finite at epoch 1, step {step} \(.*: net.bn.running_var\)"
+        ):
+            pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK, hooks=hooks)
+
+
+class Masked(TinyNet):
+    """Adds a buffer that is −∞ from the start, as attention masks are, to what a softmax takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("attention_mask", torch.zeros(6).index_fill(0, torch.tensor([1, 4]), -math.inf))
+
+    def forward(self, x):
+        x = torch.relu(self.bn(self.conv(x)))
+        x = torch.nn.functional.avg_pool2d(x, 2).flatten(1)
+        return self.out((self.hidden(x) + self.attention_mask).softmax(-1))
+
+
+def test_a_buffer_that_is_infinite_from_the_start_is_no_divergence_unless_it_changes(tiny_data):
+    model = pl.BayesianClassifier(Masked(), num_data=60)
+    guide, before = pl.guides.mean_field(model), model.net.attention_mask.clone()
+    assert math.isfinite(pl.train(model, guide, tiny_data, **QUICK)[-1]["loss"])
+    assert torch.equal(model.net.attention_mask, before)
+
+    class Spreading(Masked):
+        def forward(self, x):
+            if self.training:
+                self.attention_mask[0] = -math.inf
+            return super().forward(x)
+
+    model = pl.BayesianClassifier(Spreading(), num_data=60)
+    with pytest.raises(Diverged, match=r"net\.attention_mask"):
+        pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK)
+
+
+def test_num_data_must_be_the_training_set(tiny_data):
+    model = pl.BayesianClassifier(TinyNet(), num_data=61)
+    with pytest.raises(pl.UserError, match="num_data is 61, but there are 60"):
+        pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK)
+
+
+@pytest.mark.filterwarnings("ignore:a density is a share")
+def test_sparse_gradients_are_named_before_the_first_step():
+    words, y = torch.randint(10, (8, 5)), torch.randn(8, 10)
+    net = torch.nn.Sequential(torch.nn.EmbeddingBag(10, 4, sparse=True), torch.nn.Linear(4, 10))
+    model = pl.BayesianRegressor(net, num_data=8, noise_scale=1.0)
+    data = pl.data.from_loaders([(words, y)])
+    with pytest.raises(pl.UserError, match=r"'0' gives sparse gradients, .* build it with sparse=False"):
+        pl.train(model, pl.guides.mean_field(model), data, epochs=1)
+    net[0].sparse = False
+    assert len(pl.train(model, pl.guides.mean_field(model), data, epochs=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong"),
+    [
+        *((name, wrong) for name in ("epochs", "warmup_epochs", "kl_warmup_epochs") for wrong in (-1, 1.5)),
+        *((name, wrong) for name in ("batch_size", "train_samples", "history_samples") for wrong in (-1, 2.5)),
+        *((name, wrong) for name in ("lr", "weight_decay") for wrong in (-1, float("nan"), "a")),
+        ("batch_size", 0),
+        ("train_samples", 0),
+    ],
+)
+def test_odd_numbers_are_named_before_the_first_step(option, wrong, tiny_model, tiny_data):
+    guide = pl.guides.mean_field(tiny_model)
+    before = pl.posterior(guide).loc
+    with pytest.raises(pl.UserError, match=f"{option} must be a .* got {wrong!r}"):
+        pl.train(tiny_model, guide, tiny_data, **{"epochs": 1, option: wrong})
+    assert all(torch.equal(value, before[site]) for site, value in pl.posterior(guide).loc.items())

@@ -1,0 +1,40 @@
+import pyro
+import pytest
+import torch
+
+import pyro_lottery as pl
+from pyro_lottery import training
+from tests.conftest import TinyNet
+
+QUICK = {"epochs": 2, "batch_size": 16, "train_samples": 1, "milestones": ()}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("estimator", ["weights", "local"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_step_never_waits_for_the_gpu(tiny_data, estimator, masked):
+    model = pl.BayesianClassifier(TinyNet().cuda(), num_data=60)
+    guide = pl.guides.mean_field(model)
+    mask = {s: torch.rand(v.shape, device="cuda") < 0.5 for s, v in model.initial_values().items()} if masked else {}
+    optimizer = torch.optim.Adam(pl.guides.parameter_groups(model, guide, 1e-4), fused=True)
+    x, y = tiny_data.test[:8].cuda(), tiny_data.test.labels[:8].cuda()
+    elbo, sums = pl.ELBO(estimator=estimator), torch.zeros(5, device="cuda")
+    with pl.handlers.sparsify(mask), pyro.validation_enabled(False):
+        training.step(model, guide, elbo, optimizer, 1e-3, x, y, 2, "32", sums)  # masks are looked up once
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            training.step(model, guide, elbo, optimizer, 1e-3, x, y, 2, "32", sums)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert sums.isfinite().all()
+
+
+def test_several_samples_average_the_gradient(tiny_model, tiny_data):
+    # With a learning rate of 0 the history's nll over many samples must approach that of the averaged estimator.
+    guide = pl.guides.mean_field(tiny_model, init_scale=1.0)
+    one = [
+        pl.train(tiny_model, guide, tiny_data, **QUICK | {"epochs": 1, "lr": 1e-12}, seed=s)[0]["nll"] for s in range(8)
+    ]
+    many = pl.train(tiny_model, guide, tiny_data, **QUICK | {"epochs": 1, "lr": 1e-12, "train_samples": 60})[0]["nll"]
+    spread = torch.tensor(one).std().item()
+    assert abs(many - sum(one) / 8) < 4 * spread * (1 / 8 + 1 / 60) ** 0.5
