@@ -1,4 +1,4 @@
-"""Distributions per weight that know masks, and the shared draw behind a mean-field guide."""
+"""Distributions of weights with masks, and the shared draw of a mean-field guide."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyro_lottery.kernels.layout import flatten
 
 
 class Pruned(dist.MaskedDistribution):
-    """A distribution per weight whose pruned weights are the constant 0, with log-probability and KL 0."""
+    """A distribution of weights in which pruned weights are the constant 0, with log-probability 0 and KL 0."""
 
     _mask: Any  # a Tensor, which Pyro types as bool
 
@@ -45,7 +45,7 @@ class Pruned(dist.MaskedDistribution):
 
 
 class _ZeroWherePruned(constraints.Constraint):
-    """``base_constraint`` where ``mask`` keeps a weight, exactly 0 elsewhere."""
+    """The constraint ``base_constraint`` where ``mask`` keeps a weight, and exactly 0 elsewhere."""
 
     def __init__(self, mask: Tensor, base_constraint: Any):
         self.mask, self.base_constraint = mask, base_constraint
@@ -56,13 +56,13 @@ class _ZeroWherePruned(constraints.Constraint):
 
 
 class _PruneTransform(torch.distributions.Transform):
-    """The kept weights by ``to_kept``, and 0 for the pruned ones, whatever number stands for them.
+    """Map unconstrained numbers to weights: kept ones by ``to_kept``, pruned ones to 0.
 
-    Who samples unconstrained numbers needs a density of each: those of pruned weights are standard normal, up to a
-    constant, so that a Markov chain in them neither drifts nor moves a weight.
+    A sampler of unconstrained numbers needs a density for each of them. The numbers of pruned weights have a standard normal
+    density (up to a constant), so that a Markov chain does not drift in them; they never change a weight.
     """
 
-    bijective = True  # as far as Pyro asks: 0 comes back as 0
+    bijective = True  # sufficient for Pyro: weights map to numbers and back without change
     domain = constraints.real
 
     def __init__(self, mask: Tensor, to_kept: Any):
@@ -91,16 +91,16 @@ for _registry in (torch.distributions.biject_to, torch.distributions.transform_t
 
 
 class PointMass(dist.Delta):
-    """A Delta whose guide has already put zeros where its mask prunes."""
+    """A Delta distribution whose guide has already set pruned weights to 0."""
 
     knows_masks = True
 
 
 class Draw:
-    """One evaluation of a mean-field Normal over all sites, from flat ``loc`` and ``log_scale``, each part on demand.
+    """One evaluation of a mean-field Normal over all sites, given flat vectors ``loc`` and ``log_scale``.
 
-    The samples of all sites are drawn in one pass, or their means and variances given out, and the closed-form KL
-    comes from the same autograd node, so that the backward pass writes each gradient once.
+    Samples of all sites, or their means and variances, are computed together on first use. The closed-form KL comes from the
+    same autograd node, so the backward pass writes each gradient once.
     """
 
     def __init__(self, loc: Tensor, log_scale: Tensor, layout: Layout):
@@ -132,7 +132,7 @@ class Draw:
 
     @cached_property
     def locs(self) -> list[Tensor]:
-        """What :attr:`means` are, in plain autograd operations."""
+        """The mean of every site in plain autograd operations, 0 where pruned."""
         return self.layout.views(self.layout.scatter(self.loc))
 
     @cached_property
@@ -141,41 +141,41 @@ class Draw:
         return self.layout.views(self.layout.scatter(self.log_scale.exp()))
 
     def part(self, number: int, select: Callable[[Tensor], Tensor]) -> dist.TorchDistribution:
-        """Some of one site's weights as a distribution of their own, apart from the shared draw."""
+        """Return a distribution of the weights of site ``number`` that ``select`` picks, independent of the shared draw."""
         loc, scale, kept = self.locs[number], self.scales[number], self.layout.masks[number]
         if kept is None:
             return dist.Normal(select(loc), select(scale))
         return Pruned(dist.Normal(select(loc), select(torch.where(kept, scale, 1.0))), select(kept))
 
     def kl(self, loc: Tensor, scale: Tensor) -> Tensor:
-        """KL(q ‖ N(loc, scale²)) of every site [sites], for priors with one loc and scale a site.
+        """Return KL(q ‖ N(loc, scale²)) of every site, shape [sites], for priors with one loc and one scale per site.
 
-        To be called once, after the samples or moments were taken and before the backward pass.
+        Call this once, after taking the samples or moments and before the backward pass.
         """
         out = (self.__dict__.get("_moments") or self._sampled)[0]
         loc, scale = loc.to(self.loc), scale.to(self.loc)
         self._priors.loc, self._priors.scale = loc, scale
         with torch.no_grad():
-            path = kernels.path(self.loc)
-            out.detach().copy_(path.kl(self.layout, self.loc, self.log_scale, loc, scale))
+            backend = kernels.backend(self.loc)
+            out.detach().copy_(backend.kl(self.layout, self.loc, self.log_scale, loc, scale))
         return out
 
 
 @dataclass
 class _Priors:
-    """The priors that a KL was taken from: known only after the model has run, and needed by the backward pass."""
+    """The priors of the KL, which become known when the model has run and are needed by the backward pass."""
 
     loc: Tensor | None = None
     scale: Tensor | None = None
 
 
 class _Samples(torch.autograd.Function):
-    """(loc, log_scale) -> (KL per site, a sample of every site); the KL is filled in by :meth:`Draw.kl`."""
+    """(loc, log_scale) -> (KL per site, a sample of every site); :meth:`Draw.kl` fills in the KL later."""
 
     @staticmethod
     def forward(ctx: Any, loc: Tensor, log_scale: Tensor, layout: Layout, priors: _Priors) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        flat = kernels.path(loc).sample(layout, loc, log_scale)
+        flat = kernels.backend(loc).sample(layout, loc, log_scale)
         ctx.save_for_backward(loc, log_scale, flat)
         ctx.layout, ctx.priors = layout, priors
         return (loc.new_zeros(len(layout.shapes)), *layout.views(flat))
@@ -184,18 +184,18 @@ class _Samples(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, weight: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         loc, log_scale, flat = ctx.saved_tensors
-        path, m, s, weight = _prior_terms(ctx, loc, weight)
+        backend, m, s, weight = _prior_terms(ctx, loc, weight)
         g = [None if grad is None else flatten(grad) for grad in grads]
-        return (*path.sample_grad(ctx.layout, g, flat, loc, log_scale, m, s, weight), None, None)
+        return (*backend.sample_grad(ctx.layout, g, flat, loc, log_scale, m, s, weight), None, None)
 
 
 class _Moments(torch.autograd.Function):
-    """(loc, log_scale) -> (KL per site, the mean of every site, the variance of every site)."""
+    """(loc, log_scale) -> (KL per site, mean of every site, variance of every site); :meth:`Draw.kl` fills in the KL."""
 
     @staticmethod
     def forward(ctx: Any, loc: Tensor, log_scale: Tensor, layout: Layout, priors: _Priors) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        mean, variance = kernels.path(loc).moments(layout, loc, log_scale)
+        mean, variance = kernels.backend(loc).moments(layout, loc, log_scale)
         ctx.save_for_backward(loc, log_scale)
         ctx.layout, ctx.priors = layout, priors
         return (loc.new_zeros(len(layout.shapes)), *layout.views(mean), *layout.views(variance))
@@ -204,23 +204,23 @@ class _Moments(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, weight: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         loc, log_scale = ctx.saved_tensors
-        path, m, s, weight = _prior_terms(ctx, loc, weight)
+        backend, m, s, weight = _prior_terms(ctx, loc, weight)
         g = [None if grad is None else flatten(grad) for grad in grads]
         sites = len(ctx.layout.shapes)
-        return (*path.moments_grad(ctx.layout, g[:sites], g[sites:], loc, log_scale, m, s, weight), None, None)
+        return (*backend.moments_grad(ctx.layout, g[:sites], g[sites:], loc, log_scale, m, s, weight), None, None)
 
 
 def _prior_terms(ctx: Any, loc: Tensor, weight: Tensor | None) -> tuple[ModuleType, Tensor, Tensor, Tensor | None]:
     m, s = ctx.priors.loc, ctx.priors.scale
-    if m is None:  # no KL was taken: whatever the loss is, it does not hang on it
+    if m is None:  # no KL was computed, so the loss does not depend on it
         m, s, weight = loc.new_zeros(len(ctx.layout.shapes)), loc.new_ones(len(ctx.layout.shapes)), None
-    return kernels.path(loc), m, s, weight
+    return kernels.backend(loc), m, s, weight
 
 
 class SiteNormal(dist.TorchDistribution):
-    """One site of a :class:`Draw`: N(loc, scale²) per weight, and the constant 0 where the draw's mask prunes.
+    """One site of a :class:`Draw`: N(loc, scale²) for kept weights and the constant 0 for pruned ones.
 
-    The first sample is the site's part of the shared draw; further ones are independent.
+    The first sample is the site's part of the shared draw; further samples are independent.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -235,7 +235,7 @@ class SiteNormal(dist.TorchDistribution):
 
     @property
     def kept(self) -> Tensor | None:
-        """Which weights are kept; None for all."""
+        """Mask of the kept weights, or None if all are kept."""
         return self.draw.layout.masks[self.number]
 
     @property
@@ -255,7 +255,7 @@ class SiteNormal(dist.TorchDistribution):
         return self.scale.square()
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        with torch.no_grad():  # not the shared draw, which others need the gradient of
+        with torch.no_grad():  # the shared draw is left to rsample, whose caller needs its gradient
             return self.plain().sample(sample_shape)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
@@ -275,7 +275,7 @@ class SiteNormal(dist.TorchDistribution):
         return self if Size(batch_shape) == self.batch_shape else self.plain().expand(batch_shape)
 
     def plain(self) -> dist.TorchDistribution:
-        """The same distribution in Pyro's own classes."""
+        """Return the same distribution as an object of Pyro's own classes."""
         return self.draw.part(self.number, lambda value: value)
 
 
@@ -292,14 +292,14 @@ def _kl_site_normal(q: SiteNormal, p: Any) -> Tensor:
 
 
 def base(fn: Any) -> Any:
-    """The distribution per weight inside ``.to_event()``."""
+    """Return the distribution inside ``.to_event()``, or ``fn`` itself."""
     return fn.base_dist if isinstance(fn, dist.Independent) else fn
 
 
 def one_number(fn: Any, kept: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-    """Loc and scale of a Normal that is the same for every weight, as two scalars; None for anything else.
+    """Return loc and scale, two scalars, of a Normal that is the same for every weight; None for other distributions.
 
-    A pruned one counts if its mask is ``kept``.
+    A :class:`Pruned` Normal qualifies if its mask is the same object as ``kept``.
     """
     fn = base(fn)
     if isinstance(fn, Pruned):

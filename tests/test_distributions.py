@@ -135,7 +135,7 @@ def test_expanded_and_strided_gradients_are_read_as_what_they_are(draw, moments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_precisions_take_the_torch_path_and_keep_their_type(dtype):
+def test_other_precisions_use_the_torch_backend_and_keep_their_type(dtype):
     layout = Layout(SHAPES)
     loc = torch.randn(layout.total, dtype=dtype).requires_grad_()
     log_scale = torch.full((layout.total,), -2.0, dtype=dtype).requires_grad_()

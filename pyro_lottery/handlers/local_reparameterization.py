@@ -182,7 +182,7 @@ class _Perturb(torch.autograd.Function):
         mean = (mean if dense else mean.contiguous()).detach()
         if variance.stride() != mean.stride() or variance.dtype != mean.dtype:
             variance = torch.empty_like(mean).copy_(variance)
-        out, rate = kernels.path(mean, bf16=True).perturb(mean, variance.detach())
+        out, rate = kernels.backend(mean, bf16=True).perturb(mean, variance.detach())
         ctx.save_for_backward(rate)
         return out
 

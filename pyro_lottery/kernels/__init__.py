@@ -1,7 +1,8 @@
-"""The elementwise work of mean-field training: noise, samples, moments, KL and their gradients, each in one pass.
+"""Kernels for the elementwise work of mean-field training: noise, samples, moments, KL and their gradients.
 
-Two paths with one interface: ``compiled`` (C, built once, for the processor) and ``torch_path`` (any tensor
-on any device). :func:`path` picks one for a tensor. Both draw from torch's global generator.
+There are two backends with the same functions: ``compiled`` (C, for float32 on the CPU, each function in one pass over
+memory) and ``torch_path`` (any precision and device). :func:`backend` picks one for a tensor. Both take their random numbers
+from torch's global generator.
 """
 
 from __future__ import annotations
@@ -18,19 +19,18 @@ from torch import Tensor
 from pyro_lottery.errors import unknown
 from pyro_lottery.kernels import compiled, torch_path
 from pyro_lottery.kernels.layout import Layout
-from pyro_lottery.machine import keep_memory, memory, processor_name
 
-PATHS = ("auto", "compiled", "torch")
+BACKENDS = ("auto", "compiled", "torch")
 _choice = "auto"
 
-__all__ = ["PATHS", "Layout", "keep_memory", "memory", "path", "processor_name", "using"]
+__all__ = ["BACKENDS", "Layout", "backend", "using"]
 
 
-def path(tensor: Tensor, bf16: bool = False) -> ModuleType:
-    """The path for tensors like this one: compiled code where it can be built and they are fp32 on the processor (for
-    ``perturb`` alone also ``bf16``), else torch.
+def backend(tensor: Tensor, bf16: bool = False) -> ModuleType:
+    """Return the backend, a module of kernels, for tensors like ``tensor``.
 
-    Says once, as a warning, that there is no compiler.
+    This is the compiled one for float32 on the CPU if it can be built, and the torch one otherwise. ``bf16`` allows
+    bfloat16 too, which only ``perturb`` supports. Warns once if the compiled one cannot be built.
     """
     known = tensor.dtype == torch.float32 or (bf16 and tensor.dtype == torch.bfloat16)
     if _choice == "torch" or tensor.device.type != "cpu" or not known:
@@ -40,21 +40,24 @@ def path(tensor: Tensor, bf16: bool = False) -> ModuleType:
         return compiled
     if _choice == "compiled":
         raise RuntimeError(problem)
-    _say_once(f"{problem}; training takes the pure torch path, with other random numbers")
+    _warn_once(f"{problem}; training uses the kernels in torch, whose random numbers differ")
     return torch_path
 
 
 @functools.cache
-def _say_once(text: str) -> None:
+def _warn_once(text: str) -> None:
     warnings.warn(text, stacklevel=3)
 
 
 @contextmanager
 def using(choice: str) -> Iterator[None]:
-    """Within this context take one path: ``auto``, ``compiled`` (raises if it cannot be built) or ``torch``."""
+    """Use the backend that ``choice`` names within this context: ``auto``, ``compiled`` or ``torch``.
+
+    Raises ``UserError`` for another name; ``compiled`` raises ``RuntimeError`` on first use if it cannot be built.
+    """
     global _choice
-    if choice not in PATHS:
-        raise unknown("kernel path", choice, PATHS)
+    if choice not in BACKENDS:
+        raise unknown("kernel backend", choice, BACKENDS)
     before, _choice = _choice, choice
     try:
         yield

@@ -1,7 +1,7 @@
-"""The kernels in C: built by the system's compiler on first use, kept in the user's cache folder, called by ctypes.
+"""The kernels in C, built by the system's compiler on first use, kept in the user's cache folder and called by ctypes.
 
-C rather than torch.compile, whose samples took 18 times as long (``python -m experiments.benchmarks.steps --kernels``): it needs
-nothing installed beside a compiler, and noise, exponential and sums are vectorised in one loop.
+Samples by torch.compile took 18 times as long (``python -m experiments.benchmarks.steps --kernels``). C needs nothing but a
+compiler, and noise, exponential and sums are vectorised in one loop.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from pyro_lottery.machine import processor
 _LAST = torch.channels_last
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
-CHUNK = 4096  # as in kernels.c
+CHUNK = 4096  # must equal CHUNK in kernels.c
 
 
 def problem() -> str | None:
-    """Why there is no compiled path, or None."""
+    """Return why the compiled kernels are not available, or None if they are."""
     return _load()[1]
 
 
 def cache_folder() -> Path:
-    """Where built libraries are kept: ``$XDG_CACHE_HOME/pyro_lottery``, by default under ``~/.cache``."""
+    """Return the folder of built libraries: ``$XDG_CACHE_HOME/pyro_lottery``, by default ``~/.cache/pyro_lottery``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro_lottery"
 
 
 @functools.cache
 def _load() -> tuple[Any, str | None]:
-    compiler = shlex.split(os.environ.get("CC") or "cc")  # may have arguments, or be run by ccache
+    compiler = shlex.split(os.environ.get("CC") or "cc")  # CC may hold arguments, or "ccache cc"
     program = shutil.which(compiler[0])
     try:
         known = repr((SOURCE.read_bytes(), FLAGS, compiler, program, processor()))
@@ -51,12 +51,12 @@ def _load() -> tuple[Any, str | None]:
         for _ in range(2):
             if library.exists():
                 try:
-                    # torch is loaded already, so that the library shares its OpenMP threads instead of bringing its own
+                    # torch is already loaded, so the library uses torch's OpenMP threads and does not start its own.
                     return ctypes.CDLL(str(library)), None
-                except OSError:  # half of one, after a power cut: it is built again
+                except OSError:  # half a file, after a power cut: build it again
                     library.unlink()
             if program is None:
-                return None, "there is no C compiler (cc, or what CC names) to build the fast kernels"
+                return None, "there is no C compiler (cc, or the one that CC names) to build the fast kernels"
             library.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=library.parent) as folder:
                 built = Path(folder) / library.name
@@ -65,7 +65,7 @@ def _load() -> tuple[Any, str | None]:
                 if done.returncode:
                     reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[0]
                     return None, f"the fast kernels cannot be built ({reason})"
-                os.replace(built, library)  # whole or not at all, also when two processes build it
+                os.replace(built, library)  # atomic, since two processes may build it at the same time
         return None, f"the fast kernels cannot be loaded from {library}"
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         return None, f"the fast kernels cannot be built ({error})"
@@ -96,32 +96,32 @@ def _pointers(grads: Grads) -> Any:
 
 
 def _floats(count: int) -> Tensor:
-    return torch.empty(count, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
+    return torch.empty(count, dtype=torch.float32, device="cpu")  # explicit, since torch's defaults may be others
 
 
 def normal(count: int, like: Tensor) -> Tensor:
-    """``count`` standard normal numbers [count]."""
+    """Return ``count`` standard normal numbers, float32 [count]."""
     out = _floats(count)
     _call("pl_normal", count, out, draw_seed())
     return out
 
 
 def sample(layout: Layout, loc: Tensor, log_scale: Tensor) -> Tensor:
-    """A vector of all weights: w = loc + exp(log_scale)·ε where kept, else 0."""
+    """Return a sample of all weights [total]: loc + exp(log_scale)·ε where kept, 0 elsewhere."""
     out = _output(layout, loc)
     _call("pl_sample", len(loc), loc, log_scale, layout.index32, out, draw_seed())
     return out
 
 
 def moments(layout: Layout, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors of all means and variances, 0 where not kept."""
+    """Return the means and variances of all weights, [total] each, 0 where not kept."""
     mean, variance = _output(layout, loc), _output(layout, loc)
     _call("pl_moments", len(loc), loc, log_scale, layout.index32, mean, variance)
     return mean, variance
 
 
 def kl(layout: Layout, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor) -> Tensor:
-    """KL(N(loc, scale²) ‖ N(m, s²)) summed per site [sites]."""
+    """Return KL(N(loc, scale²) ‖ N(m, s²)) summed over each site, [sites]."""
     out = _floats(len(layout.kept))
     partial = torch.empty(sum(-(-n // CHUNK) for n in layout.kept), dtype=torch.float64, device="cpu")
     _call("pl_kl", len(layout.kept), _int64(layout.offsets), loc, log_scale, m, s, partial, out)
@@ -131,7 +131,7 @@ def kl(layout: Layout, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor) -> 
 def sample_grad(
     layout: Layout, g: Grads, w: Tensor, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of loc and log_scale from those of every site's sample, and from ``weight`` [sites] times its KL."""
+    """Return the gradients of loc and log_scale, given those of every site's sample (``g``) and KL (``weight`` [sites])."""
     g_loc, g_log_scale = torch.empty_like(loc), torch.empty_like(loc)
     weight = None if weight is None else weight.contiguous()
     _call(
@@ -145,7 +145,7 @@ def moments_grad(
     layout: Layout, g_mean: Grads, g_variance: Grads, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor,
     weight: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The same from gradients of every site's mean and variance."""
+    """Return the gradients of loc and log_scale, given those of every site's mean, variance and KL (``weight`` [sites])."""
     g_loc, g_log_scale = torch.empty_like(loc), torch.empty_like(loc)
     weight = None if weight is None else weight.contiguous()
     _call(
@@ -156,7 +156,10 @@ def moments_grad(
 
 
 def perturb(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """mean + √variance·ε and its derivative by the variance, ε / (2√variance), written over the arguments."""
+    """Return mean + √variance·ε and its derivative by the variance, ε / (2√variance).
+
+    The results overwrite the arguments.
+    """
     name = "pl_perturb" if mean.dtype == torch.float32 else "pl_perturb_bf16"
     _call(name, mean.numel(), mean, variance, draw_seed())
     return mean, variance

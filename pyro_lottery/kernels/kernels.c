@@ -1,9 +1,10 @@
-/* The elementwise work of variational training in one pass over memory each; torch_path.py says the same in torch.
+/* The elementwise work of variational training, each function in one pass over memory. torch_path.py computes the same
+   in torch.
 
    Noise is a pure function of (seed, position): Philox 4x32 with 7 rounds (Salmon et al. 2011, the fewest that pass
-   BigCrush) and Box-Muller. So the numbers do not depend on the number of threads. Loops are written over arrays of
-   LANES values so that a compiler vectorises them; logarithm, exponential, sine and cosine are polynomials (least
-   squares at Chebyshev nodes, error below 1e-7), since the mathematical library's are scalar. */
+   BigCrush) and Box-Muller. The numbers therefore do not depend on the number of threads. Loops run over arrays of LANES
+   values so that the compiler vectorises them. Logarithm, exponential, sine and cosine are polynomials (least squares at
+   Chebyshev nodes, error below 1e-7), since those of the mathematical library are scalar. */
 
 #include <math.h>
 #include <stdint.h>
@@ -11,7 +12,7 @@
 
 enum { LANES = 64, BLOCK = 4 * LANES, CHUNK = 16 * BLOCK };
 
-#define TINY 1e-30f  /* as in torch_path.py: a smaller variance is 0; compared so that NaN is not smaller */
+#define TINY 1e-30f  /* must equal TINY in torch_path.py; smaller variances count as 0, NaN stays NaN */
 #define EACH_LANE for (int l = 0; l < LANES; l++)
 
 static inline float polynomial(const float *c, int degree, float x) {
@@ -30,7 +31,7 @@ static inline float bits_float(int32_t i) { float f; memcpy(&f, &i, 4); return f
 static inline int32_t float_bits(float f) { int32_t i; memcpy(&i, &f, 4); return i; }
 
 static inline float exponential(float x) {
-    float y = x < -87.0f ? -87.0f : x;  /* not fmaxf: NaN shall stay NaN */
+    float y = x < -87.0f ? -87.0f : x;  /* fmaxf would not keep NaN */
     y = y > 88.0f ? 88.0f : y;
     float shifted = y * 1.44269504f + 0x1.8p23f, n = shifted - 0x1.8p23f;  /* rounds to an integer */
     float r = (y - n * 0.693145752f) - n * 1.42860677e-6f;
@@ -39,12 +40,12 @@ static inline float exponential(float x) {
 }
 
 static inline float logarithm(float u) {  /* u in (0, 1], normal */
-    int32_t i = float_bits(u) - 0x3f3504f3;  /* so that the mantissa lies in [sqrt(1/2), sqrt(2)) */
+    int32_t i = float_bits(u) - 0x3f3504f3;  /* puts the mantissa into [sqrt(1/2), sqrt(2)) */
     float e = (float)(i >> 23), f = bits_float((i & 0x7fffff) + 0x3f3504f3) - 1.0f;
     return e * 0.693147181f + (f + f * f * polynomial(LOG, 9, f));
 }
 
-/* BLOCK standard normals: those at positions block * BLOCK and on of the stream of this seed. */
+/* Fill z with BLOCK standard normal numbers: those of this seed's stream from position block * BLOCK on. */
 static inline void normals(uint64_t seed, uint64_t block, float *z) {
     uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
@@ -84,7 +85,7 @@ void pl_normal(int64_t n, float *out, uint64_t seed) {
     }
 }
 
-/* out[index[i]] = loc[i] + exp(log_scale[i]) noise[i]; without an index, out[i]. */
+/* out[index[i]] = loc[i] + exp(log_scale[i]) noise[i], or out[i] if index is NULL. */
 void pl_sample(int64_t n, const float *loc, const float *log_scale, const int32_t *index, float *out, uint64_t seed) {
     #pragma omp parallel for schedule(static)
     for (int64_t b = 0; b < (n + BLOCK - 1) / BLOCK; b++) {
@@ -97,7 +98,7 @@ void pl_sample(int64_t n, const float *loc, const float *log_scale, const int32_
     }
 }
 
-/* mean[index[i]] = loc[i], variance[index[i]] = exp(2 log_scale[i]) */
+/* mean[index[i]] = loc[i] and variance[index[i]] = exp(2 log_scale[i]), or element i if index is NULL. */
 void pl_moments(int64_t n, const float *loc, const float *log_scale, const int32_t *index, float *mean, float *variance) {
     #pragma omp parallel for schedule(static)
     for (int64_t c = 0; c < CHUNKS(n); c++) {
@@ -113,13 +114,13 @@ void pl_moments(int64_t n, const float *loc, const float *log_scale, const int32
     }
 }
 
-/* KL(N(loc, exp(x)^2) || N(m, s^2)) of one element less log(s) - 1/2, with rate = 1 / s^2. */
+/* KL(N(loc, exp(x)^2) || N(m, s^2)) of one element, minus log(s) - 1/2; rate = 1 / s^2. */
 static inline float kl_term(float loc, float x, float m, float rate) {
     float d = loc - m;
     return 0.5f * rate * (exponential(2 * x) + d * d) - x;
 }
 
-/* The KL of every element, summed over [from, to). */
+/* The sum of the KL of the elements in [from, to). */
 static double kl_sum(int64_t from, int64_t to, const float *loc, const float *log_scale, float m, float s) {
     float rate = 1 / (s * s), sum[LANES] = {0};
     int64_t i = from;
@@ -130,7 +131,7 @@ static double kl_sum(int64_t from, int64_t to, const float *loc, const float *lo
     return total + (double)(to - from) * (log((double)s) - 0.5);
 }
 
-/* For every site k: out[k] = KL of the elements from offsets[k] to offsets[k + 1] from the prior N(m[k], s[k]^2).
+/* For every site k: out[k] = the KL of elements offsets[k] to offsets[k + 1] - 1 from the prior N(m[k], s[k]^2).
    partial holds one double per CHUNK of a site, so that the order of summation does not depend on the threads. */
 void pl_kl(int64_t sites, const int64_t *offsets, const float *loc, const float *log_scale, const float *m,
            const float *s, double *partial, float *out) {
@@ -156,10 +157,10 @@ void pl_kl(int64_t sites, const int64_t *offsets, const float *loc, const float 
     }
 }
 
-/* Gradients from those of the samples, g[k] per site (null: none), and from weight[k] times the KL of site k (no weight
-   at all: no KL):
+/* Gradients of loc and log_scale, given the gradient g[k] of each site's sample (NULL if there is none) and weight[k], that
+   of each site's KL (weight is NULL without a KL):
    d/dloc = g + weight (loc - m) / s^2,  d/dlog_scale = g (w - loc) + weight (scale^2 / s^2 - 1).
-   The noise is not kept: scale * noise = w - loc. */
+   The noise need not be stored, since scale * noise = w - loc. */
 void pl_sample_grad(int64_t sites, const int64_t *offsets, const int64_t *starts, const float *const *g,
                     const int32_t *index, const float *w, const float *loc, const float *log_scale, const float *m,
                     const float *s, const float *weight, float *g_loc, float *g_log_scale) {
@@ -192,7 +193,8 @@ void pl_sample_grad(int64_t sites, const int64_t *offsets, const int64_t *starts
     }
 }
 
-/* The same from gradients of mean and variance: d/dlog_scale = 2 scale^2 g_variance + ... */
+/* Gradients of loc and log_scale, given those of each site's mean, variance and KL:
+   d/dloc = g_mean + weight (loc - m) / s^2,  d/dlog_scale = 2 scale^2 g_variance + weight (scale^2 / s^2 - 1). */
 void pl_moments_grad(int64_t sites, const int64_t *offsets, const int64_t *starts, const float *const *g_mean,
                      const float *const *g_variance, const int32_t *index, const float *loc, const float *log_scale,
                      const float *m, const float *s, const float *weight, float *g_loc, float *g_log_scale) {
@@ -216,8 +218,8 @@ void pl_moments_grad(int64_t sites, const int64_t *offsets, const int64_t *start
     }
 }
 
-/* The epilogue of local reparameterization, in place: mean becomes mean + sqrt(variance) noise, and variance becomes
-   the derivative of that by the variance, noise / (2 sqrt(variance)). Both are exact where nothing varies: 0. */
+/* The last step of local reparameterization, in place: mean becomes mean + sqrt(variance) noise, and variance becomes the
+   derivative of that by the variance, noise / (2 sqrt(variance)). Where the variance is 0, both terms are exactly 0. */
 void pl_perturb(int64_t n, float *mean, float *variance, uint64_t seed) {
     #pragma omp parallel for schedule(static)
     for (int64_t b = 0; b < (n + BLOCK - 1) / BLOCK; b++) {
@@ -238,7 +240,7 @@ static inline uint16_t to_bf16(float x) {  /* to nearest, ties to even */
     return (uint16_t)(x != x ? 0x7fc0 : rounded);
 }
 
-/* The same for bf16 tensors; the noise and the arithmetic are fp32. */
+/* pl_perturb for bf16 tensors; noise and arithmetic are fp32. */
 void pl_perturb_bf16(int64_t n, uint16_t *mean, uint16_t *variance, uint64_t seed) {
     #pragma omp parallel for schedule(static)
     for (int64_t b = 0; b < (n + BLOCK - 1) / BLOCK; b++) {

@@ -1,4 +1,4 @@
-"""Where each site lies in a flat vector of weights."""
+"""The position of each site in a flat vector of weights."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Size, Tensor
 
 
 class Layout:
-    """Sites one after the other in a flat vector; with ``masks``, only the weights that they keep.
+    """Sites in sequence in a flat vector; with ``masks`` (one bool tensor or None per site), only the kept weights.
 
-    Convolution weights [out, in, h, w] are stored as [out, h, w, in] (channels_last), in which convolutions and their
-    gradients are fastest, so that neither is converted. ``masks`` holds one bool tensor or None per site.
+    Convolution weights [out, in, h, w] are stored as [out, h, w, in] (channels last), the layout in which convolutions and
+    their gradients are fastest, so they need no conversion.
     """
 
     def __init__(self, shapes: Sequence[Size], masks: Sequence[Tensor | None] = (), device: torch.device | None = None):
         self.shapes = tuple(shapes)
         self.sizes = [shape.numel() for shape in self.shapes]
         self.starts = [0, *accumulate(self.sizes)]
-        """Of each site among all weights, and their number."""
+        """Position of each site's first weight among all weights; then the number of all weights."""
         self.masks = tuple(masks) or (None,) * len(self.shapes)
         self.index: Tensor | None = None
-        """Positions of the kept weights among all, int64; None keeps all."""
+        """Positions of the kept weights among all weights, int64, or None if all are kept."""
         self.kept = self.sizes
-        """Number of kept weights per site."""
+        """Number of kept weights of each site."""
         if any(mask is not None for mask in self.masks):
             parts = []
             for start, shape, mask in zip(self.starts, self.shapes, self.masks, strict=False):
@@ -35,7 +35,7 @@ class Layout:
             self.kept = [len(part) for part in parts]
             self.index = torch.cat(parts)
         self.offsets = [0, *accumulate(self.kept)]
-        """Of each site among the kept weights, and their number."""
+        """Position of each site's first weight among the kept weights; then the number of kept weights."""
 
     @property
     def total(self) -> int:
@@ -44,7 +44,7 @@ class Layout:
 
     @cached_property
     def index32(self) -> Tensor | None:
-        """:attr:`index` in half the memory."""
+        """:attr:`index` as int32."""
         if self.total >= 2**31:
             raise OverflowError(
                 f"{self.total} weights are too many for the compiled kernels; use kernels.using('torch')"
@@ -52,30 +52,33 @@ class Layout:
         return None if self.index is None else self.index.int()
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """Every site's view of a vector of all weights; one split, since a slice each would cost a full gradient each."""
+        """Return a view of each site in a vector of all weights.
+
+        A single split is used, because the gradient of each slice would be as large as the whole vector.
+        """
         return [unflatten(part, shape) for part, shape in zip(flat.split(self.sizes), self.shapes, strict=True)]
 
     def parts(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """Every site's part of a vector of the kept weights."""
+        """Return each site's part of a vector of the kept weights."""
         return flat.split(self.kept)
 
     def keep(self, dense: Tensor) -> Tensor:
-        """The kept weights out of a vector of all."""
+        """Return the kept weights of a vector of all weights."""
         return dense if self.index is None else dense.index_select(0, self.index)
 
     def scatter(self, flat: Tensor) -> Tensor:
-        """The vector of all weights with zeros where none is kept."""
+        """Return a vector of all weights, given the kept ones; pruned weights are 0."""
         return flat if self.index is None else flat.new_zeros(self.total).index_copy(0, self.index, flat)
 
 
 def flatten(value: Tensor) -> Tensor:
-    """A site's values in the order in which a flat vector holds them: no copy if they lie so in memory already."""
-    # reshape alone leaves the strides of an expanded tensor, such as the gradient of a sum
+    """Return a site's values in the order of the flat vector, without a copy if they are in this order in memory."""
+    # contiguous() is needed for expanded tensors, such as the gradient of a sum, which reshape leaves expanded.
     return (value.permute(0, 2, 3, 1) if value.ndim == 4 else value).reshape(-1).contiguous()
 
 
 def unflatten(part: Tensor, shape: Size) -> Tensor:
-    """The view of a flat part that has the site's shape."""
+    """Return a view of a site's part of the flat vector with the site's shape."""
     if len(shape) != 4:
         return part.view(shape)
     out, channels, height, width = shape

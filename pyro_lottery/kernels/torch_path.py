@@ -1,6 +1,6 @@
-"""The kernels in plain torch operations: for every device and precision, and the reference for the compiled ones.
+"""The kernels in plain torch operations, for every device and precision. They are the reference for the compiled ones.
 
-m and s are the prior's loc and scale, one number a site; sums run in the order of the sites.
+m and s are the prior's loc and scale, one number per site; sums run in the order of the sites.
 """
 
 from __future__ import annotations
@@ -15,27 +15,30 @@ from pyro_lottery import seeds
 from pyro_lottery.kernels.layout import Layout
 
 CHUNK = 1 << 20
-"""Normal numbers drawn from one generator: fixed, so that they do not depend on the number of threads."""
+"""Normal numbers per generator. The value is fixed, so that the numbers do not depend on the number of threads."""
 TINY = 1e-30
-"""Variances below this count as 0: a sum of non-negative terms is that small only if nothing varies."""
+"""Variances below this count as 0. A sum of non-negative terms is that small only if all its terms are 0."""
 
 Grads = Sequence[Tensor | None]
 
 
 def draw_seed() -> int:
-    """A seed of 63 bits from torch's global generator."""
+    """Return a 63-bit seed from torch's global generator."""
     return int(torch.randint(2**63 - 1, (), device="cpu"))
 
 
 def normal(count: int, like: Tensor) -> Tensor:
-    """``count`` standard normal numbers [count] of ``like``'s device and precision; many of them by several threads."""
+    """Return ``count`` standard normal numbers [count] with the device and dtype of ``like``.
+
+    More than ``CHUNK`` numbers on the CPU are computed by several threads.
+    """
     if like.device.type != "cpu" or count <= CHUNK:
         return torch.randn(count, device=like.device, dtype=like.dtype)
     return fill_(like.new_empty(count), draw_seed())
 
 
 def fill_(out: Tensor, seed: int) -> Tensor:
-    """Standard normal numbers written over ``out`` [count], those of ``seed``: one stream a chunk."""
+    """Fill ``out`` [count] with standard normal numbers that depend only on ``seed``; each chunk has its own stream."""
 
     def fill(start: int) -> None:
         out[start : start + CHUNK].normal_(generator=seeds.generator("cpu", seed, "chunk", start))
@@ -46,18 +49,18 @@ def fill_(out: Tensor, seed: int) -> Tensor:
 
 
 def sample(layout: Layout, loc: Tensor, log_scale: Tensor) -> Tensor:
-    """A vector of all weights: w = loc + exp(log_scale)·ε where kept, else 0."""
+    """Return a sample of all weights [total]: loc + exp(log_scale)·ε where kept, 0 elsewhere."""
     noise = normal(len(loc), loc)
     return layout.scatter(torch.addcmul(loc, log_scale.exp(), noise, out=noise))
 
 
 def moments(layout: Layout, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors of all means and variances, 0 where not kept."""
+    """Return the means and variances of all weights, [total] each, 0 where not kept."""
     return layout.scatter(loc.clone()), layout.scatter((2 * log_scale).exp_())
 
 
 def kl(layout: Layout, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor) -> Tensor:
-    """KL(N(loc, scale²) ‖ N(m, s²)) summed per site [sites]."""
+    """Return KL(N(loc, scale²) ‖ N(m, s²)) summed over each site, [sites]."""
     rate, constant, variance = 0.5 / s.square(), s.log() - 0.5, (2 * log_scale).exp_()
     parts = zip(layout.parts(loc), layout.parts(log_scale), layout.parts(variance), m, rate, constant, strict=True)
     return torch.stack([r * (v.sum() + (mu - a).square_().sum()) - x.sum() + c * len(x) for mu, x, v, a, r, c in parts])
@@ -66,9 +69,9 @@ def kl(layout: Layout, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor) -> 
 def sample_grad(
     layout: Layout, g: Grads, w: Tensor, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of loc and log_scale from those of every site's sample, and from ``weight`` [sites] times its KL.
+    """Return the gradients of loc and log_scale, given those of every site's sample (``g``) and KL (``weight`` [sites]).
 
-    d/dloc = g, d/dlog_scale = g·(w − loc): the noise is not kept, since σ·ε = w − loc.
+    Without the KL: d/dloc = g, d/dlog_scale = g·(w − loc). The noise need not be stored, since scale·ε = w − loc.
     """
     g_loc = layout.keep(_join(layout, g, loc))
     g_log_scale = (layout.keep(w) - loc).mul_(g_loc)
@@ -79,7 +82,10 @@ def moments_grad(
     layout: Layout, g_mean: Grads, g_variance: Grads, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor,
     weight: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The same from gradients of every site's mean and variance: d/dlog_scale = 2·scale²·g_variance."""
+    """Return the gradients of loc and log_scale, given those of every site's mean, variance and KL (``weight`` [sites]).
+
+    Without the KL: d/dloc = g_mean, d/dlog_scale = 2·scale²·g_variance.
+    """
     variance = (2 * log_scale).exp_()
     g_loc = layout.keep(_join(layout, g_mean, loc))
     g_log_scale = layout.keep(_join(layout, g_variance, loc)).mul_(variance).mul_(2)
@@ -87,12 +93,12 @@ def moments_grad(
 
 
 def perturb(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """mean + √variance·ε and its derivative by the variance, ε / (2√variance): 0 where nothing varies.
+    """Return mean + √variance·ε and its derivative by the variance, ε / (2√variance), which is 0 where the variance is 0.
 
-    Never a clamp: clamped at 1e-12, filters without weights would get gradients of 1e6.
+    The variance is not clamped: with a minimum of 1e-12, filters whose weights are all pruned would get gradients of 1e6.
     """
     noise = normal(mean.numel(), mean).as_strided(mean.shape, mean.stride())
-    constant = variance < TINY  # NaN is not, so that it stays NaN
+    constant = variance < TINY  # False for NaN, which stays NaN
     root = variance.masked_fill(constant, 0.0).sqrt_()
     return torch.addcmul(mean, root, noise), noise.mul_(0.5).div_(root).masked_fill_(constant, 0.0)
 

@@ -200,7 +200,7 @@ def facts(config: Config, shape: Shape, device: torch.device, classes: tuple[str
         "versions": versions | {"python": platform.python_version()},
         "hardware": {"device": device.type, "name": hardware, "threads": torch.get_num_threads()},
         "streams": seeds.STREAMS,
-        "kernels": kernels.path(torch.empty(0, dtype=torch.float32, device=device)).__name__.rpartition(".")[2],
+        "kernels": kernels.backend(torch.empty(0, dtype=torch.float32, device=device)).__name__.rpartition(".")[2],
     }
 
 

@@ -12,7 +12,7 @@ from pyro_lottery.kernels import Layout, compiled, torch_path
 from pyro_lottery.kernels.layout import flatten
 
 needs_compiler = pytest.mark.skipif(compiled.problem() is not None, reason=str(compiled.problem()))
-PATHS = [pytest.param(compiled, marks=needs_compiler, id="compiled"), pytest.param(torch_path, id="torch")]
+BACKENDS = [pytest.param(compiled, marks=needs_compiler, id="compiled"), pytest.param(torch_path, id="torch")]
 SHAPES = [torch.Size(s) for s in [(5, 3, 3, 2), (5,), (700, 20), (20,), (1,)]]
 
 
@@ -40,10 +40,10 @@ def reference_kl(layout, loc, log_scale, m, s):
     return torch.stack([torch.distributions.kl_divergence(a, b).sum() for a, b in zip(q, p, strict=True)])
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_noise_is_standard_normal_by_kolmogorov_smirnov(path):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_noise_is_standard_normal_by_kolmogorov_smirnov(backend):
     torch.manual_seed(0)
-    values = path.normal(1_500_000, torch.zeros(1)).double()
+    values = backend.normal(1_500_000, torch.zeros(1)).double()
     assert stats.kstest(values.numpy(), "norm").pvalue > 1e-3
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs((values**power).mean() - moment) < 4 * (variance / len(values)) ** 0.5
@@ -52,10 +52,10 @@ def test_noise_is_standard_normal_by_kolmogorov_smirnov(path):
     assert values.abs().max() > 4.5
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_draws_are_independent_of_each_other(path):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_draws_are_independent_of_each_other(backend):
     torch.manual_seed(0)
-    draws = torch.stack([path.normal(3, torch.zeros(1)) for _ in range(20_000)]).double()
+    draws = torch.stack([backend.normal(3, torch.zeros(1)) for _ in range(20_000)]).double()
     assert (draws.mean(0).abs() < 4 / 20_000**0.5).all()
     assert ((draws[1:] * draws[:-1]).mean(0).abs() < 4 / 20_000**0.5).all()
 
@@ -74,9 +74,9 @@ def test_one_seed_gives_the_same_bits_on_any_number_of_threads():
         "import hashlib, torch; from pyro_lottery import kernels; from pyro_lottery.kernels import Layout, compiled\n"
         "layout = Layout([torch.Size((2_500_001,)), torch.Size((9,))]); n = layout.offsets[-1]\n"
         "loc, log_scale = torch.linspace(-1, 1, n), torch.linspace(-5, -1, n)\n"
-        "for path in [kernels.torch_path] + [compiled] * (compiled.problem() is None):\n"
-        "    torch.manual_seed(3); out = [path.normal(n, loc), path.sample(layout, loc, log_scale)]\n"
-        "    out += path.perturb(loc.clone(), log_scale.exp())\n"
+        "for backend in [kernels.torch_path] + [compiled] * (compiled.problem() is None):\n"
+        "    torch.manual_seed(3); out = [backend.normal(n, loc), backend.sample(layout, loc, log_scale)]\n"
+        "    out += backend.perturb(loc.clone(), log_scale.exp())\n"
         "    print(hashlib.sha256(b''.join(t.numpy().tobytes() for t in out)).hexdigest())"
     )
     found = {
@@ -87,32 +87,32 @@ def test_one_seed_gives_the_same_bits_on_any_number_of_threads():
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_sample_is_loc_plus_scale_times_noise_and_zero_elsewhere(path, layout):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sample_is_loc_plus_scale_times_noise_and_zero_elsewhere(backend, layout):
     loc, log_scale = parameters(layout)
     torch.manual_seed(1)
-    noise = path.normal(len(loc), loc)
+    noise = backend.normal(len(loc), loc)
     torch.manual_seed(1)
-    dense = path.sample(layout, loc, log_scale)
+    dense = backend.sample(layout, loc, log_scale)
     torch.testing.assert_close(layout.keep(dense), loc + log_scale.exp() * noise, rtol=1e-5, atol=1e-6)
     assert dense.count_nonzero() == len(loc)
     assert len(dense) == layout.total
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_moments_kl_and_gradients_are_autograds(path, layout):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_moments_kl_and_gradients_are_autograds(backend, layout):
     (loc, log_scale), (m, s) = parameters(layout), priors(layout)
-    mean, variance = path.moments(layout, loc, log_scale)
+    mean, variance = backend.moments(layout, loc, log_scale)
     torch.testing.assert_close(mean, layout.scatter(loc))
     torch.testing.assert_close(variance, layout.scatter((2 * log_scale).exp()), rtol=1e-5, atol=0)
     torch.testing.assert_close(
-        path.kl(layout, loc, log_scale, m, s), reference_kl(layout, loc, log_scale, m, s), rtol=1e-5, atol=1e-4
+        backend.kl(layout, loc, log_scale, m, s), reference_kl(layout, loc, log_scale, m, s), rtol=1e-5, atol=1e-4
     )
 
     weight = torch.rand(len(SHAPES))
     g = [torch.randn(shape) for shape in SHAPES]
     g_flat = [flatten(x) for x in g]
-    w = path.sample(layout, loc, log_scale)
+    w = backend.sample(layout, loc, log_scale)
     a, b = loc.clone().requires_grad_(), log_scale.clone().requires_grad_()
     noise = (layout.keep(w) - loc) / log_scale.exp()
     sample = layout.views(layout.scatter(a + b.exp() * noise))
@@ -120,7 +120,7 @@ def test_moments_kl_and_gradients_are_autograds(path, layout):
         sum((x * y).sum() for x, y in zip(sample, g, strict=True)) + (weight * reference_kl(layout, a, b, m, s)).sum()
     ).backward()
     for got, expected in zip(
-        path.sample_grad(layout, g_flat, w, loc, log_scale, m, s, weight), (a.grad, b.grad), strict=True
+        backend.sample_grad(layout, g_flat, w, loc, log_scale, m, s, weight), (a.grad, b.grad), strict=True
     ):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
@@ -129,27 +129,27 @@ def test_moments_kl_and_gradients_are_autograds(path, layout):
     means, variances = layout.views(layout.scatter(a)), layout.views(layout.scatter((2 * b).exp()))
     loss = sum((x * y).sum() for x, y in zip([*means, *variances], g + h, strict=True))
     (loss + (weight * reference_kl(layout, a, b, m, s)).sum()).backward()
-    got = path.moments_grad(layout, g_flat, [flatten(x) for x in h], loc, log_scale, m, s, weight)
+    got = backend.moments_grad(layout, g_flat, [flatten(x) for x in h], loc, log_scale, m, s, weight)
     for mine, expected in zip(got, (a.grad, b.grad), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_sites_without_gradient_and_without_kl_get_zeros(path, layout):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sites_without_gradient_and_without_kl_get_zeros(backend, layout):
     (loc, log_scale), (m, s) = parameters(layout), priors(layout)
     nothing = [None] * len(SHAPES)
     for grads in (
-        path.sample_grad(layout, nothing, path.sample(layout, loc, log_scale), loc, log_scale, m, s, None),
-        path.moments_grad(layout, nothing, nothing, loc, log_scale, m, s, None),
+        backend.sample_grad(layout, nothing, backend.sample(layout, loc, log_scale), loc, log_scale, m, s, None),
+        backend.moments_grad(layout, nothing, nothing, loc, log_scale, m, s, None),
     ):
         assert all(not g.any() for g in grads)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_perturb_has_the_right_moments_and_derivative(path):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_perturb_has_the_right_moments_and_derivative(backend):
     mean, variance = torch.full((200_000,), 2.0), torch.full((200_000,), 0.25)
     variance[:10] = 0
-    out, rate = path.perturb(mean.clone(), variance.clone())
+    out, rate = backend.perturb(mean.clone(), variance.clone())
     assert torch.equal(out[:10], mean[:10])
     assert not rate[:10].any()
     noise = (out[10:] - 2) / 0.5
@@ -162,29 +162,29 @@ ODD = torch.tensor([0.0, 1.0, -1.0, 100.0, -200.0, torch.nan, torch.inf, -torch.
 
 
 def kind(value):
-    """What must not depend on the path or the noise: which are NaN, infinite (0 · inf aside), and 0."""
+    """What must not depend on the backend or the noise: which are NaN, infinite (0 · inf aside), and 0."""
     return torch.where(value.isnan(), 3, torch.where(value.isinf(), 2, (value != 0).int())).tolist()
 
 
-def results_of(path, loc, log_scale):
-    """Everything that a path computes from one weight and a unit gradient, and from a mean and a variance."""
+def results_of(backend, loc, log_scale):
+    """Everything that a backend computes from one weight and a unit gradient, and from a mean and a variance."""
     layout, one = Layout([torch.Size((1,))]), torch.ones(1)
     priors, variance = (torch.zeros(1), one), log_scale.abs()
-    w = path.sample(layout, loc, log_scale)
+    w = backend.sample(layout, loc, log_scale)
     yield "sample", w
-    yield "moments", torch.stack(path.moments(layout, loc, log_scale))
-    yield "kl", path.kl(layout, loc, log_scale, *priors)
+    yield "moments", torch.stack(backend.moments(layout, loc, log_scale))
+    yield "kl", backend.kl(layout, loc, log_scale, *priors)
     for weight in (None, one):
-        yield "sample_grad", torch.stack(path.sample_grad(layout, [one], w, loc, log_scale, *priors, weight))
-        yield "moments_grad", torch.stack(path.moments_grad(layout, [one], [one], loc, log_scale, *priors, weight))
+        yield "sample_grad", torch.stack(backend.sample_grad(layout, [one], w, loc, log_scale, *priors, weight))
+        yield "moments_grad", torch.stack(backend.moments_grad(layout, [one], [one], loc, log_scale, *priors, weight))
     for dtype in (torch.float32, torch.bfloat16):
-        yield "perturb", torch.stack(path.perturb(loc.to(dtype), variance.to(dtype)))
+        yield "perturb", torch.stack(backend.perturb(loc.to(dtype), variance.to(dtype)))
 
 
 @needs_compiler
 @pytest.mark.parametrize("loc", ODD, ids=str)
 @pytest.mark.parametrize("log_scale", ODD, ids=str)
-def test_what_is_not_finite_stays_so_on_both_paths_alike(loc, log_scale):
+def test_what_is_not_finite_stays_so_on_both_backends_alike(loc, log_scale):
     loc, log_scale = loc.view(1), log_scale.view(1)
     for (name, a), (_, b) in zip(
         results_of(compiled, loc, log_scale), results_of(torch_path, loc, log_scale), strict=True
@@ -194,11 +194,11 @@ def test_what_is_not_finite_stays_so_on_both_paths_alike(loc, log_scale):
             assert a.isnan().any(), name
 
 
-def test_without_a_compiler_the_torch_path_is_taken_and_said(tmp_path):
+def test_without_a_compiler_the_torch_backend_is_used_with_a_warning(tmp_path):
     code = (
         "import torch; from pyro_lottery import kernels\n"
-        "assert kernels.path(torch.zeros(1)).__name__.endswith('torch_path')\n"
-        "with kernels.using('torch'): kernels.path(torch.zeros(1))\n"
+        "assert kernels.backend(torch.zeros(1)).__name__.endswith('torch_path')\n"
+        "with kernels.using('torch'): kernels.backend(torch.zeros(1))\n"
     )
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "CC": "no-such-compiler"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -215,11 +215,11 @@ def test_a_compiler_that_fails_is_a_reason_not_a_crash(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.so"))
 
 
-def test_other_devices_and_precisions_take_the_torch_path():
-    assert kernels.path(torch.zeros(1, dtype=torch.float64)) is torch_path
-    assert kernels.path(torch.zeros(1, device="meta")) is torch_path
+def test_other_devices_and_precisions_use_the_torch_backend():
+    assert kernels.backend(torch.zeros(1, dtype=torch.float64)) is torch_path
+    assert kernels.backend(torch.zeros(1, device="meta")) is torch_path
     with kernels.using("torch"):
-        assert kernels.path(torch.zeros(1)) is torch_path
+        assert kernels.backend(torch.zeros(1)) is torch_path
 
 
 def test_a_compiler_command_may_have_arguments(tmp_path, monkeypatch):
