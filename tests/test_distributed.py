@@ -12,8 +12,7 @@ import torch
 import pyro_lottery as pl
 from pyro_lottery import files, imp
 from pyro_lottery.distributed import ALONE, is_first
-from tests.soak.soak import fingerprint
-from tests.support import DEADLOCK, wait_for
+from tests.support import DEADLOCK, fingerprint, wait_for
 
 
 @pytest.fixture(scope="module", params=["data", "samples"])

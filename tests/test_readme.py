@@ -27,7 +27,7 @@ from pyro_lottery.machine import resolve_precision
 from pyro_lottery.runs.config import Config, preset
 from tests import fingerprint
 from tests.data.test_data import tree
-from tests.soak import soak
+from tests.soak import __main__ as soak
 from tests.support import DEADLOCK
 
 ROOT = Path(__file__).parent.parent

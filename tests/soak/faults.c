@@ -1,4 +1,4 @@
-/* Makes one writing call fail, for experiments/soak.py: preloaded into a process, it counts the calls that write below a
+/* Makes one writing call fail, for tests/soak/writes.py: preloaded into a process, it counts the calls that write below a
    folder and does what `kind` says at call number `at`. */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak.soak import PARTS
+from tests.soak.__main__ import PARTS
 
 ROOT = Path(__file__).parent.parent.parent
 

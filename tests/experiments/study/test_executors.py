@@ -14,8 +14,7 @@ from experiments.study.executors import Task, log_of, sbatch, train, waves, with
 from experiments.study.jobs import Imp, Transplant
 from pyro_lottery.errors import Stopped
 from pyro_lottery.runs.config import preset
-from tests.soak.soak import fingerprint
-from tests.support import DEADLOCK, wait_for
+from tests.support import DEADLOCK, fingerprint, wait_for
 
 ROOT = Path(__file__).parents[3]
 
