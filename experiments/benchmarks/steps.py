@@ -106,7 +106,7 @@ def ours(
 
     def step() -> None:
         with kernels.using(path), sparsify:
-            training.step(model, guide, elbo, optimizer, LR, x, y, samples, precision, sums)
+            training.step(model, guide, elbo, optimizer, x, y, samples=samples, precision=precision, sums=sums)
 
     return step
 

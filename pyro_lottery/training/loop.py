@@ -9,11 +9,11 @@ import pyro
 from pyro.infer.autoguide import AutoGuide
 from torch.optim import Adam
 
-from pyro_lottery import guides, seeds, trees
+from pyro_lottery import guides, seeds
 from pyro_lottery.data import Data, StreamEpoch, stream_of
 from pyro_lottery.distributed import ALONE, Alone
 from pyro_lottery.elbo import ELBO
-from pyro_lottery.machine import channels_last, channels_last_
+from pyro_lottery.machine import channels_last_
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.threads import TURN, in_one_thread
 from pyro_lottery.training.checks import (
@@ -129,15 +129,17 @@ def train(
                 sums = progress.sums.to(device) * (ranks.rank == 0)
                 while progress.step < len(batches):
                     rate = learning_rate(progress.epoch, progress.step, len(batches), lr, milestones, warmup_epochs)
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
                     with TURN:  # a thread that predicts meanwhile waits for the step's end
                         # All ranks draw the augmentation of the whole batch, so that it is that of one process.
                         x, y = batches.batch(progress.step)
-                        count = len(y)
                         if isinstance(batches, StreamEpoch):
                             check_batch(model, likelihood, y)
-                        x, y = trees.map_tensors(lambda t: channels_last(ranks.share(t)), x), ranks.share(y)
-                        share = len(y) * ranks.world / count if ranks.parallel == "data" else 1.0
-                        step(model, guide, elbo, optimizer, rate, x, y, samples, precision, sums, share, ranks, factor)
+                        step(
+                            model, guide, elbo, optimizer, x, y, samples=samples, precision=precision, kl_factor=factor,
+                            sums=sums, ranks=ranks,
+                        )  # fmt: skip
                     progress.step += 1
                     progress.seconds = time.perf_counter() - began
                     last = progress.step == len(batches)

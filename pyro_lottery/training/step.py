@@ -1,4 +1,4 @@
-"""One step of Adam on one batch."""
+"""One step of Adam on one batch: what :func:`pyro_lottery.train` repeats, and what a loop of one's own can call."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.optim import Adam
 
+from pyro_lottery import trees
 from pyro_lottery.distributed import ALONE, Alone
 from pyro_lottery.elbo import ELBO
-from pyro_lottery.machine import autocast
+from pyro_lottery.machine import autocast, channels_last
 from pyro_lottery.model import BayesianNetwork
 
 NLL, KL, TALLY, EXAMPLES, FINITE_STEPS = range(5)
+"""Places in the sums that :func:`step` adds to."""
 
 
 def step(
@@ -22,26 +24,36 @@ def step(
     guide: AutoGuide,
     elbo: ELBO,
     optimizer: Adam,
-    rate: float,
     x: Any,
     y: Tensor,
-    samples: int,
-    precision: str,
-    sums: Tensor,
-    share: float = 1.0,
+    *,
+    samples: int = 1,
+    precision: str = "32",
+    kl_factor: float = 1.0,
+    sums: Tensor | None = None,
     ranks: Alone = ALONE,
-    factor: float = 1.0,
-) -> None:
-    """One step of Adam. ``share`` weighs the images of a rank that has more or fewer than the others, so that the mean of
-    the ranks' gradients is the gradient of the whole batch. ``factor`` multiplies the KL, but not in ``sums``.
+) -> Tensor:
+    """Take one step of ``optimizer`` on one batch (paper §3), at the learning rates in its parameter groups.
+
+    Minimises (nll + ``kl_factor``·T·KL) / N, averaged over ``samples`` noise samples: N is ``model.num_data``, T is
+    ``model.kl_temperature``, and nll is scaled up from the batch to N examples. ``x`` holds normalised inputs as the network
+    takes them and ``y`` the targets, on the device of ``model``; ``precision`` is ``32`` or ``bf16``. Of several ``ranks``,
+    each takes its share of the batch, or all of it with noise of its own, and gradients are averaged.
+
+    Returns ``sums`` [5], or new ones, to which this step is added in place: the nll of the batch and T·KL, both in nats and
+    means over the samples; the model's tally (correct predictions, or squared errors); the examples; and the steps before
+    the first sum that is not finite. A GPU is not waited for.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    count = len(y)
+    x, y = trees.map_tensors(lambda t: channels_last(ranks.share(t)), x), ranks.share(y)
+    # Weighs ranks with more or fewer examples, so that the mean of their gradients is the gradient of the whole batch.
+    share = len(y) * ranks.world / count if ranks.parallel == "data" else 1.0
+    sums = torch.zeros(5, device=y.device) if sums is None else sums
     optimizer.zero_grad()
     for sample in range(samples):  # one backward pass a sample, so that memory does not grow with the samples
         with autocast(y.device, precision):
             terms = elbo.terms(model, guide, x, y, closed_forms=0 if sample else samples)
-        ((share * terms.nll + factor * terms.kl) / (model.num_data * samples)).backward()
+        ((share * terms.nll + kl_factor * terms.kl) / (model.num_data * samples)).backward()
         with torch.no_grad():
             tally = model.tally(terms.output, y)
             nll = terms.nll * (len(y) / model.num_data)
@@ -51,3 +63,4 @@ def step(
     optimizer.step()
     sums[EXAMPLES] += len(y)
     sums[FINITE_STEPS] += sums[:TALLY].isfinite().all() / ranks.world  # a likelihood may have no mean
+    return sums
