@@ -138,8 +138,8 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
         ([str(tmp_path / "missing.pt"), *options], "fc1.weight is missing"),
         ([str(tmp_path / "unmatched.pt"), *options], "fc9.weight is not in the network"),
         ([str(tmp_path / "shape.pt"), *options], "fc1.weight is (2, 2), but the network's is ("),
-        ([str(tmp_path / "list.pt"), *options], "holds no state_dict"),
-        ([str(tmp_path / "number.pt"), *options], "holds no state_dict"),
+        ([str(tmp_path / "list.pt"), *options], "has no state_dict"),
+        ([str(tmp_path / "number.pt"), *options], "has no state_dict"),
         ([str(tmp_path / "complex.pt"), *options], "fc1.weight is a torch.complex64 tensor"),
         ([str(tmp_path / "sparse.pt"), *options], "sparse.pt"),
         ([str(tmp_path / "pruned.pt"), *options], "fc1.weight_mask is (3,), but fc1.weight_orig is (2, 2)"),
@@ -189,7 +189,7 @@ def test_the_command_reads_a_checkpoint_of_a_wrapped_network(run, tmp_path, caps
     )
     assert "warning: " in err
     assert "names are read without the prefix module." in err
-    assert "'state_dict'; it also holds state_dict_ema, to be named by a key" in err
+    assert "'state_dict'; the key can name another entry: state_dict_ema" in err
     found = pl.load_run(tmp_path / "run").level(0).ticket
     assert all(torch.equal(found.start.loc[n], t) for n, t in ticket.start.loc.items())
     assert pl.load_run(tmp_path / "run").results["remaining"][0] == kept
@@ -201,6 +201,6 @@ def test_folders_of_other_libraries_are_no_runs(run, tmp_path, capsys):
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").write_text("{}")
     assert transplant.main([str(tmp_path)]) == 2
-    assert "is a folder with model.safetensors; name a file of weights" in capsys.readouterr().err
+    assert "is a folder with model.safetensors; give a file of weights" in capsys.readouterr().err
     assert transplant.main([str(run.folder.path), "--key", "model"]) == 2
     assert "--key is for files" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The networks, as plain ``nn.Module``s that know nothing of Pyro."""
+"""The networks, as plain ``nn.Module``s that do not depend on Pyro."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NETS: dict[str, Callable[..., nn.Module]] = {
 
 
 def list_models() -> list[str]:
-    """Names that :func:`create_model` builds, besides ``timm:NAME`` and ``package.module:function``.
+    """Return the names that :func:`create_model` accepts, besides ``timm:NAME`` and ``package.module:function``.
 
     >>> "resnet18" in list_models()
     True
@@ -34,7 +34,7 @@ def list_models() -> list[str]:
 
 
 def check_name(name: str) -> None:
-    """Raise a one-line :class:`UserError` unless ``name`` is a known network, or the import path of a function."""
+    """Raise :class:`UserError` unless ``name`` is a known network or the import path of a function."""
     if is_own(name):
         load_callable(name, "--arch")
     elif name.startswith("timm:"):
@@ -42,7 +42,7 @@ def check_name(name: str) -> None:
             raise unknown("timm model", name[5:], timm.list_models())
     elif name not in _NETS:
         if "." in name and is_own(path := ":".join(name.rsplit(".", 1))):
-            raise UserError(f"unknown arch {name!r}: for a network of your own write package.module:function, {path}")
+            raise UserError(f"unknown arch {name!r}: import paths are written package.module:function; use {path}")
         raise unknown("arch", name, [*list_models(), "timm:NAME", "package.module:function"])
 
 
@@ -53,26 +53,29 @@ def create_model(
     image_size: int | tuple[int, int] = 32,
     patch_size: int | None = None,
 ) -> nn.Module:
-    """Build a network by name for ``[batch, in_channels, image_size, image_size]`` inputs (paper §2).
+    """Build a network by name for inputs ``[batch, in_channels, height, width]`` (paper §2).
 
-    ``timm:NAME`` builds any timm classifier with its own initialisation; the other networks start at PyTorch's
-    Kaiming-uniform. ``package.module:function`` is called with those of ``num_classes``, ``in_channels`` and ``image_size``
-    that it takes. ``image_size`` is (height, width) of images that are not square. ``patch_size`` is for the ViTs alone.
-    Raises ``UserError`` for an unknown name, and for a function that fails or gives no ``nn.Module``.
+    ``image_size`` is the side of square images in pixels, or (height, width). ``patch_size`` is an option of ``vit_tiny``
+    and ``vit_base``. ``timm:NAME`` builds any timm classifier with timm's initialisation; the library's own networks start
+    with PyTorch's Kaiming-uniform initialisation. ``package.module:function`` calls that function with those of
+    ``num_classes``, ``in_channels`` and ``image_size`` that it accepts.
+
+    Raises ``UserError`` for an unknown name, for options that the network cannot use, and for a function that fails or does
+    not return an ``nn.Module``.
 
     >>> sum(p.numel() for p in create_model("resnet20").parameters())
     272474
     """
     check_name(name)
     if patch_size is not None and not name.startswith("vit_"):
-        raise UserError(f"patch_size is an option of vit_tiny and vit_base; {name} has no patches")
+        raise UserError(f"patch_size is an option of vit_tiny and vit_base only; {name} has no patches")
     if is_own(name):
         return create(name, {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size})
     if isinstance(image_size, tuple) and name.startswith(("vit_", "lenet")):
         height, width = image_size
         raise UserError(f"--arch {name} takes square images, not {height}×{width}; try a resnet or vgg")
     if name.startswith("timm:"):
-        try:  # transformers must be told the image size, convolutional networks do not take it
+        try:  # transformers need the image size, convolutional networks do not accept it
             return timm.create_model(name[5:], num_classes=num_classes, in_chans=in_channels, img_size=image_size)
         except TypeError:
             return timm.create_model(name[5:], num_classes=num_classes, in_chans=in_channels)

@@ -1,4 +1,4 @@
-"""Residual networks for small images (He et al. 2016): basic blocks, a 3×3 stem with stride 1, no max-pool."""
+"""Residual networks for small images (He et al. 2016): basic blocks, a 3×3 stem with stride 1, no max pooling."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut, which is a 1×1 convolution where the shape changes."""
+    """Two 3×3 convolutions and a shortcut, which is a 1×1 convolution if the shape changes and the identity otherwise."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stages of basic blocks; every stage after the first halves the resolution."""
+    """A stem, one stage of basic blocks per width, and a linear classifier; each later stage halves the resolution."""
 
     def __init__(self, widths: tuple[int, ...], blocks: int, num_classes: int, in_channels: int):
         super().__init__()
@@ -54,15 +54,15 @@ class ResNet(nn.Module):
 
 
 def resnet18(num_classes: int, in_channels: int) -> ResNet:
-    """Four stages of two blocks, widths 64 to 512; 11.2 M weights."""
+    """Build the ResNet-18 for small images: four stages of two blocks, widths 64 to 512, 11.2 M weights."""
     return ResNet((64, 128, 256, 512), 2, num_classes, in_channels)
 
 
 def resnet20(num_classes: int, in_channels: int) -> ResNet:
-    """The CIFAR ResNet 6n+2 with n = 3, widths 16 to 64; 0.27 M weights."""
+    """Build the CIFAR ResNet with 6n+2 layers, n = 3: widths 16 to 64, 0.27 M weights."""
     return ResNet((16, 32, 64), 3, num_classes, in_channels)
 
 
 def resnet110(num_classes: int, in_channels: int) -> ResNet:
-    """The CIFAR ResNet 6n+2 with n = 18, widths 16 to 64; 1.7 M weights."""
+    """Build the CIFAR ResNet with 6n+2 layers, n = 18: widths 16 to 64, 1.7 M weights."""
     return ResNet((16, 32, 64), 18, num_classes, in_channels)

@@ -1,4 +1,7 @@
-"""The lottery-ticket VGG (Simonyan & Zisserman 2015 with BatchNorm): convolutions, average pool, one linear classifier."""
+"""The VGG of the lottery-ticket literature: convolutions with BatchNorm, average pooling and one linear classifier.
+
+After Simonyan & Zisserman (2015), whose networks have no BatchNorm and three linear layers.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from torch import Tensor, nn
 
 
 class VGG(nn.Module):
-    """3×3 convolutions of the given widths; ``"M"`` in the plan is a 2×2 max-pool."""
+    """3×3 convolutions with the widths in ``plan``; ``"M"`` stands for 2×2 max pooling."""
 
     def __init__(self, plan: tuple[int | str, ...], num_classes: int, in_channels: int):
         super().__init__()
@@ -17,7 +20,7 @@ class VGG(nn.Module):
                 layers += [nn.Conv2d(channels, item, 3, padding=1, bias=False), nn.BatchNorm2d(item), nn.ReLU()]
                 channels = item
             else:
-                # ceil_mode changes nothing for 32×32 and lets 8×8 images through four pools.
+                # ceil_mode makes no difference for 32×32 images; with it, 8×8 images survive four poolings.
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))
         self.features = nn.Sequential(*layers)
         self.fc = nn.Linear(channels, num_classes)
@@ -30,11 +33,11 @@ class VGG(nn.Module):
 
 
 def vgg11(num_classes: int, in_channels: int) -> VGG:
-    """Eight convolutions; 9.2 M weights."""
+    """Build the VGG with eight convolutions, 9.2 M weights."""
     return VGG((64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512), num_classes, in_channels)
 
 
 def vgg19(num_classes: int, in_channels: int) -> VGG:
-    """Sixteen convolutions; 20 M weights."""
+    """Build the VGG with sixteen convolutions, 20 M weights."""
     plan: tuple[int | str, ...] = (64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4)
     return VGG(plan, num_classes, in_channels)

@@ -7,10 +7,10 @@ from torch import nn
 
 
 def vit(name: str, num_classes: int, in_channels: int, image_size: int, patch_size: int | None) -> nn.Module:
-    """A timm ViT with ``image_size // 8`` pixels a patch (4 at 32×32: 64 tokens) unless told otherwise.
+    """Build a timm ViT whose patches have sides of ``patch_size`` pixels, by default ``image_size // 8`` (64 patches).
 
-    Its linear and convolutional layers start at PyTorch's Kaiming-uniform instead of timm's truncated normal,
-    so that every network of this package starts as the paper says.
+    Its linear and convolutional layers start with PyTorch's Kaiming-uniform initialisation, as in the paper, instead of
+    timm's truncated normal.
     """
     net = timm.create_model(
         name,

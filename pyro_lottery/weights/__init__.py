@@ -1,4 +1,4 @@
-"""Weights of plain PyTorch networks as people have them in files: found within checkpoints, and fitted to a network's names."""
+"""Weights of plain PyTorch networks from files: finding the state dict in a checkpoint and fitting its names to a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where in a file the state dict is: alone, within a checkpoint, beside averaged weights, or in one of this library's files."""
+"""Finding the state dict in a file: by itself, in a checkpoint, beside averaged weights, or in a file of this library."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from pyro_lottery.weights.kinds import not_read
 PLAIN = (
     "state_dict", "model_state_dict", "model_state", "model", "net", "net_state_dict", "network", "weights", "params", "module",
 )  # fmt: skip
-"""Entries of checkpoints that hold the weights, in the order in which they are looked for."""
+"""Entries of checkpoints that hold the weights, in the order of the search."""
 AVERAGED = (
     "state_dict_ema", "model_ema", "ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema_state", "params_ema", "swa",
 )  # fmt: skip
-"""Entries that hold a running average of the weights."""
+"""Entries of checkpoints that hold a running average of the weights."""
 _GROUPS = ("mask", "loc", "scale", "net", "guide")
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """What a file holds: ``values`` by the file's names, and the ``mask`` of a ticket of this library."""
+    """The weights of a file: ``values`` by the names in the file, and ``mask`` if the file is a ticket of this library."""
 
     path: Path
     values: Mapping[str, Tensor]
@@ -39,17 +39,17 @@ class Weights:
     """Whether the file is a ticket or posterior of this library."""
 
     def checksum(self, *more: Weights | None) -> int:
-        """CRC-32 of names and values, and of ``more`` as masks."""
+        """Return the CRC-32 of the names and values, the mask, and ``more`` weights read as masks."""
         masks = [self.mask or {}, *(each.mask or each.values for each in more if each)]
         return files.checksum({**self.values} | {f"mask of {n}": t for mask in masks for n, t in mask.items()})
 
 
 def load(path: Path, key: str | None = None) -> Weights:
-    """The state dict in a file of ``torch.save`` or of safetensors, whatever its name ends in; nothing in it is run.
+    """Load the state dict from a file of ``torch.save`` or safetensors, with any suffix, without running code from it.
 
-    It may be an entry of a checkpoint, which ``key`` names, also by the names of nested entries with dots between them.
-    Without a key the usual names are looked for; where weights are kept beside their running average, the weights are
-    taken, and a warning names the others. Raises ``UserError`` that says what a file is that holds no state dict.
+    ``key`` names the entry of a checkpoint, or a nested entry as names joined by dots. Without a key, the usual names are
+    tried; if the checkpoint also holds a running average, the weights themselves are taken and a warning names the other
+    entries. Raises ``UserError`` for a file without a state dict; the message says what kind of file it is.
     """
     found: Any
     if kinds.kind(path) == kinds.SAFETENSORS:
@@ -64,7 +64,7 @@ def load(path: Path, key: str | None = None) -> Weights:
 
 
 def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """The tensors of a file, and whether this library wrote it, whose checksum must be right then."""
+    """Return the tensors of a file and whether this library wrote it; if so, its checksum is verified."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             is_ours = "pyro_lottery" in (file.metadata() or {})
@@ -72,19 +72,19 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], bool]:
         return (files.load_tensors(path)[0], True) if is_ours else (tensors, False)
     except Damaged as error:
         raise UserError(str(error)) from error
-    except Exception as error:  # a foreign file may fail in any way
-        raise not_read(path, f"{one_line(error)}; save it by torch.save or safetensors") from error
+    except Exception as error:  # safetensors may raise anything for a damaged file
+        raise not_read(path, f"{one_line(error)}; save it with torch.save or safetensors") from error
 
 
 def _is_state(value: Any) -> bool:
-    """Whether a dictionary holds tensors, and none of the usual entries of checkpoints with tensors of their own."""
+    """Return whether ``value`` is a state dict: it holds tensors, and is not a checkpoint that has a state dict as an entry."""
     if not isinstance(value, Mapping) or not any(isinstance(each, Tensor) for each in value.values()):
         return False
     return not any(_is_state(value.get(name)) for name in (*PLAIN, *AVERAGED))
 
 
 def _state_dict(path: Path, found: Any) -> dict[str, Tensor]:
-    """The weights of what a file holds, by the usual names of checkpoints."""
+    """Return the state dict in the content of a file, found by the usual names in checkpoints."""
     if _is_state(found):
         return _tensors(path, found)
     places = _places(found) if isinstance(found, Mapping) else {}
@@ -92,35 +92,35 @@ def _state_dict(path: Path, found: Any) -> dict[str, Tensor]:
     averaged = [name for name in AVERAGED if name in places]
     other = [name for name in places if name not in (*PLAIN, *AVERAGED)]
     if not places:
-        raise UserError(f"{path} holds no state_dict: expected a dictionary of tensors by name, {_described(found)}")
+        raise UserError(f"{path} has no state_dict: expected a dictionary of tensors by name, {_described(found)}")
     candidates = plain or averaged or other
     if len(candidates) > 1:
-        raise UserError(f"{path} holds several state_dicts; name one by its key: {', '.join(candidates)}")
+        raise UserError(f"{path} has several state_dicts; choose one by its key: {', '.join(candidates)}")
     chosen, others = candidates[0], [name for name in (*plain, *averaged, *other) if name != candidates[0]]
     if others or not plain:
-        more = f"; it also holds {', '.join(others)}, to be named by a key" if others else ""
-        warnings.warn(f"{path}: the weights are those of its entry {chosen!r}{more}", stacklevel=3)
+        more = f"; the key can name another entry: {', '.join(others)}" if others else ""
+        warnings.warn(f"{path}: the weights are read from its entry {chosen!r}{more}", stacklevel=3)
     return _state_dict(path, places[chosen])
 
 
 def _places(found: Mapping[Any, Any]) -> dict[str, Any]:
-    """The entries of a checkpoint within which there are tensors by name, but for the state of what trains."""
+    """Return the entries of a checkpoint that contain state dicts, except those of optimizers, schedulers and the like."""
 
     def within(value: Any, depth: int) -> bool:
         if _is_state(value):
             return True
         return depth > 0 and isinstance(value, Mapping) and any(within(each, depth - 1) for each in value.values())
 
-    trains = ("optim", "sched", "scaler", "callback", "loop")
+    training = ("optim", "sched", "scaler", "callback", "loop")
     return {
         name: value
         for name, value in found.items()
-        if isinstance(name, str) and not any(word in name.lower() for word in trains) and within(value, 2)
+        if isinstance(name, str) and not any(word in name.lower() for word in training) and within(value, 2)
     }
 
 
 def _entry(path: Path, found: Any, key: str) -> dict[str, Tensor]:
-    """The entry of a checkpoint that ``key`` names: an entry, one within an entry, or all names that begin with it."""
+    """Return the entry of a checkpoint that ``key`` names: an entry, a nested entry, or all names with that prefix."""
     entry = _at(found, key)
     if _is_state(entry):
         return _tensors(path, entry)
@@ -147,19 +147,20 @@ def _at(found: Any, key: str) -> Any:
 
 
 def _tensors(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors of a state dict; what else is in it is left out, with a warning."""
+    """Return the tensors of a state dict; a warning names other values, which are left out."""
     if odd := [name for name in state if not isinstance(name, str)]:
-        raise UserError(f"{path} holds no state_dict: it has the name {odd[0]!r}, which is no text")
+        raise UserError(f"{path} has no state_dict: its key {odd[0]!r} is not a string")
     left = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if left:
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-        warnings.warn(f"{path}: {', '.join(left[:3])}{more} are no tensors, and are left out", stacklevel=4)
+        are = "is not a tensor and is" if len(left) == 1 else "are not tensors and are"
+        warnings.warn(f"{path}: {', '.join(left[:3])}{more} {are} ignored", stacklevel=4)
     return {name: value.detach() for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _described(found: Any) -> str:
     if isinstance(found, pickles.Ignored):
-        return "found something of numpy's"
+        return "found a numpy object"
     if not isinstance(found, Mapping):
         return f"found a {type(found).__name__}"
     if any(isinstance(value, pickles.Ignored) for value in found.values()):
@@ -168,28 +169,28 @@ def _described(found: Any) -> str:
 
 
 def _check(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Raise ``UserError`` for tensors that are no dense real numbers, or larger than the file."""
+    """Raise ``UserError`` for tensors that are not dense real numbers, or whose shapes exceed their stored values."""
     for name, value in state.items():
         if value.is_quantized:
             raise UserError(f"{path}: {name} is quantised ({value.dtype}); save the weights before quantisation")
         if value.device.type == "meta":
-            raise UserError(f"{path}: {name} has a shape and no values (the meta device)")
+            raise UserError(f"{path}: {name} has no values (it is on the meta device); save the weights themselves")
         plain = value.layout == torch.strided and value.device.type == "cpu"
         if not plain or value.dtype not in files.NUMBERS:
             raise UserError(f"{path}: {name} is a {value.dtype} tensor ({value.layout}); expected dense real numbers")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise UserError(
-                f"{path}: {name} repeats fewer numbers than its shape {tuple(value.shape)}; save it contiguous"
+                f"{path}: {name} stores fewer numbers than its shape {tuple(value.shape)} has; save it contiguous"
             )
 
 
 def _ours(path: Path, tensors: Mapping[str, Tensor]) -> Weights:
-    """A ticket or posterior of this library: its locs and what is not random are the weights, its mask is the mask."""
+    """Return the weights of a ticket or posterior of this library: its loc/ and net/, and its mask/ if it has one."""
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
     for key, value in tensors.items():
         group, _, name = key.partition("/")
         groups.setdefault(group, {})[name] = value
     if not groups["loc"]:
         kind = "a checkpoint of a level in training" if "optimizer" in groups else "a file of this library"
-        raise UserError(f"{path} is {kind}, without loc/; name a ticket.safetensors or posterior.safetensors")
+        raise UserError(f"{path} is {kind} without loc/; give a ticket.safetensors or posterior.safetensors")
     return Weights(path, groups["loc"] | groups["net"], groups["mask"] or None, own=True)

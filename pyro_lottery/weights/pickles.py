@@ -1,8 +1,8 @@
-"""What ``torch.save`` wrote, read so that nothing in it is run and no more memory is taken than the file has bytes.
+"""Safe reading of files by ``torch.save``: no code in the file is run, and memory is limited by the size of the file.
 
-``torch.load(weights_only=True)`` runs no code of a file's own, but what it does call can take any amount of memory, and it
-refuses numpy's scalars, of which checkpoints are full. So every call in the file is looked at first. What makes tensors is
-left to torch; in place of what is beside them stands :class:`Ignored`, which does nothing.
+``torch.load(weights_only=True)`` runs no code from a file, but the functions that it does call can take any amount of memory,
+and it refuses numpy scalars, which are frequent in checkpoints. Therefore every call in the file is checked first. Calls that
+make tensors are left to torch; other objects in a checkpoint are replaced by :class:`Ignored`, which does nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAKES_TENSORS = re.compile(
     r"|torch\.storage _?\w*Storage|torch\.serialization _get_layout|(__builtin__|builtins) set"
 )
 _ENCODE = "_codecs encode"
-"""By which Python 2's protocol writes bytes: text in latin1."""
+"""Function by which pickle protocol 2 stores bytes, as text in latin1."""
 _MODELS = (
     "torch.nn.modules",
     "torch.nn.parallel",
@@ -41,7 +41,7 @@ _MODELS = (
 
 
 class Ignored:
-    """What is beside the tensors of a checkpoint: a numpy number, a path, an argparse namespace."""
+    """Stand-in for an object of a checkpoint that is not a tensor: a numpy number, a path, an argparse namespace."""
 
     def __init__(self, *arguments: Any):
         pass
@@ -68,57 +68,57 @@ _STAND_INS: dict[str, Any] = {
     "lightning_fabric.utilities.data AttributeDict": OrderedDict,
     **{f"{module} {name}": Ignored for module in ("__builtin__", "builtins") for name in ("int", "float", "dict", "list")},
 }  # fmt: skip
-"""What is called in the place of what checkpoints name beside tensors: none of it is imported."""
+"""Functions that are called in place of those named in the file; the named ones are never imported."""
 
 
 def load(path: Path) -> Any:
-    """What ``torch.save`` wrote, on the CPU; ``UserError`` for what is damaged or would need code of its own."""
+    """Load a file of ``torch.save`` onto the CPU. Raises ``UserError`` if it is damaged or needs code to be run."""
     try:
         calls = _calls(path)
         _check(path, calls)
         named: list[Any] = [(stand_in, name.replace(" ", ".")) for name, stand_in in _STAND_INS.items()]
         named += [(stand_in, name.replace("__builtin__.", "builtins.")) for stand_in, name in named]
-        # An open file, since torch goes by the name of a path.
+        # An open file is passed, since torch chooses the format of a path by its suffix.
         with torch.serialization.safe_globals(named), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
-    except Exception as error:  # a hostile or damaged file may fail in any way
-        raise not_read(path, f"{one_line(error)}; save it by torch.save or safetensors") from error
+    except Exception as error:  # a hostile or damaged file may raise anything
+        raise not_read(path, f"{one_line(error)}; save it with torch.save or safetensors") from error
 
 
 def _check(path: Path, calls: set[str]) -> None:
-    """Raise ``UserError`` for a file that calls other things than what makes tensors, or what a stand-in is for."""
+    """Raise ``UserError`` if a file calls anything but functions that make tensors and those with a stand-in."""
     unknown = sorted(name for name in calls if not _MAKES_TENSORS.fullmatch(name) and name not in _STAND_INS)
     if any(name.startswith(_MODELS) for name in unknown):
         own = [name for name in unknown if not name.startswith("torch.")] or unknown
         raise not_read(
             path,
-            f"it is a whole pickled model ({own[0].replace(' ', '.')}), which only its own code could read; save "
+            f"it is a whole pickled model ({own[0].replace(' ', '.')}), which cannot be read without its code; save "
             "model.state_dict() instead",
         )
     if unknown:
-        raise not_read(path, f"it calls {unknown[0]}, which makes no tensors; save the state_dict alone")
+        raise not_read(path, f"it calls {unknown[0]}, which does not make a tensor; save only the state_dict")
 
 
 def _calls(path: Path) -> set[str]:
-    """All that a file by ``torch.save`` calls, as "module name".
+    """Return all functions that a file of ``torch.save`` calls, each as "module name".
 
-    Raises ``ValueError`` for a file that may take far more memory than its size: one that is compressed, or names one
-    record many times.
+    Raises ``ValueError`` for a file that may take far more memory than its size, because it is compressed or lists one
+    record several times.
     """
     found: set[str] = set()
     with ExitStack() as opened:
         file = opened.enter_context(path.open("rb"))
         if file.read(len(LEGACY)) == LEGACY:
-            # of torch before 1.6: a number, a version, a machine, the dictionary and its storages, one after the other
+            # Format before torch 1.6: five pickles in sequence (magic number, version, system, dictionary, storages).
             file.seek(0)
             pickles: list[IO[bytes]] = [file] * 5
         else:
             archive = opened.enter_context(zipfile.ZipFile(path))
             entries = archive.infolist()
             if any(e.compress_type for e in entries) or sum(e.file_size for e in entries) > path.stat().st_size:
-                raise ValueError("it is compressed, and may hold far more than its size")
+                raise ValueError("it is compressed, so it may need far more memory than its size")
             _check_sums(archive, entries)
             pickles = [io.BytesIO(archive.read(e)) for e in entries if e.filename.endswith("data.pkl")]
         for pickled in pickles:
@@ -127,11 +127,11 @@ def _calls(path: Path) -> set[str]:
 
 
 def _check_sums(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> None:
-    """Raise ``ValueError`` for a record that fails its checksum, which torch does not look at."""
+    """Raise ``ValueError`` for a record that fails its checksum; torch does not verify checksums."""
     for entry in entries:
-        if (
-            not entry.CRC
-        ):  # by torch.serialization.set_crc32_options(False); without it, zipfile does not compare either
+        # Files written after torch.serialization.set_crc32_options(False) have no checksums. Without the attribute,
+        # zipfile does not verify them either when it reads the pickle.
+        if not entry.CRC:
             del entry.CRC
             continue
         try:
@@ -143,16 +143,16 @@ def _check_sums(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Non
 
 
 def _calls_of(pickled: IO[bytes]) -> Iterator[str]:
-    """What one pickle calls, but for bytes as Python 2's protocol writes them, which are no longer than their text."""
+    """Yield the functions that a pickle calls, except for the encoding of bytes, which are no longer than their text."""
     memo: dict[Any, Any] = {}
     pushed: Any = None
-    place = 0  # within encode, text, "latin1", a pair, its call
+    place = 0  # position in the sequence that encodes bytes: encode, text, "latin1", the pair, the call
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
             memo[argument] = pushed
             continue
         if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX"):
-            raise ValueError(f"it is pickled by another protocol than 2 ({opcode.name})")
+            raise ValueError(f"its pickle protocol is not 2 ({opcode.name})")
         if opcode.name in ("GET", "BINGET", "LONG_BINGET"):
             pushed = memo.get(argument)
         elif opcode.name == "GLOBAL":

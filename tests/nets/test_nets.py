@@ -119,9 +119,9 @@ def test_a_function_of_the_users_gets_what_it_takes():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("needs_more", "needs depth, and it is called with num_classes, in_channels, image_size alone"),
+        ("needs_more", "requires depth, but it is called with num_classes, in_channels, image_size only"),
         ("fails", r"failed \(RuntimeError: no such file\)"),
-        ("gives_a_list", r"gave a list; expected a torch\.nn\.Module"),
+        ("gives_a_list", r"returned a list; expected a torch\.nn\.Module"),
         ("NO_FUNCTION", "is a int; expected a class or a function"),
         ("missing", "cannot be imported .* expected package.module:name"),
     ],
@@ -133,7 +133,7 @@ def test_what_a_users_function_does_wrong_is_one_line(name, message):
 
 
 def test_a_dotted_path_says_where_the_colon_goes():
-    with pytest.raises(pl.UserError, match=r"write package\.module:function, tests\.nets\.test_nets:Small"):
+    with pytest.raises(pl.UserError, match=r"import paths are written package\.module:function; use tests\.nets\.test_nets:Small"):
         nets.check_name("tests.nets.test_nets.Small")
     for name in ("a:b:c", "not an arch:f", ":f", "a:", "1a:f"):
         with pytest.raises(pl.UserError, match="unknown arch"):

@@ -44,13 +44,13 @@ HEAD = {"out.weight", "out.bias"}
 
 
 @pytest.mark.parametrize(
-    ("file", "said"), [(trained(TinyNet(7)), "has a classifier of 7 classes"), (None, "has no classifier")]
+    ("file", "said"), [(trained(TinyNet(7)), "has a classifier for 7 classes"), (None, "has no classifier")]
 )
 def test_a_classifier_for_other_classes_and_that_alone_stays_as_it_was(file, said, tmp_path):
     state = file or {name: value for name, value in trained(TinyNet()).items() if name not in HEAD}
     net = TinyNet()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    with pytest.warns(UserWarning, match=f"{said}: out.weight, out.bias begin at their initial values"):
+    with pytest.warns(UserWarning, match=f"{said}; out.weight, out.bias keep their initial values"):
         found = start(net, state, tmp_path / "w.pt")
     assert all(torch.equal(found[name], (before if name in HEAD else state)[name]) for name in before)
 
@@ -69,7 +69,7 @@ def test_a_classifier_for_other_classes_and_that_alone_stays_as_it_was(file, sai
         ({"hidden.bias": torch.full((6,), torch.inf)}, "hidden.bias holds values that are not finite"),
         (
             {"hidden.weight": torch.ones(6, 16, dtype=torch.int8)},
-            "hidden.weight is torch.int8, as quantised weights are",
+            "hidden.weight is torch.int8, perhaps a quantised weight",
         ),
     ],
 )
@@ -82,7 +82,7 @@ def test_what_else_differs_is_named_and_nothing_is_changed(changed, message, tmp
     assert all(torch.equal(net.state_dict()[name], before[name]) for name in HEAD)
 
 
-@pytest.mark.filterwarnings("ignore:.*has a classifier of 7 classes")
+@pytest.mark.filterwarnings("ignore:.*has a classifier for 7 classes")
 def test_a_timm_network_fine_tuned_from_other_classes(tmp_path):
     state = trained(pl.create_model("timm:test_resnet", 7, 1, 32))
     net = pl.create_model("timm:test_resnet", 3, 1, 32)
@@ -139,7 +139,7 @@ def test_the_command(tmp_path, capsys):
     safetensors.torch.save_file(trained(nets.create_model("lenet", 7, 1, 8)), tmp_path / "w.safetensors")
     assert imp.main([*toy, "--pretrained", str(tmp_path / "w.safetensors")]) == 0
     err = capsys.readouterr().err
-    assert "has a classifier of 7 classes: fc3.weight, fc3.bias begin at their initial values" in err
+    assert "has a classifier for 7 classes; fc3.weight, fc3.bias keep their initial values" in err
     for arguments, message in (
         (["--pretrained", str(tmp_path / "no.pt")], "no.pt does not exist"),
         (["--pretrained", str(tmp_path)], "it is a folder"),
