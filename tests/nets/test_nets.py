@@ -133,7 +133,9 @@ def test_what_a_users_function_does_wrong_is_one_line(name, message):
 
 
 def test_a_dotted_path_says_where_the_colon_goes():
-    with pytest.raises(pl.UserError, match=r"import paths are written package\.module:function; use tests\.nets\.test_nets:Small"):
+    with pytest.raises(
+        pl.UserError, match=r"import paths are written package\.module:function; use tests\.nets\.test_nets:Small"
+    ):
         nets.check_name("tests.nets.test_nets.Small")
     for name in ("a:b:c", "not an arch:f", ":f", "a:", "1a:f"):
         with pytest.raises(pl.UserError, match="unknown arch"):
