@@ -237,7 +237,7 @@ def test_python_and_the_commands_on_runs(tmp_path, monkeypatch, capsys):
     names = {}
     for path, text in READMES.items():
         python = blocks(text, "python")
-        assert len(python) == {FRONT: 1, LIBRARY: 4}.get(path, 0)
+        assert len(python) == {FRONT: 1, LIBRARY: 5}.get(path, 0)
         names = {"__name__": "__main__"} if python else names
         for block in python:
             exec(block, names)
