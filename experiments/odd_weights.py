@@ -448,11 +448,11 @@ def cases() -> list[Case]:
     }  # fmt: skip
     ones = {name: torch.ones_like(value) for name, value in mask().items()}
     contradicting = {
-        "keeps what is 0": (saved(p), saved(ones), "the mask keeps 66 weights that are 0, 18 of 'conv.weight': these weights were pruned by another mask; without a mask, zeros are the mask"),
-        "prunes a bias": (saved(dense), _masks(conv__bias=torch.zeros(4)), "the mask prunes 'conv.bias', which is a bias or the final layer and would be dense again"),
-        "prunes the classifier": (saved(dense), _masks(out__weight=torch.zeros(3, 6)), "the mask prunes 'out.weight', which is a bias or the final layer and would be dense again"),
-        "prunes BatchNorm": (saved(dense), _masks(bn__weight=torch.zeros(4)), "the mask prunes 'bn.weight', which stays deterministic in this network and would be dense again"),
-        "holds 0.5": (saved(dense), _masks(hidden__weight=torch.full((6, 16), 0.5)), "mask of hidden.weight holds other values than 0 and 1"),
+        "keeps what is 0": (saved(p), saved(ones), "the mask keeps 66 weights that are 0, 18 of them in 'conv.weight', so another mask pruned these weights; without a mask, the zeros are used as the mask"),
+        "prunes a bias": (saved(dense), _masks(conv__bias=torch.zeros(4)), "the mask prunes 'conv.bias', which is a bias or in the final layer, so it cannot be pruned; leave it out of the mask"),
+        "prunes the classifier": (saved(dense), _masks(out__weight=torch.zeros(3, 6)), "the mask prunes 'out.weight', which is a bias or in the final layer, so it cannot be pruned; leave it out of the mask"),
+        "prunes BatchNorm": (saved(dense), _masks(bn__weight=torch.zeros(4)), "the mask prunes 'bn.weight', which stays deterministic in this network, so it cannot be pruned; leave it out of the mask"),
+        "holds 0.5": (saved(dense), _masks(hidden__weight=torch.full((6, 16), 0.5)), "mask of hidden.weight must hold only 0 and 1"),
         "keeps nothing": (saved(dense), saved({name: 0 * value for name, value in ones.items()}), "the mask keeps no weight"),
         "lacks a layer": (saved(dense), _masks(hidden__weight=None), "mask of hidden.weight is missing"),
         "is of another shape": (saved(dense), _masks(hidden__weight=torch.ones(2)), "mask of hidden.weight is (2,), but the network's is (6, 16)"),

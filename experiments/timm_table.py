@@ -83,7 +83,9 @@ def try_out(name: str) -> dict[str, Any]:
                         raise AssertionError(f"{row[f'in_use_{left}']:.2%} of the weights in use are not 0")
             _save_and_predict(model, guide, mask, data, make, step)
     told = [
-        one_line(w.message) for w in caught if str(w.message).startswith(("a density is", "the mask", "every weight"))
+        one_line(w.message)
+        for w in caught
+        if str(w.message).startswith(("densities count", "the mask", "every weight"))
     ]
     row |= {"seconds": round(time.monotonic() - began, 1), "note": "; ".join(dict.fromkeys([*said, *told]))}
     return row

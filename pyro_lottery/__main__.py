@@ -1,4 +1,4 @@
-"""What can be run: ``python -m pyro_lottery`` lists the commands."""
+"""Lists the commands: ``python -m pyro_lottery``."""
 
 import importlib
 
@@ -6,9 +6,9 @@ COMMANDS = ("imp", "controls", "transplant", "evaluate", "report", "sites")
 
 
 def text() -> str:
-    """One line a command: its name, and the first sentence of its module's docstring."""
+    """One line per command: how to run it, and the first line of its module's docstring."""
     lines = [f"python -m pyro_lottery.{name:<11} {_first_line(name)}" for name in COMMANDS]
-    return "\n".join([*lines, "", "Each takes --help."])
+    return "\n".join([*lines, "", "Each command has --help."])
 
 
 def _first_line(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The evidence lower bound, with the likelihood and the KL apart and without reading anything to the host."""
+"""The evidence lower bound, with separate likelihood and KL terms and without synchronising with the host."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ESTIMATORS = ("weights", "local")
 
 @dataclass(frozen=True)
 class Terms:
-    """One weight sample's share of the negative ELBO: ``nll`` (scaled up to N) and ``kl`` (times T), in nats."""
+    """The negative ELBO for one weight sample, in nats: scalars ``nll`` (scaled up to N) and ``kl`` (times T), and the output."""
 
     nll: Tensor
     kl: Tensor
@@ -34,18 +34,19 @@ class Terms:
 
 
 class ELBO(Trace_ELBO):
-    """−ELBO = −E_q[log p(D|w)] + T·KL(q‖p), a drop-in for Pyro's ``Trace_ELBO`` on any model and guide.
+    """The loss −ELBO = −E_q[log p(D|w)] + T·KL(q‖p), which replaces Pyro's ``Trace_ELBO`` for any model and guide.
 
-    ``kl="analytic"`` takes ``kl_divergence(q, p)`` for each site where torch or Pyro has a closed form and the guide
-    draws the site apart from all others, and otherwise the Monte Carlo value log q − log p; ``"monte_carlo"`` always
-    takes the latter, as ``Trace_ELBO`` does. Sites without a reparameterised sample, factors, plates and
-    ``vectorize_particles`` are ``Trace_ELBO``'s, whose other ``options`` are taken too. ``poutine.scale`` and
-    ``poutine.mask`` are honoured. ``estimator`` says where the noise enters: ``"weights"`` draws every weight once per
-    batch, ``"local"`` the outputs of layers (:func:`pyro_lottery.handlers.local_reparameterization`).
+    ``kl="analytic"`` uses ``kl_divergence(q, p)`` for each site for which torch or Pyro has a closed form and whose draw
+    the guide makes independently of all other sites, and the Monte Carlo value log q − log p otherwise.
+    ``kl="monte_carlo"`` always uses the latter, like ``Trace_ELBO``. ``estimator="weights"`` draws every weight once per
+    batch; ``"local"`` draws the outputs of layers (``pl.handlers.local_reparameterization``).
 
-    Raises ``UserError`` for a site that model or guide alone has, and for a guide that does not have the KL temperature
-    of a network's prior. Names of parameters are not known to ``pyro.optim`` (``get_state``, options by name): parameters
-    are the modules' own.
+    ``Trace_ELBO`` handles sites without a reparameterised sample, factors, plates and ``vectorize_particles``; its other
+    ``options`` are accepted too. ``poutine.scale`` and ``poutine.mask`` are respected. ``pyro.optim`` does not know
+    parameters by name (``get_state``, options by name), since they belong to the modules.
+
+    Raises ``UserError`` if ``kl`` or ``estimator`` is unknown, if only the model or only the guide has a site, or if the
+    guide lacks the KL temperature of the network's prior.
     """
 
     def __init__(self, kl: str = "analytic", num_particles: int = 1, estimator: str = "weights", **options: Any):
@@ -60,13 +61,13 @@ class ELBO(Trace_ELBO):
 
     @in_turn
     def terms(self, model: Any, guide: Any, *args: Any, closed_forms: float = 1.0, **kwargs: Any) -> Terms:
-        """One weight sample: scalar tensors ``nll`` and ``kl``, and what the model returned.
+        """The terms of one weight sample: scalar tensors ``nll`` and ``kl``, and the model's return value.
 
-        ``closed_forms`` multiplies the closed-form KL of a mean-field guide from priors N(m, s²). It is the same for
-        each of S samples: S for the first and 0 for the others gives the same mean for the cost of one. Raises
-        ``UserError`` for a guide's site without a reparameterised sample, whose gradient is not that of these terms.
+        ``closed_forms`` multiplies the closed-form KL of a mean-field guide from priors N(m, s²). This KL is the same for
+        all of S samples, so S for the first sample and 0 for the others gives the same mean at the cost of one. Raises
+        ``UserError`` if a site of the guide has no reparameterised sample, since the gradient would be wrong.
         """
-        # Of our guides it is known that they draw every site apart, and need not be watched.
+        # This library's guides are known to draw every site independently, so they need no DrawsApart.
         draws = DrawsApart() if self.kl == "analytic" and not _draws_apart(guide) else None
         with self._noise:
             with draws or nullcontext():
@@ -78,7 +79,7 @@ class ELBO(Trace_ELBO):
             fn: Any = q["fn"]
             if not fn.has_rsample:
                 raise UserError(
-                    f"the guide's site {name!r} has no reparameterised sample; use loss_and_grads, as SVI does"
+                    f"the guide's site {name!r} has no reparameterised sample; use loss_and_grads, like SVI"
                 )
         nll: Any = 0.0
         kl: Any = 0.0
@@ -107,13 +108,13 @@ class ELBO(Trace_ELBO):
         if closed_forms:
             for draw, sites in shared.items():
                 kl = kl + closed_forms * _shared_kl(draw, sites)
-        for site in posteriors.values():  # sites without a closed form, and a joint guide's auxiliary vector
+        for site in posteriors.values():  # sites without a closed form, and the auxiliary draw of a joint guide
             kl = kl + _log_prob(site)
         return Terms(torch.as_tensor(nll), torch.as_tensor(kl), model_trace.nodes["_RETURN"]["value"])
 
     @in_turn
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """−ELBO averaged over ``num_particles`` weight samples, as a tensor to differentiate."""
+        """−ELBO averaged over ``num_particles`` weight samples, as a scalar tensor with gradients."""
         if not self._own(model, guide):
             return super().differentiable_loss(model, guide, *args, **kwargs)
         terms = [self.terms(model, guide, *args, **kwargs) for _ in range(self.num_particles)]
@@ -122,7 +123,7 @@ class ELBO(Trace_ELBO):
     @in_turn
     @torch.no_grad()
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """−ELBO as a number."""
+        """−ELBO averaged over ``num_particles`` weight samples, as a number."""
         if self._own(model, guide):
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
         traces = self._get_traces(model, guide, args, kwargs)
@@ -130,7 +131,7 @@ class ELBO(Trace_ELBO):
 
     @in_turn
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """−ELBO as a number after its gradients were added to the parameters (what ``pyro.infer.SVI`` calls)."""
+        """Add the gradients of −ELBO to the parameters, and return −ELBO as a number; ``pyro.infer.SVI`` calls this."""
         if not self._own(model, guide):
             return super().loss_and_grads(model, guide, *args, **kwargs)
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
@@ -138,28 +139,28 @@ class ELBO(Trace_ELBO):
         return loss.item()
 
     def _own(self, model: Any, guide: Any) -> bool:
-        """Whether :meth:`terms` is the estimator: a network and its mean-field guide, or noise in layers."""
+        """Whether to use ``terms``: for a network with its mean-field guide, and for local reparameterization."""
         ours = _draws_apart(guide) and guide.model is model and hasattr(model, "kl_temperature")
         return self._local or (ours and not self.vectorize_particles)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         draws = None
-        # A messenger as a guide runs the model itself, and computes with what it draws.
+        # A guide that is a messenger runs the model, which computes with its draws.
         if self.kl == "analytic" and not isinstance(poutine.unwrap(guide), Messenger):
             draws = DrawsApart()
             guide = draws(guide)
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         _check_traces(model_trace, guide_trace, tempered=hasattr(poutine.unwrap(model), "kl_temperature"))
         for name in draws.names if draws else ():
-            if name in guide_trace.nodes:  # and not hidden from the trace by a handler
+            if name in guide_trace.nodes:  # a handler may hide it from the trace
                 guide_trace.nodes[name]["drawn_apart"] = True
         return model_trace, guide_trace
 
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
-        """``Trace_ELBO``'s value and surrogate, with closed forms in place of their Monte Carlo values.
+        """``Trace_ELBO``'s value and surrogate, with closed forms in place of Monte Carlo values.
 
-        A site that is drawn apart is independent of all others under the guide. So the closed form is the expectation
-        of log q − log p over it, given all others, whatever of them its prior depends on.
+        A site that is drawn apart is independent of all others under the guide. The closed form is therefore the
+        expectation of log q − log p over this site given all others, even if its prior depends on them.
         """
         loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
         for name, q in guide_trace.nodes.items():
@@ -174,12 +175,12 @@ class ELBO(Trace_ELBO):
 
 
 def _draws_apart(guide: Any) -> bool:
-    """Whether a guide is known to draw each site by itself, so that closed forms hold whatever their priors depend on."""
+    """Whether a guide is known to draw each site independently, so that closed forms hold for all priors."""
     return getattr(guide, "draws_sites_apart", False)
 
 
 def _check_traces(model_trace: Any, guide_trace: Any, tempered: bool) -> None:
-    """Raise ``UserError`` for a site that one of both lacks, and for a guide's without the prior's temperature."""
+    """Raise ``UserError`` if the model or the guide lacks a site, or if the guide lacks the prior's temperature."""
     latent = {n: s for n, s in model_trace.nodes.items() if _is_random(s) and not s["is_observed"]}
     drawn = {n: s for n, s in guide_trace.nodes.items() if _is_random(s) and not s["is_observed"]}
     for name, p in latent.items():
@@ -189,7 +190,7 @@ def _check_traces(model_trace: Any, guide_trace: Any, tempered: bool) -> None:
         if tempered and q["scale"] is not p["scale"] and not _equal(q["scale"], p["scale"]):
             raise UserError(
                 f"site {name!r}: the prior is scaled by {p['scale']} but the guide by {q['scale']}; "
-                "build the guide with pyro_lottery.guides, which share the KL temperature"
+                "build the guide with pyro_lottery.guides, which applies the KL temperature to both"
             )
     for name, q in drawn.items():
         if name not in latent and not q["infer"].get("is_auxiliary"):
@@ -201,7 +202,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _closed_form(q: Any, p: Any) -> Tensor | None:
-    """The KL of a site in closed form, scaled and masked; None where there is none, or q and p are scaled differently."""
+    """A site's closed-form KL, scaled and masked; None if there is none, or if q and p are scaled or masked differently."""
     same = q["mask"] is p["mask"] and (q["scale"] is p["scale"] or _equal(q["scale"], p["scale"]))
     if not same or not _has_kl(q["fn"], p["fn"]) or q["fn"].shape() != p["fn"].shape():
         return None
@@ -213,18 +214,18 @@ def _closed_form(q: Any, p: Any) -> Tensor | None:
 
 
 def _has_kl(q: Any, p: Any) -> bool:
-    """Whether ``kl_divergence``, if it knows a closed form, gives the expectation of log q − log p and its gradient."""
+    """Whether ``kl_divergence``, if it has a closed form, is the expectation of log q − log p with the right gradient."""
     q, p = base(q), base(p)
     if isinstance(q, dist.MaskedDistribution) and isinstance(p, dist.MaskedDistribution):
-        # Pyro's is over what both masks keep, whereas each log-density has its own.
+        # Pyro's KL is over the intersection of the masks, whereas each log density has its own mask.
         return (q._mask is p._mask or _equal(q._mask, p._mask)) and _has_kl(q.base_dist, p.base_dist)
-    # torch has a "closed form" for Delta against anything: minus the log-probability of the value, which is Monte
-    # Carlo in disguise (AutoNormal) or simply log p (a point guide). Both are counted as what they are.
+    # torch has a "closed form" for Delta against any distribution: −log p of its value. This is a Monte Carlo value
+    # (AutoNormal) or simply −log p (a point guide), and is treated as such.
     return not isinstance(q, dist.Delta) and _keeps_kl(q) and _keeps_kl(p)
 
 
 def _keeps_kl(fn: Any) -> bool:
-    """False for what torch takes the KL of before a transformation that merges values, or that training changes."""
+    """False if torch's KL ignores a transformation that merges values, or that training changes."""
     if not isinstance(fn, torch.distributions.TransformedDistribution) or isinstance(fn, _WITH_OWN_KL):
         return True
     return all(isinstance(t, torch.distributions.ExpTransform) for t in fn.transforms)
@@ -234,7 +235,7 @@ _WITH_OWN_KL = (dist.Gumbel, dist.HalfNormal, dist.Pareto)
 
 
 def _shared_kl(draw: Draw, sites: list[tuple[int, Tensor, Tensor, Any]]) -> Tensor:
-    """The KL of a draw's sites, given as (number, prior's loc, prior's scale, factor), in one pass over the weights."""
+    """The KL of a draw's sites, given as (number, loc and scale of the prior, factor), in one pass over the weights."""
     number, locs, scales, factors = zip(*sites, strict=True)
     loc, scale = [draw.loc.new_zeros(())] * len(draw.layout.shapes), [draw.loc.new_ones(())] * len(draw.layout.shapes)
     for i, m, s in zip(number, locs, scales, strict=True):

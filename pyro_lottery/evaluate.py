@@ -1,8 +1,8 @@
-"""Uncertainty of a run's levels: ``python -m pyro_lottery.evaluate RUN --ood noise permuted --corruptions``.
+"""Measures the uncertainty of a run's levels: ``python -m pyro_lottery.evaluate RUN --ood noise permuted --corruptions``.
 
-Per level: accuracy, also by class, calibration and its reliability diagram, the entropies, how risk falls when doubtful images are left
-out, metrics against the number of samples; other images told from the run's own; corrupted test images. Tables and
-pictures go to ``RUN/evaluation/``.
+For each level it measures accuracy (also per class), calibration with its reliability diagram, entropies, selective
+accuracy, and all metrics against the number of samples. ``--ood`` measures how well other images are detected, and
+``--corruptions`` the metrics on corrupted test images. Tables and figures go to ``RUN/evaluation/``.
 """
 
 from __future__ import annotations
@@ -41,23 +41,25 @@ def evaluate(
     device: str = "auto",
     data_dir: str | None = None,
 ) -> dict[str, Rows]:
-    """Measure the uncertainty of ``levels`` (all finished ones) with ``samples`` draws (the run's ``eval_samples``).
+    """Measure the uncertainty of ``levels`` (default: all finished) with ``samples`` draws (default: ``eval_samples``).
 
-    Returns and writes ``uncertainty``, ``classes``, ``samples``, ``selective``, ``reliability`` and, where asked for, ``ood`` with
-    ``histogram`` (of the total entropy, of test and other images) and ``corruptions``, each a list of rows; in the files,
-    rows of other levels stay. ``data_dir`` is where the run's data lie, if elsewhere now. Everything is drawn from the run's seed, so that it comes out the same again.
+    Returns and writes the tables ``uncertainty``, ``classes``, ``samples``, ``selective`` and ``reliability``, each a list
+    of rows. ``ood`` adds the tables ``ood`` and ``histogram`` (of the total entropy of test and other images), and
+    ``corruptions`` adds ``corruptions``. In the files, the rows of other levels stay. ``data_dir`` is the folder of the
+    run's data if it has moved. All draws use the run's seed, so a second call gives the same values. Raises ``UserError``
+    if the run has real targets, or if an option does not fit it.
     """
     chosen, where = check_levels(run, levels), resolve_device(device)
     count = run.config.eval_samples if samples is None else samples
     if count < 1:
         raise UserError(f"--samples must be at least 1, got {count}")
     if run.shape.num_classes is None:
-        raise UserError(f"{run.folder.path} has real targets; its RMSE, NLL and coverages are in results.csv")
+        raise UserError(f"{run.folder.path} has real targets; see its RMSE, NLL and coverages in results.csv")
     test = in_memory(run.load_data(where, data_dir).test)
     if (ood or corruptions) and len(run.shape.image_size) != 2:
-        raise UserError(f"{run.folder.path} was not trained on images; leave --ood and --corruptions out")
+        raise UserError(f"{run.folder.path} was not trained on images; omit --ood and --corruptions")
     if run.config.dataset in ood:
-        raise UserError(f"--ood {run.config.dataset}: these are the images that the run was trained on")
+        raise UserError(f"--ood {run.config.dataset}: the run was trained on these images; choose others")
     place, size = data_dir or run.config.data_dir, run.config.image_size
     others = {name: data.out_of_distribution(test, name, place, size) for name in dict.fromkeys(ood)}
     tables: dict[str, Rows] = {"uncertainty": [], "classes": [], "samples": [], "selective": [], "reliability": []}
@@ -117,7 +119,7 @@ def _of_level(
 
 
 def _by_class(predicted: Tensor, labels: Tensor, names: Sequence[str]) -> Rows:
-    """How many test images a class has, the share of them that is recognised, and how many images are taken for it."""
+    """For each class, the number of test images, the share of them classified correctly, and the number of its predictions."""
     rows: Rows = []
     for label, name in enumerate(names):
         found = predicted[labels == label] == label
@@ -134,9 +136,9 @@ def _scores(inside: Predictive, outside: Predictive) -> Iterator[tuple[str, Tens
 
 
 def _histogram(images: str, predictive: Predictive) -> Rows:
-    """The share of images by total entropy, in equal bins from 0 to the greatest that there can be, log(classes)."""
+    """A histogram of the total entropy: the share of images in equal bins from 0 to the maximum, log(classes)."""
     most = math.log(predictive.probs.shape[1])
-    # a uniform predictive's entropy may be above its bound by a rounding error
+    # rounding can put the entropy of a uniform predictive above the maximum
     shares, edges = predictive.total.clamp_max(most).cpu().histogram(metrics.BINS, range=(0.0, most))
     centres, shares = (edges[1:] + edges[:-1]) / 2, shares / len(predictive.probs)
     return [
@@ -148,11 +150,15 @@ def parser() -> Parser:
     """The command line."""
     parser = Parser(PROG, str(__doc__))
     parser.add_argument("run", help="run folder")
-    parser.add_argument("--levels", type=int, nargs="+", help="levels to evaluate; default: all finished")
+    parser.add_argument("--levels", type=int, nargs="+", help="levels to evaluate; default: all finished levels")
     parser.add_argument("--samples", type=int, help="posterior samples; default: the run's --eval-samples")
-    parser.add_argument("--ood", nargs="+", default=(), help=f"images of another kind: {', '.join(data.OOD)}")
     parser.add_argument(
-        "--corruptions", action="store_true", help=f"corrupt: {', '.join(data.CORRUPTIONS)}, severity 1-5"
+        "--ood", nargs="+", default=(), help=f"out-of-distribution images to detect: {', '.join(data.OOD)}"
+    )
+    parser.add_argument(
+        "--corruptions",
+        action="store_true",
+        help=f"evaluate corrupted test images: {', '.join(data.CORRUPTIONS)}, severity 1-5",
     )
     parser.add_run_options()
     return parser

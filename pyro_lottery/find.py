@@ -1,4 +1,4 @@
-"""Iterative magnitude pruning of one's own network on one's own data, in one call."""
+"""``find_tickets``: iterative magnitude pruning of any network on any data, in one call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OF_NAMED_DATA = {
     "score", "image_size", "pretrained", "pretrained_key",
 }  # fmt: skip
 OPTIONS = tuple(f.name for f in fields(Config) if f.name not in _OF_NAMED_DATA)
-"""Options of the command line that :func:`find_tickets` takes, spelled with underscores."""
+"""Options of the command line that ``find_tickets`` accepts, with underscores instead of hyphens."""
 
 
 def find_tickets(
@@ -37,33 +37,35 @@ def find_tickets(
     run_dir: str | Path | None = None,
     **options: Any,
 ) -> Run:
-    """Iterative magnitude pruning of ``network`` on ``data`` (paper §5); returns the run, as :func:`pyro_lottery.load_run` does.
+    """Prune ``network`` on ``data`` by iterative magnitude pruning (paper §5); returns the run, like ``pl.load_run``.
 
-    ``network`` is a plain module; its values are the initial ones, and it stays as it is. ``data`` are made by
-    ``pl.data.from_tensors`` or ``pl.data.from_loaders``. Without a ``likelihood`` (a class such as ``pl.BayesianClassifier``, a
-    ``functools.partial`` of one, or a function of (net, prior, num_data=, kl_temperature=)) class targets get a
-    :class:`BayesianClassifier`, and real ones a :class:`BayesianRegressor` with a noise that is learned. ``prior``, ``guide`` and
-    ``score`` are names as on the command line, or objects: a prior, a Pyro AutoGuide class or ``model -> guide``, a
-    ``posterior -> sites``. ``options`` are those of ``python -m pyro_lottery.imp``: ``levels``, ``prune_fraction``, ``epochs``,
-    ``batch_size``, ``lr``, ``milestones``, ``kl_temperature``, ``seed``, ...
+    ``network`` is a plain module. Its values are the initial values, and it does not change. ``data`` comes from
+    ``pl.data.from_tensors`` or ``pl.data.from_loaders``. ``likelihood`` is a class such as ``pl.BayesianClassifier``, a
+    ``functools.partial`` of one, or a function ``(net, prior, num_data=, kl_temperature=) -> model``. The default is
+    ``pl.BayesianClassifier`` for class targets, and ``pl.BayesianRegressor`` with learned noise for real targets.
 
-    The run folder (default: in ``runs/``, named by the options and a checksum of network and data) is resumed by the same call, which
-    returns at once when all levels are finished. Raises ``UserError`` for whatever cannot be trained, before the first
-    step, and for a ``run_dir`` that was begun from other values, data or options.
+    ``prior``, ``guide`` and ``score`` are names as on the command line, or objects: a prior, a Pyro AutoGuide class or a
+    function ``model -> guide``, a function ``posterior -> sites``. ``options`` are options of
+    ``python -m pyro_lottery.imp``: ``levels``, ``prune_fraction``, ``epochs``, ``batch_size``, ``lr``, ``milestones``,
+    ``kl_temperature``, ``seed``, ...
+
+    By default, the run folder is in ``runs/``, and its name holds the options and a checksum of network and data. The same
+    call resumes the folder, and returns at once if all levels are finished. Raises ``UserError`` before the first step if
+    the network, data or options cannot be trained, or if ``run_dir`` was started with other values, data or options.
     """
-    # Not above: with imp, which is a command too, imported by the package, Python would warn when it is run.
+    # Imported here: if the package imported the command imp, ``python -m pyro_lottery.imp`` would warn.
     from pyro_lottery.imp import run_imp
 
     if not isinstance(network, nn.Module):
         raise UserError(f"network must be a torch.nn.Module, got a {type(network).__name__}")
     if not isinstance(data, Data):
         raise UserError(
-            f"data must be made by pl.data.from_tensors or pl.data.from_loaders, got a {type(data).__name__}"
+            f"data must come from pl.data.from_tensors or pl.data.from_loaders, got a {type(data).__name__}"
         )
     for name in options:
         if name not in OPTIONS:
             raise unknown("option of find_tickets", name, OPTIONS)
-    # A guide of this library by its name, with which a deterministic network has no prior.
+    # This library's guides go by their names, since a deterministic run, known by its name, has no prior.
     guide = next((name for name in ("mean_field", "deterministic") if guide is getattr(guides, name)), guide)
     given: dict[str, Any] = {"prior": prior, "guide": guide, "score": score}
     objects = {name: value for name, value in given.items() if not isinstance(value, str)}

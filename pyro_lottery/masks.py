@@ -1,4 +1,4 @@
-"""Masks: ranking and thresholding, once. A mask only ever shrinks."""
+"""Masks: pruning by score, shuffling, and counting. A mask maps each prunable site to a bool tensor, True for survivors."""
 
 from __future__ import annotations
 
@@ -16,39 +16,42 @@ from pyro_lottery.names import check_same
 from pyro_lottery.types import Mask, Posterior, Sites
 
 NOTHING_PRUNABLE = (
-    "nothing can be pruned: no weight is random that is in a Linear, Conv or MultiheadAttention layer before the final "
+    "nothing can be pruned: the network needs random weights in Linear, Conv or MultiheadAttention layers before the final "
     "classification layer"
 )
 
 
 def full(posterior: Posterior) -> Mask:
-    """The dense mask: every prunable weight survives."""
+    """The dense mask, in which every prunable weight survives; each tensor has the shape of its site."""
     return {name: torch.ones_like(posterior.loc[name], dtype=torch.bool) for name in posterior.prunable}
 
 
 def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
     """Prune the ⌈fraction × surviving⌉ survivors with the lowest score, globally over all sites of ``mask`` (paper §5).
 
-    Ties fall in the network's order, the first weight first, every time. ``fraction`` is taken as the decimal it is
-    written as, so that 0.1 of 30 is 3. Raises ``UserError`` for a fraction outside (0, 1), a score that is NaN, and where
-    no weight would be left; warns of a layer of which none is left.
+    ``mask`` and ``score`` hold a tensor per site, with the site's shape. Ties are broken by the network's order: the first
+    weight is pruned first. ``fraction`` is read as the decimal number it prints as, so that 0.1 of 30 is 3. Warns if a
+    layer loses its last weight. Raises ``UserError`` if ``fraction`` is outside (0, 1), if a score is NaN or does not fit
+    the mask, or if no weight would survive.
     """
     if not 0 < fraction < 1:
         raise UserError(f"prune fraction must be between 0 and 1, got {fraction}")
     if not total(mask):
         raise UserError(NOTHING_PRUNABLE)
     if not (isinstance(score, Mapping) and all(isinstance(value, Tensor) for value in score.values())):
-        raise UserError(f"a score gives a dict of one tensor per site; got {type(score).__name__} {str(score)[:40]!r}")
+        raise UserError(
+            f"a score must be a dict with one tensor per site, got {type(score).__name__} {str(score)[:40]!r}"
+        )
     check_same({name: score[name] for name in mask if name in score}, mask, "the score does not fit: ", "mask")
     flat = _flat(mask)
     survivors = flat.nonzero().squeeze(1)
     values = _flat({name: score[name] for name in mask})[survivors]
     if values.isnan().any():
-        raise UserError("the score of a surviving weight is NaN; a score must rank every weight")
+        raise UserError("the score of a surviving weight is NaN; scores must be numbers that rank every weight")
     count = _to_prune(len(survivors), fraction)
     if count == len(survivors):
         raise UserError(
-            f"no weight is left to prune: {len(survivors)} survive, and --prune-fraction {fraction:g} takes {count}; use "
+            f"no weight would survive: {len(survivors)} are left, and --prune-fraction {fraction:g} prunes {count}; use "
             "fewer --levels or a smaller --prune-fraction"
         )
     lowest = values.sort(stable=True).indices[:count]
@@ -58,15 +61,15 @@ def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
     if emptied:
         more = f" and of {len(emptied) - 3} more layers" if len(emptied) > 3 else ""
         warnings.warn(
-            f"at density {density(smaller):.2%} no weight is left of {', '.join(map(repr, emptied[:3]))}{more}, which passes "
-            "on nothing from here on",
+            f"at density {density(smaller):.2%} no weight is left of {', '.join(map(repr, emptied[:3]))}{more}; the layer's "
+            "output no longer depends on its input",
             stacklevel=2,
         )
     return smaller
 
 
 def times(count: int, fraction: float) -> int:
-    """How many times ⌈fraction × surviving⌉ of ``count`` weights can be pruned so that some are left.
+    """How often ⌈fraction × surviving⌉ of ``count`` weights can be pruned while at least one survives.
 
     >>> times(10, 0.5)  # 10, 5, 2, 1
     3
@@ -82,7 +85,7 @@ def _to_prune(survivors: int, fraction: float) -> int:
 
 
 def shuffle_global(mask: Mask, generator: torch.Generator) -> Mask:
-    """One permutation over all prunable weights (paper §6): keeps the number of survivors, not where they are."""
+    """Permute the mask over all prunable weights together (paper §6); keeps shapes and the total number of survivors."""
     if not mask:
         return {}
     flat = _flat(mask)
@@ -90,13 +93,14 @@ def shuffle_global(mask: Mask, generator: torch.Generator) -> Mask:
 
 
 def shuffle_layerwise(mask: Mask, generator: torch.Generator) -> Mask:
-    """A permutation within each layer (paper §6): keeps every layer's number of survivors."""
+    """Permute the mask within each layer (paper §6); keeps shapes and each layer's number of survivors."""
     return {name: shuffle_global({name: m}, generator)[name] for name, m in mask.items()}
 
 
 def shuffle_even(mask: Mask, generator: torch.Generator) -> Mask:
-    """Random within each layer, every layer at the global density d (paper §6): ⌊d·n⌋ or ⌈d·n⌉ of a layer's n weights,
-    the layers with the largest remainders rounded up so that the total is kept.
+    """A random mask with the global density d in every layer (paper §6); keeps shapes and the total number of survivors.
+
+    ⌊d·n⌋ or ⌈d·n⌉ of a layer's n weights survive; the layers with the largest remainders are rounded up.
     """
     kept, whole = remaining(mask), total(mask)
     counts = {name: kept * m.numel() // whole for name, m in mask.items()}
@@ -108,16 +112,16 @@ def shuffle_even(mask: Mask, generator: torch.Generator) -> Mask:
 
 
 def zeroed(value: Tensor, mask: Tensor | None) -> Tensor:
-    """``value`` with exactly 0 wherever ``mask``, a bool tensor of the same shape, prunes; None prunes nothing.
+    """A copy of ``value`` with exactly 0 where ``mask``, a bool tensor of the same shape, is False; ``value`` if it is None.
 
-    Leading dimensions of ``value`` beyond those of ``mask`` are samples.
+    Additional leading dimensions of ``value`` are samples.
     """
-    # Filled in a copy, since masked_fill and where may return another memory layout, in which convolutions differ in bits.
+    # masked_fill and where may change the memory layout, on which the bits of convolutions depend; clone keeps it.
     return value if mask is None else value.clone().masked_fill_(~mask.to(value.device), 0.0)
 
 
 def apply(mask: Mask, posterior: Posterior) -> Posterior:
-    """``posterior`` with (loc, scale) = (0, 0) at every pruned weight (paper §3)."""
+    """``posterior`` with (loc, scale) = (0, 0) at every pruned weight (paper §3); shapes stay the same."""
 
     def masked(sites: Sites) -> Sites:
         return {name: zeroed(value, mask.get(name)) for name, value in sites.items()}
@@ -128,22 +132,22 @@ def apply(mask: Mask, posterior: Posterior) -> Posterior:
 
 
 def remaining(mask: Mask) -> int:
-    """Number of surviving weights."""
+    """The number of surviving weights."""
     return sum(int(m.sum()) for m in mask.values())
 
 
 def total(mask: Mask) -> int:
-    """Number of prunable weights."""
+    """The number of prunable weights."""
     return sum(m.numel() for m in mask.values())
 
 
 def density(mask: Mask) -> float:
-    """Fraction of prunable weights remaining; 1 where there are none, since nothing was pruned."""
+    """The fraction of prunable weights remaining, or 1 if no weight is prunable."""
     return remaining(mask) / total(mask) if total(mask) else 1.0
 
 
 def density_per_site(mask: Mask) -> dict[str, float]:
-    """Density of every site by itself, in the network's order."""
+    """The density of each site, in the network's order."""
     return {name: float(m.double().mean()) for name, m in mask.items()}
 
 

@@ -1,7 +1,8 @@
-"""Measures of predictive probabilities [n, classes] against labels [n], and of real predictions; pure functions.
+"""Metrics of predicted probabilities [n, classes] against labels [n], and of real predictions; all are pure functions.
 
-Tensors and numpy arrays of any device and dtype are taken; what is no probability or no label raises ``UserError`` in one
-line. An example whose probabilities or score are NaN counts as wrong in :func:`accuracy`; every other measure is then NaN.
+They accept tensors and numpy arrays of any device and dtype. Probabilities must be at least 0 and sum to 1; labels are
+integers from 0 to classes − 1. Every metric raises ``UserError`` for other values and shapes. An example with NaN
+probabilities counts as wrong in ``accuracy``; every other metric is then NaN.
 """
 
 from __future__ import annotations
@@ -22,57 +23,67 @@ from pyro_lottery.errors import UserError
 from pyro_lottery.trees import as_real
 
 LEVELS = (50, 80, 95)
-"""Of central predictive intervals, in percent, whose coverage is measured."""
+"""The probabilities, in percent, of the central predictive intervals whose coverage is measured."""
 BINS = 20
-"""Equal-width confidence bins of MACE and ECE (paper §4)."""
+"""The number of equal-width confidence bins of MACE and ECE (paper §4)."""
 
 
 def accuracy(probs: Tensor, labels: Tensor) -> float:
-    """Share of examples whose most probable class is the label."""
+    """The share of examples whose most probable class is the label: ``probs`` [n, classes], ``labels`` [n]."""
     probs, labels = _checked(probs, labels)
-    right = (probs.argmax(1) == labels) & ~probs.isnan().any(1)  # the largest of NaN and others is NaN
+    right = (probs.argmax(1) == labels) & ~probs.isnan().any(1)  # NaN counts as the largest value
     return float(right.sum() / len(right))
 
 
 def nll(probs: Tensor, labels: Tensor) -> float:
-    """Mean of −log p(label) in nats; probabilities below the smallest normal float count as that."""
+    """The mean of −log p(label) in nats: ``probs`` [n, classes], ``labels`` [n].
+
+    Probabilities below the smallest normal float32 count as that number.
+    """
     probs, labels = _checked(probs, labels)
-    if probs.isnan().any():  # perhaps not in the label's column
+    if probs.isnan().any():  # which may not be in the label's column
         return math.nan
     return float(F.nll_loss(probs.double().clamp_min(torch.finfo(torch.float32).tiny).log(), labels))
 
 
 def brier(probs: Tensor, labels: Tensor) -> float:
-    """Brier score, the mean of Σ_c (p_c − 1[c = label])², from 0 to 2."""
+    """The Brier score, the mean of Σ_c (p_c − 1[c = label])², from 0 to 2: ``probs`` [n, classes], ``labels`` [n]."""
     probs, labels = _checked(probs, labels)
     return float((probs.double() - F.one_hot(labels, probs.shape[1])).square().sum(1).mean())
 
 
 def ece(probs: Tensor, labels: Tensor, bins: int = BINS) -> float:
-    """Expected calibration error Σ_b (|S_b|/n) |acc(S_b) − conf(S_b)| over equal-width bins."""
+    """The expected calibration error Σ_b (|S_b|/n) |acc(S_b) − conf(S_b)| over ``bins`` equal-width confidence bins.
+
+    ``probs`` is [n, classes], and ``labels`` [n].
+    """
     probs, labels = _checked(probs, labels)
     _check_bins(bins)
-    if probs.isnan().any():  # torchmetrics would bin it
+    if probs.isnan().any():  # torchmetrics would put it into a bin
         return math.nan
-    # torchmetrics works in float32 and would put a confidence of exactly 1 into a bin of its own.
+    # torchmetrics works in float32, and has a separate bin for a confidence of exactly 1.
     below_one = probs.float().clamp_max(1 - 2**-24)
     return float(multiclass_calibration_error(below_one, labels, probs.shape[1], n_bins=bins, norm="l1"))
 
 
 def mace(probs: Tensor, labels: Tensor, bins: int = BINS) -> float:
-    """Mean absolute calibration error (paper §4): (1/B) Σ_b |acc(S_b) − conf(S_b)| over the bins that are not empty."""
+    """The mean absolute calibration error (1/B) Σ_b |acc(S_b) − conf(S_b)| over the B non-empty bins (paper §4).
+
+    ``probs`` is [n, classes], and ``labels`` [n].
+    """
     confidence, right, _ = reliability(probs, labels, bins)
     return float((right - confidence).abs().mean())
 
 
 def reliability(probs: Tensor, labels: Tensor, bins: int = BINS) -> tuple[Tensor, Tensor, Tensor]:
-    """The reliability diagram: mean confidence, accuracy and number of examples of each of the equal-width bins of
-    confidence that is not empty.
+    """The reliability diagram of ``probs`` [n, classes] and ``labels`` [n] with ``bins`` equal-width confidence bins.
+
+    Returns the mean confidence, the accuracy and the number of examples of each non-empty bin, all [non-empty bins].
     """
     probs, labels = _checked(probs, labels)
     _check_bins(bins)
     confidence, predicted = probs.double().max(1)
-    # in float32, in which probabilities come and torchmetrics bins: 0.7 as float32 is on an edge, as a double below it
+    # float32, as in torchmetrics: 0.7 in float32 lies on an edge, but converted to double below it
     edges = torch.linspace(0, 1, bins + 1, device=probs.device)
     index = (torch.bucketize(confidence.float(), edges, right=True) - 1).clamp_max(bins - 1)
     sums = torch.zeros(2, bins, dtype=torch.double, device=probs.device)
@@ -83,27 +94,28 @@ def reliability(probs: Tensor, labels: Tensor, bins: int = BINS) -> tuple[Tensor
 
 
 def all_metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy, NLL, MACE, ECE and Brier score by name."""
+    """Accuracy, NLL, MACE, ECE and Brier score, by name, of ``probs`` [n, classes] and ``labels`` [n]."""
     return {f.__name__: f(probs, labels) for f in (accuracy, nll, mace, ece, brier)}
 
 
 def entropy(probs: Tensor) -> Tensor:
-    """−Σ_c p_c log p_c in nats [n], or [...] of probabilities [..., classes]; 0·log 0 is 0."""
+    """The entropy −Σ_c p_c log p_c in nats [...] of probabilities [..., classes], with 0·log 0 = 0."""
     probs = _probabilities(probs)
     return torch.special.entr(probs.double()).sum(-1)
 
 
 def selective(confidence: Tensor, correct: Tensor) -> Tensor:
-    """Share of wrong answers [n] among the k most confident, for k = 1 to n; answers of equal confidence count alike.
+    """The share of wrong answers [n] among the k most confident ones, for k = 1 to n (selective risk).
 
-    ``confidence`` [n] is any score, and ``correct`` [n] says 0 or 1.
+    ``confidence`` [n] is any score, and ``correct`` [n] holds 0 or 1. Answers with equal confidence each count with their
+    mean. Raises ``UserError`` for other shapes and values.
     """
     confidence = _scores(confidence, "confidence")
     correct = as_real(correct).to(confidence.device)
     if correct.shape != confidence.shape or bool(((correct != 0) & (correct != 1)).any()):
         raise UserError(
-            f"correct must be 0 or 1 for each of {len(confidence)} answers, as (probs.argmax(1) == labels) is, got values of "
-            f"{tuple(correct.shape)}"
+            f"correct must be 0 or 1 for each of {len(confidence)} answers, such as probs.argmax(1) == labels, got values of "
+            f"shape {tuple(correct.shape)}"
         )
     if confidence.isnan().any():
         return torch.full(confidence.shape, math.nan, dtype=torch.double, device=confidence.device)
@@ -115,18 +127,24 @@ def selective(confidence: Tensor, correct: Tensor) -> Tensor:
 
 
 def aurc(confidence: Tensor, correct: Tensor) -> float:
-    """Area under the risk-coverage curve: the mean of :func:`selective` over all coverages (Geifman et al. 2019)."""
+    """The area under the risk-coverage curve, the mean of ``selective`` (Geifman et al. 2019); both arguments are [n]."""
     return float(selective(confidence, correct).mean())
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Probability that a score of ``outside`` is above one of ``inside``, ties half (area under the ROC curve)."""
+    """The area under the ROC curve of scores ``inside`` [n] and ``outside`` [m].
+
+    It is the probability that a score of ``outside`` is above a score of ``inside``, where a tie counts half.
+    """
     scored = _scored(inside, outside)
     return math.nan if scored is None else float(binary_auroc(*scored))
 
 
 def fpr95(inside: Tensor, outside: Tensor) -> float:
-    """Share of ``inside`` taken for outside at the threshold at which 95 % of ``outside`` are found."""
+    """The false positive rate at 95 % true positives of scores ``inside`` [n] and ``outside`` [m].
+
+    It is the share of ``inside`` above the threshold above which 95 % of ``outside`` lie.
+    """
     scored = _scored(inside, outside)
     if scored is None:
         return math.nan
@@ -135,29 +153,35 @@ def fpr95(inside: Tensor, outside: Tensor) -> float:
 
 
 def rmse(mean: Tensor, targets: Tensor) -> float:
-    """Root mean square of mean − target over all elements of [n, ...]."""
+    """The root mean square of ``mean`` − ``targets`` over all elements of [n, ...], in the targets' unit."""
     mean, targets = _alike(mean=mean, targets=targets)
     return float((mean - targets).square().mean().sqrt())
 
 
 def coverage(lower: Tensor, upper: Tensor, targets: Tensor) -> float:
-    """Share of targets' elements [n, ...] in the interval from ``lower`` to ``upper``, both included."""
+    """The share of elements of ``targets`` in the closed interval from ``lower`` to ``upper``, all [n, ...].
+
+    Raises ``UserError`` if ``lower`` is above ``upper``, or if shapes differ.
+    """
     lower, upper, targets = _alike(lower=lower, upper=upper, targets=targets)
     if (lower > upper).any():
-        raise UserError("lower is above upper for some targets; the order is coverage(lower, upper, targets)")
+        raise UserError("lower is above upper for some targets; call coverage(lower, upper, targets)")
     inside = ((lower <= targets) & (targets <= upper)).double()
     missing = lower.isnan() | upper.isnan() | targets.isnan()
     return float(torch.where(missing, math.nan, inside).mean())
 
 
 def regression(predictive: Any, targets: Tensor) -> dict[str, float]:
-    """RMSE of the mean, mean −log p(y | x) of a whole target in nats, and the coverage of the central intervals of ``LEVELS``
-    percent by name, from what :func:`pyro_lottery.predictive` gives for real targets [n, ...].
+    """RMSE, NLL and coverages, by name, of a predictive of real ``targets`` [n, ...], from ``pl.predictive``.
+
+    RMSE is that of the mean, in the targets' unit. NLL is the mean of −log p(y | x) of whole targets, in nats. The
+    coverages are those of the central intervals with ``LEVELS`` percent. Raises ``UserError`` if ``predictive`` is a
+    classifier's, or if the shape of ``targets`` is wrong.
     """
     if not hasattr(predictive, "interval"):
         raise UserError(
-            "regression is measured of pl.predictive(...) for a model with real targets; all_metrics(probs, labels) measures "
-            "class probabilities"
+            "regression needs the result of pl.predictive(...) of a model with real targets; for class probabilities, use "
+            "all_metrics(probs, labels)"
         )
     targets = as_real(targets)
     found = {"rmse": rmse(predictive.mean, targets), "nll": -float(predictive.log_prob(targets).double().mean())}
@@ -168,52 +192,56 @@ def regression(predictive: Any, targets: Tensor) -> dict[str, float]:
 
 
 def _probabilities(probs: Any) -> Tensor:
-    """``probs`` [..., classes], floating; ``UserError`` for logits, and for what is no distribution over classes."""
+    """``probs`` as a float tensor [..., classes]; raises ``UserError`` if they are not probabilities, for example logits."""
     probs = as_real(probs)
     if probs.ndim < 2 or not probs.shape[-1] > 1 or not probs.is_floating_point() or not probs.numel():
         raise UserError(
-            f"probabilities must be floats [n, classes] of at least one example and two classes, got {tuple(probs.shape)} "
+            f"probabilities must be floats [n, classes] with at least one example and two classes, got {tuple(probs.shape)} "
             f"{probs.dtype}"
         )
     rounding = 1e-3 if probs.dtype in (torch.float32, torch.float64) else 2e-2
-    if bool((probs < 0).any()) or bool(((probs.double().sum(-1) - 1).abs() > rounding).any()):  # not so of NaN
+    if bool((probs < 0).any()) or bool(((probs.double().sum(-1) - 1).abs() > rounding).any()):  # False for NaN
         raise UserError(
-            "probabilities must be positive and sum to 1 for each example; of logits, give logits.softmax(1)"
+            "probabilities must be at least 0 and sum to 1 for each example; convert logits by logits.softmax(1)"
         )
     return probs
 
 
 def _checked(probs: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """Probabilities [n, classes] and labels [n], int64 and on the same device; ``UserError`` for what is neither."""
+    """Probabilities [n, classes] and int64 labels [n] on the same device; raises ``UserError`` if either is invalid."""
     probs = _probabilities(probs)
     if probs.ndim > 2:
-        raise UserError(f"probabilities must be [n, classes], got {tuple(probs.shape)}; average draws by probs.mean(0)")
+        raise UserError(
+            f"probabilities must be [n, classes], got {tuple(probs.shape)}; average the draws by probs.mean(0)"
+        )
     labels = as_real(labels).to(probs.device)
     if labels.shape == probs.shape:
-        raise UserError(f"labels are {tuple(labels.shape)}, one-hot or probabilities; give labels.argmax(1)")
+        raise UserError(f"labels have shape {tuple(labels.shape)}, like one-hot or probabilities; use labels.argmax(1)")
     if labels.shape != probs.shape[:1]:
-        raise UserError(f"labels must be ({len(probs)},), one for each example, got {tuple(labels.shape)}")
+        raise UserError(f"labels must have shape ({len(probs)},), one per example, got {tuple(labels.shape)}")
     if labels.is_floating_point():
-        raise UserError(f"labels must be integers from 0 to classes − 1, got {labels.dtype}; give labels.long()")
+        raise UserError(f"labels must be integers from 0 to classes − 1, got {labels.dtype}; use labels.long()")
     labels = labels.long()
     lowest, highest = labels.aminmax()
     if lowest < 0 or highest >= probs.shape[1]:
         odd = int(lowest if lowest < 0 else highest)
         raise UserError(
-            f"a label is {odd}, but probabilities of {probs.shape[1]} classes are from 0 to {probs.shape[1] - 1}"
+            f"a label is {odd}, but labels of {probs.shape[1]} classes must be from 0 to {probs.shape[1] - 1}"
         )
     return probs, labels
 
 
 def _alike(**given: Any) -> list[Tensor]:
-    """Real predictions and targets in double precision; ``UserError`` where shapes differ, which would broadcast."""
+    """The given tensors in double precision; raises ``UserError`` if their shapes differ, since they would broadcast."""
     found = {name: as_real(value) for name, value in given.items()}
     first = next(iter(found.values()))
     for name, value in found.items():
         if value.shape != first.shape:
-            raise UserError(f"{name} are {tuple(value.shape)}, but {next(iter(found))} is {tuple(first.shape)}")
+            raise UserError(
+                f"{name} must have the shape of {next(iter(found))}, {tuple(first.shape)}, got {tuple(value.shape)}"
+            )
     if not first.numel():
-        raise UserError("there are no targets to measure")
+        raise UserError("there are no targets to measure; give at least one")
     return [value.to(first.device).double() for value in found.values()]
 
 
@@ -225,14 +253,16 @@ def _check_bins(bins: int) -> None:
 def _scores(value: Any, name: str) -> Tensor:
     found = as_real(value)
     if found.ndim != 1 or not len(found):
-        raise UserError(f"{name} must be [n], one score for each of at least one example, got {tuple(found.shape)}")
+        raise UserError(
+            f"{name} must be [n], one score per example, with at least one example, got {tuple(found.shape)}"
+        )
     return found
 
 
 def _scored(inside: Tensor, outside: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Ranks from 0 to 1 and labels, 1 outside; None if a score is NaN.
+    """The ranks of the scores, scaled to [0, 1], and labels, 1 for outside; None if a score is NaN.
 
-    Ranks, since torchmetrics takes scores beyond [0, 1] for logits, and its sigmoid would merge large ones.
+    Torchmetrics treats scores outside [0, 1] as logits, and its sigmoid would merge large ones, so it gets ranks.
     """
     inside, outside = _scores(inside, "inside"), _scores(outside, "outside")
     scores = torch.cat([inside.double(), outside.to(inside.device).double()])

@@ -1,6 +1,6 @@
-"""Pictures of a run for notebooks: each function draws on matplotlib axes, given or new, and returns them.
+"""Plots of a run for notebooks: each function plots on the given matplotlib axes, or on new ones, and returns them.
 
-``run`` is what :func:`pyro_lottery.load_run` returns. Nothing here trains, and nothing is written.
+``run`` comes from ``pl.load_run``. No function trains or writes files.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ QUANTITIES = {"loc": "loc", "scale": "scale", "snr": "log10 of |loc|/scale"}
 
 
 def accuracy(run: Run, axes: Axes | None = None) -> Axes:
-    """Test accuracy in % against the % of weights remaining: at the end, its maximum over epochs, and dense; of a regression
-    the RMSE.
+    """Plot the test accuracy in % against the % of weights remaining.
+
+    The lines show the accuracy after the last epoch, the maximum over epochs, and the accuracy of the dense network. For a
+    regression, it is the RMSE in the targets' unit.
     """
     axes = _axes(axes)
     figures.accuracy(axes, run.folder.finished())
@@ -33,8 +35,9 @@ def accuracy(run: Run, axes: Axes | None = None) -> Axes:
 
 
 def calibration(run: Run, axes: Axes | None = None) -> Axes:
-    """MACE and ECE (paper §4) against the % of weights remaining; of a regression how many targets are in the predictive
-    intervals of 50, 80 and 95 %.
+    """Plot MACE and ECE (paper §4) against the % of weights remaining.
+
+    For a regression, it is the share of targets inside the central predictive intervals with 50, 80 and 95 %.
     """
     axes, rows = _axes(axes), run.folder.finished()
     if rows[0].is_regression:
@@ -50,19 +53,20 @@ def calibration(run: Run, axes: Axes | None = None) -> Axes:
 
 
 def layers(run: Run, axes: Axes | None = None) -> Axes:
-    """Density per layer in %, a line per level, from the dense one (light) to the last (black)."""
+    """Plot the density of each layer in %, one line per level, from the dense level (light) to the last (black)."""
     axes = _axes(axes)
     figures.layers(axes, run.folder)
     return axes
 
 
 def reliability(run: Run, level: int, probs: Tensor | None = None, axes: Axes | None = None) -> Axes:
-    """Accuracy against confidence in the bins of MACE, with the share of images in each as a bar's width in colour.
+    """Plot accuracy against confidence in the bins of MACE, with bars for the share of images in each bin.
 
-    ``probs`` [n, classes] are of the run's test images; without them they are predicted, as the run did.
+    ``probs`` [n, classes] are predictions for the run's test images; by default they are predicted as the run did it.
+    Raises ``UserError`` if the run has real targets.
     """
     if run.shape.num_classes is None:
-        raise UserError(f"{run.folder.path} has real targets, and reliability is of classes; use draw.calibration")
+        raise UserError(f"{run.folder.path} has real targets, but reliability needs classes; use pl.plot.calibration")
     axes, test = _axes(axes), in_memory(run.load_data().test)
     if probs is None:
         probs = run.level(level).load_model().predict(test, run.config.eval_samples, run.config.seed)
@@ -85,8 +89,10 @@ def reliability(run: Run, level: int, probs: Tensor | None = None, axes: Axes | 
 def histograms(
     run: Run, level: int, quantity: str = "snr", sites: Sequence[str] | None = None, bins: int = 50
 ) -> list[Axes]:
-    """A histogram per prunable layer of ``quantity`` (loc, scale or snr) of the weights that survived to ``level``; the
-    share that the next level prunes is shaded.
+    """Plot a histogram of ``quantity`` (loc, scale or snr) for each prunable layer, over the weights surviving at ``level``.
+
+    The share that the next level prunes has another colour. Raises ``UserError`` if ``quantity`` or one of ``sites`` is
+    unknown, or if a deterministic run has no such quantity.
     """
     from matplotlib import pyplot as plt
 
@@ -110,7 +116,10 @@ def histograms(
 
 
 def ridge(run: Run, quantity: str = "snr", axes: Axes | None = None, bins: int = 80) -> Axes:
-    """The distribution of ``quantity`` over all surviving prunable weights, one level above the other."""
+    """Plot the distribution of ``quantity`` (loc, scale or snr) over all surviving weights, one ridge per level.
+
+    Raises ``UserError`` if ``quantity`` is unknown, or if a deterministic run has no such quantity.
+    """
     axes = _axes(axes)
     levels = [row.level for row in run.folder.finished()]
     every = {level: np.concatenate(list(_values(run, level, quantity).values())) for level in levels}
@@ -129,7 +138,10 @@ def ridge(run: Run, quantity: str = "snr", axes: Axes | None = None, bins: int =
 
 
 def mask(run: Run, level: int, site: str, axes: Axes | None = None) -> Axes:
-    """The mask of one layer as a picture, a row per filter: black survives."""
+    """Plot the mask of the layer ``site`` at ``level`` as an image with one row per filter, black for surviving weights.
+
+    Raises ``UserError`` if ``site`` is not a prunable layer.
+    """
     axes, found = _axes(axes), run.level(level).ticket.mask
     (site,) = _known([site], found)
     axes.imshow(found[site].flatten(1).numpy(), cmap="gray_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -139,20 +151,27 @@ def mask(run: Run, level: int, site: str, axes: Axes | None = None) -> Axes:
 
 
 def weight(run: Run, level: int, site: str, index: Sequence[int] | int, axes: Axes | None = None) -> Axes:
-    """Posterior density of one weight against its prior's; ``index`` is its place in the layer's tensor."""
+    """Plot the posterior density and the prior density of one weight; ``index`` is its index in the site's tensor.
+
+    Raises ``UserError`` if there is no such weight, if it is pruned, or if the run is deterministic.
+    """
     axes, network = _axes(axes), run.level(level).load_model()
     posterior = run.level(level).posterior
     (site,) = _known([site], posterior.loc)
-    place = tuple(int(i) for i in (index if isinstance(index, Iterable) else (index,)))  # NumPy's integers too
+    place = tuple(
+        int(i) for i in (index if isinstance(index, Iterable) else (index,))
+    )  # also converts NumPy's integers
     if posterior.scale is None:
-        raise UserError("a deterministic run has no posterior density to draw; use a Bayesian one")
+        raise UserError("a deterministic run has no posterior density to plot; use a Bayesian run")
     try:
         loc, scale = float(posterior.loc[site][place]), float(posterior.scale[site][place])
     except (IndexError, RuntimeError, ValueError) as error:
         shape = tuple(posterior.loc[site].shape)
         raise UserError(f"{site} has no weight at {place}; its shape is {shape}") from error
     if scale == 0:
-        raise UserError(f"weight {place} of {site} is pruned at level {level}: it is exactly 0")
+        raise UserError(
+            f"weight {place} of {site} is pruned at level {level}, so it is exactly 0; choose a surviving weight"
+        )
     wide = torch.linspace(loc - 6 * scale, loc + 6 * scale, 400)
     own = torch.distributions.Normal(loc, scale).log_prob(wide)
     axes.plot(
@@ -162,7 +181,7 @@ def weight(run: Run, level: int, site: str, index: Sequence[int] | int, axes: Ax
         label="posterior" + (" (Normal of its loc and scale)" if posterior.draws else ""),
     )
     prior = network.model.prior_of(site)
-    if prior.batch_shape:  # of every weight its own
+    if prior.batch_shape:  # each weight has its own prior
         prior = prior.expand(posterior.loc[site].shape)
         density = torch.stack([prior.log_prob(value)[place] for value in wide])
     else:
@@ -190,12 +209,12 @@ def _known(sites: Iterable[str] | None, known: Iterable[str]) -> list[str]:
 
 
 def _values(run: Run, level: int, quantity: str) -> dict[str, np.ndarray]:
-    """``quantity`` of the surviving weights of every prunable layer."""
+    """The values of ``quantity`` for the surviving weights of each prunable layer."""
     if quantity not in QUANTITIES:
         raise unknown("quantity", quantity, QUANTITIES)
     posterior, mask = run.level(level).posterior, run.level(level).ticket.mask
     if quantity != "loc" and posterior.scale is None:
-        raise UserError(f"a deterministic run has no {quantity}; draw loc")
+        raise UserError(f"a deterministic run has no {quantity}; plot loc")
     found = {}
     for site, alive in mask.items():
         loc = posterior.loc[site][alive]

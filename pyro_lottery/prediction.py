@@ -1,4 +1,4 @@
-"""What draws of the weights, or the mean weights, say of inputs: expectations, and whole predictives."""
+"""Predictions from posterior samples of the weights or from the mean weights: expectations and predictive distributions."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from pyro_lottery.modes import evaluating
 from pyro_lottery.threads import TURN
 
 BATCH = 500
-"""Examples that are predicted at once, unless told."""
+"""Default number of examples per forward pass."""
 Inputs = Any
-"""What is predicted: a tensor or numpy array [n, ...], a tuple, list or mapping of them as the network takes it, a
-:class:`pyro_lottery.data.Split`, or a loader: any other iterable, of batches x or (x, y)."""
+"""Inputs: a tensor or numpy array [n, ...], a tuple, list or mapping of them as the network takes it, a
+``pyro_lottery.data.Split``, or a loader, which is any other iterable of batches x or (x, y)."""
 _Batches = Callable[[], Iterator[Any]]
-"""Inputs batch by batch, once for every draw of the weights."""
+"""Returns the inputs batch by batch; called once per draw of the weights."""
 _Result = TypeVar("_Result")
 
 
@@ -46,14 +46,19 @@ def predict(
     precision: str = "32",
     aggregate: bool = True,
 ) -> Tensor:
-    """E[y | x] averaged over ``num_samples`` draws of the weights (paper §3): of a classifier the classes' probabilities
-    [n, classes], of others the likelihood's mean [n, ...], NaN where it has none.
+    """E[y | x] averaged over ``num_samples`` draws of the weights (paper §3).
 
-    With ``aggregate=False`` that of every draw, [samples, n, ...]; their mean is the average but for rounding.
-    Every draw is used for all inputs. A loader is read once, in its own batches, under the draws that a tensor would
-    meet; one that shuffles is refused. Buffers, training mode and gradients are left as they were. Draws follow
-    torch's global generator; a point guide takes one sample whatever is asked for. Raises ``UserError`` if the guide is
-    of another model, whose sites or shapes differ. Threads take turns, prediction by prediction.
+    For a classifier these are the class probabilities [n, classes]; for other models the likelihood's mean [n, ...],
+    which is NaN if the likelihood has none. With ``aggregate=False``, returns E[y | x, w] for each draw w,
+    [samples, n, ...], whose mean equals the average up to rounding.
+
+    ``x`` is a tensor or array [n, ...], a tuple, list or mapping of these, a split of a ``Data``, or a loader. Each draw is
+    used for all inputs. A loader is read once, batch by batch, and gets the same draws as a tensor would. Draws use
+    torch's global generator; a point guide uses one draw. Buffers, training mode and gradients stay as they were. If
+    several threads predict, one waits until another's prediction is done.
+
+    Raises ``UserError`` if the sites or shapes of the guide are not the model's, if the network cannot take the inputs,
+    if a loader shuffles, or if ``num_samples`` or ``batch_size`` is less than 1.
     """
 
     def of_part(part: _Batches, replay: seeds.Replay | None) -> Tensor:
@@ -72,22 +77,23 @@ def predict(
 
 @dataclass(frozen=True, eq=False)
 class Predictive:
-    """What draws of the weights say of images: class probabilities, and how much of their entropy is of which kind."""
+    """A classifier's posterior predictive: class probabilities, and the aleatoric and epistemic parts of their entropy."""
 
     probs: Tensor
-    """Softmax averaged over draws, p̄ [n, classes]."""
+    """The softmax averaged over draws, p̄ [n, classes]."""
     aleatoric: Tensor
-    """Mean entropy of a draw's softmax [n], in nats: what the data leave open whatever the weights."""
+    """The mean entropy of a draw's softmax [n], in nats: uncertainty that remains for known weights."""
     num_samples: int
+    """The number of draws."""
 
     @property
     def total(self) -> Tensor:
-        """Entropy of p̄ [n], in nats: aleatoric + epistemic."""
+        """The entropy of p̄ [n], in nats: aleatoric + epistemic."""
         return metrics.entropy(self.probs)
 
     @property
     def epistemic(self) -> Tensor:
-        """total − aleatoric [n]: the mutual information of label and weights, at least 0."""
+        """The mutual information of label and weights [n], in nats: total − aleatoric, at least 0."""
         return self.total - self.aleatoric
 
 
@@ -100,8 +106,11 @@ def predictive(
     batch_size: int = BATCH,
     precision: str = "32",
 ) -> Predictive | Mixture:
-    """What ``num_samples`` draws of the weights, drawn as by :func:`predict`, say of ``x``: of a classifier a
-    :class:`Predictive`, of others a :class:`Mixture`, which holds the network's outputs of all draws.
+    """The posterior predictive of ``x`` from ``num_samples`` draws of the weights, which are drawn as by ``predict``.
+
+    For a classifier it is a ``Predictive`` with class probabilities [n, classes] and entropies [n]; for other models a
+    ``Mixture`` with means, standard deviations and intervals [n, ...], which keeps the likelihoods of all draws. Raises
+    ``UserError`` for the same reasons as ``predict``.
     """
 
     def of_classes(part: _Batches, replay: seeds.Replay | None) -> Predictive:
@@ -117,7 +126,7 @@ def predictive(
             probs, aleatoric = (_joined([getattr(each, name) for each in found]) for name in ("probs", "aleatoric"))
             return Predictive(probs, aleatoric, found[0].num_samples)
         outputs = _joined(_of_parts(model, x, batch_size, of_outputs), 1)
-        with inference(model):  # copied, since a learned scale is the model's own, which goes on training
+        with inference(model):  # copied, since a learned noise scale changes if the model trains on
             likelihoods = copy.deepcopy([model.checked_likelihood(output, len(output)) for output in outputs])
         return Mixture(tuple(likelihoods), outputs.new_empty(0))
 
@@ -131,11 +140,13 @@ def predictives(
     batch_size: int = BATCH,
     precision: str = "32",
 ) -> Iterator[Predictive]:
-    """A classifier's predictive from 1, 2, ... ``num_samples`` draws of the weights, as :func:`predict` draws them; memory
-    does not grow with their number. Threads take turns, draw by draw. Inputs must be held in memory.
+    """Yield a classifier's predictive from 1, 2, ... ``num_samples`` draws of the weights, which are drawn as by ``predict``.
+
+    Memory does not grow with the number of draws. Threads take turns after each draw. Raises ``UserError`` if the model is
+    not a classifier, or if ``x`` is a loader.
     """
     if not isinstance(model, BayesianClassifier) or is_loader(x):
-        raise UserError("predictives are a classifier's, of inputs held in memory; use pl.predictive")
+        raise UserError("predictives needs a classifier, and inputs held in memory; use pl.predictive")
     _check(model, guide, num_samples)
     device = _device(model)
     yield from _running(
@@ -152,13 +163,13 @@ def _running(draws: Iterator[Tensor]) -> Iterator[Predictive]:
 
 
 def last(every: Iterator[Predictive]) -> Predictive:
-    """The predictive from all draws, without keeping those from fewer."""
+    """The last predictive of ``every``, without keeping the others in memory."""
     return deque(every, maxlen=1).pop()
 
 
 def _check(model: BayesianNetwork, guide: AutoGuide, num_samples: int) -> None:
     if num_samples < 1:
-        raise UserError(f"num_samples must be at least 1, got {num_samples}; predict_mean uses the mean weights")
+        raise UserError(f"num_samples must be at least 1, got {num_samples}; for the mean weights, use predict_mean")
     with TURN:
         guides.check_sites(model, guide)
 
@@ -166,8 +177,9 @@ def _check(model: BayesianNetwork, guide: AutoGuide, num_samples: int) -> None:
 def _of_parts(
     model: BayesianNetwork, x: Inputs, batch_size: int, f: Callable[[_Batches, seeds.Replay | None], _Result]
 ) -> list[_Result]:
-    """``f`` of inputs held in memory, or of every batch of a loader; it gets the same random numbers for each of them, while
-    the loader goes on with torch's own.
+    """The results of ``f`` for inputs held in memory, or for every batch of a loader.
+
+    ``f`` gets the same random numbers for each batch; the loader itself continues with torch's global generator.
     """
     device = _device(model)
     if not is_loader(x):
@@ -197,7 +209,7 @@ def _draws(
     of: Callable[[Tensor], Tensor],
     replay: seeds.Replay | None = None,
 ) -> Iterator[Tensor]:
-    """``of`` the network's outputs [n, ...] under one draw of the weights after the other."""
+    """Yield ``of(outputs)`` [n, ...] for one draw of the weights after another."""
     for number in range(1 if guides.is_point(guide) else num_samples):
         with inference(model):
             if replay:
@@ -213,8 +225,10 @@ def _draws(
 def predict_mean(
     model: BayesianNetwork, guide: AutoGuide, x: Inputs, *, batch_size: int = BATCH, precision: str = "32"
 ) -> Tensor:
-    """E[y | x] [n, ...] of the network whose weights are the posterior's locs, as of :func:`predict`: one pass, no
-    randomness.
+    """E[y | x] [n, ...] of the network with the posterior's locs as weights: one deterministic forward pass.
+
+    ``x`` and the result are those of ``predict``. Raises ``UserError`` if the guide does not fit the model, or if the
+    network cannot take the inputs.
     """
     outputs = logits_mean(model, guide, x, batch_size=batch_size, precision=precision)
     with inference(model):
@@ -224,7 +238,7 @@ def predict_mean(
 def logits_mean(
     model: BayesianNetwork, guide: AutoGuide, x: Inputs, *, batch_size: int = BATCH, precision: str = "32"
 ) -> Tensor:
-    """Outputs [n, ...] of the network whose weights are the posterior's locs (0 where ``sparsify`` prunes)."""
+    """The outputs [n, ...] of the network with the posterior's locs as weights (0 where ``sparsify`` prunes)."""
     with TURN:
         guides.check_guide(guide)
         guides.check_sites(model, guide)
@@ -239,7 +253,7 @@ def logits_mean(
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Eval mode, without gradients and Pyro's validation, and without other threads; all as it was afterwards."""
+    """Switch to eval mode, without gradients, Pyro's validation and other threads; restores everything at the end."""
     with TURN, evaluating(model), torch.no_grad(), pyro.validation_enabled(False):
         yield
 
@@ -260,8 +274,8 @@ def _outputs(
 
 
 def _refusal(batch: Any, error: RuntimeError) -> str:
-    """Why the network cannot take a batch, in one line."""
+    """The error message for a batch that the network cannot take."""
     said = f"the network cannot take {trees.shapes(batch)} inputs ({one_line(error)})"
     if trees.first_tensor(batch).is_floating_point():
         return said
-    return f"{said}; give a split, as data.test, or normalised ones, data.test.normalize(x)"
+    return f"{said}; pass a split, such as data.test, or normalised inputs, data.test.normalize(x)"

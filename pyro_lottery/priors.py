@@ -1,4 +1,8 @@
-"""Priors on weights: a distribution per weight, a function ``(site, shape) -> distribution``, or a dict of these by glob."""
+"""Priors on weights: a distribution per weight, a function ``(site, shape) -> distribution``, or a dict of these by glob.
+
+In a dict, the first glob that matches a site's name applies, and None keeps its parameters deterministic:
+``{"layer4.*": normal(1.0), "*": None}``.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,8 @@ from pyro_lottery.own_parameters import keep_parameters_
 from pyro_lottery.types import Posterior
 from pyro_lottery.untrusted import load_callable
 
-# Torch does not say how a mixture's support is reached from the real line, which Pyro's guides ask of every site: as
-# that of its components is.
+# Pyro's guides map every site's support to the real line. Torch registers no such map for mixtures, so use that of the
+# components.
 for _registry in (torch.distributions.biject_to, torch.distributions.transform_to):
     _registry.register(
         torch.distributions.constraints.MixtureSameFamilyConstraint,
@@ -36,11 +40,11 @@ AnyPrior = Prior | dist.TorchDistribution | Mapping[str, Prior | dist.TorchDistr
 
 
 def of_sites(prior: AnyPrior, sites: Iterable[str]) -> dict[str, Prior | None]:
-    """Any kind of prior as a function of site and shape for each site; None for one that is to stay deterministic.
+    """Convert a prior of any kind to one function ``(site, shape) -> distribution`` per site, or None if deterministic.
 
-    In a dict of globs over site names the first that matches a site counts: ``{"*.conv1.weight": laplace(0.1), "*":
-    normal(1.0)}``, or ``{"layer4.*": normal(1.0), "*": None}``. Raises ``UserError`` for a glob that matches no site,
-    with near matches, and for a site without one.
+    In a dict, the first glob that matches a site's name applies: ``{"*.conv1.weight": laplace(0.1), "*": normal(1.0)}``,
+    or ``{"layer4.*": normal(1.0), "*": None}``. Raises ``UserError`` if a glob matches no site or is never reached, or if
+    no glob matches a site.
     """
     if not isinstance(prior, Mapping):
         return dict.fromkeys(sites, _function(prior))
@@ -48,23 +52,23 @@ def of_sites(prior: AnyPrior, sites: Iterable[str]) -> dict[str, Prior | None]:
     for glob in globs:
         if not any(fnmatchcase(site, glob) for site in sites):
             near = difflib.get_close_matches(glob.replace("*", ""), sites, n=3, cutoff=0.3) or sites[:3]
-            raise UserError(f"the prior's glob {glob!r} matches no site; near: {', '.join(near)}")
+            raise UserError(f"the prior's glob {glob!r} matches no site; similar names: {', '.join(near)}")
     chosen = {site: next((glob for glob in globs if fnmatchcase(site, glob)), None) for site in sites}
     for site, first in chosen.items():
         if first is None:
-            raise UserError(f"no glob of the prior matches site {site!r}; add '*' for all others")
+            raise UserError(f"no glob of the prior matches site {site!r}; add '*' for all other sites")
     for glob in globs:
         if glob not in chosen.values():
             site = next(site for site in sites if fnmatchcase(site, glob))
             before = next(other for other in globs if fnmatchcase(site, other))
             raise UserError(
-                f"the prior's glob {glob!r} is never reached, since {before!r} comes first; put it before that"
+                f"the prior's glob {glob!r} is never used, since {before!r} comes first; put {glob!r} before it"
             )
     return {site: globs[first] for site, first in chosen.items() if first is not None}
 
 
 def of_site(prior: Prior, site: str, shape: Size) -> dist.TorchDistribution:
-    """What a prior says of one site; ``UserError`` that names the site if that is no distribution."""
+    """The distribution that ``prior`` gives for one site; raises ``UserError`` with the site's name if it fails or gives none."""
     try:
         found = prior(site, shape)
     except UserError:
@@ -73,15 +77,15 @@ def of_site(prior: Prior, site: str, shape: Size) -> dist.TorchDistribution:
         text = str(error).split("\n")[0]
         raise UserError(f"the prior of {site!r} failed ({type(error).__name__}: {text}); {_EXPECTED}") from error
     if not isinstance(found, TorchDistributionMixin):
-        raise UserError(f"the prior of {site!r} gave {found!r}; {_EXPECTED}")
+        raise UserError(f"the prior of {site!r} returned {found!r}; {_EXPECTED}")
     return found  # type: ignore[return-value]
 
 
-_EXPECTED = "a prior is a pyro.distributions object, or a function (site, shape) -> one, as priors.normal(1.0) gives"
+_EXPECTED = "a prior must be a pyro.distributions object, or a function (site, shape) -> distribution, such as priors.normal(1.0)"
 
 
 class _Always:
-    """The prior that is one distribution for every site."""
+    """A prior that is the same distribution for every site."""
 
     def __init__(self, distribution: Any):
         self.distribution = distribution
@@ -94,24 +98,33 @@ def _function(prior: Any) -> Prior:
     if isinstance(prior, torch.distributions.Distribution):
         return _Always(prior)
     if not callable(prior):
-        raise UserError(f"{_EXPECTED}, or a dict of these by glob (None for what stays deterministic); got {prior!r}")
+        raise UserError(f"{_EXPECTED}, or a dict of these by glob (None to stay deterministic); got {prior!r}")
     return prior
 
 
 def normal(*loc_scale: float, scale: float | None = None) -> Prior:
-    """N(loc, scale²) on every weight (paper §3); one number is the scale, two are loc and scale."""
+    """N(loc, scale²) on every weight (paper §3); one number is the scale, two numbers are loc and scale.
+
+    Raises ``UserError`` if scale is not greater than 0, or if there are more than two numbers.
+    """
     loc, width = _loc_scale("normal", loc_scale, scale)
     return lambda site, shape: dist.Normal(torch.tensor(loc), torch.tensor(width))
 
 
 def laplace(*loc_scale: float, scale: float | None = None) -> Prior:
-    """Laplace(loc, scale) on every weight; one number is the scale, two are loc and scale."""
+    """Laplace(loc, scale) on every weight; one number is the scale, two numbers are loc and scale.
+
+    Raises ``UserError`` if scale is not greater than 0, or if there are more than two numbers.
+    """
     loc, width = _loc_scale("laplace", loc_scale, scale)
     return lambda site, shape: dist.Laplace(torch.tensor(loc), torch.tensor(width))
 
 
 def student_t(scale: float = 1.0, df: float = 3.0) -> Prior:
-    """Student's t with ``df`` degrees of freedom, centred at zero, on every weight."""
+    """Student's t distribution with ``df`` degrees of freedom, centred at 0, on every weight.
+
+    Raises ``UserError`` if ``scale`` or ``df`` is not greater than 0.
+    """
     _loc_scale("student_t", (scale,))
     if not df > 0:
         raise UserError(f"student_t prior: df must be greater than 0, got {df}")
@@ -119,7 +132,11 @@ def student_t(scale: float = 1.0, df: float = 3.0) -> Prior:
 
 
 def mixture(scale: float = 1.0, narrow: float = 0.0025, weight: float = 0.5) -> Prior:
-    """π·N(0, scale²) + (1 − π)·N(0, narrow²) with π = ``weight``, the scale mixture of Bayes by Backprop (Blundell et al. 2015)."""
+    """π·N(0, scale²) + (1 − π)·N(0, narrow²) on every weight, with π = ``weight``.
+
+    This is the scale mixture of Bayes by Backprop (Blundell et al. 2015). Raises ``UserError`` if ``scale`` or ``narrow``
+    is not greater than 0, or if ``weight`` is not between 0 and 1.
+    """
     for name, value in (("scale", scale), ("narrow", narrow)):
         _loc_scale(f"mixture ({name})", (value,))
     if not 0 < weight < 1:
@@ -129,8 +146,10 @@ def mixture(scale: float = 1.0, narrow: float = 0.0025, weight: float = 0.5) -> 
 
 
 def fan_in(scale: float = 1.0) -> Prior:
-    """N(0, scale²/fan_in) on weights, by the layer's number of inputs, so that activations keep their size through a
-    network; N(0, scale²) on what has one dimension, biases.
+    """N(0, scale²/fan_in) on weights, with the layer's number of inputs fan_in, and N(0, scale²) on biases.
+
+    It keeps the size of activations similar across layers. A parameter with one dimension counts as a bias. Raises
+    ``UserError`` if ``scale`` is not greater than 0.
     """
     _loc_scale("fan_in", (scale,))
 
@@ -142,19 +161,19 @@ def fan_in(scale: float = 1.0) -> Prior:
 
 
 def flat() -> Prior:
-    """The improper uniform prior: log p(w) = 0, so that a point guide is maximum likelihood."""
+    """The improper uniform prior, log p(w) = 0, with which a point guide is maximum likelihood."""
     return lambda site, shape: Flat()
 
 
 def from_posterior(posterior: Posterior) -> Prior:
-    """N(loc, scale²) with loc and scale of a posterior, weight by weight, for continual learning: yesterday's posterior
-    is today's prior. N(0, 1) on weights that it has pruned, whose scale is 0; under their mask no prior counts.
+    """N(loc, scale²) with the loc and scale of ``posterior`` for each weight, for continual learning.
 
-    Of a guide with correlations these are the marginals. Raises ``UserError`` for a posterior without scales.
+    Pruned weights, whose scale is 0, get N(0, 1); under their mask, the prior has no effect. For a guide with
+    correlations, the result has the marginals of the posterior. Raises ``UserError`` if the posterior has no scales.
     """
     scales = posterior.scale
     if scales is None:
-        raise UserError("a point guide's posterior has no scales, so it is no prior")
+        raise UserError("a point guide's posterior has no scales, so it cannot be a prior; use a Bayesian guide")
     known = {
         name: (torch.where(scales[name] > 0, loc, 0.0), torch.where(scales[name] > 0, scales[name], 1.0))
         for name, loc in posterior.loc.items()
@@ -162,7 +181,7 @@ def from_posterior(posterior: Posterior) -> Prior:
 
     def prior(site: str, shape: Size) -> dist.TorchDistribution:
         if site not in known:
-            raise UserError(f"the posterior that is to be the prior has no site {site!r}; it is of another network")
+            raise UserError(f"the posterior used as the prior has no site {site!r}; it belongs to another network")
         return dist.Normal(*known[site])
 
     return prior
@@ -171,11 +190,14 @@ def from_posterior(posterior: Posterior) -> Prior:
 KINDS: dict[str, Callable[[float], Prior]] = {
     "normal": normal, "laplace": laplace, "student_t": student_t, "mixture": mixture, "fan_in": fan_in,
 }  # fmt: skip
-"""Priors by their command-line names, from one scale."""
+"""Priors by their command-line names; each takes a scale."""
 
 
 def by_name(name: str, scale: float) -> AnyPrior:
-    """A prior from its command-line name, or from the import path of ``(site, shape) -> distribution`` or a dict of globs."""
+    """A prior from its command-line name and ``scale``, or from an import path of a function or of a dict of globs.
+
+    Raises ``UserError`` if the name is unknown, or if the import fails.
+    """
     if name in KINDS:
         return KINDS[name](scale)
     if "." not in name:
@@ -194,7 +216,7 @@ def _loc_scale(name: str, numbers: tuple[float, ...], named: float | None = None
 
 
 class Flat(dist.TorchDistribution):
-    """The improper density 1 on the real line; it cannot be sampled."""
+    """The improper density 1 on the real line, which cannot be sampled."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real
@@ -210,17 +232,17 @@ class Flat(dist.TorchDistribution):
         return value.new_zeros(value.shape)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        raise UserError("a flat prior cannot be sampled; use priors.normal, or a guide to draw weights from")
+        raise UserError("a flat prior cannot be sampled; use priors.normal, or sample a guide")
 
 
 class SitePrior(nn.Module):
-    """One site's prior: any distribution per weight that broadcasts to the site's shape.
+    """The prior of one site, as a module: a distribution per weight that broadcasts to the site's shape.
 
-    The distribution's tensors, also those of distributions inside it, are this module's buffers, so that ``.to()``
-    moves them and the state dict holds them; a PyroSample alone does neither. Those that require a gradient are its
-    parameters, the very objects where they are ``nn.Parameter``, and are learned with the guide (empirical Bayes). What
-    is computed from parameters is computed at every call, by the prior function or module that did so; so is what
-    depends on sites that these sample (hyperpriors), which become sites of the model.
+    The distribution's tensors, including those of nested distributions, are this module's buffers, so that ``.to()``
+    moves them and the state dict holds them; a PyroSample alone does neither. An ``nn.Parameter`` of the distribution
+    is registered as a parameter and learned with the guide (empirical Bayes). If the distribution is computed from
+    parameters, or from sites that the prior samples itself (hyperpriors, which become sites of the model), the prior
+    function or module is called again at each step.
     """
 
     def __init__(self, site: str, prior: Prior, shape: Size):
@@ -230,10 +252,10 @@ class SitePrior(nn.Module):
         self._asked: Prior | None = None
         self._constant: Any = None
         if isinstance(prior, PyroModule):
-            keep_parameters_(prior)  # which would be in Pyro's global store otherwise
+            keep_parameters_(prior)  # otherwise they would be in Pyro's global store
         found, hyperpriors = _traced(prior, site, shape)
         self.hyper_sites = tuple(hyperpriors)
-        """Sites that the prior samples itself."""
+        """The sites that the prior samples itself (hyperpriors)."""
         computed = [t for t in _tensors(found) if t.requires_grad and _leaf(t) is None]
         if hyperpriors or computed:
             self._ask_anew(prior, [found, *hyperpriors.values()])
@@ -250,11 +272,11 @@ class SitePrior(nn.Module):
 
     @property
     def distribution(self) -> Any:
-        """The distribution of each weight, not yet of the site's shape."""
+        """The distribution of each weight, which broadcasts to the site's shape."""
         return self._constant if self._asked is None else _each(of_site(self._asked, self.site, self.shape))
 
     def learned_names(self) -> set[str]:
-        """The names in this module's state dict of what training changes."""
+        """The names, in this module's state dict, of the tensors that training changes."""
         names = {name for name, _ in self.named_parameters(remove_duplicate=False)}
         return names | {name for name in self.state_dict() if name.startswith("_asked.")}
 
@@ -262,20 +284,20 @@ class SitePrior(nn.Module):
         leaves = _leaves(found)
         if isinstance(prior, _Always):
             raise UserError(
-                f"the prior of {self.site!r} holds what was computed from a tensor that requires a gradient; give a function "
-                "(site, shape) -> distribution, which computes it anew at each step, or that tensor itself"
+                f"the prior of {self.site!r} has a tensor computed from one that requires a gradient; use a function "
+                "(site, shape) -> distribution, which computes it at each step, or the original tensor"
             )
         if isinstance(prior, nn.Module):
-            own, whose = set(prior.parameters()), "a parameter of that module"
+            own, whose = set(prior.parameters()), "a parameter of the prior module"
         else:
             again, hyperpriors = _traced(prior, self.site, self.shape)
             own = {t for t in _leaves([again, *hyperpriors.values()]) if isinstance(t, nn.Parameter)}
-            whose = "an nn.Parameter made outside it"
+            whose = "an nn.Parameter created outside the prior function"
         if not set(leaves) <= own:
             raise UserError(
                 f"the prior of {self.site!r} depends on a tensor that requires a gradient and is not {whose}"
             )
-        self._asked = prior  # a module is one of this module's from now on
+        self._asked = prior  # a module becomes a submodule here
         if not isinstance(prior, nn.Module):
             for number, leaf in enumerate(leaves):
                 self.register_parameter(f"learned_{number}", self._parameter(leaf))
@@ -291,7 +313,7 @@ class SitePrior(nn.Module):
         return getattr(self, key)
 
     def _parameter(self, leaf: Tensor) -> nn.Parameter:
-        if not isinstance(leaf, nn.Parameter):  # which no module can own, so that an optimizer would miss it
+        if not isinstance(leaf, nn.Parameter):  # no module can own it, so an optimizer would miss it
             raise UserError(
                 f"the prior of {self.site!r} has a tensor that requires a gradient; make it an nn.Parameter"
             )
@@ -305,8 +327,8 @@ class SitePrior(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         if self._parameters and self._asked is not None:
-            raise UserError(  # since the function would go on with the parameters of the original
-                f"the prior of {self.site!r} is a function of nn.Parameters, which a copy would share; write it as an "
+            raise UserError(  # a copied function would keep using the original's parameters
+                f"the prior of {self.site!r} is a function of nn.Parameters, so it cannot be copied; write it as an "
                 "nn.Module whose forward takes site and shape"
             )
         return self.__dict__
@@ -316,17 +338,17 @@ class SitePrior(nn.Module):
 
 
 def _each(distribution: Any) -> Any:
-    """The distribution per weight inside any number of ``.to_event()``."""
+    """The distribution per weight, without any enclosing ``.to_event()``."""
     while isinstance(distribution, dist.Independent):
         distribution = distribution.base_dist
     return distribution
 
 
 class OneSite(Messenger):
-    """Within this context, sample statements of one name are one site: the first is made, the others get its value.
+    """Merges sample statements with the same name within this context: the first is sampled, the others get its value.
 
-    So a hyperprior may be stated by the priors of several sites. ``names`` are those it acts on, None for all. Raises
-    ``UserError`` where the distributions of one name differ and ``check`` is on.
+    The priors of several sites can therefore sample the same hyperprior. It acts on ``names``, or on all names if None.
+    With ``check``, raises ``UserError`` if the distributions of one name differ.
     """
 
     def __init__(self, names: Iterable[str] | None = None, check: bool = False):
@@ -342,7 +364,7 @@ class OneSite(Messenger):
         if msg["name"] in self._met:
             fn, value = self._met[msg["name"]]
             if self._check and not _same(fn, msg["fn"]):
-                raise UserError(f"two priors sample {msg['name']!r} from different distributions; give them two names")
+                raise UserError(f"two priors sample {msg['name']!r} from different distributions; use two names")
             msg["value"], msg["done"], msg["stop"] = value, True, True
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -356,32 +378,32 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _traced(prior: Prior, site: str, shape: Size) -> tuple[Any, dict[str, Any]]:
-    """The distribution per weight that a prior says, and of each site that it samples itself the distribution.
+    """The distribution per weight that a prior gives, and the distribution of each site that it samples itself.
 
-    Raises ``UserError`` for other statements of Pyro.
+    Raises ``UserError`` if the prior observes a site or calls ``pyro.param``.
     """
     trace = poutine.trace(lambda: of_site(prior, site, shape)).get_trace()
     found = {}
     for name, node in trace.nodes.items():
         if node["type"] == "sample":
             if node["is_observed"]:
-                raise UserError(f"the prior of {site!r} observes {name!r}, which only a likelihood can")
+                raise UserError(f"the prior of {site!r} observes {name!r}; only a likelihood may observe")
             found[name] = node["fn"]
         if node["type"] == "param" and not isinstance(prior, nn.Module):
             raise UserError(
-                f"the prior of {site!r} has pyro.param({name!r}) inside; use an nn.Parameter, which the model then owns"
+                f"the prior of {site!r} calls pyro.param({name!r}); use an nn.Parameter, which the model can own"
             )
     return _each(trace.nodes["_RETURN"]["value"]), found
 
 
 def _copied(original: Any, tensor: Callable[[Any, str, str], Tensor], path: str = "") -> Any:
-    """A copy of a distribution or transform, and of those inside it, with ``tensor(owner, name, key)`` for each tensor."""
+    """A deep copy of a distribution or transform in which ``tensor(owner, name, key)`` replaces each tensor."""
     if isinstance(original, torch.distributions.transforms._InverseTransform):
         return _copied(original.inv, tensor, path).inv
     owner = copy.copy(original)
     for name, value in list(vars(owner).items()):
         key = f"{path}_{name}" if path else name
-        if name == "_inv":  # a transform's inverse, which holds that transform: the copy makes its own when asked
+        if name == "_inv":  # the cached inverse refers to the original; the copy creates its own on demand
             setattr(owner, name, None)
         elif isinstance(value, Tensor):
             setattr(owner, name, tensor(owner, name, key))
@@ -393,17 +415,17 @@ def _copied(original: Any, tensor: Callable[[Any, str, str], Tensor], path: str 
 
 
 def detached(distribution: Any) -> Any:
-    """A copy of a distribution whose tensors require no gradient."""
+    """A copy of a distribution whose tensors do not require gradients."""
     return _copied(distribution, lambda owner, name, key: getattr(owner, name).detach())
 
 
 def _tensors(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
-    """The tensors of a distribution or transform, and of those inside it."""
+    """The tensors of a distribution or transform, including nested ones."""
     seen = set() if seen is None else seen
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
-        if id(value) not in seen:  # a transform and its inverse hold each other
+        if id(value) not in seen:  # a transform and its inverse refer to each other
             seen.add(id(value))
             for inner in vars(value).values():
                 yield from _tensors(inner, seen)
@@ -413,7 +435,7 @@ def _tensors(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
 
 
 def _leaf(value: Tensor) -> Tensor | None:
-    """The leaf that ``value`` is or is an expansion of, as distributions make of their arguments; None if computed."""
+    """The autograd leaf that ``value`` is or expands, as distributions expand their arguments; None if it was computed."""
     if value.is_leaf:
         return value
     leaf = value._base
@@ -426,7 +448,7 @@ def _leaf(value: Tensor) -> Tensor | None:
 
 
 def _leaves(distributions: list[Any]) -> list[Tensor]:
-    """The leaves that the tensors of distributions are computed from and that require a gradient."""
+    """The autograd leaves with gradients from which the tensors of the distributions are computed."""
     found = {id(t): t for t in _tensors(distributions) if t.requires_grad and t.is_leaf}
     nodes: list[Any] = [t.grad_fn for t in _tensors(distributions) if t.grad_fn is not None]
     seen: set[Any] = set()

@@ -1,7 +1,7 @@
-"""A page to share: ``python -m pyro_lottery.report RUN [RUN ...] -o report.html``, one file that needs no network.
+"""Writes a self-contained page about runs: ``python -m pyro_lottery.report RUN [RUN ...] -o report.html``.
 
-Config, results as sortable tables, figures as vectors, layer densities, calibration, and the command that trains each run
-again. Everything that comes from a file is escaped, and the page allows no script but its own.
+The page shows each run's config, results as sortable tables, vector figures, layer densities, calibration, and the command
+that trains it again. Text from files is escaped, and the page runs no script except its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pyro_lottery.runs.loaded import Run, load_run
 
 PROG = "python -m pyro_lottery.report"
 BYTES = 8
-"""Of a surviving weight of a Bayesian network: loc and scale as float32; a deterministic one needs half."""
+"""Bytes per surviving weight of a Bayesian network, for loc and scale in float32; a deterministic network needs half."""
 Column = tuple[str, Callable[[Any], Any], str]
 COLUMNS: tuple[Column, ...] = (
     ("level", lambda row: row.level, "d"),
@@ -75,7 +75,7 @@ for (const table of document.querySelectorAll("table")) {
 
 
 def report(runs: Sequence[Run], title: str = "pyro_lottery report") -> str:
-    """The page about ``runs`` as HTML."""
+    """The page about ``runs`` as HTML text."""
     environment = Environment(autoescape=True)
     template = environment.from_string(resources.files("pyro_lottery").joinpath("report.html").read_text("utf-8"))
     return template.render(
@@ -90,20 +90,23 @@ def report(runs: Sequence[Run], title: str = "pyro_lottery report") -> str:
 
 def _section(run: Run) -> dict[str, Any]:
     name, config = _name(run), run.config
-    share = 1 if config.guide != "deterministic" else 0.5  # a point has no scale to keep
+    share = 1 if config.guide != "deterministic" else 0.5  # a point guide has no scale
     rows = [run.row(row.level) for row in run.folder.finished()]
-    columns = [column for column in COLUMNS if column[1](rows[0]) is not None]  # accuracy, or RMSE
+    columns = [column for column in COLUMNS if column[1](rows[0]) is not None]  # either accuracy or RMSE is None
     cells = [
         [{"value": value, "text": format(value, form)} for value, form in _values(row, columns, share)] for row in rows
     ]
     real = rows[0].is_regression
     score, calibration = (
-        ("RMSE", "Test targets inside predictive intervals.") if real else ("accuracy", "Calibration errors.")
+        ("RMSE", "Share of test targets inside predictive intervals.") if real else ("accuracy", "Calibration errors.")
     )
     pictures = [
-        (f"Test {score} against the share of weights remaining.", lambda axes: plot.accuracy(run, axes)),
+        (f"Test {score} against the percentage of weights remaining.", lambda axes: plot.accuracy(run, axes)),
         (calibration, lambda axes: plot.calibration(run, axes)),
-        ("Density per layer, from the first level (light) to the last (black).", lambda axes: plot.layers(run, axes)),
+        (
+            "Density of each layer, from the first level (light) to the last (black).",
+            lambda axes: plot.layers(run, axes),
+        ),
     ]
     names = run.classes or ()
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
@@ -130,15 +133,16 @@ def _values(row: Any, columns: Sequence[Column], share: float) -> list[tuple[Any
 
 
 def _name(run: Run) -> str:
-    """The folder's name, and of a control or transplant whose it is."""
+    """The folder's name; for a control or transplant, with the name of its run."""
     path = run.folder.path.resolve()
     depth = {"controls": 3, "transplant": 2}.get("controls" if path.parent.name == "controls" else path.name, 1)
     return "/".join(path.parts[-depth:])
 
 
 def command(run: Run) -> str:
-    """The shell command that trains a run again; empty for a transplant of a file, of which the run keeps a checksum alone, and
-    for what was made in Python.
+    """The shell command that trains a run again, or an empty string if there is none.
+
+    There is none for a run that was started in Python, nor for a transplant of a file, of which only a checksum is kept.
     """
     if run.config.dataset == data.OWN:
         return ""
@@ -186,8 +190,8 @@ def _compare(axes: Axes, runs: Sequence[Run]) -> None:
         percent = [100 * row.density for row in rows]
         lowest = min(lowest, *percent)
         color = PALETTE[look % len(PALETTE)]
-        label = _name(run).replace("$", r"\$")  # matplotlib would read it as a formula
-        label = label.replace("_", "\u200b_", 1) if label.startswith("_") else label  # nor would it list that
+        label = _name(run).replace("$", r"\$")  # matplotlib would typeset a formula
+        label = label.replace("_", "\u200b_", 1) if label.startswith("_") else label  # and would leave such a label out
         axes.plot(percent, [figures.test_score(row) for row in rows], "o-", ms=4, color=color, label=label[:60])
     axes.set_ylabel(figures.score_label(runs[0].folder.finished()))
     figures.percent_axis(axes, lowest)
@@ -198,16 +202,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = Parser(PROG, str(__doc__))
     parser.add_argument("runs", nargs="+", help="run folders")
-    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the file to write")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="file to write")
     parser.add_argument("--title", default="pyro_lottery report", help="heading of the page")
     given = parser.parse_args(arguments)
 
     def work() -> None:
         page = report([load_run(path) for path in given.runs], given.title)
         if not given.output.parent.is_dir():
-            raise UserError(f"-o {given.output}: there is no folder {given.output.parent}")
+            raise UserError(
+                f"-o {given.output}: folder {given.output.parent} does not exist; create it, or choose another"
+            )
         if given.output.is_dir():
-            raise UserError(f"-o {given.output} is a folder; name a file")
+            raise UserError(f"-o {given.output} is a folder; name a file in it")
         try:
             files.write_atomic(given.output, page.encode())
         except OSError as error:

@@ -1,5 +1,6 @@
-"""Every random weight of a network, and what stays deterministic: ``python -m pyro_lottery.sites --arch resnet20``
-(name, shape, prior, guide, scale).
+"""Lists the random and deterministic parameters of a network: ``python -m pyro_lottery.sites --arch resnet20``.
+
+For each site it prints the name, shape, prior, guide and initial scale.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ OPTIONS = (
 
 
 def describe(model: BayesianNetwork, guide: Any) -> list[dict[str, Any]]:
-    """One row per site, in the network's order: ``site``, ``shape``, ``weights``, ``prunable``, ``prior``, ``guide``,
-    and the initial ``scale`` (the mean over the site's weights; None for a point guide).
+    """One row per site, in the network's order.
+
+    Its keys are ``site``, ``shape``, ``weights`` (their number), ``prunable``, ``prior``, ``guide``, and ``scale``, the mean
+    initial scale of the site's weights, or None for a point guide.
     """
     posterior = guides.posterior(guide)
     return [
@@ -53,8 +56,9 @@ def describe(model: BayesianNetwork, guide: Any) -> list[dict[str, Any]]:
 
 
 def deterministic(model: BayesianNetwork) -> list[dict[str, Any]]:
-    """One row per parameter that is not random, in the network's order: ``name``, ``shape``, ``weights``, ``layer`` (its
-    class), and ``trained``, False for a frozen one.
+    """One row per deterministic parameter, in the network's order.
+
+    Its keys are ``name``, ``shape``, ``weights`` (their number), ``layer`` (its class) and ``trained``, False if it is frozen.
     """
     learned = {id(p) for p in model.prior_parameters()}
     return [
@@ -90,7 +94,7 @@ def _range(values: torch.Tensor) -> str:
 
 
 def _shape(config: Config) -> Shape:
-    if config.dataset in data.DOWNLOADS:  # whose shape is known without the images
+    if config.dataset in data.DOWNLOADS:  # the shape is known without the images
         count, _, classes = data.DOWNLOADS[config.dataset]
         size = config.image_size or 32
         return Shape(classes, 3, (size, size), count, 0)
@@ -98,7 +102,7 @@ def _shape(config: Config) -> Shape:
 
 
 def show(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]] = ()) -> None:
-    """Print the sites as a table, and how many weights there are, random and prunable; below, what is not random."""
+    """Print the sites as a table, the numbers of random and prunable weights, and the deterministic parameters."""
     table = Table(
         "site", "shape", "weights", "prunable", "prior", "guide", "initial scale", box=None, header_style="bold"
     )

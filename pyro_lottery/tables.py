@@ -1,4 +1,4 @@
-"""Many runs as one table: what figures and statistics over seeds, networks and scores read."""
+"""Tables of many runs, for figures and statistics over seeds, networks and scores."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from pyro_lottery.errors import UserError
 from pyro_lottery.runs.loaded import Run, check_levels, load_run
 
 OPTIONS = ("arch", "guide", "score", "rewind", "lr", "warmup_epochs", "train_samples", "seed")
-"""The options that tell the runs of one study apart."""
+"""The options that distinguish the runs of a study."""
 
 
 def list_runs(root: str | Path) -> list[Run]:
-    """Every run of ``python -m pyro_lottery.imp`` in ``root``, by name, and neither controls nor transplants;
-    ``UserError`` if ``root`` is no folder.
+    """All runs of ``python -m pyro_lottery.imp`` in ``root``, sorted by name, without controls and transplants.
+
+    Raises ``UserError`` if ``root`` is not a folder.
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder of runs")
+        raise UserError(f"{root} is not a folder; name one that contains run folders")
     found = [load_run(path.parent) for path in sorted(root.glob("*/config.json"))]
     return [run for run in found if not run.folder.origin]
 
 
 def with_derived(run: Run) -> Iterator[tuple[str, Run]]:
-    """``(treatment, run)`` of a run, ``imp``, and of what was made from its tickets: each control, and ``transplant``."""
+    """``(treatment, run)`` of the run itself, ``imp``, and of its controls and transplant, each under its name."""
     yield "imp", run
     for path in sorted(run.folder.path.glob("controls/*/config.json")):
         yield path.parent.name, load_run(path.parent)
@@ -38,8 +39,10 @@ def with_derived(run: Run) -> Iterator[tuple[str, Run]]:
 
 
 def levels(runs: list[Run]) -> pd.DataFrame:
-    """One row per finished level of ``runs`` and of what was made from them: the run's path, the treatment (``imp``,
-    ``reinit``, ..., ``transplant``), the options that tell runs apart and the columns of ``results.csv``.
+    """A table with one row per finished level of ``runs``, their controls and their transplants.
+
+    Its columns are the run's path, the treatment (``imp``, ``reinit``, ..., ``transplant``), the options in ``OPTIONS`` and
+    the columns of ``results.csv``.
     """
     rows = [
         _key(treatment, derived) | asdict(row)
@@ -51,8 +54,10 @@ def levels(runs: list[Run]) -> pd.DataFrame:
 
 
 def layers(runs: list[Run], level: int | None = None) -> pd.DataFrame:
-    """One row per prunable layer of ``runs`` at ``level``, or at each run's last finished one: its depth (its place
-    from 1, the input), number of weights, density and sparsity.
+    """A table with one row per prunable layer of ``runs`` at ``level``, by default each run's last finished level.
+
+    Its columns are the depth (1 for the layer next to the input), the number of weights, the density and the sparsity,
+    beside those that identify the run. Raises ``UserError`` if ``level`` is not finished.
     """
     rows = []
     for run in runs:

@@ -1,4 +1,4 @@
-"""Everything that makes a starting point, as pure functions that return a Ticket."""
+"""Tickets: pure functions that build, convert and compare the starting points of trainings (``Ticket``)."""
 
 from __future__ import annotations
 
@@ -26,38 +26,44 @@ CONTROLS = ("reinit", *SHUFFLES)
 
 
 def rewind(mask: Mask, start: Posterior, net: Sites) -> Ticket:
-    """mask × rewind point (paper §5): survivors at the values of ``start``, pruned weights at (0, 0)."""
+    """The ticket mask × rewind point (paper §5): survivors start at the values of ``start``, pruned weights at (0, 0).
+
+    ``mask`` and ``start`` hold tensors with the shapes of their sites.
+    """
     return Ticket(mask, masks.apply(mask, start), net)
 
 
 def reinit(ticket: Ticket, seed: int, initialise: Callable[[int], Ticket]) -> Ticket:
-    """The ticket's mask with values drawn anew from the initialisation (paper §6).
+    """The mask of ``ticket`` with values from a new initialisation (paper §6).
 
-    ``initialise(seed)`` is the dense network as that seed draws it.
+    ``initialise(seed)`` returns the dense ticket that the seed initialises; its tensors have the shapes of ``ticket``'s.
     """
     fresh = initialise(seeds.derive(seed, "reinit"))
     return rewind(ticket.mask, fresh.start, fresh.net)
 
 
 def shuffle(ticket: Ticket, seed: int, dense: Ticket, kind: str) -> Ticket:
-    """A random mask of the ticket's size over the values that the dense network started from (paper §6).
+    """A random mask with as many survivors as ``ticket``, over the initial values of the dense network (paper §6).
 
-    ``kind``, one of ``SHUFFLES``, says what the mask keeps: ``shuffle_global`` the total alone, ``shuffle_even`` the
-    global density in every layer, ``shuffle_layerwise`` the count of every layer. ``dense`` holds the values, also of
-    weights that the ticket has pruned.
+    ``kind`` is a key of ``SHUFFLES``: ``shuffle_global`` keeps only the total number of survivors, ``shuffle_even`` gives
+    every layer the global density, and ``shuffle_layerwise`` keeps each layer's number. ``dense`` holds the values,
+    including those of weights that ``ticket`` has pruned; its tensors have the shapes of ``ticket``'s.
     """
     mask = SHUFFLES[kind](ticket.mask, seeds.generator("cpu", seed, kind))
     return rewind(mask, dense.start, dense.net)
 
 
 def transplant(weights: Sites, mask: Mask | None, into: Ticket) -> Ticket:
-    """A plain network's weights as the starting loc of a Bayesian one (paper §7).
+    """A ticket whose loc is the weights of a plain network (paper §7).
 
-    loc ← ``weights``, mask ← ``mask``, scale ← that of ``into``, the Bayesian network's dense ticket. ``weights`` are
-    named as in the network and hold its normalisation parameters and buffers too. Where ``mask`` is None, zeros among
-    the prunable weights are the mask. What a plain network does not have, a learned noise scale, stays as in ``into``.
-    Raises ``UserError`` that names an unmatched, missing or mis-shaped key, and a mask that prunes what cannot be pruned:
-    biases, the final layer, what stays deterministic.
+    loc is ``weights``, the mask is ``mask``, and the scale comes from ``into``, the dense ticket of the Bayesian network.
+    ``weights`` is named as in the network and includes normalisation parameters and buffers. If ``mask`` is None, the
+    prunable weights that are 0 are pruned. Tensors that a plain network does not have, such as a learned noise scale,
+    come from ``into``. All tensors must have the shapes of ``into``'s.
+
+    Raises ``UserError`` with the keys that are missing, unknown or of another shape, and if the mask prunes weights that
+    cannot be pruned (biases, the final layer, deterministic parameters), keeps no weight, or holds other values than
+    0 and 1.
     """
     start = into.start
     likelihood = {name: value for name, value in into.net.items() if name.startswith(LIKELIHOOD)}
@@ -67,15 +73,15 @@ def transplant(weights: Sites, mask: Mask | None, into: Ticket) -> Ticket:
         mask = {name: weights[name] != 0 for name in start.prunable}
     for name in sorted(mask.keys() & (start.loc.keys() | into.net.keys()) - {*start.prunable}):
         if not bool((mask[name] != 0).all()):
-            what = "stays deterministic in this network" if name in into.net else "is a bias or the final layer"
-            raise UserError(f"the mask prunes {name!r}, which {what} and would be dense again")
+            what = "stays deterministic in this network" if name in into.net else "is a bias or in the final layer"
+            raise UserError(f"the mask prunes {name!r}, which {what}, so it cannot be pruned; leave it out of the mask")
     mask = {name: value for name, value in mask.items() if name in start.prunable or name not in weights}
     _check(mask, {name: start.loc[name] for name in start.prunable}, "mask of ")
     for name, value in mask.items():
         if not ((value == 0) | (value == 1)).all():
-            raise UserError(f"mask of {name} holds other values than 0 and 1")
+            raise UserError(f"mask of {name} must hold only 0 and 1")
     if mask and not any(bool(value.any()) for value in mask.values()):
-        raise UserError("the mask keeps no weight")
+        raise UserError("the mask keeps no weight; at least one must survive")
     loc = {name: weights[name].to(value) for name, value in start.loc.items()}
     net = {name: weights[name].to(value) for name, value in into.net.items()}
     mask = {name: mask[name].to(start.loc[name].device).bool() for name in start.prunable}
@@ -83,26 +89,27 @@ def transplant(weights: Sites, mask: Mask | None, into: Ticket) -> Ticket:
 
 
 def check_mask(weights: Sites, mask: Mask) -> None:
-    """Raise ``UserError`` for a mask that keeps weights which are 0, in a layer of ``weights`` that is pruned itself.
+    """Raise ``UserError`` if ``mask`` keeps weights that are 0 in a pruned layer of ``weights``, of the same shapes.
 
-    A layer counts as pruned where some of its weights are 0 and some are not. Masks of dense weights, and masks that
-    prune more than is 0, are all right.
+    A layer counts as pruned if some of its weights are 0 and others are not. Masks for dense weights, and masks that
+    also prune non-zero weights, are valid.
     """
     kept = {name: int(((weights[name] == 0) & (value != 0)).sum()) for name, value in mask.items()}
     wrong = {name: count for name, count in kept.items() if count and bool((weights[name] != 0).any())}
     if wrong:
         name, count = next(iter(wrong.items()))
         raise UserError(
-            f"the mask keeps {sum(wrong.values()):,} weights that are 0, {count:,} of {name!r}: these weights were pruned by "
-            "another mask; without a mask, zeros are the mask"
+            f"the mask keeps {sum(wrong.values()):,} weights that are 0, {count:,} of them in {name!r}, so another mask "
+            "pruned these weights; without a mask, the zeros are used as the mask"
         )
 
 
 def compare(a: Ticket, b: Ticket) -> pd.DataFrame:
-    """How far two masks of one architecture agree: a row per layer and one, ``all``, for the network.
+    """A table of how well the masks of two tickets agree: one row per layer, and a row ``all`` for the network.
 
-    ``density_a``, ``density_b``, ``jaccard`` = |A∩B| / |A∪B|, and ``chance``, what two random masks of the same
-    densities p and q share on average: pq / (p + q − pq). Raises ``UserError`` that names what differs.
+    Its columns are ``layer``, ``density_a``, ``density_b``, ``jaccard`` = |A∩B| / |A∪B| and ``chance`` = pq / (p + q − pq),
+    the value expected for random masks with the same densities p and q. Raises ``UserError`` with the names that differ
+    if the masks' sites or shapes do.
     """
     import pandas as pd
 
@@ -119,19 +126,24 @@ def compare(a: Ticket, b: Ticket) -> pd.DataFrame:
 
 
 def bake_pruned(state: Sites) -> Sites:
-    """A ``state_dict`` in which what ``torch.nn.utils.prune`` keeps as ``NAME_orig`` and ``NAME_mask`` is their product."""
+    """A ``state_dict`` in which each pair ``NAME_orig`` and ``NAME_mask`` of ``torch.nn.utils.prune`` is replaced by its product.
+
+    Raises ``UserError`` if the shapes of a pair differ.
+    """
     names = {n.removesuffix("_orig") for n in state if n.endswith("_orig") and f"{n.removesuffix('orig')}mask" in state}
     kept = {n: t for n, t in state.items() if n.removesuffix("_orig").removesuffix("_mask") not in names}
     for name in sorted(names):
         weight, mask = state[f"{name}_orig"], state[f"{name}_mask"]
         if weight.shape != mask.shape:
-            raise UserError(f"{name}_mask is {tuple(mask.shape)}, but {name}_orig is {tuple(weight.shape)}")
+            raise UserError(
+                f"{name}_mask has shape {tuple(mask.shape)}, but {name}_orig has shape {tuple(weight.shape)}"
+            )
         kept[name] = weight * mask
     return kept
 
 
 def _once(state: Sites, known: set[str]) -> Sites:
-    """A ``state_dict`` without what is in it a second time, by another name: a module that is in a network in two places."""
+    """A ``state_dict`` without unknown names of tensors that it also holds under a known name, as shared modules have."""
 
     def memory(value: Tensor) -> tuple[int, tuple[int, ...]]:
         return value.data_ptr(), tuple(value.shape)

@@ -266,7 +266,7 @@ def test_a_regression_is_reported_and_drawn(regressed, tmp_path):
     assert "rmse" in "".join(str(column.header) for column in console.results_table(regressed.folder.results()).columns)
     with pytest.raises(pl.UserError, match="real targets"):
         pl.plot.reliability(regressed, 1)
-    with pytest.raises(pl.UserError, match=r"real targets; its RMSE, NLL and coverages are in results\.csv"):
+    with pytest.raises(pl.UserError, match=r"real targets; see its RMSE, NLL and coverages in results\.csv"):
         evaluate(regressed)
 
 

@@ -27,6 +27,7 @@ def _close_figures():
 
 def test_curves_are_the_results(run):
     own = plt.figure().add_subplot()
+    assert pl.draw is pl.plot  # the former name
     assert pl.plot.accuracy(run, own) is own
     lines = {line.get_label(): line for line in own.lines}
     assert lines["at the end"].get_ydata() == pytest.approx(100 * run.results["test_accuracy"])
@@ -94,7 +95,7 @@ def test_a_weight_against_its_prior(run):
     )
 
 
-def test_what_cannot_be_drawn_is_named(run, tmp_path):
+def test_what_cannot_be_plotted_is_named(run, tmp_path):
     pruned = tuple((~run.level(2).ticket.mask["fc1.weight"]).nonzero()[0].tolist())
     point = imp.run_imp(Config(**SMALL | {"levels": 0, "guide": "deterministic", "run_dir": str(tmp_path / "d")}))
     (tmp_path / "u").mkdir()
@@ -104,19 +105,19 @@ def test_what_cannot_be_drawn_is_named(run, tmp_path):
     for what, message in [
         (lambda: pl.plot.mask(run, 1, "conv1.wieght"), "unknown site 'conv1.wieght': did you mean conv1.weight"),
         (lambda: pl.plot.histograms(run, 0, "sigma"), "unknown quantity 'sigma'"),
-        (lambda: pl.plot.weight(run, 2, "fc1.weight", pruned), "is pruned at level 2: it is exactly 0"),
+        (lambda: pl.plot.weight(run, 2, "fc1.weight", pruned), "is pruned at level 2, so it is exactly 0"),
         (lambda: pl.plot.weight(run, 2, "fc1.weight", (9999, 0)), r"has no weight at \(9999, 0\); its shape is"),
-        (lambda: pl.plot.ridge(point), "a deterministic run has no snr; draw loc"),
+        (lambda: pl.plot.ridge(point), "a deterministic run has no snr; plot loc"),
         (lambda: pl.plot.weight(point, 0, "fc1.weight", (0, 0)), "no posterior density"),
         (lambda: pl.plot.reliability(run, 9), "no finished level 9"),
         (lambda: pl.tables.layers([run], 9), "--levels 9: .* has no such finished level"),
         *(
-            (lambda draw=draw: draw(unfinished), "has no finished level yet")
-            for draw in (
-                pl.draw.accuracy,
-                pl.draw.calibration,
-                pl.draw.layers,
-                pl.draw.ridge,
+            (lambda plot=plot: plot(unfinished), "has no finished level yet")
+            for plot in (
+                pl.plot.accuracy,
+                pl.plot.calibration,
+                pl.plot.layers,
+                pl.plot.ridge,
                 lambda run: pl.tables.layers([run]),
             )
         ),

@@ -319,7 +319,7 @@ def test_several_inputs_are_predicted_in_slices_and_from_a_loader():
 
 def test_what_was_not_normalised_is_named(tiny_model, tiny_data):
     guide = pl.guides.mean_field(tiny_model)
-    with pytest.raises(pl.UserError, match=r"cannot take .* uint8 inputs .* give a split, as data\.test"):
+    with pytest.raises(pl.UserError, match=r"cannot take .* uint8 inputs .* pass a split, such as data\.test"):
         pl.predict(tiny_model, guide, tiny_data.test.inputs)
     whole = pl.predict_mean(tiny_model, guide, tiny_data.test)
     for x in (
@@ -334,7 +334,7 @@ def test_what_was_not_normalised_is_named(tiny_model, tiny_data):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.ones(4, 3).long(), r"cannot take \[4, 3\] int64 inputs \(.*\); give a split, as data\.test"),
+        (torch.ones(4, 3).long(), r"cannot take \[4, 3\] int64 inputs \(.*\); pass a split, such as data\.test"),
         (torch.ones(4, 2), r"cannot take \[4, 2\] float32 inputs \(mat1 and mat2 .*\)$"),
     ],
 )
@@ -359,8 +359,8 @@ class NoDistribution(pl.BayesianNetwork):
     ("kind", "message"),
     [
         (OneForAll, r"has the batch shape \(\) for 4 examples"),
-        (NoDistribution, "must return a distribution of pyro.distributions, got a Tensor"),
-        (pl.BayesianNetwork, r"BayesianNetwork has no likelihood; give the class a method likelihood\(self, output\)"),
+        (NoDistribution, "must return a distribution from pyro.distributions, got a Tensor"),
+        (pl.BayesianNetwork, r"BayesianNetwork has no likelihood; define a method likelihood\(self, output\)"),
     ],
 )
 def test_likelihoods_that_are_none_are_named(kind, message):
@@ -389,7 +389,7 @@ def test_outputs_that_lose_the_examples_dimension_are_named(outputs, shape):
     assert len(pl.predict(model, guide, x)) == 5
     for predict in (pl.predict, pl.predictive, pl.predict_mean):
         for inputs, options in ((x[:1], {}), (x, {"batch_size": 4})):
-            with pytest.raises(pl.UserError, match=rf"the network gave {shape} for 1 example.* squeeze\(\)"):
+            with pytest.raises(pl.UserError, match=rf"the network returned shape {shape} for 1 example.* squeeze\(\)"):
                 predict(model, guide, inputs, **options)
     data = pl.data.from_tensors(x, torch.randn(5, 1).expand(5, outputs).squeeze(1), x[:1], x[:1, :outputs].squeeze(1))
     model.num_data = 5

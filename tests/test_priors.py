@@ -106,7 +106,7 @@ def test_a_prior_that_is_no_distribution_is_named():
         torch.distributions.Normal(0.0, 1.0),
     ):  # fmt: skip
         with pytest.raises(
-            pl.UserError, match=r"the prior of 'conv\.weight' .*; a prior is a pyro\.distributions object"
+            pl.UserError, match=r"the prior of 'conv\.weight' .*; a prior must be a pyro\.distributions object"
         ):
             pl.BayesianClassifier(TinyNet(), wrong, num_data=1)
 
@@ -137,14 +137,14 @@ def test_globs_that_do_not_fit_are_named():
     for prior, message in [
         (
             {"*.wieght": priors.normal(1.0), "*": priors.normal(1.0)},
-            r"glob '\*\.wieght' matches no site; near: .*weight",
+            r"glob '\*\.wieght' matches no site; similar names: .*weight",
         ),
         ({"*.weight": priors.normal(1.0)}, r"no glob of the prior matches site 'conv\.bias'; add '\*'"),
-        ({"*": 3}, "a prior is a pyro.distributions object, or a function .* got 3"),
-        (3, "a prior is a pyro.distributions object, or a function .* got 3"),
+        ({"*": 3}, "a prior must be a pyro.distributions object, or a function .* got 3"),
+        (3, "a prior must be a pyro.distributions object, or a function .* got 3"),
         (
             {"*": priors.normal(1.0), "conv.*": priors.laplace(1.0)},
-            r"glob 'conv\.\*' is never reached, since '\*' comes first",
+            r"glob 'conv\.\*' is never used, since '\*' comes first",
         ),
         ({}, r"no glob of the prior matches site 'conv\.weight'"),
     ]:
@@ -368,22 +368,28 @@ def test_a_learnable_prior_that_cannot_be_learned_is_refused():
             return dist.Normal(0.0, scale.exp())
 
     for prior, message in [
-        (dist.Normal(0.0, scale.exp()), r"conv\.weight' holds what was computed .* give a function"),
+        (
+            dist.Normal(0.0, scale.exp()),
+            r"conv\.weight' has a tensor computed from one that requires a gradient; use a function",
+        ),
         (dist.Normal(0.0, free), r"conv\.weight' has a tensor that requires a gradient; make it an nn\.Parameter"),
-        (lambda site, shape: dist.Normal(0.0, free.exp()), r"is not an nn\.Parameter made outside it"),
+        (
+            lambda site, shape: dist.Normal(0.0, free.exp()),
+            r"is not an nn\.Parameter created outside the prior function",
+        ),
         (
             lambda site, shape: dist.Normal(0.0, nn.Parameter(torch.tensor(0.0)).exp()),
-            r"is not an nn\.Parameter made outside it",
+            r"is not an nn\.Parameter created outside the prior function",
         ),
-        (Stray(), "is not a parameter of that module"),
-        (lambda site, shape: dist.Normal(0.0, pyro.param("s", torch.tensor(1.0))), r"has pyro\.param\('s'\) inside"),
+        (Stray(), "is not a parameter of the prior module"),
+        (lambda site, shape: dist.Normal(0.0, pyro.param("s", torch.tensor(1.0))), r"calls pyro\.param\('s'\)"),
         (
             lambda site, shape: dist.Normal(0.0, pyro.sample("s", dist.HalfNormal(1.0), obs=torch.tensor(1.0))),
             r"the prior of 'conv\.weight' observes 's'",
         ),
         (
             lambda site, shape: dist.Normal(0.0, pyro.sample("out.bias", dist.HalfNormal(1.0))),
-            r"the prior of 'conv\.weight' samples 'out\.bias', which is another site's name",
+            r"the prior of 'conv\.weight' samples 'out\.bias', which is the name of another site",
         ),
         (
             lambda site, shape: dist.Normal(0.0, pyro.sample("s", dist.HalfNormal(float(len(shape))))),
@@ -410,7 +416,7 @@ def test_a_ticket_holds_a_learned_prior(tmp_path, tiny_data):
     other.start_from_(its_guide, pl.Ticket.load(tmp_path / "ticket.safetensors"))
     assert its_scale == 0.5
     plain = pl.BayesianClassifier(TinyNet(), num_data=60)
-    with pytest.raises(pl.UserError, match=r"ticket is of another network.*net/conv\.bias_prior\.scale"):
+    with pytest.raises(pl.UserError, match=r"ticket belongs to another network.*net/conv\.bias_prior\.scale"):
         plain.start_from_(pl.guides.mean_field(plain), pl.Ticket.load(tmp_path / "ticket.safetensors"))
 
 

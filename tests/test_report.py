@@ -89,7 +89,7 @@ def test_the_command_of_a_control_and_of_a_transplant(runs):
 def test_bad_input_is_one_line(runs, tmp_path, capsys):
     for arguments, message in [
         ([str(tmp_path)], "is not a run folder"),
-        ([runs[0], "-o", str(tmp_path / "no" / "r.html")], "there is no folder"),
+        ([runs[0], "-o", str(tmp_path / "no" / "r.html")], "does not exist; create it"),
         ([runs[0], "-o", str(tmp_path)], "is a folder; name a file"),
     ]:
         assert report.main(arguments) == 2

@@ -41,7 +41,7 @@ def test_own_scores_and_what_is_none():
     own = pl.masks.shrink(mask, {"w": P.loc["w"] / P.scale["w"] ** 2}, 0.5)  # 0.19 and -16
     assert own["w"].tolist() == [True, False]
     for wrong in (None, P.loc["w"], {"w": 1.0}, {"w": P.loc["w"].numpy()}):
-        with pytest.raises(pl.UserError, match="a score gives a dict of one tensor per site; got"):
+        with pytest.raises(pl.UserError, match="a score must be a dict with one tensor per site, got"):
             pl.masks.shrink(mask, wrong, 0.5)
 
 

@@ -51,5 +51,5 @@ def test_runs_made_from_tickets_are_no_runs_of_pruning(root):
 def test_a_missing_folder_is_named(tmp_path):
     assert tables.list_runs(tmp_path) == []
     assert list(tables.levels([])["level"]) == []
-    with pytest.raises(pl.UserError, match="is not a folder of runs"):
+    with pytest.raises(pl.UserError, match="is not a folder; name one that contains run folders"):
         tables.list_runs(tmp_path / "none")

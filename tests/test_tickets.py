@@ -148,7 +148,7 @@ def test_what_does_not_match_is_named(ticket):
         tickets.transplant(weights, ticket.mask | {"other": torch.ones(4)}, into)
     found = tickets.transplant(weights, ticket.mask | {"bias": torch.ones(4)}, into)
     assert found.mask.keys() == ticket.mask.keys(), "a mask that keeps all of a bias prunes nothing"
-    for name, what in (("bias", "is a bias or the final layer"), ("bn.weight", "stays deterministic")):
+    for name, what in (("bias", "is a bias or in the final layer"), ("bn.weight", "stays deterministic")):
         with pytest.raises(pl.UserError, match=f"the mask prunes '{name}', which {what}"):
             tickets.transplant(weights, ticket.mask | {name: torch.zeros_like(weights[name])}, into)
 
@@ -156,7 +156,7 @@ def test_what_does_not_match_is_named(ticket):
 def test_a_mask_that_keeps_zeros_of_a_pruned_layer_contradicts_the_weights():
     weights = {"a": torch.tensor([1.0, 0.0, 2.0, 0.0]), "b": torch.zeros(2), "c": torch.ones(2)}
     dense = {name: torch.ones_like(value) for name, value in weights.items()}
-    with pytest.raises(pl.UserError, match=r"the mask keeps 2 weights that are 0, 2 of 'a'"):
+    with pytest.raises(pl.UserError, match=r"the mask keeps 2 weights that are 0, 2 of them in 'a'"):
         tickets.check_mask(weights, {"a": dense["a"]})
     tickets.check_mask(weights, {"a": torch.tensor([1, 0, 0, 0]), "b": dense["b"], "c": dense["c"]})  # b began at 0
     tickets.check_mask(dense, {"a": torch.tensor([1, 0, 0, 0])})

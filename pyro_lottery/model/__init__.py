@@ -1,4 +1,4 @@
-"""A network with a prior on its weights and a likelihood."""
+"""Bayesian models: a network with a prior on its weights and a likelihood."""
 
 from pyro_lottery.model.network import (
     BayesianClassifier,

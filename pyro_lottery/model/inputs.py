@@ -1,4 +1,4 @@
-"""What is predicted: tensors, trees of them and splits, which are held in memory, or a loader, which is read once."""
+"""The inputs of predictions: tensors, trees of tensors and splits, which are held in memory, or a loader, which is read once."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 def is_loader(x: Any) -> bool:
-    """Whether ``x`` gives batches: any iterable but tensors, arrays, what is indexed by slices, and tuples, mappings and
-    lists of tensors, which are the inputs of one network.
+    """Whether ``x`` is an iterable of batches.
 
-    Raises ``UserError`` for what is neither.
+    Tensors, arrays, sequences that can be sliced, and tuples, mappings and lists of tensors are not: they are the inputs
+    themselves. Raises ``UserError`` if ``x`` is neither inputs nor a loader.
     """
     if isinstance(x, Dataset):
-        raise UserError(f"a {type(x).__name__} gives single examples; give DataLoader(dataset, batch_size=500)")
+        raise UserError(f"a {type(x).__name__} yields single examples; pass DataLoader(dataset, batch_size=500)")
     if isinstance(x, list):
         return not all(isinstance(part, Tensor | np.ndarray) for part in x)
     if isinstance(x, Tensor | np.ndarray | tuple | Mapping) or (hasattr(x, "__getitem__") and isinstance(x, Sized)):
         return False
     if not isinstance(x, Iterable):
-        raise UserError(f"inputs are a {type(x).__name__}; give tensors, a split of a Data, or a loader of batches")
+        raise UserError(f"inputs are a {type(x).__name__}; pass tensors, a split of a Data, or a loader of batches")
     return True
 
 
 def slices(x: Any, batch_size: int, device: torch.device) -> Iterator[Any]:
-    """``batch_size`` examples after the other of inputs held in memory, on ``device``."""
+    """Inputs held in memory in parts of ``batch_size`` examples, on ``device``; raises ``UserError`` if there are none."""
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     x = trees.as_tensors(x)
@@ -49,7 +49,7 @@ def slices(x: Any, batch_size: int, device: torch.device) -> Iterator[Any]:
 
 
 def batches(loader: Any, device: torch.device) -> Iterator[Any]:
-    """The inputs of every batch, x or (x, y), on ``device``; ``UserError`` for a loader whose order nobody knows."""
+    """The inputs x of every batch, x or (x, y), on ``device``; raises ``UserError`` if the loader shuffles or drops examples."""
     _check_order(loader)
     empty = True
     for batch in loader:
@@ -57,7 +57,7 @@ def batches(loader: Any, device: torch.device) -> Iterator[Any]:
         trees.count(x)
         yield trees.map_tensors(lambda t: t.to(device), x)
     if empty:
-        raise UserError("the loader gives no batch to predict")
+        raise UserError("the loader yields no batch to predict")
 
 
 def _inputs(batch: Any) -> Any:
@@ -65,22 +65,20 @@ def _inputs(batch: Any) -> Any:
         return batch
     if len(batch) not in (1, 2):
         raise UserError(
-            f"a batch must be x or (x, y), got {len(batch)} parts; several inputs belong into x, as a tuple or a dict"
+            f"a batch must be x or (x, y), got {len(batch)} parts; pass several inputs as one x, a tuple or a dict"
         )
     return batch[0]
 
 
 def _check_order(loader: Any) -> None:
-    loader = getattr(loader, "loader", loader)  # that of a Stream
+    loader = getattr(loader, "loader", loader)  # a Stream wraps its loader
     batch_sampler = getattr(loader, "batch_sampler", None)
     samplers = (getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None))
     if any(isinstance(sampler, _SHUFFLING) for sampler in samplers):
-        raise UserError(
-            "the loader shuffles, so nobody could tell which prediction is of which example; give shuffle=False"
-        )
+        raise UserError("the loader shuffles, so predictions could not be matched to examples; use shuffle=False")
     if isinstance(loader, DataLoader) and getattr(batch_sampler, "drop_last", False):
         size, count = batch_sampler.batch_size, len(samplers[1])  # type: ignore[union-attr, arg-type]
         if count % size:
             raise UserError(
-                f"the loader leaves out the last {count % size} of {count} examples; give drop_last=False to predict all"
+                f"the loader drops the last {count % size} of {count} examples; use drop_last=False to predict all of them"
             )

@@ -15,26 +15,27 @@ from pyro_lottery.errors import UserError
 from pyro_lottery.priors import AnyPrior, Prior, SitePrior, of_sites
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
-"""Layers whose weights and biases become random, beside MultiheadAttention."""
+"""Layers whose weights and biases become random; MultiheadAttention is another."""
 
 
 def random_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """``(site, layer, attribute)`` of every weight and bias that can be random, in the network's order (paper §3).
 
-    These are the parameters of Linear, Conv and MultiheadAttention layers; normalisation layers, class tokens and
+    These are the parameters of Linear, Conv and MultiheadAttention layers. Normalisation layers, class tokens and
     position embeddings stay deterministic.
     """
     for prefix, layer in net.named_modules():
         if isinstance(layer, (*LAYERS, nn.MultiheadAttention)):
             for name, _ in layer.named_parameters(recurse=False):
-                # by name, since subclasses add others: the gain of timm's standardised convolutions is a normalisation
+                # by name, since subclasses add parameters: the gain of timm's standardised convolutions is a normalisation
                 if name.endswith(("weight", "bias")) or name in ("bias_k", "bias_v"):
                     yield (f"{prefix}.{name}" if prefix else name), layer, name
 
 
 def second_names(net: nn.Module) -> dict[str, str]:
-    """What a state dict holds under a second name, of modules that are in the network in two places: each such name, and
-    the first one, which is the site's.
+    """Maps each duplicate name in the state dict to the first name of the same tensor, which is the site's.
+
+    A module that is in the network in two places has its tensors in the state dict under two names.
     """
     places: dict[int, str] = {}
     found: dict[str, str] = {}
@@ -47,32 +48,33 @@ def second_names(net: nn.Module) -> dict[str, str]:
 
 
 def random_sites(net: nn.Module, prior: AnyPrior) -> dict[str, Prior]:
-    """The prior of every parameter that becomes random: those of :func:`random_parameters` but what ``prior`` leaves out
-    (None in a dict of globs) and what is frozen (``requires_grad=False``).
+    """The prior of every parameter that becomes random.
 
-    Raises ``UserError`` if nothing would be random, and for a prior of which all parameters are frozen.
+    These are the parameters of ``random_parameters``, without those that ``prior`` excludes (None in a dict of globs) and
+    those that are frozen (``requires_grad=False``). Raises ``UserError`` if no parameter would be random, if a part of
+    the prior applies to frozen parameters only, and for a network that cannot be made Bayesian.
     """
     _check_network(net)
     parameters = {site: getattr(layer, name) for site, layer, name in random_parameters(net)}
     if not parameters:
-        raise UserError("the network has no Linear, Conv or MultiheadAttention layer to make Bayesian")
+        raise UserError("the network has no Linear, Conv or MultiheadAttention layer that could become Bayesian")
     said = of_sites(prior, parameters)
     chosen = {site: own for site, own in said.items() if own is not None and parameters[site].requires_grad}
     for site, own in said.items():
         if own is not None and own not in chosen.values():
             raise UserError(
-                f"{site!r} has a prior and is frozen (requires_grad=False), as all others of that prior are; a frozen "
-                "parameter stays deterministic: thaw what is to be random, or give it None"
+                f"{site!r} has a prior but is frozen (requires_grad=False), like all parameters with that prior; set "
+                "requires_grad=True to make it random, or give it the prior None"
             )
     if not chosen:
-        raise UserError("the prior leaves every parameter deterministic (None); give some of them a distribution")
+        raise UserError("the prior is None for every parameter; give at least one of them a distribution")
     _check_layers(net, prior, chosen)
     _check_dtypes({site: parameters[site].dtype for site in chosen})
     return chosen
 
 
 def prunable_sites(net: nn.Module) -> tuple[str, ...]:
-    """Sites that pruning may touch: all weights but those of the final classification layer; no biases (paper §5)."""
+    """The sites that can be pruned: all weights except those of the final classification layer, and no biases (paper §5)."""
     final = _classifier_layers(net)
     return tuple(site for site, layer, name in random_parameters(net) if "bias" not in name and id(layer) not in final)
 
@@ -100,7 +102,7 @@ def classifier_parameters(net: nn.Module) -> list[str]:
 
 
 def kaiming_scale(layer: Any, name: str) -> float:
-    """Standard deviation √(2 / fan_in) of Kaiming's initialisation (He et al. 2015) for a layer; a bias takes its layer's."""
+    """Standard deviation √(2 / fan_in) of Kaiming initialisation (He et al. 2015); a bias uses the fan-in of its layer."""
     if "bias" not in name:
         fan_in = getattr(layer, name)[0].numel()
     else:
@@ -109,11 +111,11 @@ def kaiming_scale(layer: Any, name: str) -> float:
 
 
 LARGE_PART = 0.1
-"""Share of a network's weights in layers that cannot be random, from which on densities need saying what they are of."""
+"""A note explains densities if more than this share of a network's weights is in layers that cannot be random."""
 
 
 def what_density_is_of(net: nn.Module, prunable: Iterable[str]) -> str | None:
-    """A line if many of a network's weights are in layers that cannot be random: conditional convolutions, LSTM, embeddings."""
+    """A note if many weights are in layers that cannot be random, such as LSTM, embeddings and conditional convolutions."""
     random = {site for site, _, _ in random_parameters(net)}
     weights = {name: p.numel() for name, p in net.named_parameters() if p.ndim > 1 and p.requires_grad}
     others = {name: count for name, count in weights.items() if name not in random}
@@ -123,52 +125,56 @@ def what_density_is_of(net: nn.Module, prunable: Iterable[str]) -> str | None:
     kind = type(net.get_submodule(largest.rpartition(".")[0])).__name__
     share = sum(weights.get(site, 0) for site in prunable) / sum(weights.values())
     return (
-        f"a density is a share of the prunable weights, which are {share:.1%} of this network's; {largest!r} ({kind}) and "
-        f"{len(others) - 1} other weights are in layers that cannot be random, and stay dense"
+        f"densities count only the prunable weights, {share:.1%} of this network's; {largest!r} ({kind}) and "
+        f"{len(others) - 1} other parameters are in layers that cannot be random, and stay dense"
     )
 
 
 def _check_network(net: nn.Module) -> None:
-    """Raise ``UserError`` for a network that is Bayesian already, compiled, or whose layers have no shape yet."""
+    """Raise ``UserError`` if a network is already Bayesian, compiled, or has layers without a shape."""
     if any(isinstance(module, SitePrior) for module in net.modules()):
-        raise UserError("the network is Bayesian already; create it anew, or go on with the model that it is in")
+        raise UserError("the network is already Bayesian; create a new one, or use the model that it is part of")
     for path, module in net.named_modules():
-        if "_orig_mod" in module._modules:  # an OptimizedModule, whose class is slow to import
+        if "_orig_mod" in module._modules:  # an OptimizedModule, recognised without its class, which is slow to import
             raise UserError(
-                f"{path or 'the network'} is compiled, which gains nothing where each weight is drawn anew at each step; give "
-                "the network that torch.compile was called with (its ._orig_mod)"
+                f"{path or 'the network'} is compiled, which does not help when weights are resampled at each step; pass the "
+                "original network (its ._orig_mod)"
             )
     for name, value in (*net.named_parameters(), *net.named_buffers()):
         if is_lazy(value):
-            raise UserError(f"{name!r} has no shape yet (a lazy layer); run the network once on an image first")
+            raise UserError(f"{name!r} has no shape yet (a lazy layer); run the network once on an input first")
 
 
 def _check_dtypes(dtypes: Mapping[str, torch.dtype]) -> None:
-    """Raise ``UserError`` unless all random parameters are of float32, or all of float64."""
+    """Raise ``UserError`` unless all random parameters are float32, or all are float64."""
     (first, dtype), *others = dtypes.items()
     if dtype not in (torch.float32, torch.float64):
         raise UserError(
-            f"{first!r} is {dtype}, in which small scales and their KL are lost; make the network float32 by net.float(), "
-            'and train by precision="bf16" for its speed'
+            f"{first!r} is {dtype}, which is too imprecise for small scales and their KL; convert the network by net.float(), "
+            'and train with precision="bf16" for speed'
         )
     for name, other in others:
         if other != dtype:
-            raise UserError(f"{first!r} is {dtype} and {name!r} is {other}; make the network one by net.float()")
+            raise UserError(f"{first!r} is {dtype} but {name!r} is {other}; convert the network by net.float()")
 
 
 def _check_layers(net: nn.Module, prior: AnyPrior, random: Iterable[str]) -> None:
-    """Raise ``UserError`` for layers that are to be random and whose weights are not parameters of their own."""
+    """Raise ``UserError`` for layers that would be random but do not own their weights."""
     for path, layer in net.named_modules():
         name = f"{path}.weight" if path else "weight"
         if isinstance(layer, LAYERS) and "weight" not in layer._parameters and not _left_out(prior, name):
-            raise UserError(f"{name!r} is not a parameter (weight_norm, spectral_norm or pruning?); remove that first")
+            raise UserError(
+                f"{name!r} is not a parameter (weight_norm, spectral_norm or pruning?); remove the reparametrization first"
+            )
     random, owners = set(random), dict[int, str]()
     for path, layer in net.named_modules():
         for attribute, parameter in layer.named_parameters(recurse=False, remove_duplicate=False):
             name = f"{path}.{attribute}" if path else attribute
             other = owners.setdefault(id(parameter), name)
             if other != name and {other, name} & random:
-                raise UserError(f"{other!r} and {name!r} are one tied parameter; give each layer its own")
+                raise UserError(
+                    f"{other!r} and {name!r} are one tied parameter; give each layer a parameter of its own"
+                )
 
 
 def _left_out(prior: AnyPrior, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Likelihoods of any kind: which targets suit one, and the mixture of those that draws of the weights give."""
+"""Likelihoods of any kind: checks of targets, and the mixture of the likelihoods of several posterior samples."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pyro_lottery.errors import UserError
 from pyro_lottery.trees import as_real
 
 SAMPLES = 4000
-"""From which an interval is taken where the likelihood has no distribution function; fewer for more than 33,000 numbers,
-so that they take half a gigabyte, and 200 at least."""
+"""Number of samples from which an interval is computed if the likelihood has no distribution function. There are fewer for
+more than 33,000 target elements, to stay within half a gigabyte, but at least 200."""
 
 
 def elementary(likelihood: Any) -> Any:
@@ -30,41 +30,44 @@ def elementary(likelihood: Any) -> Any:
 
 
 def checked_targets(y: Any, likelihood: Any, dtype: torch.dtype) -> Tensor:
-    """Targets as ``likelihood`` takes them; ``UserError`` for those of another shape, which it would broadcast.
+    """Convert targets to the dtype that ``likelihood`` needs: integers to ``dtype``, labels to int64.
 
-    Whole numbers become ``dtype``, or labels int64. Shapes and dtypes alone are looked at, so that a GPU is not waited for.
+    Raises ``UserError`` if the shape of ``y`` is not the likelihood's, which would broadcast, or if its dtype is wrong.
+    Only shapes and dtypes are read, so this does not wait for a GPU.
     """
     if not isinstance(y, Tensor) or y.is_complex():
         what = str(y.dtype) if isinstance(y, Tensor) else f"a {type(y).__name__}"
         raise UserError(f"targets must be a tensor of real numbers, got {what}")
     wanted = tuple(likelihood.shape())
     if tuple(y.shape) != wanted:
-        raise UserError(f"targets are {tuple(y.shape)}, but the likelihood is of {wanted}{_remedy(y, wanted)}")
-    if isinstance(elementary(likelihood), dist.Categorical):  # which cuts 0.9 to 0
+        raise UserError(
+            f"targets have shape {tuple(y.shape)}, but the likelihood has shape {wanted}{_remedy(y, wanted)}"
+        )
+    if isinstance(elementary(likelihood), dist.Categorical):  # which truncates 0.9 to 0
         if y.is_floating_point():
-            raise UserError(f"labels must be integers from 0 to classes − 1, got {y.dtype}; give y.long()")
+            raise UserError(f"labels must be integers from 0 to classes − 1, got {y.dtype}; use y.long()")
         return y.long()
     return y if y.is_floating_point() else y.to(dtype)
 
 
 def _remedy(y: Tensor, wanted: tuple[int, ...]) -> str:
-    """What would make targets of the shape that is wanted, if that is plain."""
+    """A hint how to reshape the targets, if there is an obvious way."""
     if (*y.shape, 1) == wanted:
-        return f": give y[{':, ' * y.ndim}None]"
+        return f"; use y[{':, ' * y.ndim}None]"
     if tuple(y.shape) == (*wanted, 1):
-        return ": give y.squeeze(-1)"
+        return "; use y.squeeze(-1)"
     if y.ndim and len(y) != wanted[0]:
-        return f": {len(y)} targets for {wanted[0]} examples"
+        return f"; there are {len(y)} targets for {wanted[0]} examples"
     return ""
 
 
 def mean_of(likelihood: Any, like: Tensor) -> Tensor:
-    """E[y] [n, ...]; NaN, as ``like`` is, where the likelihood has none, or none that is known."""
+    """E[y] [n, ...]; NaN, with dtype and device of ``like``, if the likelihood has no known mean."""
     return _moment(likelihood, "mean", like)
 
 
 _CIRCULAR = (dist.VonMises, dist.VonMises3D, dist.SineBivariateVonMises, dist.SineSkewed, dist.ProjectedNormal)
-"""Whose mean is a direction, and whose variance is no square of angles."""
+"""Distributions of directions, whose ``mean`` and ``variance`` are not moments of a number."""
 
 
 def _moment(likelihood: Any, name: str, like: Tensor) -> Tensor:
@@ -78,35 +81,36 @@ def _moment(likelihood: Any, name: str, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """What draws of the weights say of real targets [n, ...]: p(y | x) ≈ (1/S) Σ_s p(y | x, w_s).
+    """The posterior predictive of real targets [n, ...]: p(y | x) ≈ (1/S) Σ_s p(y | x, w_s) over S posterior samples.
 
-    Every measure is per element of a target, but :meth:`log_prob` and :meth:`samples`, which are of whole targets.
+    ``mean``, ``aleatoric``, ``epistemic``, ``total`` and ``interval`` are per element of a target; ``log_prob`` and
+    ``samples`` treat each target as a whole.
     """
 
     likelihoods: tuple[Any, ...]
-    """One for each draw of the weights, of batch shape [n]."""
+    """One likelihood per posterior sample, with batch shape [n]."""
     like: Tensor
-    """A tensor of the dtype and on the device that measures have."""
+    """A tensor with the dtype and device of the results."""
 
     @property
     def num_samples(self) -> int:
-        """S."""
+        """S, the number of posterior samples."""
         return len(self.likelihoods)
 
     @cached_property
     def mean(self) -> Tensor:
-        """E[y | x] [n, ...]; NaN where the likelihood has none."""
+        """E[y | x] [n, ...]; NaN if the likelihood has no mean."""
         return self._means.mean(0).to(self.like)
 
     @cached_property
     def aleatoric(self) -> Tensor:
-        """Standard deviation of the noise [n, ...], √E_s Var[y | x, w_s]: what the data leave open whatever the weights."""
+        """Standard deviation of the noise [n, ...], √E_s Var[y | x, w_s]: uncertainty that remains for known weights."""
         variances = torch.stack([_moment(each, "variance", self.like).double() for each in self.likelihoods])
         return variances.mean(0).sqrt().to(self.like)
 
     @cached_property
     def epistemic(self) -> Tensor:
-        """Standard deviation over the draws of their means [n, ...]: what the weights leave open; 0 of one draw."""
+        """Standard deviation of E[y | x, w_s] over posterior samples [n, ...]: uncertainty about the weights; 0 for one sample."""
         return self._means.std(0, correction=0).to(self.like)
 
     @cached_property
@@ -120,14 +124,20 @@ class Mixture:
 
     @torch.no_grad()
     def samples(self, k: int = 1) -> Tensor:
-        """``k`` samples of all targets [k, n, ...] by torch's global generator; sample i is of draw i mod S."""
+        """``k`` samples of all targets [k, n, ...]; sample i uses posterior sample i mod S and torch's global generator.
+
+        Raises ``UserError`` if ``k`` is less than 1.
+        """
         if k < 1:
             raise UserError(f"the number of samples must be at least 1, got {k}")
         return torch.stack([self.likelihoods[i % self.num_samples].sample() for i in range(k)])
 
     @torch.no_grad()
     def log_prob(self, y: Any) -> Tensor:
-        """log p(y | x) in nats [n], of the draws' mean density; −∞ for what the likelihood cannot give."""
+        """log p(y | x) [n] in nats, the log of the mean density; −∞ outside the likelihood's support.
+
+        Raises ``UserError`` if the shape of ``y`` is not [n, ...].
+        """
         y = checked_targets(as_real(y).to(self.like.device), self.likelihoods[0], self.like.dtype)
         with pyro.validation_enabled(False):
             each = torch.stack([_log_prob(likelihood, y) for likelihood in self.likelihoods])
@@ -135,10 +145,10 @@ class Mixture:
 
     @torch.no_grad()
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """The central predictive interval, (lower, upper) [n, ...] each, outside of which lie (1 − level)/2 on either side.
+        """The bounds, (lower, upper), each [n, ...], of the central predictive interval with probability ``level``.
 
-        By bisection of the mixture's distribution function where the likelihood has one; otherwise from ``SAMPLES`` samples,
-        always the same.
+        Computed by bisection of the mixture's distribution function, or from ``SAMPLES`` samples with a fixed seed if the
+        likelihood has none. Raises ``UserError`` if ``level`` is not between 0 and 1.
         """
         if not 0 < level < 1:
             raise UserError(f"the level of an interval must be between 0 and 1, got {level}")
@@ -169,7 +179,7 @@ def _log_prob(likelihood: Any, y: Tensor) -> Tensor:
 
 
 def _has_cdf(elements: list[Any], like: Tensor) -> bool:
-    """Whether the elements' distribution function is known, on a range that is the same for all draws."""
+    """Whether the elements have a distribution function whose support is the same for all posterior samples."""
     support = elements[0].support
     bounds = [getattr(support, name, 0.0) for name in ("lower_bound", "upper_bound")]
     if elements[0].event_shape or support.is_discrete or not all(isinstance(b, int | float) for b in bounds):
@@ -182,8 +192,8 @@ def _has_cdf(elements: list[Any], like: Tensor) -> bool:
 
 
 def _quantile(elements: list[Any], probability: float, like: Tensor) -> Tensor:
-    """The value [n, ...] below which ``probability`` of the mixture lies; NaN where that is."""
-    to_support: Any = biject_to(elements[0].support)  # from the real line, on which the interval is halved
+    """The quantile [n, ...] of the mixture at ``probability``; NaN where the distribution function is NaN."""
+    to_support: Any = biject_to(elements[0].support)  # maps the real line, on which the bisection works, to the support
 
     def cdf(u: Tensor) -> Tensor:
         return torch.stack([each.cdf(to_support(u)) for each in elements]).mean(0)

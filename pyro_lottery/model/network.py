@@ -1,4 +1,4 @@
-"""From a plain network to a Bayesian model: priors on weights, a likelihood, N and the KL temperature."""
+"""Turns a plain network into a Bayesian model: priors on weights, a likelihood, N and the KL temperature."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ from pyro_lottery.types import Mask, Sites, Ticket
 def bayesianize_(net: nn.Module, priors: Mapping[str, Prior]) -> dict[str, float]:
     """Turn every parameter that ``priors`` names into a Pyro sample site, in place.
 
-    The site is named as the parameter was, and the value it had is kept beside it as the buffer ``NAME_init`` (not in
-    the state dict), where a guide finds its initial loc. Returns the Kaiming scale of every site.
+    A site keeps the name and the shape of its parameter. The parameter's value becomes the buffer ``NAME_init`` (not in
+    the state dict), from which a guide takes its initial loc. Returns the Kaiming scale of every site. Raises
+    ``UserError`` if a prior does not fit its site.
     """
     found = [(site, layer, name) for site, layer, name in random_parameters(net) if site in priors]
     scales = {site: kaiming_scale(layer, name) for site, layer, name in found}
@@ -54,7 +55,10 @@ def bayesianize_(net: nn.Module, priors: Mapping[str, Prior]) -> dict[str, float
         if name == "weight" and isinstance(layer, LAYERS):
             mask_what_is_used_(layer, name, site)
     to_pyro_module_(net)
-    for path, module in net.named_modules():  # of a module in two places, Pyro would name the site by the last
+    for (
+        path,
+        module,
+    ) in net.named_modules():  # Pyro would name the sites of a module that is used twice by its last place
         if isinstance(module, PyroModule):
             module._pyro_name = path
     keep_parameters_(net)
@@ -67,8 +71,8 @@ def bayesianize_(net: nn.Module, priors: Mapping[str, Prior]) -> dict[str, float
 
 
 def _site_priors(said: Mapping[str, Prior], values: Sites) -> dict[str, SitePrior]:
-    """Every site's prior, on the site's device and in its precision."""
-    with TURN, poutine.block(), OneSite(check=True):  # which draws hyperpriors once, to see what depends on them
+    """The prior of every site, with the device and dtype of the site."""
+    with TURN, poutine.block(), OneSite(check=True):  # samples hyperpriors once, to find what depends on them
         found = {
             site: SitePrior(site, said[site], value.shape).to(value.device, value.dtype)
             for site, value in values.items()
@@ -76,31 +80,31 @@ def _site_priors(said: Mapping[str, Prior], values: Sites) -> dict[str, SitePrio
     for site, own in found.items():
         for name in {*values, "y", "data"} & {*own.hyper_sites}:
             raise UserError(
-                f"the prior of {site!r} samples {name!r}, which is another site's name; choose one of its own"
+                f"the prior of {site!r} samples {name!r}, which is the name of another site; choose another name"
             )
     return found
 
 
 _with_gradients: ContextVar[bool] = ContextVar("_with_gradients", default=False)
-"""Whether the model that runs here was called with gradients on."""
+"""Whether the running model was called with gradients enabled."""
 
 
 def _check_gradients(layer: Any, name: str) -> None:
-    """Raise ``UserError`` where a network that is trained uses a weight without its gradient."""
-    if torch._C._current_graph_task_id() != -1:  # as torch.utils.checkpoint asks whether a backward pass is running
+    """Raise ``UserError`` if a weight is used during training where it gets no gradient."""
+    if torch._C._current_graph_task_id() != -1:  # a backward pass is running; torch.utils.checkpoint tests it like this
         raise UserError(
-            f"gradient checkpointing runs {layer._pyro_get_fullname(name)!r} again in the backward pass, where its weights "
-            "would be drawn anew; switch it off"
+            f"gradient checkpointing reruns {layer._pyro_get_fullname(name)!r} in the backward pass, which would draw new "
+            "weights; switch checkpointing off"
         )
     if _with_gradients.get() and not torch.is_grad_enabled():
         raise UserError(
-            f"{layer._pyro_get_fullname(name)!r} is used where gradients are off (reentrant gradient checkpointing, or "
-            "torch.no_grad), so the data could not train it; switch that off, or leave the layer deterministic"
+            f"{layer._pyro_get_fullname(name)!r} is used with gradients disabled (reentrant gradient checkpointing, or "
+            "torch.no_grad), so it would not be trained; enable gradients, or keep the layer deterministic"
         )
 
 
 class _PriorOf:
-    """Reads a layer's prior when its weight is sampled (a class, not a lambda, so that models can be copied and pickled)."""
+    """Reads a layer's prior when its weight is sampled; a class, since models with lambdas cannot be pickled."""
 
     def __init__(self, name: str):
         self.name = name
@@ -117,16 +121,19 @@ def _sample_sites(net: Any, sites: dict[str, tuple[str, str]]) -> None:
 
 
 class BayesianNetwork(nn.Module):
-    """A network with a prior on its weights and a likelihood: p(w)^T · p(D | w).
+    """A network with a prior on its weights and a likelihood: the Pyro model p(w)^T · p(D | w).
 
-    ``net`` is made Bayesian in place. A batch is scaled up to ``num_data`` (N) examples by Pyro's plate; the prior
-    enters with the power ``kl_temperature`` (T of paper §3), and guides built by :mod:`pyro_lottery.guides` with it
-    too, so that the ELBO is E_q[log p(D|w)] − T·KL(q‖p), whose optimum is p(w)·p(D|w)^(1/T) up to a constant. What
-    samples the model itself, as NUTS does, meets p(w)^T·p(D|w). Subclasses say the likelihood.
+    ``net`` is made Bayesian in place. ``prior`` is N(0, 1) by default, and of any kind that ``pl.priors`` describes.
+    Pyro's plate scales a batch up to ``num_data`` (N) examples. The prior, and each guide built by ``pl.guides``, enters
+    with the power ``kl_temperature`` (T of paper §3). The ELBO is therefore E_q[log p(D|w)] − T·KL(q‖p), and its optimum
+    is proportional to p(w)·p(D|w)^(1/T). Methods that sample the model directly, such as NUTS, target p(w)^T·p(D|w).
+
+    A subclass defines ``likelihood(output)``. Raises ``UserError`` if the network has no layer that can be random or is
+    already Bayesian, if a prior does not fit, and if ``num_data`` or ``kl_temperature`` is out of range.
     """
 
     task: Literal["regression", "classification"] = "regression"
-    """Classification where outputs are logits of classes and targets are labels; anything else counts as regression."""
+    """``"classification"`` if outputs are logits and targets are labels; ``"regression"`` for everything else."""
 
     def __init__(self, net: nn.Module, prior: AnyPrior | None = None, *, num_data: int, kl_temperature: float = 1.0):
         super().__init__()
@@ -146,7 +153,7 @@ class BayesianNetwork(nn.Module):
 
     @property
     def num_data(self) -> int:
-        """N, the number of training examples that a batch stands for; it may be changed, to go on with other data."""
+        """N, the number of training examples that a batch represents; it can be set, to continue with other data."""
         return self._num_data
 
     @num_data.setter
@@ -157,7 +164,7 @@ class BayesianNetwork(nn.Module):
 
     @property
     def kl_temperature(self) -> float:
-        """T, by which the log-density of the prior is multiplied; it may be changed at any time, and the guide follows."""
+        """T, the factor of the prior's log density; it can be set at any time, and applies to the guide too."""
         return self._kl_temperature
 
     @kl_temperature.setter
@@ -173,31 +180,32 @@ class BayesianNetwork(nn.Module):
 
     @property
     def hyper_sites(self) -> tuple[str, ...]:
-        """The sites that priors sample themselves (hyperpriors), each once."""
+        """The sites that priors sample themselves (hyperpriors), without duplicates."""
         return self._hyper_sites
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Names of all random weights and biases, in the network's order."""
+        """The names of all random weights and biases, in the network's order."""
         return tuple(self._sites)
 
     def prior_of(self, site: str) -> dist.TorchDistribution:
-        """The prior of each weight of ``site``, as it is now: a distribution that broadcasts to the site's shape.
+        """The current prior of each weight of ``site``: a distribution that broadcasts to the site's shape.
 
-        Raises ``UserError`` for a prior that depends on other sites (a hyperprior).
+        Raises ``UserError`` if the prior depends on other sites (a hyperprior).
         """
         prior = self._priors()[site]
         if prior.hyper_sites:
             raise UserError(
-                f"the prior of {site!r} depends on {', '.join(prior.hyper_sites)}; it is not one distribution"
+                f"the prior of {site!r} depends on {', '.join(prior.hyper_sites)}, so it is not a single distribution"
             )
         return detached(prior.distribution)
 
     def set_prior_(self, prior: AnyPrior) -> None:
-        """Replace the prior of every random weight, in place; the guide stays as it is, and so does what is random.
+        """Replace the prior of every random weight in place; the guide and the set of random weights do not change.
 
-        ``priors.from_posterior`` makes one of a posterior, to go on with other data (set ``num_data`` to their number).
-        An optimizer that is to learn a parameter of the new prior has to be built after this.
+        ``priors.from_posterior`` turns a posterior into a prior, to continue with other data (set ``num_data`` to their
+        number). Build the optimizer afterwards if it is to learn parameters of the new prior. Raises ``UserError`` if the
+        new prior is None for a random weight, or a distribution for a deterministic one.
         """
         said = of_sites(prior, self._could_be_random)
         for site, own in said.items():
@@ -205,17 +213,17 @@ class BayesianNetwork(nn.Module):
             frozen = not is_random and not self.net.get_parameter(site).requires_grad
             if isinstance(prior, Mapping) and (own is not None) != is_random and not frozen:
                 raise UserError(
-                    f"{site!r} is {'random' if is_random else 'deterministic'} in this model, and the new prior says "
-                    f"{'None' if is_random else 'otherwise'}; build a new model to change that"
+                    f"{site!r} is {'random' if is_random else 'deterministic'} in this model, but the new prior is "
+                    f"{'None' if is_random else 'a distribution'}; build a new model to change that"
                 )
         new = {site: own for site, own in said.items() if own is not None and site in self._sites}
-        for site, own in _site_priors(new, self.initial_values()).items():  # all of them, before any is replaced
+        for site, own in _site_priors(new, self.initial_values()).items():  # all are built before the first is replaced
             path, _, name = f"{site}_prior".rpartition(".")
             self.net.get_submodule(path)._modules[name] = own
         self._note_hyper_sites()
 
     def _note_hyper_sites(self) -> None:
-        """Keep which sites the priors sample, since every step asks."""
+        """Cache which sites the priors sample, since every step needs them."""
         self._hyper_sites = tuple(
             dict.fromkeys(name for prior in self._priors().values() for name in prior.hyper_sites)
         )
@@ -227,18 +235,18 @@ class BayesianNetwork(nn.Module):
         return OneSite(self._hyper_sites) if self._hyper_sites else nullcontext()
 
     def prior_parameters(self) -> list[nn.Parameter]:
-        """What is learned of the priors, each once."""
+        """The learned parameters of the priors, without duplicates."""
         return list(dict.fromkeys(p for prior in self._priors().values() for p in prior.parameters()))
 
     def initial_values(self) -> Sites:
-        """What every site was when the network was made Bayesian: the starting loc of a guide."""
+        """The value of every site when the network was made Bayesian: the initial loc of a guide."""
         return {
             site: (self.net.get_submodule(path) if path else self.net).get_buffer(f"{name}_init")
             for site, (path, name) in self._sites.items()
         }
 
     def likelihood_parameters(self) -> dict[str, nn.Parameter]:
-        """What is learned and belongs neither to the network nor to its prior (a noise scale, say), by its name."""
+        """The learned parameters, by name, of neither the network nor its priors, such as a noise scale."""
         found = {name: p for name, p in self._parameters.items() if p is not None}
         for child, module in self._modules.items():
             if module is not None and module is not self.net:
@@ -247,9 +255,10 @@ class BayesianNetwork(nn.Module):
         return {name: p for name, p in found.items() if id(p) not in networks}
 
     def net_state(self) -> Sites:
-        """Copies of what is not random: normalisation parameters and buffers, under the plain network's names,
-        parameters of priors that are learned, under ``SITE_prior``, and what the model has beside its network,
-        ``likelihood/NAME``.
+        """Copies of all tensors that are not random, by name.
+
+        These are normalisation parameters and buffers, under the names of the plain network, learned parameters of
+        priors, under ``SITE_prior``, and the model's other parameters and buffers, under ``likelihood/NAME``.
         """
         return {name: value.detach().clone() for name, value in self._state().items()}
 
@@ -263,7 +272,10 @@ class BayesianNetwork(nn.Module):
         return {f"{site}_prior.{name}" for site, prior in self._priors().items() for name in prior.learned_names()}
 
     def load_net_state(self, state: Sites) -> None:
-        """Copy :meth:`net_state` back, bit for bit; a missing, unknown or mis-shaped name raises ``UserError``."""
+        """Copy the tensors of ``net_state`` back, bit for bit.
+
+        Raises ``UserError`` if a name is missing or unknown, or if a shape differs.
+        """
         own = self._state()
         check_same(state, own, prefix="net/")
         check_finite(state, own, "net/")
@@ -271,16 +283,16 @@ class BayesianNetwork(nn.Module):
             value.copy_(state[name])
 
     def start_from_(self, guide: AutoGuide, ticket: Ticket) -> Mask:
-        """Put a ticket into this network and its guide; returns the mask, for :func:`pyro_lottery.handlers.sparsify`.
+        """Copy a ticket into this network and its guide; returns the mask, for ``pl.handlers.sparsify``.
 
-        Raises one ``UserError`` with the names that differ where the ticket is of another architecture.
+        Raises ``UserError`` with all names that differ if the ticket belongs to another architecture.
         """
         guides.check_guide(guide)
         guides.check_sites(self, guide)
         loc = guides.locs(guide)
         own = {"loc": loc, "net": self.net_state(), "mask": {name: loc[name] for name in self.prunable}}
         given = {"loc": ticket.start.loc, "net": ticket.net, "mask": ticket.mask}
-        check_same(_by_group(given), _by_group(own), "the ticket is of another network: ")
+        check_same(_by_group(given), _by_group(own), "the ticket belongs to another network: ")
         for name, value in (*ticket.start.loc.items(), *(ticket.start.scale or {}).items()):
             if not value.is_floating_point() or not bool(value.isfinite().all()):
                 raise UserError(f"the ticket's {name} holds {value.dtype} values that are not all finite real numbers")
@@ -289,14 +301,14 @@ class BayesianNetwork(nn.Module):
         return ticket.mask
 
     def outputs(self, x: Any) -> Tensor:
-        """What the network gives for a batch, in float32, or float64 if its weights are; ``UserError`` if it is no tensor of
-        as many examples.
+        """The network's output [n, ...] for a batch of n examples, in float32, or in float64 if its weights are.
 
-        A network of several inputs takes a tuple or list of tensors as ``net(*x)``, and a mapping as ``net(**x)``.
+        A network with several inputs is called as ``net(*x)`` for a tuple or list of tensors, and as ``net(**x)`` for a
+        mapping. Raises ``UserError`` if the output is not one tensor with n examples.
         """
         path, name = next(iter(self._sites.values()))
         dtype = getattr(self.net.get_submodule(path), f"{name}_init").dtype
-        # images are float32, and arrays of numpy float64
+        # images are float32, and numpy arrays often float64
         x = trees.map_tensors(
             lambda t: t.to(dtype) if t.is_floating_point() and torch.float64 in (t.dtype, dtype) else t, x
         )
@@ -305,40 +317,44 @@ class BayesianNetwork(nn.Module):
             output = one_tensor(self.net(**x))
         else:
             output = one_tensor(self.net(*x) if isinstance(x, tuple | list) else self.net(x))
-        if output.shape[:1] != (count,):  # which would show only where slices are joined, if at all
+        if output.shape[:1] != (count,):  # otherwise unnoticed until slices are joined, if at all
             raise UserError(
-                f"the network gave {tuple(output.shape)} for {count} example{'s' * (count != 1)}, where the first dimension must "
-                "be the examples; does it squeeze() without a dimension, or reshape them?"
+                f"the network returned shape {tuple(output.shape)} for {count} example{'s' * (count != 1)}, but the first "
+                "dimension must be the examples; does it reshape, or squeeze() without a dimension?"
             )
         return output
 
     def likelihood(self, output: Tensor) -> dist.TorchDistribution:
-        """The distribution of one target per example given the network's output: of batch shape [n]."""
+        """The distribution, with batch shape [n], of one target per example given the network's output [n, ...].
+
+        Raises ``UserError`` unless a subclass defines it.
+        """
         raise UserError(
-            f"{type(self).__name__} has no likelihood; give the class a method likelihood(self, output) that returns a "
-            "distribution, or take pl.BayesianClassifier or pl.BayesianRegressor"
+            f"{type(self).__name__} has no likelihood; define a method likelihood(self, output) that returns a "
+            "distribution, or use pl.BayesianClassifier or pl.BayesianRegressor"
         )
 
     def expected(self, output: Tensor) -> Tensor:
-        """E[y] given the network's output: [n, ...]; of a classifier the classes' probabilities [n, classes]. NaN where the
-        likelihood has no mean.
+        """E[y] [n, ...] given the network's output; NaN if the likelihood has no mean.
+
+        For a classifier these are the class probabilities [n, classes].
         """
         return mean_of(self.checked_likelihood(output, len(output)), output)
 
     def tally(self, output: Tensor, targets: Tensor) -> Tensor:
-        """What training sums over a batch to tell how good predictions are, as a scalar.
+        """A scalar that training sums over batches to report how good predictions are.
 
-        For a classifier the number of right predictions; for others the sum over examples of the squared error of the
-        likelihood's mean, averaged over a target's elements: NaN where the likelihood has no mean.
+        For a classifier it is the number of correct predictions. For other models it is the squared error of the
+        likelihood's mean, averaged over a target's elements and summed over examples; NaN if the likelihood has no mean.
         """
         error = self.expected(output) - targets.to(output.dtype)
         return error.square().reshape(len(error), -1).mean(1).sum()
 
     def forward(self, x: Any = None, y: Tensor | None = None) -> Tensor | None:
-        """The Pyro model: sample the weights, run the network on ``x``, observe ``y``; returns the network's output.
+        """The Pyro model: sample the weights, run the network on ``x`` and observe ``y``; returns the output [n, ...].
 
-        Without ``x`` the weights alone are sampled, without a forward pass: so a guide learns the sites before the
-        first batch, and BatchNorm does not notice.
+        Without ``x``, it samples the weights but does not run the network, so that a guide can find the sites before the
+        first batch, and BatchNorm's statistics do not change. Raises ``UserError`` if ``y`` does not fit the likelihood.
         """
         entered = _with_gradients.set(torch.is_grad_enabled())
         try:
@@ -346,24 +362,24 @@ class BayesianNetwork(nn.Module):
                 if x is None:
                     _sample_sites(self.net, self._sites)
                     return None
-                drawn: Any = self.net._pyro_context  # what was met of it within this call
+                drawn: Any = self.net._pyro_context  # the sites that are sampled within this call
                 with drawn:
                     output = self.outputs(x)
                     unused = [place for site, place in self._sites.items() if drawn.get(site) is None]
-                    for path, name in unused:  # or their KL would lack the prior
+                    for path, name in unused:  # sample them, or their KL would lack the prior
                         getattr(self.net.get_submodule(path), name)
                     for name, parameter in self.likelihood_parameters().items():
-                        if parameter.requires_grad:  # said, so that pyro.infer.SVI trains it too
+                        if parameter.requires_grad:  # registered, so that pyro.infer.SVI trains it too
                             pyro.param(f"likelihood.{name}", parameter)
         finally:
             _with_gradients.reset(entered)
-        # given, or the plate would draw its own: a permutation of N
+        # otherwise the plate would draw a permutation of N
         index = torch.arange(trees.count(x), device=trees.first_tensor(x).device)
         likelihood = self.checked_likelihood(output, len(index))
         if y is not None:
             if len(index) > self.num_data:
                 raise UserError(
-                    f"a batch of {len(index)} examples, but num_data is {self.num_data}; give the model the number of "
+                    f"a batch has {len(index)} examples, but num_data is {self.num_data}; set num_data to the number of "
                     "training examples"
                 )
             y = self.checked_targets(y, likelihood, output)
@@ -372,39 +388,39 @@ class BayesianNetwork(nn.Module):
         return output
 
     def checked_likelihood(self, output: Tensor, count: int) -> Any:
-        """:meth:`likelihood` of ``count`` examples; ``UserError`` unless it is one distribution for each of them."""
+        """``likelihood(output)``; raises ``UserError`` unless it is one distribution for each of ``count`` examples."""
         found: Any = self.likelihood(output)
         if not isinstance(found, TorchDistributionMixin):
             raise UserError(
-                f"likelihood() must return a distribution of pyro.distributions, got a {type(found).__name__} of "
+                f"likelihood() must return a distribution from pyro.distributions, got a {type(found).__name__} from "
                 f"{type(found).__module__}"
             )
-        if len(found.batch_shape) > 1:  # Pyro's plate would take each element for an example
+        if len(found.batch_shape) > 1:  # Pyro's plate would count each element as an example
             elements = len(found.batch_shape) - 1
             raise UserError(
-                f"likelihood() has the batch shape {tuple(found.batch_shape)}, in which every element counts as an "
-                f"example of its own; end it in .to_event({elements})"
+                f"likelihood() has the batch shape {tuple(found.batch_shape)}, so every element would count as an example; "
+                f"append .to_event({elements})"
             )
-        if tuple(found.batch_shape) != (count,):  # which the plate would repeat for every example
+        if tuple(found.batch_shape) != (count,):  # the plate would repeat it for every example
             raise UserError(
-                f"likelihood() has the batch shape {tuple(found.batch_shape)} for {count} examples whose outputs are "
-                f"{tuple(output.shape)}; it must be ({count},), one distribution for each example"
+                f"likelihood() has the batch shape {tuple(found.batch_shape)} for {count} examples with outputs of shape "
+                f"{tuple(output.shape)}; it must be ({count},), one distribution per example"
             )
         return found
 
     def checked_targets(self, y: Tensor, likelihood: Any, output: Tensor) -> Tensor:
-        """Targets as ``likelihood`` takes them; ``UserError`` for those of another shape or kind."""
+        """Targets in the dtype that ``likelihood`` needs; raises ``UserError`` if their shape or kind is wrong."""
         return checked_targets(y, likelihood, output.dtype)
 
 
 def one_tensor(output: Any) -> Tensor:
-    """A network's output, at least in float32; ``UserError`` that says what a network returned that is no tensor."""
+    """A network's output, converted to float32 unless it is float64; raises ``UserError`` if it is not a tensor."""
     if not isinstance(output, Tensor):
         parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
         inside = ", ".join(str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts)
         raise UserError(
             f"the network returned a {type(output).__name__}{f' of {inside}' if inside else ''}; it must return one tensor "
-            "(switch auxiliary outputs off by aux_logits=False, or wrap the network in a module that returns its logits)"
+            "(set aux_logits=False, or wrap the network in a module that returns only its logits)"
         )
     return output if output.dtype == torch.float64 else output.float()
 
@@ -414,7 +430,10 @@ def _by_group(groups: Mapping[str, Sites]) -> Sites:
 
 
 class BayesianClassifier(BayesianNetwork):
-    """A :class:`BayesianNetwork` whose outputs are logits of a categorical likelihood."""
+    """A ``BayesianNetwork`` whose outputs [n, classes] are the logits of a categorical likelihood.
+
+    Targets are labels [n], integers from 0 to classes − 1. Raises ``UserError`` for other outputs and targets.
+    """
 
     task = "classification"
 
@@ -423,7 +442,9 @@ class BayesianClassifier(BayesianNetwork):
 
     def checked_targets(self, y: Tensor, likelihood: Any, output: Tensor) -> Tensor:
         if isinstance(y, Tensor) and y.shape == output.shape:
-            raise UserError(f"labels are {tuple(y.shape)}, one-hot or probabilities; give y.argmax(1), of ({len(y)},)")
+            raise UserError(
+                f"labels have shape {tuple(y.shape)}, like one-hot or probabilities; use y.argmax(1), of shape ({len(y)},)"
+            )
         return super().checked_targets(y, likelihood, output)
 
     def expected(self, output: Tensor) -> Tensor:
@@ -439,7 +460,7 @@ class BayesianClassifier(BayesianNetwork):
 def _logits(output: Tensor) -> Tensor:
     if output.ndim != 2 or output.shape[1] < 2:
         raise UserError(
-            f"a classifier's outputs must be logits [n, classes] of at least two classes, got {tuple(output.shape)}; "
+            f"a classifier's outputs must be logits [n, classes] with at least two classes, got {tuple(output.shape)}; "
             "for other targets (one logit, several labels, one class per pixel) subclass pl.BayesianNetwork"
         )
     return output

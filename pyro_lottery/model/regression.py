@@ -1,4 +1,4 @@
-"""Regression: a Normal likelihood whose noise is known, learned, or predicted for each example."""
+"""Regression: a Normal likelihood with known, learned or predicted noise."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from pyro_lottery.model.layers import outputs_of
 from pyro_lottery.priors import AnyPrior
 
 KINDS = ("learned", "predicted")
-"""Of noise, beside scales that are given."""
+"""Kinds of noise that are named; a given scale is another kind."""
 
 
 class BayesianRegressor(BayesianNetwork):
-    """A :class:`BayesianNetwork` whose outputs [n, d] or [n] are means of a Normal likelihood.
+    """A ``BayesianNetwork`` whose outputs [n, d] or [n] are the means of a Normal likelihood.
 
-    ``noise_scale`` is the standard deviation of a target around its mean:
+    ``noise_scale`` is the standard deviation of the targets around their means, in the targets' unit:
 
-    - a positive number, or a tensor with one for each output, [d]: known;
-    - ``"learned"``: one for each output, learned beside the weights, from 1 on;
-    - an ``nn.Parameter`` [d]: learned from where it stands;
-    - ``"predicted"``: the network tells it for each example; of its outputs [n, 2d] the first d are the means and the
+    - a positive number, or a tensor [d] with one number per output: known;
+    - ``"learned"``: one scale per output, learned together with the weights, starting at 1;
+    - an ``nn.Parameter`` [d]: learned, starting at its value;
+    - ``"predicted"``: the network predicts it for each example; the first d of its outputs [n, 2d] are the means, the
       others the logarithms of the scales.
 
-    ``outputs`` is d for ``"learned"``, if the network's last layer does not tell. Where an example's output has several
-    dimensions, it is the shape of the scales: ``(channels, 1)`` for outputs [n, channels, time] shares them over time.
+    ``outputs`` is d for ``"learned"``; the default is the number of outputs of the network's last layer. If the output for
+    an example has several dimensions, ``outputs`` is the shape of the scales: ``(channels, 1)`` for outputs
+    [n, channels, time] shares each channel's scale over time. Raises ``UserError`` if ``noise_scale`` is not positive, or
+    if ``outputs`` is given without ``"learned"``.
     """
 
     def __init__(
@@ -44,26 +46,28 @@ class BayesianRegressor(BayesianNetwork):
     ):
         noise: Any = _checked(noise_scale)  # before the network is changed
         if outputs is not None and noise != "learned":
-            raise UserError('outputs is the number of scales for noise_scale="learned" alone')
+            raise UserError('outputs is only for noise_scale="learned", as its number of scales')
         d = outputs_of(net) if outputs is None else outputs
         super().__init__(net, prior, num_data=num_data, kl_temperature=kl_temperature)
         self._noise, self._outputs_said = noise if isinstance(noise, str | float) else "given", outputs is not None
         if isinstance(noise, nn.Parameter):
             self.own_noise_scale = noise
         elif isinstance(noise, Tensor):
-            self.register_buffer("own_noise_scale", noise, persistent=False)  # of the model's code, as a number is
+            self.register_buffer(
+                "own_noise_scale", noise, persistent=False
+            )  # part of the model's definition, like a number
         elif noise == "learned":
             like: Any = next(iter(self.initial_values().values()))
             self.log_noise_scale = nn.Parameter(like.new_zeros(d))
 
     @property
     def noise_scale(self) -> float | Tensor:
-        """The standard deviation of the noise as it is now: a number, or one for each output.
+        """The current standard deviation of the noise: a number, or a tensor [d] with one number per output.
 
-        Raises ``UserError`` where the network predicts it.
+        Raises ``UserError`` if the network predicts it.
         """
         if self._noise == "predicted":
-            raise UserError("the network predicts a noise_scale for each example; see pl.predictive")
+            raise UserError("the network predicts a noise_scale for each example; use pl.predictive")
         return self._scale() if isinstance(self._noise, str) else self._noise
 
     def _scale(self) -> Tensor:
@@ -74,7 +78,7 @@ class BayesianRegressor(BayesianNetwork):
         if scale == "predicted":
             if output.ndim < 2 or output.shape[1] % 2:
                 raise UserError(
-                    f"with a predicted noise_scale the network gives [n, 2d], d means and d log-scales; got {tuple(output.shape)}"
+                    f"with a predicted noise_scale the outputs must be [n, 2d], d means and d log-scales, got {tuple(output.shape)}"
                 )
             output, log_scale = output.chunk(2, dim=1)
             scale = log_scale.exp()
@@ -83,22 +87,24 @@ class BayesianRegressor(BayesianNetwork):
         return dist.Normal(output, scale).to_event(output.ndim - 1)
 
     def _fitted(self, scale: Tensor, output: Tensor) -> Tensor:
-        """``scale`` as it broadcasts to ``output``; ``UserError`` where it was not made for this output."""
+        """``scale`` in a shape that broadcasts to ``output``; raises ``UserError`` if it does not fit this output."""
         one, own = tuple(output.shape[1:]), tuple(scale.shape)
         if own == (1,) and one == ():
             return scale.reshape(())
-        shared = self._noise == "given" or self._outputs_said  # on purpose
+        shared = self._noise == "given" or self._outputs_said  # broadcasting is intended
         alike = len(own) == len(one) and all(s in (1, o) if shared else s == o for s, o in zip(own, one, strict=True))
         if not alike and not (shared and own == ()):
             said = (
-                f"give outputs={one[0] if len(one) == 1 else one}" if self._noise == "learned" else "give one for each"
+                f"give outputs={one[0] if len(one) == 1 else one}"
+                if self._noise == "learned"
+                else "give one scale per output"
             )
-            raise UserError(f"the network's output for an example is {one}, but noise_scale is {own}; {said}")
+            raise UserError(f"the output for one example has shape {one}, but noise_scale has shape {own}; {said}")
         return scale
 
 
 def _checked(noise_scale: Any) -> float | Tensor | str:
-    """What was given as noise: a name of ``KINDS``, a number, or a tensor of its own; ``UserError`` for anything else."""
+    """The given noise as a name in ``KINDS``, a number, a parameter or a copied tensor; raises ``UserError`` if it is invalid."""
     if isinstance(noise_scale, str):
         if noise_scale not in KINDS:
             raise unknown("noise_scale", noise_scale, KINDS)
@@ -115,7 +121,7 @@ def _checked(noise_scale: Any) -> float | Tensor | str:
     if isinstance(noise_scale, nn.Parameter):
         return noise_scale
     if scale.requires_grad:
-        raise UserError("a noise_scale that is learned must be an nn.Parameter")
+        raise UserError("a noise_scale that requires a gradient must be an nn.Parameter")
     if scale.ndim == 0:
         return float(noise_scale)
     return scale.detach().clone() if scale.is_floating_point() else scale.to(torch.get_default_dtype())

@@ -38,7 +38,9 @@ def test_log_prob_is_of_the_mean_density():
     found = normals((1.0, 0.5), (3.0, 1.5))
     density = sum(scipy.stats.norm(m, s).pdf(2.2) for m, s in ((1.0, 0.5), (3.0, 1.5))) / 2
     assert found.log_prob(torch.tensor([[2.2]])).tolist() == pytest.approx([math.log(density)])
-    with pytest.raises(pl.UserError, match=r"targets are \(1,\), but the likelihood is of \(1, 1\): give y\[:, None\]"):
+    with pytest.raises(
+        pl.UserError, match=r"targets have shape \(1,\), but the likelihood has shape \(1, 1\); use y\[:, None\]"
+    ):
         found.log_prob(torch.tensor([2.2]))
     assert found.log_prob(torch.tensor([[math.nan]])).isnan().all()
     counts = mixture(dist.Poisson(torch.tensor([2.0, 3.0, 4.0])))

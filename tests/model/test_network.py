@@ -252,7 +252,7 @@ def test_layers_that_would_be_left_out_are_named():
             pl.BayesianClassifier(net, num_data=1)
     net = TinyNet()
     pl.BayesianClassifier(net, num_data=1)
-    with pytest.raises(pl.UserError, match="is Bayesian already"):
+    with pytest.raises(pl.UserError, match="is already Bayesian"):
         pl.BayesianClassifier(net, num_data=1)
 
 
@@ -286,7 +286,7 @@ def test_a_ticket_drops_into_a_fresh_network_and_says_what_differs(tmp_path):
         other.start_from_(its_guide, pl.Ticket.load(tmp_path / "ticket.safetensors"))
     with pytest.raises(
         pl.UserError,
-        match=r"of another network: loc/out\.weight is \(3, 6\), .* \(5, 6\); loc/out\.bias is \(3,\), .* \(5,\)$",
+        match=r"belongs to another network: loc/out\.weight is \(3, 6\), .* \(5, 6\); loc/out\.bias is \(3,\), .* \(5,\)$",
     ):
         larger.start_from_(its_guide, pl.Ticket.load(tmp_path / "ticket.safetensors"))
 
@@ -498,22 +498,22 @@ ZEROS = torch.zeros(4, dtype=torch.long)
 @pytest.mark.parametrize(
     ("make", "outputs", "y", "message"),
     [
-        (regressor, 1, torch.zeros(4), r"targets are \(4,\), but the likelihood is of \(4, 1\): give y\[:, None\]$"),
-        (regressor, 2, torch.zeros(4, 2, 1), r"targets are \(4, 2, 1\), .* of \(4, 2\): give y\.squeeze\(-1\)$"),
-        (regressor, 2, torch.zeros(3, 2), r"\(3, 2\), .* of \(4, 2\): 3 targets for 4 examples$"),
-        (regressor, 2, torch.zeros(4, 3), r"targets are \(4, 3\), but the likelihood is of \(4, 2\)$"),
-        (regressor, 2, torch.tensor(1.0), r"targets are \(\), but"),
+        (regressor, 1, torch.zeros(4), r"targets have shape \(4,\), but the likelihood has shape \(4, 1\); use y\[:, None\]$"),
+        (regressor, 2, torch.zeros(4, 2, 1), r"targets have shape \(4, 2, 1\), .* has shape \(4, 2\); use y\.squeeze\(-1\)$"),
+        (regressor, 2, torch.zeros(3, 2), r"\(3, 2\), .* has shape \(4, 2\); there are 3 targets for 4 examples$"),
+        (regressor, 2, torch.zeros(4, 3), r"targets have shape \(4, 3\), but the likelihood has shape \(4, 2\)$"),
+        (regressor, 2, torch.tensor(1.0), r"targets have shape \(\), but"),
         (regressor, 1, [[0.0]] * 4, "targets must be a tensor of real numbers, got a list"),
         (regressor, 1, torch.zeros(4, 1, dtype=torch.complex64), "real numbers, got torch.complex64"),
-        (pl.BayesianClassifier, 3, ZEROS[:, None], r"targets are \(4, 1\), but .* \(4,\): give y\.squeeze\(-1\)$"),
-        (pl.BayesianClassifier, 3, torch.eye(3)[ZEROS], r"labels are \(4, 3\), one-hot or .* give y\.argmax\(1\), of \(4,\)"),
-        (pl.BayesianClassifier, 3, ZEROS.float(), r"labels must be integers .* got torch.float32; give y\.long\(\)"),
-        (pl.BayesianClassifier, 3, ZEROS[:3], r"\(3,\), but the likelihood is of \(4,\): 3 targets for 4 examples"),
-        (pl.BayesianClassifier, 1, ZEROS, r"logits \[n, classes\] of at least two classes, got \(4, 1\)"),
-        (Labels, 3, ZEROS, r"targets are \(4,\), but the likelihood is of \(4, 3\)"),
-        (PerElement, 3, torch.zeros(4, 3), r"the batch shape \(4, 3\), in which every element .* end it in \.to_event\(1\)"),
-        (OneForAll, 3, torch.zeros(4), r"batch shape \(\) for 4 examples whose outputs are \(4, 3\); it must be \(4,\)"),
-        (OfTorch, 1, torch.zeros(4), "must return a distribution of pyro.distributions, got a Normal of torch"),
+        (pl.BayesianClassifier, 3, ZEROS[:, None], r"targets have shape \(4, 1\), but .* has shape \(4,\); use y\.squeeze\(-1\)$"),
+        (pl.BayesianClassifier, 3, torch.eye(3)[ZEROS], r"labels have shape \(4, 3\), like one-hot or .* use y\.argmax\(1\), of shape \(4,\)"),
+        (pl.BayesianClassifier, 3, ZEROS.float(), r"labels must be integers .* got torch.float32; use y\.long\(\)"),
+        (pl.BayesianClassifier, 3, ZEROS[:3], r"\(3,\), but the likelihood has shape \(4,\); there are 3 targets for 4 examples"),
+        (pl.BayesianClassifier, 1, ZEROS, r"logits \[n, classes\] with at least two classes, got \(4, 1\)"),
+        (Labels, 3, ZEROS, r"targets have shape \(4,\), but the likelihood has shape \(4, 3\)"),
+        (PerElement, 3, torch.zeros(4, 3), r"the batch shape \(4, 3\), so every element would count as an example; append \.to_event\(1\)"),
+        (OneForAll, 3, torch.zeros(4), r"batch shape \(\) for 4 examples with outputs of shape \(4, 3\); it must be \(4,\)"),
+        (OfTorch, 1, torch.zeros(4), "must return a distribution from pyro.distributions, got a Normal from torch"),
     ],
 )  # fmt: skip
 def test_targets_that_the_likelihood_would_broadcast_are_refused(make, outputs, y, message):
@@ -559,6 +559,6 @@ def test_num_data_is_a_whole_number_of_no_fewer_examples_than_a_batch():
     model = pl.BayesianClassifier(nn.Linear(2, 2), num_data=5e4)
     assert repr(model.num_data) == "50000"
     model.num_data = 3
-    with pytest.raises(pl.UserError, match="a batch of 4 examples, but num_data is 3"):
+    with pytest.raises(pl.UserError, match="a batch has 4 examples, but num_data is 3"):
         model(torch.randn(4, 2), ZEROS)
     assert model(torch.randn(4, 2)).shape == (4, 2), "without targets nothing is counted"

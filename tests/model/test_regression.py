@@ -71,7 +71,7 @@ def test_predicted_noise_is_the_second_half_of_the_outputs():
     with pytest.raises(pl.UserError, match="predicts a noise_scale for each example"):
         _ = model.noise_scale
     odd = pl.BayesianRegressor(nn.Linear(3, 3), num_data=5, noise_scale="predicted")
-    with pytest.raises(pl.UserError, match=r"gives \[n, 2d\], d means and d log-scales; got \(5, 3\)"):
+    with pytest.raises(pl.UserError, match=r"must be \[n, 2d\], d means and d log-scales, got \(5, 3\)"):
         odd(x)
 
 
@@ -82,8 +82,8 @@ def test_predicted_noise_is_the_second_half_of_the_outputs():
           (0, -1.0, math.nan, math.inf, torch.tensor([1.0, 0.0]), torch.tensor([math.nan]), torch.zeros(0), None, True,
            nn.Parameter(torch.tensor(-1.0)), [1.0, "a"], 1j)),
         ({"noise_scale": "learn"}, "unknown noise_scale 'learn': did you mean learned"),
-        ({"noise_scale": torch.ones(2, requires_grad=True)}, r"that is learned must be an nn\.Parameter"),
-        ({"noise_scale": 1.0, "outputs": 2}, 'outputs is the number of scales for noise_scale="learned" alone'),
+        ({"noise_scale": torch.ones(2, requires_grad=True)}, r"that requires a gradient must be an nn\.Parameter"),
+        ({"noise_scale": 1.0, "outputs": 2}, 'outputs is only for noise_scale="learned", as its number of scales'),
     ],
 )  # fmt: skip
 def test_wrong_noise_is_named_before_the_network_is_changed(options, message):
@@ -96,10 +96,10 @@ def test_wrong_noise_is_named_before_the_network_is_changed(options, message):
 
 def test_scales_that_do_not_fit_the_outputs_are_named():
     for noise_scale, net, x, message in (
-        (torch.ones(3), nn.Linear(3, 2), torch.randn(4, 3), r"is \(2,\), but noise_scale is \(3,\); give one for each"),
-        (torch.ones(4, 2), nn.Linear(3, 2), torch.randn(4, 3), r"is \(2,\), but noise_scale is \(4, 2\)"),
-        ("learned", Mean(3), torch.randn(4, 1, 2), r"is \(2, 2\), but noise_scale is \(2,\); give outputs=\(2, 2\)"),
-        ("learned", Mean(1), torch.randn(4, 1, 2), r"is \(\), but noise_scale is \(2,\); give outputs=\(\)"),
+        (torch.ones(3), nn.Linear(3, 2), torch.randn(4, 3), r"has shape \(2,\), but noise_scale has shape \(3,\); give one scale per output"),
+        (torch.ones(4, 2), nn.Linear(3, 2), torch.randn(4, 3), r"has shape \(2,\), but noise_scale has shape \(4, 2\)"),
+        ("learned", Mean(3), torch.randn(4, 1, 2), r"has shape \(2, 2\), but noise_scale has shape \(2,\); give outputs=\(2, 2\)"),
+        ("learned", Mean(1), torch.randn(4, 1, 2), r"has shape \(\), but noise_scale has shape \(2,\); give outputs=\(\)"),
         ("learned", nn.Sequential(nn.Linear(3, 1), nn.Upsample(5)), torch.randn(4, 1, 3), "give outputs="),
     ):  # fmt: skip
         model = pl.BayesianRegressor(net, num_data=4, noise_scale=noise_scale)

@@ -98,7 +98,7 @@ def test_a_figure_is_a_command(smoke_study, tmp_path, capsys):
     assert "maximum test accuracy over epochs" in (tmp_path / "fig8.csv").read_text()
     capsys.readouterr()
     for arguments, message in [
-        ([str(tmp_path / "none")], "is not a folder of runs"),
+        ([str(tmp_path / "none")], "is not a folder; name one that contains run folders"),
         ([str(tmp_path)], "holds no finished run"),
         ([str(smoke_study), "--protocol", "paper"], "no finished run with --protocol paper"),
         ([str(smoke_study), "--accuracy", "top5"], "--accuracy top5: choose"),

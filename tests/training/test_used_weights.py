@@ -194,7 +194,7 @@ def small_bit():
 def test_the_share_of_nonzeros_that_convolutions_of_timms_families_get(make, standardised):
     net = timm.create_model(make, num_classes=3) if isinstance(make, str) else make()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "a density is a share of the prunable weights")
+        warnings.filterwarnings("ignore", "densities count only the prunable weights")
         model = pl.BayesianClassifier(net, num_data=60)
     size = 224 if make == "convit_tiny" else 64
     share = share_in_use(model, 0.02, torch.randn(2, 3, size, size))
@@ -224,5 +224,7 @@ class Recurrent(nn.Module):
     ],
 )
 def test_a_network_much_of_which_cannot_be_random_is_told_what_a_density_is_of(make, share, layer):
-    with pytest.warns(UserWarning, match=f"prunable weights, which are {share} of this network's; {layer}"):
+    with pytest.warns(
+        UserWarning, match=f"densities count only the prunable weights, {share} of this network's; {layer}"
+    ):
         pl.BayesianClassifier(make(), num_data=60)
