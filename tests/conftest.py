@@ -1,4 +1,4 @@
-"""Shared small networks. Warnings are errors (pyproject.toml) and Pyro validates everything but the hot loop."""
+"""Shared fixtures. Warnings are errors (pyproject.toml) and Pyro validates everything but the hot loop."""
 
 import os
 
@@ -8,9 +8,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pyro
 import pytest
 import torch
-from torch import nn
 
 import pyro_lottery as pl
+from tests.support import TinyNet
 
 pyro.enable_validation(True)
 
@@ -33,22 +33,6 @@ def _seeded_and_clean():
     left = list(pyro.get_param_store().keys())
     pyro.clear_param_store()
     assert not left, "something left parameters in Pyro's global store"
-
-
-class TinyNet(nn.Module):
-    """A convolution with BatchNorm, a hidden linear layer and a classifier, for [n, 1, 4, 4] images."""
-
-    def __init__(self, classes: int = 3):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3, padding=1)
-        self.bn = nn.BatchNorm2d(4)
-        self.hidden = nn.Linear(16, 6)
-        self.out = nn.Linear(6, classes)
-
-    def forward(self, x):
-        x = torch.relu(self.bn(self.conv(x)))
-        x = nn.functional.avg_pool2d(x, 2).flatten(1)
-        return self.out(torch.relu(self.hidden(x)))
 
 
 @pytest.fixture

@@ -1,10 +1,25 @@
-"""What tests share."""
+"""What tests share: small networks, small options, small files, and how two runs are compared."""
 
 import time
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from pyro_lottery.types import Posterior, Ticket
+
+ROOT = Path(__file__).parent.parent
 DEADLOCK = 3600.0
 """Seconds after which a process that a test started is taken for stuck; one beside other work may need many minutes."""
+SMALL = {
+    "arch": "lenet", "dataset": "digits", "train_size": 200, "epochs": 2, "milestones": (), "train_samples": 1,
+    "eval_samples": 2, "levels": 2,
+}  # fmt: skip
+"""Options of a run that takes about a second."""
+QUICK = {"epochs": 2, "batch_size": 16, "train_samples": 1, "milestones": ()}
+"""Options of ``pl.train``."""
 
 
 def wait_for(condition, process=None):
@@ -25,3 +40,46 @@ def fingerprint(run: Path) -> tuple[dict[str, bytes], dict[str, list[list[str]]]
         keep = [i for i, name in enumerate(header) if name not in ("train_seconds", "step_ms", "seconds", "crc32")]
         tables[str(path.relative_to(run))] = [[row[i] for i in keep] for row in (header, *rows)]
     return tensors, tables
+
+
+def same(one, other):
+    """Whether two dictionaries hold equal tensors under the same names."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class TinyNet(nn.Module):
+    """A convolution with BatchNorm, a hidden linear layer and a classifier, for [n, 1, 4, 4] images."""
+
+    def __init__(self, classes: int = 3):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.bn = nn.BatchNorm2d(4)
+        self.hidden = nn.Linear(16, 6)
+        self.out = nn.Linear(6, classes)
+
+    def forward(self, x):
+        x = torch.relu(self.bn(self.conv(x)))
+        x = nn.functional.avg_pool2d(x, 2).flatten(1)
+        return self.out(torch.relu(self.hidden(x)))
+
+
+def ticket(kept=6):
+    """A ticket of ten prunable weights in two sites."""
+    # Names that do not sort the way the network orders them.
+    loc = {"b10.weight": torch.randn(2, 3), "a.bias": torch.randn(2), "b9.weight": torch.randn(4)}
+    scale = {n: t.exp() for n, t in loc.items()}
+    first = torch.randperm(10) < kept
+    mask = {"b10.weight": first[:6].view(2, 3), "b9.weight": first[6:]}
+    return Ticket(mask, Posterior(loc, scale, tuple(mask)), {"bn.running_mean": torch.randn(2)})
+
+
+def tree(root, sizes=((4, 4), (4, 4)), mode="RGB"):
+    """A folder of images as ImageFolder reads it: two classes, of three images for training and three for tests each."""
+    rng = np.random.default_rng(0)
+    for part, size in zip(("train", "test"), sizes, strict=True):
+        for name in ("cat", "dog"):
+            (root / part / name).mkdir(parents=True)
+            for i in range(3):
+                shape = size if mode == "L" else (*size, 3)
+                Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(root / part / name / f"{i}.png")
+    return root

@@ -3,11 +3,11 @@
 import ast
 import re
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
+
 GROUND = {"errors", "names", "seeds", "threads", "machine", "distributed", "files", "sealed", "untrusted", "types", "modes", "trees"}  # fmt: skip
 METHOD = {
     "kernels", "distributions", "nets", "data", "priors", "own_parameters", "model", "weights", "handlers", "guides", "elbo", "training",

@@ -6,7 +6,7 @@ import torch
 import pyro_lottery as pl
 from pyro_lottery import controls, imp, masks, tickets
 from pyro_lottery.runs.config import Config
-from tests.test_imp import SMALL
+from tests.support import SMALL
 
 
 @pytest.fixture(scope="module", params=["mean_field", "deterministic"])

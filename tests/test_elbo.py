@@ -110,7 +110,7 @@ def test_closed_forms_are_exact_and_do_not_jitter(prior):
 
 
 def test_a_flat_prior_and_a_point_guide_are_maximum_likelihood(tiny_data):
-    from tests.conftest import TinyNet
+    from tests.support import TinyNet
 
     model = pl.BayesianClassifier(TinyNet(), pl.priors.flat(), num_data=60)
     terms = pl.ELBO().terms(model, pl.guides.deterministic(model), tiny_data.test[:4], tiny_data.test.labels[:4])

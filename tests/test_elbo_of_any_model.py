@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoHierarchicalNormalMessenger, AutoNormal
 from torch.distributions import constraints
 
 import pyro_lottery as pl
-from tests.conftest import TinyNet
+from tests.support import TinyNet
 
 
 def param(name, value, constraint=constraints.real):

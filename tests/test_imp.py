@@ -21,12 +21,7 @@ from pyro_lottery.runs import build, session
 from pyro_lottery.runs.checkpoint import LevelHooks
 from pyro_lottery.runs.config import Config, preset
 from pyro_lottery.runs.folder import RunFolder
-from tests.support import fingerprint, wait_for
-
-SMALL = {
-    "arch": "lenet", "dataset": "digits", "train_size": 200, "epochs": 2, "milestones": (), "train_samples": 1,
-    "eval_samples": 2, "levels": 2,
-}  # fmt: skip
+from tests.support import SMALL, fingerprint, wait_for
 
 
 class TenWeights(nn.Module):

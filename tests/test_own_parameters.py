@@ -15,7 +15,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 
 import pyro_lottery as pl
-from tests.conftest import TinyNet
+from tests.support import TinyNet
 
 BYSTANDER = """
 import hashlib, io, sys

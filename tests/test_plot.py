@@ -10,7 +10,7 @@ import pyro_lottery as pl
 from pyro_lottery import imp
 from pyro_lottery.controls import run_control
 from pyro_lottery.runs.config import Config
-from tests.test_imp import SMALL
+from tests.support import SMALL
 
 
 @pytest.fixture(scope="module")

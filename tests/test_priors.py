@@ -13,7 +13,7 @@ from torch import nn
 
 import pyro_lottery as pl
 from pyro_lottery import priors, sites
-from tests.conftest import TinyNet
+from tests.support import TinyNet
 
 
 def test_one_number_is_the_scale_and_two_are_loc_and_scale():

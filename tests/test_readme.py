@@ -26,11 +26,9 @@ from pyro_lottery.imp import run_imp
 from pyro_lottery.machine import resolve_precision
 from pyro_lottery.runs.config import Config, preset
 from tests import fingerprint
-from tests.data.test_data import tree
 from tests.soak import __main__ as soak
-from tests.support import DEADLOCK
+from tests.support import DEADLOCK, ROOT, tree
 
-ROOT = Path(__file__).parent.parent
 FRONT, LIBRARY, EXPERIMENTS, BENCHMARKS, GALLERY, TESTS = (
     ROOT / folder / "README.md"
     for folder in ("", "pyro_lottery", "experiments", "experiments/benchmarks", "plots/gallery", "tests")

@@ -12,7 +12,7 @@ from pyro_lottery.controls import run_control
 from pyro_lottery.runs.cli import parse
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import RunFolder
-from tests.test_imp import SMALL
+from tests.support import SMALL
 
 HOSTILE = "<script>alert(1)</script>"
 

@@ -3,7 +3,7 @@ import pytest
 import pyro_lottery as pl
 from pyro_lottery import controls, imp, tables, transplant
 from pyro_lottery.runs.config import Config
-from tests.test_imp import SMALL
+from tests.support import SMALL
 
 
 @pytest.fixture(scope="module")

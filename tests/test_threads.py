@@ -11,7 +11,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 import pyro_lottery as pl
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.runs.loaded import TrainedNetwork
-from tests.conftest import TinyNet
+from tests.support import TinyNet
 
 
 def network(level, data):

@@ -7,7 +7,7 @@ from pyro_lottery import imp, nets, prediction, tickets, transplant
 from pyro_lottery.runs import session
 from pyro_lottery.runs.build import prepare
 from pyro_lottery.runs.config import Config
-from tests.test_imp import SMALL
+from tests.support import SMALL
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from pyro_lottery import files
 from pyro_lottery.errors import Damaged
 from pyro_lottery.types import Posterior, Ticket
-from tests.runs.test_folder import ticket
+from tests.support import ticket
 
 
 def test_a_ticket_round_trips_in_the_networks_order(tmp_path):

@@ -17,6 +17,7 @@ from torchvision import datasets
 
 import pyro_lottery as pl
 from pyro_lottery import data, files, training
+from tests.support import tree
 
 
 def test_digits_are_the_published_ones():
@@ -110,17 +111,6 @@ def test_train_size_and_validation():
     assert torch.equal(digits.val.pixels, again.val.pixels)
     with pytest.raises(pl.UserError, match="--train-size 1438"):
         data.load("digits", train_size=1438)
-
-
-def tree(root, sizes=((4, 4), (4, 4)), mode="RGB"):
-    rng = np.random.default_rng(0)
-    for part, size in zip(("train", "test"), sizes, strict=True):
-        for name in ("cat", "dog"):
-            (root / part / name).mkdir(parents=True)
-            for i in range(3):
-                shape = size if mode == "L" else (*size, 3)
-                Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(root / part / name / f"{i}.png")
-    return root
 
 
 def test_folder_reads_the_pixels_and_keeps_them_decoded(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ import pyro_lottery as pl
 from pyro_lottery import distributed as ranks
 from pyro_lottery import training
 from pyro_lottery.training import Hooks
+from tests.support import same
 
 QUICK = {"milestones": (), "epochs": 2, "lr": 0.01}
 
@@ -44,10 +45,6 @@ def trained(loader, model=None, guide=None, **options):
     model, guide = (model, guide) if model is not None else linear()
     history = pl.train(model, guide, loader, **QUICK | options)
     return {name: p.detach().clone() for name, p in guide.named_parameters()}, history
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_shuffling_loader_follows_the_seed_alone():

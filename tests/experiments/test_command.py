@@ -4,7 +4,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pyro_lottery as pl
 from experiments import fig5
@@ -14,8 +13,7 @@ from experiments.study.executors import carry_out
 from experiments.study.jobs import Control, Imp, Transplant, unfinished
 from pyro_lottery.errors import Diverged
 from pyro_lottery.runs.config import preset
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support import ROOT
 
 
 def study(*arguments):

@@ -18,7 +18,7 @@ from tests.guides.models import nested, subsampled
 
 def _another(hidden=6):
     """A network with the sites of TinyNet, whose hidden layer may have another width, and its guide."""
-    from tests.conftest import TinyNet
+    from tests.support import TinyNet
 
     net = TinyNet()
     net.hidden, net.out = nn.Linear(16, hidden), nn.Linear(hidden, 3)

@@ -197,7 +197,7 @@ def test_a_site_that_is_not_over_all_real_numbers_cannot_be_pruned():
 def test_a_prior_over_less_than_the_real_line_is_refused(tiny_data):
     import pyro.distributions as dist
 
-    from tests.conftest import TinyNet
+    from tests.support import TinyNet
 
     for prior in (dist.Uniform(-1.0, 1.0), dist.HalfNormal(1.0)):
         model = pl.BayesianClassifier(TinyNet(), prior, num_data=1)

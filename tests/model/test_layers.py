@@ -9,8 +9,7 @@ import pyro_lottery as pl
 from pyro_lottery import imp, nets, sites, tickets, transplant
 from pyro_lottery.model import layers
 from pyro_lottery.runs.config import Config
-from tests.conftest import TinyNet
-from tests.test_imp import SMALL
+from tests.support import SMALL, TinyNet
 
 LATE = {"conv1.*": None, "*": pl.priors.normal(1.0)}
 """A prior by import path, for LeNet."""

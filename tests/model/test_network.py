@@ -119,7 +119,7 @@ def test_a_model_is_sampled_without_data_and_batchnorm_does_not_notice(tiny_mode
 
 
 def test_two_networks_with_the_same_names_share_nothing(tiny_data):
-    from tests.conftest import TinyNet
+    from tests.support import TinyNet
 
     def fresh(seed):
         torch.manual_seed(seed)
@@ -213,7 +213,7 @@ def test_no_device_is_guessed():
     # What a GPU would do, without one: fake tensors know their device and refuse to mix them.
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from tests.conftest import TinyNet
+    from tests.support import TinyNet
 
     for prior, make in ((None, pl.guides.mean_field), (pl.priors.flat(), pl.guides.deterministic)):
         with FakeTensorMode(), pyro.validation_enabled(False):
@@ -239,7 +239,7 @@ def test_gains_of_standardised_convolutions_stay_deterministic():
 
 
 def test_layers_that_would_be_left_out_are_named():
-    from tests.conftest import TinyNet
+    from tests.support import TinyNet
 
     tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     tied[1].weight = tied[0].weight
@@ -257,7 +257,7 @@ def test_layers_that_would_be_left_out_are_named():
 
 
 def test_a_ticket_drops_into_a_fresh_network_and_says_what_differs(tmp_path):
-    from tests.conftest import TinyNet
+    from tests.support import TinyNet
 
     def fresh(classes=3):
         model = pl.BayesianClassifier(TinyNet(classes), num_data=60)
@@ -320,7 +320,7 @@ def test_a_network_in_float64_is_trained_in_float64():
 
 
 def test_a_classifier_in_float64_trains_prunes_and_is_saved(tiny_data, tmp_path):
-    from tests.conftest import TinyNet
+    from tests.support import TinyNet
 
     model = pl.BayesianClassifier(TinyNet().double(), num_data=60, kl_temperature=0.1)
     guide = pl.guides.mean_field(model)
@@ -370,7 +370,7 @@ def test_weights_of_five_dimensions_train_and_are_pruned(estimator):
 def test_what_is_no_tensor_is_named(tiny_data):
     from collections import namedtuple
 
-    from tests.conftest import TinyNet
+    from tests.support import TinyNet
 
     Outputs = namedtuple("Outputs", ["logits", "aux"])
 

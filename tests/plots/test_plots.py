@@ -13,7 +13,7 @@ from pyro_lottery import imp
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.types import LevelResult
-from tests.test_imp import SMALL
+from tests.support import SMALL
 
 
 @pytest.fixture(scope="module")

@@ -15,19 +15,10 @@ import pyro_lottery as pl
 from pyro_lottery import files, seeds, weights
 from pyro_lottery.errors import Damaged
 from pyro_lottery.runs.folder import LevelFolder, RunFolder
-from pyro_lottery.types import LevelResult, Posterior, Ticket, infinite_info
+from pyro_lottery.types import LevelResult, Posterior, infinite_info
+from tests.support import ticket
 
 OPTIONS = {"arch": "lenet", "levels": 2, "milestones": (3, 4), "seed": 0, "run_dir": "x", "epochs": 5}
-
-
-def ticket(kept=6):
-    """A ticket of ten prunable weights in two sites."""
-    # Names that do not sort the way the network orders them.
-    loc = {"b10.weight": torch.randn(2, 3), "a.bias": torch.randn(2), "b9.weight": torch.randn(4)}
-    scale = {n: t.exp() for n, t in loc.items()}
-    first = torch.randperm(10) < kept
-    mask = {"b10.weight": first[:6].view(2, 3), "b9.weight": first[6:]}
-    return Ticket(mask, Posterior(loc, scale, tuple(mask)), {"bn.running_mean": torch.randn(2)})
 
 
 def test_files_hold_the_names_that_others_rely_on(tmp_path):

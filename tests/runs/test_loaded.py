@@ -16,8 +16,7 @@ from pyro_lottery.errors import Damaged
 from pyro_lottery.runs import build
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import RunFolder
-from tests.data.test_data import tree
-from tests.test_imp import SMALL
+from tests.support import SMALL, tree
 
 
 @pytest.fixture(scope="module", params=["mean_field", "deterministic", "pyro.infer.autoguide.AutoNormal"])
@@ -264,7 +263,7 @@ def test_nothing_is_written_where_a_run_folder_says_that_data_are(tmp_path):
 
 
 def test_trying_a_network_out_leaves_a_frozen_batchnorm_frozen():
-    from tests.conftest import TinyNet
+    from tests.support import TinyNet
 
     net = TinyNet()
     net.bn.eval()

@@ -6,13 +6,11 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.soak.__main__ import PARTS
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,7 @@ import torch
 import pyro_lottery as pl
 from pyro_lottery import training
 from pyro_lottery.errors import Diverged
-from tests.conftest import TinyNet
-
-QUICK = {"epochs": 2, "batch_size": 16, "train_samples": 1, "milestones": ()}
+from tests.support import QUICK, TinyNet
 
 
 def test_a_loss_that_is_not_finite_names_epoch_and_step(tiny_data):

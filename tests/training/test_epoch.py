@@ -3,9 +3,7 @@ import torch
 
 import pyro_lottery as pl
 from pyro_lottery.training.epoch import training_mode
-from tests.conftest import TinyNet
-
-QUICK = {"epochs": 2, "batch_size": 16, "train_samples": 1, "milestones": ()}
+from tests.support import QUICK, TinyNet
 
 
 def test_ten_samples_move_batchnorm_as_far_as_one(tiny_data):

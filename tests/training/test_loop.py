@@ -5,9 +5,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 import pyro_lottery as pl
-from tests.conftest import TinyNet
-
-QUICK = {"epochs": 2, "batch_size": 16, "train_samples": 1, "milestones": ()}
+from tests.support import QUICK, TinyNet
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,7 @@ from pyro.infer.autoguide import AutoNormal
 
 import pyro_lottery as pl
 from pyro_lottery import training
-from tests.conftest import TinyNet
-
-QUICK = {"epochs": 2, "batch_size": 16, "train_samples": 1, "milestones": ()}
+from tests.support import QUICK, TinyNet
 
 
 def test_learning_rate_by_hand():

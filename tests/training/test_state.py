@@ -2,9 +2,7 @@ import pytest
 import torch
 
 import pyro_lottery as pl
-from tests.conftest import TinyNet
-
-QUICK = {"epochs": 2, "batch_size": 16, "train_samples": 1, "milestones": ()}
+from tests.support import QUICK, TinyNet
 
 
 def made(make):

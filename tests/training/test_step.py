@@ -6,9 +6,7 @@ import pyro_lottery as pl
 from pyro_lottery import seeds, training
 from pyro_lottery.data import Epoch
 from pyro_lottery.training.epoch import training_mode
-from tests.conftest import TinyNet
-
-QUICK = {"epochs": 2, "batch_size": 16, "train_samples": 1, "milestones": ()}
+from tests.support import QUICK, TinyNet
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

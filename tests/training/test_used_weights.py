@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import pyro_lottery as pl
 from pyro_lottery.training.used_weights import check_used_weights, used_weights
-from tests.conftest import TinyNet
+from tests.support import TinyNet
 
 QUICK = {"epochs": 1, "batch_size": 16, "milestones": ()}
 

@@ -9,8 +9,7 @@ from pyro_lottery import controls, imp, nets, report, transplant, weights
 from pyro_lottery.runs.build import prepare
 from pyro_lottery.runs.config import Config
 from pyro_lottery.weights import pretrained
-from tests.conftest import TinyNet
-from tests.test_imp import SMALL
+from tests.support import SMALL, TinyNet, same
 
 
 def trained(net):
@@ -24,10 +23,6 @@ def start(net, state, path, **wrapped):
     torch.save(state, path)
     pretrained.start_from_(net, weights.load(path))
     return net.state_dict()
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_every_value_of_the_file_is_the_networks_zeros_too(tmp_path):

@@ -3,7 +3,6 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +13,7 @@ from experiments.study.executors import Task, log_of, sbatch, train, waves, with
 from experiments.study.jobs import Imp, Transplant
 from pyro_lottery.errors import Stopped
 from pyro_lottery.runs.config import preset
-from tests.support import DEADLOCK, fingerprint, wait_for
-
-ROOT = Path(__file__).parents[3]
+from tests.support import DEADLOCK, ROOT, fingerprint, wait_for
 
 
 def given(*arguments):
