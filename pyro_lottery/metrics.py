@@ -13,11 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    binary_roc,
-    multiclass_calibration_error,
-)
 
 from pyro_lottery.errors import UserError
 from pyro_lottery.trees import as_real
@@ -57,6 +52,8 @@ def ece(probs: Tensor, labels: Tensor, bins: int = BINS) -> float:
 
     ``probs`` is [n, classes], and ``labels`` [n].
     """
+    from torchmetrics.functional.classification import multiclass_calibration_error  # takes two seconds to import
+
     probs, labels = _checked(probs, labels)
     _check_bins(bins)
     if probs.isnan().any():  # torchmetrics would put it into a bin
@@ -136,6 +133,8 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
 
     It is the probability that a score of ``outside`` is above a score of ``inside``, where a tie counts half.
     """
+    from torchmetrics.functional.classification import binary_auroc
+
     scored = _scored(inside, outside)
     return math.nan if scored is None else float(binary_auroc(*scored))
 
@@ -145,6 +144,8 @@ def fpr95(inside: Tensor, outside: Tensor) -> float:
 
     It is the share of ``inside`` above the threshold above which 95 % of ``outside`` lie.
     """
+    from torchmetrics.functional.classification import binary_roc
+
     scored = _scored(inside, outside)
     if scored is None:
         return math.nan

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from pyro_lottery import seeds
 from pyro_lottery.data import sources
@@ -38,6 +37,8 @@ def corrupt(split: Split, kind: str, severity: int) -> Split:
         raise unknown("corruption", kind, CORRUPTIONS)
     if severity not in SEVERITIES:
         raise UserError(f"severity must be 1 to 5, got {severity}")
+    from torchvision.transforms.v2 import functional as F  # torchvision takes a second to import
+
     level, pixels = _LEVELS[kind][severity - 1], _pixels(split)
     if kind == "noise":
         noise = torch.randn(pixels.shape, generator=seeds.generator("cpu", 0, "corrupt"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import timm
 from torch import nn
 
 from pyro_lottery.errors import UserError, unknown
@@ -38,6 +37,8 @@ def check_name(name: str) -> None:
     if is_own(name):
         load_callable(name, "--arch")
     elif name.startswith("timm:"):
+        import timm  # takes a second, which other networks do not need
+
         if not timm.is_model(name[5:]):
             raise unknown("timm model", name[5:], timm.list_models())
     elif name not in _NETS:
@@ -75,6 +76,8 @@ def create_model(
         height, width = image_size
         raise UserError(f"--arch {name} takes square images, not {height}×{width}; try a resnet or vgg")
     if name.startswith("timm:"):
+        import timm
+
         try:  # transformers need the image size, convolutional networks do not accept it
             return timm.create_model(name[5:], num_classes=num_classes, in_chans=in_channels, img_size=image_size)
         except TypeError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import timm
 from torch import nn
 
 
@@ -12,6 +11,8 @@ def vit(name: str, num_classes: int, in_channels: int, image_size: int, patch_si
     Its linear and convolutional layers start with PyTorch's Kaiming-uniform initialisation, as in the paper, instead of
     timm's truncated normal.
     """
+    import timm  # takes a second, which other networks do not need
+
     net = timm.create_model(
         name,
         img_size=image_size,
