@@ -100,7 +100,7 @@ def test_the_command(run, capsys):
     for arguments, message in [
         (["--levels", "7"], "--levels 7: "),
         (["--samples", "0"], "--samples must be at least 1"),
-        (["--ood", "svhn"], "holds no complete copy of SVHN"),
+        (["--ood", "svhn"], "has no complete copy of SVHN"),
         (["--ood", "digits"], "--ood digits: these are the images that the run was trained on"),
         (["--ood", "cats"], "unknown --ood 'cats'"),
     ]:

@@ -1,4 +1,4 @@
-"""Data sets as tensors on the device, with normalisation and augmentation in batches."""
+"""Data sets: tensors on the device, normalised and augmented batch by batch, or streams of batches from loaders."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_lottery import files, seeds
-from pyro_lottery.data import arrays as own
-from pyro_lottery.data import folders, sources
+from pyro_lottery.data import arrays, folders, sources
 from pyro_lottery.data.batches import Epoch, Split, batch, crop_and_flip, shuffle
 from pyro_lottery.data.images import PIXELS, SIDES
 from pyro_lottery.data.shifts import CORRUPTIONS, OOD, SEVERITIES, corrupt, out_of_distribution
@@ -29,74 +28,72 @@ _SOURCES = {
 }
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 DOWNLOADS = {"cifar10": (50_000, 10_000, 10), "cifar100": (50_000, 10_000, 100), "svhn": (73_257, 26_032, 10)}
-"""Training images, test images and classes of the data sets that are downloaded; all images are 3×32×32."""
+"""Numbers of training images, test images and classes of the downloadable data sets, whose images are all 3×32×32."""
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A training, a test and perhaps a validation split, and the augmentation the training images get."""
+    """A training split, an optional test and validation split, and the augmentation of the training images."""
 
     train: Split | Stream
     test: Split | Stream | None
     val: Split | Stream | None
     num_classes: int | None
-    """None where targets are real values."""
+    """Number of classes, or None if targets are real values."""
     augment: str
     checksum: int
-    """CRC-32 of all inputs and targets, by which a resumed run knows its data."""
+    """CRC-32 of the inputs and targets, by which a resumed run recognises its data."""
     classes: tuple[str, ...] | None = None
-    """Names of the classes in the order of their labels, where they are known."""
+    """Names of the classes in the order of their labels, or None if they are unknown."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one example, without the batch: (channels, height, width) of an image."""
+        """Shape of one example without the batch dimension: (channels, height, width) for an image."""
         if isinstance(self.train, Stream):
             return tuple(first_tensor(self.train.head()[0]).shape[1:])
         return tuple(self.train.inputs.shape[1:])
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of an image in pixels; ``UserError`` for examples that are no images."""
+        """Height and width of an image in pixels. Raises ``UserError`` if examples are not images."""
         if len(self.input_shape) != 3:
             raise UserError(
-                f"an example of shape {self.input_shape} is no image; images are [n, channels, height, width]"
+                f"examples have the shape {self.input_shape} and are not images; images are [channels, height, width]"
             )
         return self.input_shape[1], self.input_shape[2]
 
     @property
     def in_channels(self) -> int:
-        """Channels of an image or a signal, features of a table."""
+        """Number of channels of an image or a signal, or of features of a table."""
         return self.input_shape[0]
 
     def to(self, device: torch.device) -> Data:
-        """All splits on ``device``."""
+        """Return the data with all splits on ``device``."""
         test, val = (None if split is None else split.to(device) for split in (self.test, self.val))
         return replace(self, train=self.train.to(device), test=test, val=val)
 
 
 def in_memory(split: Split | Stream | None) -> Split:
-    """A split that holds its examples; ``UserError`` for a stream."""
+    """Return ``split`` if it is a :class:`Split`. Raises ``UserError`` for a stream and for None."""
     if not isinstance(split, Split):
-        raise UserError(
-            "this needs a split that is held in memory, and there is none; make one by pl.data.from_tensors"
-        )
+        raise UserError("this needs a split that is held in memory; make one with pl.data.from_tensors")
     return split
 
 
 def from_loaders(
     train: Any, test: Any = None, val: Any = None, *, num_data: int | None = None, num_classes: int | None = None
 ) -> Data:
-    """A :class:`Data` whose splits are read batch by batch (:class:`Stream`): DataLoaders, or other iterables with a length.
+    """Make a :class:`Data` whose splits are read batch by batch from DataLoaders or other iterables with a length.
 
-    A batch is a pair (x, y) of what the network gets and its targets, floats or integers; x may be a tuple, a list or a mapping
-    of tensors, for a ``forward`` of several inputs. ``test`` and ``val`` may also be a :class:`Split`. ``num_data``, the
-    training examples in a pass, is needed where the loader does not tell; so is ``num_classes`` of classes. An epoch is one pass
-    over ``train``; its random numbers, also those of numpy and Python and of workers, follow the training's seed. Raises
-    ``UserError`` in one line for whatever is odd in the first batch.
+    A batch is a pair (x, y) of the network's input and the targets (floats or integers); x may be a tuple, list or mapping of
+    tensors for a ``forward`` with several inputs. ``test`` and ``val`` may also be a :class:`Split`. ``num_data`` is the
+    number of training examples in a pass and ``num_classes`` the number of classes; each is needed if it cannot be found
+    from the loader. An epoch is one pass over ``train``. The random numbers of a pass, including those of numpy, Python and
+    workers, follow the seed of the training. Raises ``UserError`` if the loaders or their first batches are not usable.
     """
     for name, number in (("num_data", num_data), ("num_classes", num_classes)):
         if number is not None and (type(number) is not int or number < 1):
-            raise UserError(f"{name} must be a whole number, at least 1, got {number!r}")
+            raise UserError(f"{name} must be a whole number of at least 1, got {number!r}")
     stream = stream_of(train, "train", num_data)
     x, y = stream.head()
     if num_classes and y.is_floating_point():
@@ -112,7 +109,7 @@ def from_loaders(
 
 
 def list_datasets() -> list[str]:
-    """Names that :func:`load` knows.
+    """Return the names of data sets that :func:`load` accepts.
 
     >>> list_datasets()
     ['cifar10', 'cifar100', 'svhn', 'digits', 'folder']
@@ -121,7 +118,7 @@ def list_datasets() -> list[str]:
 
 
 OWN = "own"
-"""What a config calls data that were made in Python."""
+"""Name of a data set that was made in Python, in a config."""
 _TITLES = {
     OWN: "own data",
     "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "digits": "digits (8×8)",
@@ -130,7 +127,7 @@ _TITLES = {
 
 
 def title(name: str, data_dir: str | Path, image_size: int | None = None) -> str:
-    """What to call a data set in a title; a folder of images by its own name, and resized images with their size.
+    """Return the title of a data set for figures; a folder of images has the folder's name, and resizing adds the size.
 
     >>> title("folder", "data/cifar10-jpeg"), title("cifar100", "data", 64)
     ('CIFAR-10 (JPEG)', 'CIFAR-100, 64×64')
@@ -154,16 +151,16 @@ def load(
 ) -> Data:
     """Load a data set by name onto ``device``.
 
-    ``train_size`` images are taken from the training set, stratified by class, and ``val_fraction`` of them are
-    then held out, stratified too; both follow ``seed``. ``test_size`` images are taken from the test set, stratified
-    and always the same ones. ``augment="auto"`` is crop and flip for natural images,
-    crop for SVHN and none for digits. With ``image_size`` N the shorter side of every image is resized to N pixels, and the
-    centre cut out, N×N. Without ``write`` nothing is downloaded, and decoded images are not kept.
-    Raises ``UserError`` for bad input.
+    ``train_size`` images are taken from the training set and ``val_fraction`` of these are held out for validation, both
+    stratified by class and chosen by ``seed``. ``test_size`` images are taken from the test set, also stratified; they are
+    always the same. ``augment`` is ``none``, ``crop``, ``crop_flip``, or ``auto``: crop and flip for natural images, crop for
+    SVHN and none for digits. With ``image_size`` N, the shorter side of every image is resized to N pixels and the centre
+    N×N is cut out. Without ``write``, nothing is downloaded and decoded images are not stored. Raises ``UserError`` for an
+    unknown name, sizes that do not fit, and data that cannot be read.
     """
     if name == OWN:
         raise UserError(
-            "--dataset own: these data were made in Python, and are no files; give them to pl.find_tickets again"
+            "--dataset own: these data were made in Python and are not stored; pass them to pl.find_tickets again"
         )
     if name not in _SOURCES:
         raise unknown("dataset", name, list_datasets())
@@ -175,7 +172,7 @@ def load(
     except OSError as error:
         raise UserError(f"--data-dir {data_dir} cannot be used ({error}); give a folder that can be read") from error
     data = _from_pixels(*found.train, *found.test, usual if augment == "auto" else augment)
-    if found.classes is not None:  # the last may have no images
+    if found.classes is not None:  # the last class may have no images
         data = replace(data, num_classes=len(found.classes), classes=found.classes)
     train = _subset(in_memory(data.train), "train", train_size, seeds.derive(seed, "train-size"))
     test_part, val = _subset(in_memory(data.test), "test", test_size, seeds.derive(0, "test-size")), None
@@ -183,7 +180,7 @@ def load(
         held_out = round(val_fraction * len(train))
         if not 0 < held_out < len(train):
             raise UserError(
-                f"--val-fraction {val_fraction} of {len(train)} training images holds out {held_out}; both parts need some"
+                f"--val-fraction {val_fraction} of {len(train)} training images holds out {held_out}; both parts need at least one"
             )
         train, val = stratified_split(train, len(train) - held_out, seeds.derive(seed, "val"))
     return replace(data, train=train, test=test_part, val=val).to(torch.device(device))
@@ -211,41 +208,41 @@ def from_tensors(
     classes: Sequence[str] | None = None,
     channels_last: bool | None = None,
 ) -> Data:
-    """A :class:`Data` from one's own torch tensors, numpy arrays or DataFrames, which are copied.
+    """Make a :class:`Data` from torch tensors, numpy arrays or DataFrames, which are copied.
 
     Inputs are [n, features], [n, channels, length], [n, channels, height, width] and so on, of any real dtype; with
-    ``channels_last`` the channels are the last dimension. They are normalised by the training set's mean and standard
-    deviation of each feature or channel, computed in double precision; without ``normalize`` uint8 is divided by 255, and
-    other numbers stay as they are. ``data.train.normalize(x)`` does the same to new inputs, channels first.
+    ``channels_last``, the last dimension holds the channels. They are normalised by the mean and standard deviation of each
+    feature or channel over the training set, computed in double precision. With ``normalize=False``, uint8 inputs are
+    divided by 255 and others stay as they are. ``data.train.normalize(x)`` normalises new inputs (channels first).
 
-    Integer targets [n] are classes, 0 to C − 1. Float targets [n, ...] are real values, whole numbers too, and are never
-    normalised. ``classes`` names the classes; without it, every class needs a training example. ``augment`` is ``none``, or
-    for images ``crop`` (after padding with what was 0 before normalisation) or ``crop_flip``. All is on the device of
-    ``train_x`` if that is a tensor. Raises ``UserError`` in one line for whatever is odd.
+    Integer targets [n] are classes, 0 to C − 1. Float targets [n, ...] are real values, even if they are whole numbers, and
+    are not normalised. ``classes`` names the classes; without it, every class needs a training example. ``augment`` is
+    ``none`` or, for images, ``crop`` (padding has the value that was 0 before normalisation) or ``crop_flip``. The data are
+    on the device of ``train_x`` if that is a tensor. Raises ``UserError`` for inputs or targets that are not usable.
     """
     given = {"train_x": train_x, "train_y": train_y, "test_x": test_x, "test_y": test_y}
     if (val_x is None) != (val_y is None):
         raise UserError("val_x and val_y belong together; give both or neither")
     given |= {} if val_x is None else {"val_x": val_x, "val_y": val_y}
-    own.check_arguments(given)
-    inputs = own.check_inputs({name: v for name, v in given.items() if name.endswith("_x")}, channels_last)
+    arrays.check_arguments(given)
+    inputs = arrays.check_inputs({name: v for name, v in given.items() if name.endswith("_x")}, channels_last)
     device, train = inputs["train_x"].device, inputs["train_x"]
     inputs = {name: x.to(device) for name, x in inputs.items()}
     _check_augment(augment, train)
-    names = own.check_names(classes)
-    targets, num_classes = own.check_targets({n: v for n, v in given.items() if n.endswith("_y")}, inputs, names)
+    names = arrays.check_names(classes)
+    targets, num_classes = arrays.check_targets({n: v for n, v in given.items() if n.endswith("_y")}, inputs, names)
     targets = {name: y.to(device) for name, y in targets.items()}
     checksum = _checksum(inputs, targets, normalize)
     if train.dtype == torch.uint8:
         mean, std = _mean_and_std(train) if normalize else (torch.zeros(train.shape[1]), torch.ones(train.shape[1]))
         inputs = {name: x.clone(memory_format=torch.contiguous_format) for name, x in inputs.items()}
     elif normalize:
-        mean, std = own.statistics("train_x", train)
+        mean, std = arrays.statistics("train_x", train)
         std = torch.where(std == 0, 1.0, std)
-        inputs = {name: own.normalized(name, x, mean, std) for name, x in inputs.items()}
+        inputs = {name: arrays.normalized(name, x, mean, std) for name, x in inputs.items()}
     else:
         mean, std = (v.double() for v in (torch.zeros(train.shape[1]), torch.ones(train.shape[1])))
-        inputs = {name: own.as_float32(name, x) for name, x in inputs.items()}
+        inputs = {name: arrays.as_float32(name, x) for name, x in inputs.items()}
     splits = {
         part: Split(inputs[f"{part}_x"], targets[f"{part}_y"], mean.to(device), std.to(device))
         for part in ("train", "test", "val")
@@ -255,7 +252,7 @@ def from_tensors(
 
 
 def _from_pixels(pixels: Tensor, labels: Tensor, test_pixels: Tensor, test_labels: Tensor, augment: str) -> Data:
-    """A :class:`Data` of uint8 images and labels from a source, which are not copied."""
+    """Make a :class:`Data` from uint8 images and labels of a source, without copying them."""
     _check_augment(augment, pixels)
     mean, std = _mean_and_std(pixels)
     num_classes = int(max(labels.max(), test_labels.max())) + 1
@@ -271,12 +268,12 @@ def _check_augment(augment: str, inputs: Tensor) -> None:
         raise unknown("augment", augment, ("auto", *AUGMENTATIONS))
     if augment != "none" and inputs.ndim != 4:
         raise UserError(
-            f"augment={augment!r} is for images [n, channels, height, width]; inputs are {list(inputs.shape)}: use 'none'"
+            f"augment={augment!r} is for images [n, channels, height, width], but inputs are {list(inputs.shape)}; use 'none'"
         )
 
 
 def _checksum(inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], normalize: bool = True) -> int:
-    """Of all inputs as they were given, since their normalised values may differ by a bit between machines."""
+    """Return the checksum of the data before normalisation, whose results may differ in the last bit between machines."""
     named = {"a": "train_x", "b": "train_y", "c": "test_x", "d": "test_y", "e": "val_x", "f": "val_y"}
     tensors = {**inputs, **targets}
     found = {letter: tensors[name].cpu() for letter, name in named.items() if name in tensors}
@@ -286,25 +283,28 @@ def _checksum(inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], norma
 
 
 def _mean_and_std(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    # From the histogram of each channel: exact, and without a float copy of the data set.
+    # The histogram of each channel gives exact results without a float copy of the data set.
     values = torch.arange(256, dtype=torch.double) / 255
     parts = []
-    for channels in pixels.split(256, 1):  # of a table there may be many
+    for channels in pixels.split(256, 1):  # a table may have thousands of features
         counts = torch.stack([torch.bincount(c.reshape(-1), minlength=256) for c in channels.unbind(1)]).cpu()
         weights = counts.double() / counts.sum(1, keepdim=True)
         mean = weights @ values
         std = (weights * (values - mean[:, None]) ** 2).sum(1).sqrt()
-        constant = (counts > 0).sum(1) == 1  # must not divide by zero
+        constant = (counts > 0).sum(1) == 1  # its standard deviation of 0 would divide by zero
         parts.append((mean.float(), torch.where(constant, 1.0, std).float()))
     mean, std = (torch.cat(part) for part in zip(*parts, strict=True))
     return mean, std
 
 
 def stratified_split(split: Split, count: int, seed: int) -> tuple[Split, Split]:
-    """``count`` examples with every class in its proportion (to one example), and the rest; any ``count`` of real targets."""
+    """Split off ``count`` random examples, chosen by ``seed``, and return them and the rest.
+
+    Each class keeps its proportion (to one example). Real targets have no classes, so any ``count`` examples are taken.
+    """
     order = torch.randperm(len(split), generator=seeds.generator("cpu", seed, "split"))
     labels = torch.zeros(len(order)) if split.targets.is_floating_point() else split.targets[order]
-    # Rank of each example within its class, as a fraction of the class: the `count` smallest are a stratified sample.
+    # The rank of each example within its class, as a fraction of the class; the `count` smallest are a stratified sample.
     rank = torch.empty(len(order), dtype=torch.double)
     for label in labels.unique():
         members = (labels == label).nonzero().squeeze(1)

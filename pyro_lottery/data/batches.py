@@ -1,4 +1,4 @@
-"""Batches from tensors that stay on the device: shuffled, cropped and flipped per sample, all in one gather."""
+"""Batches of examples that stay on the device: shuffled, cropped and flipped by one indexing operation."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from pyro_lottery.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """``inputs`` [n, channels or features, ...] and their ``targets``, on one device.
+    """Examples held in memory: ``inputs`` [n, channels or features, ...] and ``targets``, on one device.
 
-    Inputs are uint8, and normalised batch by batch, or float and normalised already. Targets are classes, int64 [n], or
-    real values, float [n, ...]. Indexing gives normalised float inputs, so that a split can be given to
-    :func:`pyro_lottery.predict` as it is.
+    Inputs are uint8 (normalised batch by batch) or float (already normalised). Targets are classes, int64 [n], or real
+    values, float [n, ...]. Indexing returns normalised float inputs, so a split can be passed to
+    :func:`pyro_lottery.predict`.
     """
 
     inputs: Tensor
     targets: Tensor
     mean: Tensor
     std: Tensor
-    """Of each index of dimension 1, by which :meth:`normalize` shifts and scales."""
+    """Mean and standard deviation [channels or features] with which :meth:`normalize` shifts and scales."""
 
     @property
     def pixels(self) -> Tensor:
-        """The inputs by the name that images give them."""
+        """The inputs, under their name for images."""
         return self.inputs
 
     @property
     def labels(self) -> Tensor:
-        """The targets by the name that classes give them."""
+        """The targets, under their name for classes."""
         return self.targets
 
     @property
     def device(self) -> torch.device:
-        """Where inputs and targets are."""
+        """Device of the inputs and targets."""
         return self.inputs.device
 
     def head(self) -> tuple[Tensor, Tensor]:
-        """The first two examples as the network gets them, and their targets."""
+        """Return the first two inputs, normalised, and their targets."""
         return self[:2], self.targets[:2]
 
     def __len__(self) -> int:
@@ -52,37 +52,38 @@ class Split:
         return self.prepare(self.inputs[index])
 
     def to(self, device: torch.device) -> Split:
-        """The split on ``device``."""
+        """Return the split on ``device``."""
         return Split(*(t.to(device) for t in (self.inputs, self.targets, self.mean, self.std)))
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """What the network gets of some of this split's ``inputs``: float, and normalised once."""
+        """Return some of this split's ``inputs`` as the network takes them: floats, normalised if they were not yet."""
         return self.normalize(inputs) if inputs.dtype == torch.uint8 else inputs
 
     def normalize(self, inputs: Tensor) -> Tensor:
-        """Normalised float inputs of others as they were given: uint8 as ``(inputs / 255 − mean) / std``, floats as
-        ``(inputs − mean) / std``.
+        """Normalise new inputs: uint8 as ``(inputs / 255 − mean) / std``, floats as ``(inputs − mean) / std``.
+
+        Raises ``UserError`` if dtype or shape differ from those of the split's examples.
         """
         if (inputs.dtype == torch.uint8) != (self.inputs.dtype == torch.uint8) or inputs.shape[1:] != self.inputs.shape[
             1:
         ]:
             own, given = ([t.dtype, *t.shape[1:]] for t in (self.inputs, inputs))
-            raise UserError(f"inputs are of dtype and shape {given}, the split's {own}; give them as the split's were")
+            raise UserError(f"inputs have dtype and shape {given}, but those of the split have {own}; give the same")
         per_channel = (-1, *(1,) * (inputs.ndim - 2))
         mean, std = self.mean.view(per_channel), self.std.view(per_channel)
         if inputs.dtype == torch.uint8:
             return (inputs.float() / 255 - mean) / std
         return (
             (inputs.double() - mean) / std
-        ).float()  # a float32 has no digits left of the difference of large numbers
+        ).float()  # in float32, differences of large numbers would lose all digits
 
 
 def crop_and_flip(
     pixels: Tensor, padding: int, flip: bool, generator: torch.Generator, fill: Tensor | None = None
 ) -> Tensor:
-    """Random crop after padding with 0, or with ``fill`` [c], and random horizontal flip, drawn per sample.
+    """Pad each image with 0, or with ``fill`` [c], crop it at random and, with ``flip``, flip half of them horizontally.
 
-    ``pixels`` [b, c, h, w] of any dtype; returns the same shape.
+    ``pixels`` is [b, c, h, w] of any dtype, and so is the result. Each image has a random offset and flip of its own.
     """
     count, channels, height, width = pixels.shape
     device = pixels.device
@@ -103,9 +104,10 @@ def crop_and_flip(
 
 
 def shuffle(count: int, batch_size: int, generator: torch.Generator, least: int = 2) -> list[Tensor]:
-    """One epoch's batches as index tensors on the generator's device: every example once, in a drawn order.
+    """Return the batches of one epoch as index tensors on the generator's device: every example once, in random order.
 
-    A last batch of fewer than ``least`` examples joins the one before, since BatchNorm cannot normalise one.
+    A last batch of fewer than ``least`` examples is merged with the one before it, since BatchNorm cannot normalise one
+    example.
     """
     order = torch.randperm(count, generator=generator, device=generator.device)
     chunks = list(order.split(batch_size))
@@ -115,22 +117,23 @@ def shuffle(count: int, batch_size: int, generator: torch.Generator, least: int 
 
 
 def batch(split: Split, indices: Tensor, augment: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Normalised inputs and targets of the examples ``indices``.
+    """Return normalised inputs and targets of the examples ``indices``.
 
-    ``augment`` is ``none``, ``crop`` (padding of one eighth of the width: 4 pixels at 32×32) or ``crop_flip``.
+    ``augment`` is ``none``, ``crop`` (padded by one eighth of the width: 4 pixels at 32×32) or ``crop_flip``.
     """
     inputs = split.inputs[indices]
     if augment != "none":
-        black = None if inputs.dtype == torch.uint8 else (-split.mean / split.std).to(inputs.dtype)  # 0, normalised
+        # Padding is 0 before normalisation.
+        black = None if inputs.dtype == torch.uint8 else (-split.mean / split.std).to(inputs.dtype)
         inputs = crop_and_flip(inputs, inputs.shape[-1] // 8, augment == "crop_flip", generator, black)
     return split.prepare(inputs), split.targets[indices]
 
 
 class Epoch:
-    """One pass over a :class:`Split` for training: the batches that :func:`shuffle` draws when this is made."""
+    """One training pass over a :class:`Split`; the order of its examples is drawn by :func:`shuffle` at construction."""
 
     whole_only = False
-    """A training can stop and go on after any batch."""
+    """Training may stop and resume after any batch."""
 
     def __init__(self, split: Split, batch_size: int, augment: str, order: torch.Generator, least: int = 2):
         self._split, self._augment, self._order = split, augment, order
@@ -140,8 +143,8 @@ class Epoch:
         return len(self._chunks)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of batch ``step``; augmentation follows the order in which batches are asked for."""
+        """Return inputs and targets of batch ``step``. Random crops and flips depend on the order of the calls."""
         return batch(self._split, self._chunks[step], self._augment, self._order)
 
     def end(self) -> None:
-        """Called after the last batch."""
+        """Finish the pass, after its last batch; there is nothing to check here."""

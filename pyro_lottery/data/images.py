@@ -1,4 +1,4 @@
-"""Image files and arrays of images as uint8 pixels of one size."""
+"""Decoding image files and resizing images to uint8 pixels of one size."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from pyro_lottery.machine import memory
 Arrays = tuple[Tensor, Tensor]
 """uint8 pixels [n, c, h, w] and int64 labels [n]."""
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
-"""Those that Pillow reads by itself: an EPS under the name of a PNG would be run by Ghostscript."""
+"""Formats that Pillow decodes itself. For others it may start programs: an EPS file named .png would run Ghostscript."""
 PIXELS = 2**24
-"""The most pixels of an image that is decoded as it is, 4,096×4,096."""
+"""Largest number of pixels of an image that is decoded at its own size, 4,096×4,096."""
 RESIZED_PIXELS = 2**26
-"""The most of one that is made smaller on the way, 8,192×8,192."""
+"""Largest number of pixels of an image that is then resized, 8,192×8,192."""
 
 SIDES = range(1, 2049)
-"""What images can be resized to."""
+"""Sizes in pixels to which images can be resized."""
 
 
 class Images(NamedTuple):
-    """What a source of images gives."""
+    """Training and test images of a source, with their labels."""
 
     train: Arrays
     test: Arrays
     classes: tuple[str, ...] | None = None
-    """Names of the classes in the order of their labels."""
+    """Names of the classes in the order of their labels, or None if they are unknown."""
 
     def resized(self, size: int | None) -> Images:
-        """All images as size×size, as :func:`crop` makes them."""
+        """Return all images resized by :func:`crop` to size×size, or unchanged if ``size`` is None."""
         if size is None or self.train[0].shape[-2:] == (size, size):
             return self
         check_memory(len(self.train[0]) + len(self.test[0]), (self.train[0].shape[1], size, size))
@@ -46,33 +46,33 @@ class Images(NamedTuple):
         return Images((resize(train, size), labels), (resize(test, size), test_labels), self.classes)
 
 
-class Picture(NamedTuple):
-    """A decoded image file."""
+class DecodedImage(NamedTuple):
+    """A decoded image file, with the facts that the user should be told about."""
 
     values: Tensor
-    """uint8 [h, w] if it is grey, [3, h, w] if it has colours; float32 [h, w] if its file does not say which value is white."""
+    """uint8 [h, w] for grey images, [3, h, w] for colours; float32 [h, w] if the file does not define which value is white."""
     highest: int | None = None
-    """Of the values of a file of 16 bits, before they were scaled to 8."""
+    """Largest value in a 16-bit file, before scaling to 8 bits."""
     extent: tuple[float, float] | None = None
-    """Lowest and highest of float values, in the file."""
+    """Smallest and largest value in a file of float values."""
     transparent: bool = False
-    """Whether some of it is; the colours beneath are read."""
+    """Whether some pixels are transparent; their colours are read and transparency is ignored."""
     frames: bool = False
-    """Whether there are several, of which the first is read."""
+    """Whether the file has several frames; the first one is read."""
 
 
 def check_memory(count: int, shape: tuple[int, ...]) -> None:
-    """Raise ``UserError`` where ``count`` images of ``shape`` do not fit into memory."""
+    """Raise ``UserError`` if ``count`` uint8 images of ``shape`` do not fit into memory."""
     needed, here = count * int(np.prod(shape, dtype=np.int64)), memory()
     if needed > here:
         raise UserError(
-            f"{count:,} images of {'×'.join(map(str, shape))} take {needed / 2**30:,.1f} GiB, and there are "
-            f"{here / 2**30:,.1f} GiB; use fewer, or smaller ones by --image-size"
+            f"{count:,} images of {'×'.join(map(str, shape))} need {needed / 2**30:,.1f} GiB of memory, but there are "
+            f"{here / 2**30:,.1f} GiB; use fewer images, or smaller ones with --image-size"
         )
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
-    """uint8 images [n, c, h, w] as [n, c, size, size], as :func:`crop` makes them."""
+    """Resize uint8 images [n, c, h, w] to [n, c, size, size] with :func:`crop`."""
     resized = torch.empty((*pixels.shape[:2], size, size), dtype=torch.uint8)
     for image, out in zip(pixels.flatten(0, 1), resized.flatten(0, 1), strict=True):
         out.copy_(torch.from_numpy(np.array(crop(Image.fromarray(image.numpy()), size))))
@@ -80,12 +80,14 @@ def resize(pixels: Tensor, size: int) -> Tensor:
 
 
 def crop(image: Image.Image, size: int) -> Image.Image:
-    """The centre, size×size, of an image whose shorter side is made ``size`` pixels long, bilinearly and without aliasing.
+    """Resize an image so that its shorter side has ``size`` pixels, and return its centre, size×size.
 
-    The pixels are those of torchvision's ``Resize`` and ``CenterCrop`` of an image that Pillow holds.
+    Interpolation is bilinear with antialiasing. The pixels equal those of torchvision's ``Resize`` and ``CenterCrop`` for a
+    Pillow image.
     """
     short = min(image.size)
-    image = _centre(image, *(min(side, 16 * short) for side in image.size))  # of a line, most would be resized in vain
+    # Of a very long image, only the middle is resized: the rest would be cut off anyway.
+    image = _centre(image, *(min(side, 16 * short) for side in image.size))
     sides = [size if side == short else int(size * side / short) for side in image.size]
     return _centre(image.resize((sides[0], sides[1]), Image.Resampling.BILINEAR), size, size)
 
@@ -96,22 +98,22 @@ def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def size_of(path: Path, size: int | None = None) -> tuple[int, int]:
-    """Height and width that :func:`decode` gives an image, from the beginning of its file."""
+    """Return the height and width of the image that :func:`decode` returns, without decoding the file."""
     if size is not None:
         return size, size
     with _opened(path, size) as image:
         width, height = image.size
-        turned = _orientation(image) >= 5 and image.format != "TIFF"  # whose size Pillow has turned already
-        return (width, height) if turned else (height, width)
+        rotated = _orientation(image) >= 5 and image.format != "TIFF"  # Pillow has already swapped the sides of a TIFF
+        return (width, height) if rotated else (height, width)
 
 
-def decode(path: Path, size: int | None = None) -> Picture:
-    """Read an image file, turned as its EXIF data say, and cropped to size×size if that is given.
+def decode(path: Path, size: int | None = None) -> DecodedImage:
+    """Read an image file, rotate it as its EXIF data say, and crop it to size×size if ``size`` is given.
 
-    Any exception means that this file is no image: decoders fail in many ways.
+    Decoders raise many types of exceptions; each of them means that the file is not a readable image.
     """
     with _opened(path, size) as image:
-        several = bool(getattr(image, "is_animated", False)) and image.format != "MPO"  # a photo and its preview
+        several = bool(getattr(image, "is_animated", False)) and image.format != "MPO"  # MPO: a photo and its preview
         image.seek(0)
         try:
             image.load()
@@ -119,10 +121,10 @@ def decode(path: Path, size: int | None = None) -> Picture:
             raise ValueError("the file is truncated" if "truncated" in str(error) else one_line(error)) from error
         if _orientation(image) > 1:
             ImageOps.exif_transpose(image, in_place=True)
-        return _picture(image, size)._replace(transparent=_is_transparent(image), frames=several)
+        return _values(image, size)._replace(transparent=_is_transparent(image), frames=several)
 
 
-def _picture(image: Image.Image, size: int | None) -> Picture:
+def _values(image: Image.Image, size: int | None) -> DecodedImage:
     highest = extent = None
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # scaled to 16 bits
         deep = np.array(image).astype(np.uint32)
@@ -135,14 +137,14 @@ def _picture(image: Image.Image, size: int | None) -> Picture:
     else:
         plain = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
     pixels = torch.from_numpy(np.array(plain if size is None else crop(plain, size)))
-    return Picture(pixels if pixels.ndim == 2 else pixels.permute(2, 0, 1), highest, extent)
+    return DecodedImage(pixels if pixels.ndim == 2 else pixels.permute(2, 0, 1), highest, extent)
 
 
 @contextmanager
 def _opened(path: Path, size: int | None) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Pillow says of palettes and metadata
-        # A small file may decode to gigabytes. Pillow says so when it opens one, and below its limit the size is known.
+        warnings.simplefilter("ignore")  # Pillow warns about palettes and metadata
+        # A small file may decode to gigabytes. Pillow refuses sizes above its own limit; smaller ones are checked below.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         most = PIXELS if size is None else RESIZED_PIXELS
         try:
@@ -154,23 +156,23 @@ def _opened(path: Path, size: int | None) -> Iterator[Image.Image]:
         with opened as image:
             if (count := image.width * image.height) > most:
                 hint = "; --image-size N reads larger ones" if count <= RESIZED_PIXELS else ""
-                raise ValueError(f"{image.width}×{image.height} pixels, more than {most:,}{hint}")
+                raise ValueError(f"it has {image.width}×{image.height} pixels, more than {most:,}{hint}")
             yield image
 
 
 def _what_else(path: Path) -> str:
-    """Why a file whose name is that of an image is none."""
+    """Return why a file with the suffix of an image is not one."""
     with path.open("rb") as file:
         begin = file.read(64)
     if not begin:
         return "the file is empty"
     if begin.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS; git lfs pull fetches the image"
-    return f"cannot identify it as any of {', '.join(FORMATS)}"
+        return "it is a Git LFS pointer; run git lfs pull to fetch the image"
+    return f"it is none of {', '.join(FORMATS)}"
 
 
 def _orientation(image: Image.Image) -> int:
-    with suppress(Exception):  # damaged EXIF data say nothing of the pixels
+    with suppress(Exception):  # damaged EXIF data do not affect the pixels
         found = image.getexif().get(0x0112, 1)
         return found if found in range(1, 9) else 1
     return 1

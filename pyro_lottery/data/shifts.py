@@ -1,4 +1,4 @@
-"""Images that a network has not been trained for: other images altogether, and its own test images corrupted."""
+"""Distribution shifts: corrupted test images, and images of another kind than those of the training."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from pyro_lottery.errors import UserError, unknown
 
 SEVERITIES = range(1, 6)
 _LEVELS = {
-    "noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # standard deviation, of pixels from 0 to 1
+    "noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # standard deviation, where pixels range from 0 to 1
     "blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # standard deviation in pixels
-    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # what is left of the deviation from the mean grey
-    "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),  # added
-    "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),  # size of the image in between
+    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # factor of the deviation from the mean grey
+    "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),  # value added to pixels from 0 to 1
+    "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),  # factor of the side of the intermediate image
 }
-"""The parameter of each corruption at severities 1 to 5, those that CIFAR-10-C uses (Hendrycks and Dietterich 2019)."""
+"""The parameter of each corruption at severities 1 to 5, as in CIFAR-10-C (Hendrycks and Dietterich 2019)."""
 CORRUPTIONS = tuple(_LEVELS)
 OOD = ("noise", "permuted", "svhn", "cifar100")
 
 
 def corrupt(split: Split, kind: str, severity: int) -> Split:
-    """``split`` with every image corrupted, drawn on the fly and always alike.
+    """Return ``split`` with every image corrupted; the result is uint8 and always the same.
 
-    ``kind`` is one of ``CORRUPTIONS`` and ``severity`` 1 to 5; pixels stay uint8. The parameters are meant for 32 pixels:
-    at 8, where sizes are whole pixels too, severities of ``pixelate`` coincide. Raises ``UserError`` for others.
+    ``kind`` is one of ``CORRUPTIONS`` and ``severity`` is 1 to 5. The parameters are chosen for images of 32×32 pixels; at
+    8×8, some severities of ``pixelate`` round to the same size. Raises ``UserError`` for another kind or severity, and for a
+    split that does not hold uint8 images.
     """
     if kind not in _LEVELS:
         raise unknown("corruption", kind, CORRUPTIONS)
@@ -58,11 +59,12 @@ def corrupt(split: Split, kind: str, severity: int) -> Split:
 
 
 def out_of_distribution(test: Split, name: str, data_dir: str | Path, image_size: int | None = None) -> Split:
-    """Images of another kind than ``test``, as many and as large, normalised alike; their labels mean nothing.
+    """Return images of another kind than ``test``, with the same shape and normalisation; their labels have no meaning.
 
-    ``noise``: every pixel uniform; ``permuted``: the pixels of each test image in an order of its own; ``svhn`` and
-    ``cifar100``: their test images, where a copy is in ``data_dir``, made N×N if the run's are by ``image_size`` N. Raises ``UserError`` for others, or where the
-    images do not fit.
+    ``name`` is ``noise`` (uniform pixels), ``permuted`` (the test images, the pixels of each permuted at random), ``svhn`` or
+    ``cifar100`` (their test images, which must be in ``data_dir``; resized if the run uses ``image_size``). There are as many
+    images as in ``test``, or fewer if the other test set is smaller. Raises ``UserError`` for another name, a missing copy,
+    and images of another shape.
     """
     generator, pixels = seeds.generator("cpu", 0, "ood", name), _pixels(test)
     if name == "noise":
@@ -81,14 +83,17 @@ def out_of_distribution(test: Split, name: str, data_dir: str | Path, image_size
     if image_size is not None and others.shape[-2:] != (image_size, image_size):
         others = resize(others, image_size)
     if others.shape[1:] != pixels.shape[1:]:
-        raise UserError(f"--ood {name}: its images are {tuple(others.shape[1:])}, the run's {tuple(pixels.shape[1:])}")
+        raise UserError(
+            f"--ood {name} has images of shape {tuple(others.shape[1:])}, but those of the run have "
+            f"{tuple(pixels.shape[1:])}; choose another of {' '.join(OOD)}"
+        )
     return _like(test, others)
 
 
 def _pixels(split: Split) -> Tensor:
     if split.inputs.dtype != torch.uint8 or split.inputs.ndim != 4:
         raise UserError(
-            f"only uint8 images [n, channels, height, width] can be changed; these inputs are {split.inputs.dtype} "
+            f"shifts need uint8 images [n, channels, height, width], but these inputs are {split.inputs.dtype} "
             f"{list(split.inputs.shape)}"
         )
     return split.inputs

@@ -1,4 +1,4 @@
-"""Where images come from: torchvision's downloads, scikit-learn's digits; trees of image files are in folders.py."""
+"""Sources of images: torchvision's downloads and scikit-learn's digits. Folders of image files are read in folders.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError
 
 
 def digits(_: Path, write: bool = True, image_size: int | None = None) -> Images:
-    """The 1,797 8×8 digits that scikit-learn ships; every fifth of a fixed shuffle is the test set (360)."""
+    """Return scikit-learn's 1,797 digits of 8×8 pixels; after a fixed shuffle, every fifth (360) is in the test set."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -32,23 +32,23 @@ def digits(_: Path, write: bool = True, image_size: int | None = None) -> Images
 
 
 def torchvision_source(name: str, archive: str) -> Callable[[Path, bool, int | None], Images]:
-    """A loader for one of torchvision's data sets; ``archive`` is the file that a user without network must bring."""
+    """Return a function that loads a data set of torchvision; ``archive`` is the file that a user without network needs."""
 
     def load(root: Path, write: bool = True, image_size: int | None = None) -> Images:
         try:
-            try:  # without the lock, so that a read-only copy will do
+            try:  # without the lock, so that a read-only copy is sufficient
                 found = _both(name, root)
             except RuntimeError:
                 if not write:
                     raise
                 root.mkdir(parents=True, exist_ok=True)
-                # Jobs started together wait here: the first downloads, torchvision checks the hash, the others read.
+                # Processes that start together wait here: the first one downloads, and then the others read its copy.
                 with filelock.FileLock(root / f".{name}.lock"):
                     found = _both(name, root, download=True)
         except (*_NO_NETWORK, RuntimeError) as error:
             raise UserError(
-                f"--dataset {name.lower()}: {root} holds no complete copy and the download failed ({error}); "
-                f"put {archive} there, or try --dataset digits, which needs no download"
+                f"--dataset {name.lower()}: {root} has no complete copy and the download failed ({error}); "
+                f"put {archive} there, or use --dataset digits, which needs no download"
             ) from error
         return found.resized(image_size)
 
@@ -63,20 +63,20 @@ def _both(name: str, root: Path, download: bool = False) -> Images:
 def _split(name: str, root: Path, train: bool, download: bool = False) -> tuple[Arrays, tuple[str, ...]]:
     import torchvision
 
-    # A copy that is there is checked by its hash; even with download=True it never touches the network.
+    # torchvision verifies an existing copy by its hash, and does not use the network then, even with download=True.
     which = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
     dataset = getattr(torchvision.datasets, name)(root, download=download, **which)
     pixels = torch.from_numpy(np.asarray(dataset.data))
     labels = dataset.labels if name == "SVHN" else dataset.targets
-    if name != "SVHN":  # SVHN is stored with channels first
+    if name != "SVHN":  # SVHN alone is stored with channels first
         pixels = pixels.permute(0, 3, 1, 2)
     arrays = pixels.contiguous(), torch.as_tensor(np.asarray(labels), dtype=torch.int64)
     return arrays, tuple(getattr(dataset, "classes", map(str, range(10))))  # SVHN's are digits
 
 
 def present(name: str, root: Path) -> Tensor:
-    """The test images of one of torchvision's data sets where a copy is in ``root``; ``UserError`` where none is."""
+    """Return the test images of a data set of torchvision. Raises ``UserError`` if ``root`` has no complete copy of it."""
     try:
         return _split(name, root, False)[0][0]
     except RuntimeError as error:
-        raise UserError(f"{root} holds no complete copy of {name} ({error}); put one there, or leave it out") from error
+        raise UserError(f"{root} has no complete copy of {name} ({error}); put one there or leave it out") from error

@@ -1,4 +1,4 @@
-"""Splits that are read batch by batch, from whatever gives (x, y) pairs: data larger than memory, own augmentation."""
+"""Splits that are read batch by batch from a loader, for data larger than memory and for the user's own augmentation."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from pyro_lottery.errors import UserError, one_line
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """(x, y) batches of a ``loader`` that can be read again and again: a DataLoader, a list, a class of one's own.
+    """A split of (x, y) batches from ``loader``: a DataLoader, a list or another iterable that can be read repeatedly.
 
-    x is what the network takes: a tensor, or a tuple, list or mapping of tensors; y holds the targets. Iterating checks
-    every batch and brings it to ``device``; ``UserError`` in one line for one that is odd.
+    x is the network's input (a tensor, or a tuple, list or mapping of tensors) and y holds the targets. Iterating checks every
+    batch and moves it to ``device``. Raises ``UserError`` for a batch that is not usable.
     """
 
     loader: Any
     num_data: int
-    """Examples in one pass."""
+    """Number of examples in a pass."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __len__(self) -> int:
@@ -35,12 +35,12 @@ class Stream:
 
     @property
     def steps(self) -> int:
-        """Batches in one pass."""
+        """Number of batches in a pass."""
         return len(self.loader)
 
     @property
     def last_batch(self) -> int | None:
-        """Examples in the last batch of a pass; None where it cannot be told."""
+        """Number of examples in the last batch of a pass, or None if it is not known."""
         loader = self.loader
         if isinstance(loader, list | tuple):
             return trees.count(checked(loader[-1])[0])
@@ -50,34 +50,35 @@ class Stream:
 
     @property
     def gives_all(self) -> bool:
-        """Whether a pass is known to leave out no example, as one that drops a ragged last batch does."""
+        """Whether a pass is known to give every example; one that drops an incomplete last batch does not."""
         loader = self.loader
         return isinstance(loader, list | tuple) or (
             isinstance(loader, DataLoader) and loader.batch_size is not None and not loader.drop_last
         )
 
     def to(self, device: torch.device) -> Stream:
-        """The same, whose batches come to ``device``."""
+        """Return a stream whose batches are moved to ``device``."""
         return replace(self, device=device)
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        """A pass whose random numbers are the same each time; ``UserError`` for one of more or fewer batches than ``steps``."""
+        """Make a pass with the same random numbers each time. Raises ``UserError`` unless it has ``steps`` batches."""
         with Shuffled(self.loader, 0, "pass") as batches:
             for step in range(self.steps):
                 yield checked(_there(batches.next(), step, self.steps), self.device)
             _check_end(batches, self.steps)
 
     def head(self) -> tuple[Any, Tensor]:
-        """The first two examples of a first batch, which follow a stream of random numbers of their own."""
+        """Return the first two examples of a pass, whose random numbers have a stream of their own."""
         with Shuffled(self.loader, 0, "head") as batches:
             x, y = checked(batches.next(), self.device)
         return trees.map_tensors(lambda t: t[:2], x), y[:2]
 
 
 def stream_of(loader: Any, name: str, num_data: int | None = None, otherwise: int | None = None) -> Stream:
-    """A :class:`Stream` of ``loader``; ``UserError`` for what has no length, is empty, or can be read once only.
+    """Make a :class:`Stream` of ``loader``, which messages call ``name``.
 
-    ``num_data`` is the number of its examples, whatever it says itself, and ``otherwise`` the number where it says none.
+    ``num_data``, if given, is its number of examples; ``otherwise`` is used if the loader does not report one. Raises
+    ``UserError`` for a loader without a length, without batches, or that can be read only once.
     """
     if isinstance(loader, Stream):
         return loader
@@ -87,30 +88,36 @@ def stream_of(loader: Any, name: str, num_data: int | None = None, otherwise: in
         )
     if hasattr(loader, "__next__"):
         raise UserError(
-            f"{name} is a {type(loader).__name__}, which can be read once only; give a list of batches, a DataLoader, or a class with "
-            "__iter__ and __len__"
+            f"{name} is a {type(loader).__name__}, which can be read only once; give a list of batches, a DataLoader, or a "
+            "class with __iter__ and __len__"
         )
     try:
         steps = len(loader)
     except TypeError as error:
         raise UserError(
-            f"{name} has no length ({one_line(error)}); give its class a __len__ that says how many batches a pass has"
+            f"{name} has no length ({one_line(error)}); give its class a __len__ that returns the number of batches"
         ) from error
     if not steps:
-        raise UserError(f"{name} has no batches")
+        raise UserError(f"{name} has no batches; give at least one")
     counted = num_data if num_data is not None else _count(loader)
     counted = otherwise if counted is None else counted
     if counted is None:
-        raise UserError(f"how many examples {name} has cannot be told from a {type(loader).__name__}; give num_data")
+        raise UserError(f"a {type(loader).__name__} does not tell how many examples {name} has; give num_data")
     return Stream(loader, counted)
 
 
 def measured_stream(loader: Any, name: str) -> Stream:
-    """A :class:`Stream` to measure on, which must give every example; where a loader does not tell how many, a pass does."""
+    """Make a :class:`Stream` for measurements, which must give every example.
+
+    If the loader does not report its number of examples, they are counted in a pass. Raises ``UserError`` for a DataLoader
+    that drops its last batch.
+    """
     stream = stream_of(loader, name, otherwise=0)
     size = getattr(loader, "batch_size", None)
     if isinstance(loader, DataLoader) and loader.drop_last and size and (left := len(stream) % size):
-        raise UserError(f"{name} leaves out {left} of its {len(stream)} examples; give its DataLoader drop_last=False")
+        raise UserError(
+            f"{name} leaves out {left} of its {len(stream)} examples; set drop_last=False in its DataLoader"
+        )
     return stream if len(stream) else replace(stream, num_data=sum(len(y) for _, y in stream))
 
 
@@ -120,13 +127,15 @@ def _count(loader: Any) -> int | None:
     if not isinstance(loader, DataLoader):
         return len(loader.dataset) if isinstance(getattr(loader, "dataset", None), Sized) else None
     if isinstance(loader.batch_sampler, BatchSampler) and isinstance(loader.batch_sampler.sampler, Sized):
-        return len(loader.batch_sampler.sampler)  # which may take a part of the data set
+        return len(loader.batch_sampler.sampler)  # the sampler may take only a part of the data set
     return len(loader.dataset) if isinstance(loader.dataset, Sized) else None
 
 
 def known(split: Split | Stream | None) -> list[Tensor]:
-    """What can be told of a split's examples without reading all of them: every tensor that is held in memory, or else the
-    targets of the first two. Not the inputs, which may be augmented by random numbers that nobody here can seed.
+    """Return the tensors that identify a split's data without reading all of it.
+
+    These are all tensors that are held in memory, or else the targets of the first two examples. Inputs from a loader are not
+    used, since they may be augmented with random numbers that this library cannot seed.
     """
     if not isinstance(split, Stream):
         return [] if split is None else [split.inputs, split.targets]
@@ -139,7 +148,10 @@ def known(split: Split | Stream | None) -> list[Tensor]:
 
 
 def classes_of(loader: Any, y: Tensor, name: str) -> tuple[int | None, tuple[str, ...] | None]:
-    """How many classes the targets of ``loader`` have, None for real ones, and their names where they are known."""
+    """Return the number of classes (None for real targets) and their names (None if they are unknown).
+
+    Raises ``UserError`` if the loader does not tell the number of classes.
+    """
     if y.is_floating_point():
         return None, None
     dataset = getattr(loader, "dataset", None)
@@ -150,31 +162,36 @@ def classes_of(loader: Any, y: Tensor, name: str) -> tuple[int | None, tuple[str
     if isinstance(loader, list | tuple):
         labelled = [torch.as_tensor(batch[1]) for batch in loader]
     if not labelled:
-        raise UserError(f"the targets of {name} are classes, and how many there are cannot be told; give num_classes")
+        raise UserError(f"the targets of {name} are classes, but their number is not known; give num_classes")
     return 1 + max(int(labels.max()) for labels in labelled), None
 
 
 def checked(batch: Any, device: torch.device | None = None) -> tuple[Any, Tensor]:
-    """``batch`` as (x, y) on ``device``, floats in single precision; ``UserError`` for one that is odd."""
+    """Return ``batch`` as (x, y) on ``device``, with floats in single precision.
+
+    Raises ``UserError`` unless it is a pair of inputs and targets with the same number of examples and finite values.
+    """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         what = f"a {type(batch).__name__}"
         what += f" of {len(batch)}" if isinstance(batch, tuple | list | dict) else ""
         raise UserError(
-            f"a batch must be a pair (x, y), got {what}; several inputs belong into x, as a tuple or a dict of tensors"
+            f"a batch must be a pair (x, y), got {what}; give several inputs as one x, a tuple or a dict of tensors"
         )
     x, y = (trees.map_tensors(lambda t: _moved(t, device), trees.as_tensors(part)) for part in batch)
     if not isinstance(y, Tensor):
         raise UserError(f"the targets of a batch must be a tensor, got a {type(batch[1]).__name__}")
     if trees.count(x) != len(y if y.ndim else y[None]):
-        raise UserError(f"a batch has {trees.count(x)} inputs and {len(y) if y.ndim else 'no'} targets")
+        raise UserError(
+            f"a batch has {trees.count(x)} inputs and {len(y) if y.ndim else 'no'} targets; each input needs one target"
+        )
     if not len(y):
-        raise UserError("a batch has no examples")
+        raise UserError("a batch has no examples; give at least one")
     for what, part in (("inputs", x), ("targets", y)):
         for value in trees.tensors(part):
             if what == "inputs" and value.dtype == torch.uint8:
                 raise UserError(
-                    "the inputs of a batch are uint8; a loader gives what the network gets: floats, by ToDtype(torch.float32, "
-                    "scale=True) and Normalize say"
+                    "the inputs of a batch are uint8; give floats as the network takes them, for example with "
+                    "ToDtype(torch.float32, scale=True) and Normalize"
                 )
             if value.is_floating_point() and value.device.type == "cpu" and not bool(value.isfinite().all()):
                 raise UserError(f"the {what} of a batch hold values that are not finite; fill or drop these examples")
@@ -187,11 +204,11 @@ def _moved(value: Tensor, device: torch.device | None) -> Tensor:
 
 
 class Shuffled:
-    """One pass over a loader whose random numbers follow a seed: torch's, numpy's and Python's global generators while a
-    batch is made, and the generators that the loader and its sampler own. All are as before afterwards.
+    """One pass over a loader with random numbers that follow a seed.
 
-    Workers of a DataLoader are seeded from these. A sampler's ``set_epoch`` is called with ``epoch``. What else draws random
-    numbers, a generator of the user's own say, is his to seed.
+    The seed determines the global generators of torch, numpy and Python while a batch is made, and the generators of the
+    loader and its sampler; workers of a DataLoader are seeded from these. All generators are restored afterwards. A sampler's
+    ``set_epoch`` is called with ``epoch``. Other generators, such as those of the user's data set, are not seeded.
     """
 
     def __init__(self, loader: Any, seed: int, *path: str | int, epoch: int = 0):
@@ -209,7 +226,7 @@ class Shuffled:
 
     def __enter__(self) -> Shuffled:
         if getattr(self._loader, "persistent_workers", False):
-            self._loader._iterator = None  # workers that stay would go on with the random numbers of the pass before
+            self._loader._iterator = None  # persistent workers would continue the random numbers of the previous pass
         for generator, _, number in self._own:
             generator.manual_seed(number)
         for sampler in self._samplers:
@@ -219,12 +236,12 @@ class Shuffled:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._iterator = None  # which ends a DataLoader's workers
+        self._iterator = None  # ends a DataLoader's workers
         for generator, state, _ in self._own:
             generator.set_state(state)
 
     def next(self) -> Any:
-        """The next batch as the loader gives it; ``UserError`` where there is none."""
+        """Return the next batch as the loader gives it, or ``_END`` after the last one."""
         return self._drawing(lambda: next(self._iterator, _END))
 
     def _drawing(self, work: Any) -> Any:
@@ -248,21 +265,21 @@ _END = object()
 def _there(batch: Any, step: int, steps: int) -> Any:
     if batch is _END:
         raise UserError(
-            f"the loader gave {step} batches of {steps} in this pass; it must give as many as its length says, in every pass"
+            f"the loader gave {step} of {steps} batches in this pass; it must give as many as its length says in every pass"
         )
     return batch
 
 
 def _check_end(batches: Shuffled, steps: int) -> None:
     if batches.next() is not _END:
-        raise UserError(f"the loader gave more than the {steps} batches that its length says")
+        raise UserError(f"the loader gave more than the {steps} batches that its length says; correct its length")
 
 
 class StreamEpoch:
-    """One pass over a :class:`Stream` for training: its batches in order, counted, each checked."""
+    """One training pass over a :class:`Stream`, which checks each batch and counts the examples."""
 
     whole_only = True
-    """A training can stop and go on at the ends of passes alone."""
+    """Training may stop and resume only between passes."""
 
     def __init__(self, stream: Stream, seed: int, level: int, epoch: int):
         self._stream, self._seen, self._largest = stream, 0, 0
@@ -272,7 +289,7 @@ class StreamEpoch:
         return self._stream.steps
 
     def batch(self, step: int) -> tuple[Any, Tensor]:
-        """Batch ``step``, which must follow the one before."""
+        """Return inputs and targets of batch ``step``. Batches must be read in order."""
         x, y = checked(_there(self._batches.next(), step, len(self)), self._stream.device)
         self._seen, self._largest = self._seen + len(y), max(self._largest, len(y))
         return x, y
@@ -285,19 +302,18 @@ class StreamEpoch:
         self._batches.__exit__(*exception)
 
     def end(self) -> None:
-        """Raise ``UserError`` unless the pass had the examples and batches that it was said to have."""
+        """Raise ``UserError`` unless the pass had the expected numbers of batches and examples."""
         _check_end(self._batches, len(self))
-        least = self._stream.num_data - (
-            0 if self._stream.gives_all else self._largest - 1
-        )  # of a batch that was dropped
+        dropped = 0 if self._stream.gives_all else self._largest - 1  # largest possible size of a dropped last batch
+        least = self._stream.num_data - dropped
         if not least <= self._seen <= self._stream.num_data:
             raise UserError(
-                f"the loader gave {self._seen} examples in a pass, but num_data is {self._stream.num_data}; give their number"
+                f"the loader gave {self._seen} examples in a pass, but num_data is {self._stream.num_data}; correct num_data"
             )
 
 
 class Recorded:
-    """A stream, batch by batch; after one pass ``targets`` are those that came with the inputs, in their order."""
+    """A stream that records the targets of a pass, in the order of the inputs."""
 
     def __init__(self, stream: Stream):
         self._stream = stream
@@ -314,10 +330,10 @@ class Recorded:
 
     @property
     def targets(self) -> Tensor:
-        """Those of the last pass."""
+        """Targets of the last pass."""
         return torch.cat(self._targets)
 
 
 def recorded(split: Split | Stream) -> Any:
-    """What :func:`pyro_lottery.predict` takes, whose ``targets`` are in the order of what it returns."""
+    """Return an input for :func:`pyro_lottery.predict` whose ``targets`` are in the order of the predictions."""
     return Recorded(split) if isinstance(split, Stream) else split

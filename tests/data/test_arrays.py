@@ -8,7 +8,7 @@ import torch
 
 import pyro_lottery as pl
 from pyro_lottery import data
-from pyro_lottery.data import arrays as own
+from pyro_lottery.data import arrays
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(12, 4)), np.arange(12) % 3
@@ -70,7 +70,7 @@ def test_without_normalisation_numbers_stay_and_uint8_is_divided_by_255():
     assert torch.equal(made(normalize=False).train[:], torch.from_numpy(X).float())
     assert torch.equal(made(IMAGES, normalize=False).train[:], torch.from_numpy(IMAGES).float() / 255)
     assert made(X > 0, normalize=False).train[:].unique().tolist() == [0, 1]
-    with pytest.raises(pl.UserError, match=r"train_x is about 1700000000 .* float32 does not resolve"):
+    with pytest.raises(pl.UserError, match=r"train_x is about 1700000000 .* too small a difference for float32"):
         made(1.7e9 + X, normalize=False)
     constant = np.concatenate([X, np.full((12, 1), 1.7e9)], 1)
     assert made(constant, normalize=False).train[:][:, 4].unique().tolist() == [np.float32(1.7e9)]
@@ -174,10 +174,10 @@ def test_checksum_covers_everything_that_is_given():
 
 def test_statistics_are_the_same_bits_with_several_threads():
     x, threads = torch.from_numpy(RNG.normal(size=(3000, 4, 50))), torch.get_num_threads()
-    one = own.statistics("train_x", x)
+    one = arrays.statistics("train_x", x)
     try:
         torch.set_num_threads(2)
-        two = own.statistics("train_x", x)
+        two = arrays.statistics("train_x", x)
     finally:
         torch.set_num_threads(threads)
     assert all(map(torch.equal, one, two))
@@ -186,7 +186,7 @@ def test_statistics_are_the_same_bits_with_several_threads():
 def test_a_split_normalises_only_what_is_like_its_own():
     split = made(IMAGES).train
     for other in (torch.rand(2, 3, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)):
-        with pytest.raises(pl.UserError, match="give them as the split's were"):
+        with pytest.raises(pl.UserError, match=r"but those of the split have .*; give the same"):
             split.normalize(other)
 
 
@@ -203,13 +203,13 @@ def nan_at(place, value=np.nan):
 
 ONE_HOT = np.eye(3)[Y]
 ODD = {
-    "shapes": ({"test_x": X[:6, :3]}, r"examples of test_x are \[3\], those of train_x \[4\]"),
-    "fewer labels": ({"train_y": Y[:11]}, "train_x has 12 examples and train_y 11 targets"),
-    "fewer test labels": ({"test_y": Y[:5]}, "test_x has 6 examples and test_y 5 targets"),
-    "one number": ({"train_y": np.int64(3), "test_y": Y}, "train_y a single number"),
+    "shapes": ({"test_x": X[:6, :3]}, r"examples of test_x have the shape \[3\], but those of train_x \[4\]"),
+    "fewer labels": ({"train_y": Y[:11]}, "train_x has 12 examples, but train_y has 11 targets"),
+    "fewer test labels": ({"test_y": Y[:5]}, "test_x has 6 examples, but test_y has 5 targets"),
+    "one number": ({"train_y": np.int64(3), "test_y": Y}, "train_y has a single number"),
     "empty": ({"train_x": X[:0], "train_y": Y[:0], "test_x": X, "test_y": Y}, "train_x has no examples"),
     "empty test": ({"test_x": X[:0], "test_y": Y[:0]}, "test_x has no examples"),
-    "no features": ({"train_x": X[:, :0]}, r"train_x is \[12, 0\], examples without numbers"),
+    "no features": ({"train_x": X[:, :0]}, r"train_x has the empty shape \[12, 0\]"),
     "nan": ({"train_x": nan_at((7, 2))}, r"train_x\[7, 2\] is nan; fill or drop"),
     "inf": ({"test_x": nan_at((1, 3), -np.inf)[:6]}, r"test_x\[1, 3\] is -inf"),
     "nan as it is": ({"train_x": nan_at((7, 2)), "normalize": False}, r"train_x\[7, 2\] is nan"),
@@ -217,7 +217,7 @@ ODD = {
     "huge as it is": ({"train_x": nan_at((7, 2), 1e39), "normalize": False}, r"numbers up to 1e\+39, too large for float32"),
     "huge test": ({"test_x": nan_at((1, 3), 1e300)[:6]}, r"test_x holds numbers up to 1e\+300"),
     "nan target": ({"train_y": np.where(Y == 1, np.nan, 2.0)}, r"train_y\[1\] is nan"),
-    "one-hot": ({"train_y": ONE_HOT.astype(int)}, r"train_y is \[12, 3\], one-hot; .* train_y\.argmax\(1\)"),
+    "one-hot": ({"train_y": ONE_HOT.astype(int)}, r"train_y is one-hot, \[12, 3\]; .* train_y\.argmax\(1\)"),
     "one-hot floats": ({"train_y": ONE_HOT}, "one-hot"),
     "one-hot truth": ({"train_y": ONE_HOT.astype(bool)}, "one-hot"),
     "several labels": ({"train_y": (X > 0).astype(int)}, r"integers are classes; give \[n\], or floats for .*several labels"),
@@ -226,46 +226,46 @@ ODD = {
     "strings": ({"train_y": np.array(["cat", "dog", "eel"])[Y]}, r"train_y holds strings \('cat'\).*searchsorted"),
     "string objects": ({"train_y": np.array(["cat", "dog", "eel"], dtype=object)[Y]}, r"train_y holds strings \('cat'\)"),
     "series": ({"train_y": pd.Series(["cat", "dog", "eel"] * 4, dtype="category")}, r"train_y holds strings \('cat'\)"),
-    "column": ({"train_y": Y[:, None]}, r"train_y is \[12, 1\], int64: .*give \[n\]: train_y\[:, 0\]"),
-    "maps": ({"train_y": np.zeros((12, 4, 4), int)}, r"train_y is \[12, 4, 4\], int64: integers are classes"),
-    "unseen": ({"test_y": np.array([0, 1, 2, 3, 0, 0])}, "test_y holds the label 3, which train_y never has"),
-    "from 1": ({"train_y": Y + 1}, "labels of train_y begin at 1; classes are 0 to 2, so subtract 1"),
-    "a gap": ({"train_y": Y * 2}, "train_y has no example of class 1, and labels up to 4"),
-    "counts": ({"train_y": np.array([151, 75, 141, 206] * 3)}, "no example of class 0.*for real values or counts give floats"),
+    "column": ({"train_y": Y[:, None]}, r"train_y is int64 \[12, 1\], .*give \[n\]: train_y\[:, 0\]"),
+    "maps": ({"train_y": np.zeros((12, 4, 4), int)}, r"train_y is int64 \[12, 4, 4\], and integers are classes"),
+    "unseen": ({"test_y": np.array([0, 1, 2, 3, 0, 0])}, "test_y holds the label 3, which train_y does not hold"),
+    "from 1": ({"train_y": Y + 1}, "labels of train_y begin at 1, but classes are 0 to 2; subtract 1"),
+    "a gap": ({"train_y": Y * 2}, "train_y has labels up to 4 but no example of class 1"),
+    "counts": ({"train_y": np.array([151, 75, 141, 206] * 3)}, "no example of class 0.*for real values or counts, give floats"),
     "one class": ({"train_y": Y * 0}, "one class"),
-    "few names": ({"classes": ["cat", "dog"]}, "train_y holds the label 2, and classes names 2"),
+    "few names": ({"classes": ["cat", "dog"]}, "train_y holds the label 2, but classes= names 2"),
     "one text": ({"classes": "cat"}, "classes='cat'; give the names of all"),
     "a number": ({"classes": 3}, "classes=3; give the names of all"),
-    "twice": ({"classes": ["cat", "dog", "cat"]}, "classes names 'cat' twice"),
+    "twice": ({"classes": ["cat", "dog", "cat"]}, "classes= holds 'cat' twice"),
     "names of values": ({"train_y": X[:, 0], "classes": ["a", "b"]}, "train_y holds floats"),
-    "1-d": ({"train_x": X[:, 0]}, r"train_x is \[12\], without .*: train_x\[:, None\]"),
-    "HWC": ({"train_x": np.zeros((12, 32, 32, 3), np.uint8)}, r"train_x is \[12, 32, 32, 3\], .*images with channels last"),
+    "1-d": ({"train_x": X[:, 0]}, r"train_x has the shape \[12\], without .*: train_x\[:, None\]"),
+    "HWC": ({"train_x": np.zeros((12, 32, 32, 3), np.uint8)}, r"train_x has the shape \[12, 32, 32, 3\], .*images with channels last"),
     "grey HWC": ({"train_x": np.zeros((12, 28, 28, 1))}, "images with channels last; give channels_last=True"),
     "volumes": ({"train_x": np.zeros((12, 9, 9, 9, 1))}, "images with channels last"),
     "signals": ({"train_x": np.zeros((12, 200, 3))}, "signals with channels last"),
     "grey HW": ({"train_x": np.zeros((12, 28, 28), np.uint8)}, r"grey images without .*train_x\[:, None\]"),
-    "table last": ({"channels_last": True}, "not for tables"),
+    "table last": ({"channels_last": True}, "of a table; channels_last=True is for images and signals only"),
     "complex": ({"train_x": X + 1j}, "train_x holds complex numbers"),
     "complex tensor": ({"train_x": torch.from_numpy(X + 1j)}, "train_x holds complex numbers"),
-    "objects": ({"train_x": np.array([[None, 1]] * 12)}, "no number .*None"),
+    "objects": ({"train_x": np.array([[None, 1]] * 12)}, "not a number .*None"),
     "missing": ({"train_x": pd.DataFrame({"a": pd.array([1, None] * 6, "Int64")})}, r"train_x\[1, 0\] is nan"),
-    "missing label": ({"train_y": pd.Series([1, None, 0] * 4, dtype="Int64")}, r"train_y\[1\] is nan|no number .*<NA>"),
-    "ragged": ({"train_x": [[1, 2], [3]] * 6}, "train_x is no array"),
+    "missing label": ({"train_y": pd.Series([1, None, 0] * 4, dtype="Int64")}, r"train_y\[1\] is nan|not a number .*<NA>"),
+    "ragged": ({"train_x": [[1, 2], [3]] * 6}, "train_x is not an array"),
     "dates": ({"train_x": np.array(["2024-01-01"] * 12, "M8[s]")[:, None]}, "dates or times"),
     "sparse": ({"train_x": scipy.sparse.csr_array(X)}, r"train_x is a csr_array; .*\.toarray\(\)"),
     "sparse tensor": ({"train_x": torch.from_numpy(X).to_sparse(), "test_x": X}, r"a tensor of torch\.sparse_coo.*dense"),
-    "nested": ({"train_x": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged), "test_x": X}, "give dense"),
-    "meta": ({"train_x": torch.from_numpy(X).to("meta")}, "on meta; give dense numbers"),
+    "nested": ({"train_x": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged), "test_x": X}, "give a dense tensor"),
+    "meta": ({"train_x": torch.from_numpy(X).to("meta")}, "on meta; give a dense tensor"),
     "masked": ({"train_x": np.ma.masked_less(X, 0)}, "train_x has masked entries"),
     "a data set": ({"train_x": torch.utils.data.TensorDataset(torch.zeros(12, 2))}, "train_x is a TensorDataset; .*from_loaders"),
     "nothing": ({"train_y": None, "test_y": Y}, "train_y is a NoneType"),
     "tensors": ({"train_x": list(torch.zeros(12, 2))}, r"list of tensors; .*torch\.stack\(train_x\)"),
     "uint64": ({"train_x": X.astype(np.uint64) + np.uint64(2**63)}, r"beyond 2\^63"),
-    "bytes and floats": ({"train_x": IMAGES, "test_x": IMAGES[:6] / 255}, "test_x is float64 and train_x uint8"),
-    "classes and values": ({"test_y": Y[:6] / 2}, "test_y is float64 and train_y int64"),
-    "values of two shapes": ({"train_y": X, "test_y": X[:6, :2]}, r"a target of test_y is \[2\], one of train_y \[4\]"),
-    "no values": ({"train_y": X[:, :0]}, "targets without numbers"),
-    "coarse": ({"train_y": 1.7e9 + X[:, 0]}, "train_y is about 1700000000 .* float32 does not resolve"),
+    "bytes and floats": ({"train_x": IMAGES, "test_x": IMAGES[:6] / 255}, "test_x is float64, but train_x is uint8"),
+    "classes and values": ({"test_y": Y[:6] / 2}, "test_y is float64, but train_y is int64"),
+    "values of two shapes": ({"train_y": X, "test_y": X[:6, :2]}, r"targets of test_y have the shape \[2\], but those of train_y \[4\]"),
+    "no values": ({"train_y": X[:, :0]}, r"train_y has the empty shape \[12, 0\]"),
+    "coarse": ({"train_y": 1.7e9 + X[:, 0]}, "train_y is about 1700000000 .* too small a difference for float32"),
     "order": ({"train_y": X[:6], "test_x": Y, "test_y": Y[:6]}, "the order is train_x, train_y, test_x, test_y"),
     "columns": ({"train_x": pd.DataFrame(X), "test_x": pd.DataFrame(X[:6])[[1, 0, 2, 3]]}, r"test_x\[train_x\.columns\]"),
     "rows": ({"train_x": pd.DataFrame(X), "train_y": pd.Series(Y)[::-1]}, r"the same index in different orders"),
@@ -284,6 +284,6 @@ def test_whatever_is_odd_is_one_line(row):
 
 
 def test_data_that_memory_does_not_hold_are_refused(monkeypatch):
-    monkeypatch.setattr(own, "memory", lambda: 18 * 4 * 4 - 1)
-    with pytest.raises(pl.UserError, match=r"the data take 0\.0 GiB"):
+    monkeypatch.setattr(arrays, "memory", lambda: 18 * 4 * 4 - 1)
+    with pytest.raises(pl.UserError, match=r"the data need 0\.0 GiB"):
         made()

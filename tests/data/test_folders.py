@@ -72,7 +72,9 @@ def test_sizes_that_no_image_can_have_are_named(size):
 
 def test_images_that_a_size_makes_too_large_for_memory_are_refused(monkeypatch):
     monkeypatch.setattr("pyro_lottery.data.images.memory", lambda: 2**30)
-    with pytest.raises(pl.UserError, match=r"1,797 images of 1×1000×1000 take 1\.7 GiB, and there are 1\.0 GiB"):
+    with pytest.raises(
+        pl.UserError, match=r"1,797 images of 1×1000×1000 need 1\.7 GiB of memory, but there are 1\.0 GiB"
+    ):
         data.load("digits", image_size=1000)
 
 
@@ -101,7 +103,7 @@ def test_what_is_not_to_be_written_is_not(tmp_path):
 
 def test_decoded_images_are_not_kept_where_writing_them_needs_more_memory_than_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr("pyro_lottery.data.folders.memory", lambda: 12)
-    with pytest.warns(UserWarning, match="memory is short"):
+    with pytest.warns(UserWarning, match="too little memory to cache the images"):
         assert len(data.load("folder", plain(tmp_path)).train) == 4
     assert not (tmp_path / "pyro_lottery.safetensors").exists()
 
@@ -114,5 +116,5 @@ def test_other_images_are_made_as_large_as_the_runs(tmp_path, monkeypatch):
     found = data.out_of_distribution(test, "cifar100", tmp_path, image_size=8)
     assert torch.equal(found.pixels, resize(others[:2], 8))
     assert data.corrupt(test, "pixelate", 3).pixels.shape == (2, 3, 8, 8)
-    with pytest.raises(pl.UserError, match=r"images are \(3, 32, 32\), the run's \(3, 8, 8\)"):
+    with pytest.raises(pl.UserError, match=r"images of shape \(3, 32, 32\), but those of the run have \(3, 8, 8\)"):
         data.out_of_distribution(test, "cifar100", tmp_path)

@@ -70,12 +70,12 @@ def test_bad_names_and_missing_copies_are_named(split, tmp_path):
         data.corrupt(split, "blur", 6)
     with pytest.raises(pl.UserError, match="unknown --ood 'svnh': did you mean svhn"):
         data.out_of_distribution(split, "svnh", tmp_path)
-    with pytest.raises(pl.UserError, match="holds no complete copy of CIFAR100"):
+    with pytest.raises(pl.UserError, match="has no complete copy of CIFAR100"):
         data.out_of_distribution(split, "cifar100", tmp_path)
 
 
 def test_only_images_of_bytes_are_changed():
     table = Split(torch.zeros(2, 3), torch.zeros(2).long(), torch.zeros(3), torch.ones(3))
     for change in (lambda: data.corrupt(table, "blur", 1), lambda: data.out_of_distribution(table, "noise", "data")):
-        with pytest.raises(pl.UserError, match=r"only uint8 images .* these inputs are torch\.float32 \[2, 3\]"):
+        with pytest.raises(pl.UserError, match=r"shifts need uint8 images .* these inputs are torch\.float32 \[2, 3\]"):
             change()

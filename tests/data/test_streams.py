@@ -280,14 +280,14 @@ X, Y = regression(8).tensors
 @pytest.mark.parametrize(
     ("loader", "line"),
     [
-        (((X, Y) for _ in range(2)), "can be read once only"),
-        (iter([(X, Y)]), "can be read once only"),
+        (((X, Y) for _ in range(2)), "can be read only once"),
+        (iter([(X, Y)]), "can be read only once"),
         ([], "has no batches"),
         (3, "give a DataLoader"),
         (X, "give a DataLoader"),
         ([X, X], r"a batch must be a pair \(x, y\), got a Tensor"),
         ([{"x": X, "labels": Y}], r"a batch must be a pair \(x, y\), got a dict of 2"),
-        ([(X, X, Y)], r"got a tuple of 3; several inputs belong into x"),
+        ([(X, X, Y)], r"got a tuple of 3; give several inputs as one x"),
         ([(X[:5], Y)], "a batch has 5 inputs and 8 targets"),
         ([((X, X[:5]), Y)], "the tensors of a batch must have the same first dimension"),
         ([(X.to(torch.uint8), Y)], "inputs of a batch are uint8"),
@@ -299,7 +299,7 @@ X, Y = regression(8).tensors
         ([(X[:, :2], Y)], r"the network cannot take inputs of \[2, 2\] float32"),
         ([(X[:0], Y[:0])], "no examples"),
         (Fewer([(X, Y)]), "a batch must be a pair"),
-        (pl.data.Stream(Fewer([(X[:4], Y[:4]), (X[4:], Y[4:])]), 8), "gave 0 batches of 2 in this pass"),
+        (pl.data.Stream(Fewer([(X[:4], Y[:4]), (X[4:], Y[4:])]), 8), "gave 0 of 2 batches in this pass"),
         (pl.data.Stream([(X, Y)], 7), "num_data is 8, but there are 7"),
     ],
 )  # fmt: skip
@@ -327,7 +327,7 @@ class Miscounted(list):
     ("stream", "line"),
     [
         (pl.data.Stream(Miscounted([(X, Y)] * 2, 1), 8), "gave more than the 1 batches that its length says"),
-        (pl.data.Stream(Miscounted([(X, Y)] * 2, 3), 8), "gave 2 batches of 3 in this pass"),
+        (pl.data.Stream(Miscounted([(X, Y)] * 2, 3), 8), "gave 2 of 3 batches in this pass"),
         (pl.data.Stream([(X, Y)] * 2, 8), "gave 16 examples in a pass, but num_data is 8"),
     ],
 )
@@ -469,7 +469,7 @@ def test_examples_of_a_loader_that_does_not_tell_them():
     data = pl.data.from_loaders(Counted(3), Counted(3), num_data=48)
     assert (len(data.train), len(data.test)) == (48, 48)  # a test set is counted
     assert same(trained(Counted(3))[0], trained(data)[0])  # a bare loader has as many as the model says
-    with pytest.raises(pl.UserError, match="how many examples train has cannot be told from a Counted; give num_data"):
+    with pytest.raises(pl.UserError, match="a Counted does not tell how many examples train has; give num_data"):
         pl.data.from_loaders(Counted(3))
     with pytest.raises(pl.UserError, match="48 examples in a pass, but num_data is 64"):
         trained(Counted(3), *linear(num_data=64))
@@ -485,7 +485,7 @@ def test_num_data_is_exact_where_no_example_is_left_out(loader):
     ("test", "line"),
     [
         (DataLoader(regression(), 10, drop_last=True), "test leaves out 8 of its 48 examples"),
-        (Counted(2), "gave 2 batches of 3"),
+        (Counted(2), "gave 2 of 3 batches"),
         (Counted(-1), "more than the 3 batches"),  # without an end
     ],
 )
@@ -515,7 +515,7 @@ def test_a_checksum_is_of_all_that_loaders_hold_in_memory():
 @pytest.mark.parametrize(
     ("numbers", "line"),
     [
-        ({"num_data": -3}, "num_data must be a whole number, at least 1, got -3"),
+        ({"num_data": -3}, "num_data must be a whole number of at least 1, got -3"),
         ({"num_data": 48.0}, "num_data must be a whole number"),
         ({"num_classes": -2}, "num_classes must be a whole number"),
         ({"num_classes": 2}, "num_classes is 2, but the targets are real"),
