@@ -453,7 +453,7 @@ def cases() -> list[Case]:
         "prunes the classifier": (saved(dense), _masks(out__weight=torch.zeros(3, 6)), "the mask prunes 'out.weight', which is a bias or in the final layer, so it cannot be pruned; leave it out of the mask"),
         "prunes BatchNorm": (saved(dense), _masks(bn__weight=torch.zeros(4)), "the mask prunes 'bn.weight', which stays deterministic in this network, so it cannot be pruned; leave it out of the mask"),
         "holds 0.5": (saved(dense), _masks(hidden__weight=torch.full((6, 16), 0.5)), "mask of hidden.weight must hold only 0 and 1"),
-        "keeps nothing": (saved(dense), saved({name: 0 * value for name, value in ones.items()}), "the mask keeps no weight"),
+        "keeps nothing": (saved(dense), saved({name: 0 * value for name, value in ones.items()}), "the mask keeps no weight; at least one must survive"),
         "lacks a layer": (saved(dense), _masks(hidden__weight=None), "mask of hidden.weight is missing"),
         "is of another shape": (saved(dense), _masks(hidden__weight=torch.ones(2)), "mask of hidden.weight is (2,), but the network's is (6, 16)"),
         "is a posterior": (saved(dense), _own_posterior, "FILE.mask holds no mask/: it is a posterior; name the level's ticket.safetensors"),
