@@ -101,7 +101,7 @@ def test_the_command(run, capsys):
         (["--levels", "7"], "--levels 7: "),
         (["--samples", "0"], "--samples must be at least 1"),
         (["--ood", "svhn"], "has no complete copy of SVHN"),
-        (["--ood", "digits"], "--ood digits: these are the images that the run was trained on"),
+        (["--ood", "digits"], "--ood digits: the run was trained on these images; choose others"),
         (["--ood", "cats"], "unknown --ood 'cats'"),
     ]:
         assert evaluate.main([str(run.folder.path), *arguments]) == 2
