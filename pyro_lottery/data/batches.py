@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_lottery.errors import UserError
+from pyro_lottery.errors import UserError, unknown
+
+AUGMENTATIONS = ("none", "crop", "crop_flip")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,16 @@ class Split:
         return (
             (inputs.double() - mean) / std
         ).float()  # in float32, differences of large numbers would lose all digits
+
+
+def check_augment(augment: str, inputs: Tensor) -> None:
+    """Raise ``UserError`` for an unknown augmentation, and for one of images if ``inputs`` are not images."""
+    if augment not in AUGMENTATIONS:
+        raise unknown("augment", augment, ("auto", *AUGMENTATIONS))
+    if augment != "none" and inputs.ndim != 4:
+        raise UserError(
+            f"augment={augment!r} is for images [n, channels, height, width], but inputs are {list(inputs.shape)}; use 'none'"
+        )
 
 
 def crop_and_flip(

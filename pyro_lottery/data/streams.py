@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Subset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader
 
-from pyro_lottery import seeds, trees
+from pyro_lottery import trees
 from pyro_lottery.data.batches import Split
+from pyro_lottery.data.passes import Shuffled, check_end, present
 from pyro_lottery.errors import UserError, one_line
 
 
@@ -64,8 +64,8 @@ class Stream:
         """Make a pass with the same random numbers each time. Raises ``UserError`` unless it has ``steps`` batches."""
         with Shuffled(self.loader, 0, "pass") as batches:
             for step in range(self.steps):
-                yield checked(_there(batches.next(), step, self.steps), self.device)
-            _check_end(batches, self.steps)
+                yield checked(present(batches.next(), step, self.steps), self.device)
+            check_end(batches, self.steps)
 
     def head(self) -> tuple[Any, Tensor]:
         """Return the first two examples of a pass, whose random numbers have a stream of their own."""
@@ -131,41 +131,6 @@ def _count(loader: Any) -> int | None:
     return len(loader.dataset) if isinstance(loader.dataset, Sized) else None
 
 
-def known(split: Split | Stream | None) -> list[Tensor]:
-    """Return the tensors that identify a split's data without reading all of it.
-
-    These are all tensors that are held in memory, or else the targets of the first two examples. Inputs from a loader are not
-    used, since they may be augmented with random numbers that this library cannot seed.
-    """
-    if not isinstance(split, Stream):
-        return [] if split is None else [split.inputs, split.targets]
-    if isinstance(split.loader, list | tuple):
-        return [t for batch in split.loader for t in trees.tensors(checked(batch))]
-    dataset = getattr(split.loader, "dataset", None)
-    if isinstance(dataset, Subset) and isinstance(dataset.dataset, TensorDataset):
-        return [t[torch.as_tensor(dataset.indices)] for t in dataset.dataset.tensors]
-    return list(dataset.tensors) if isinstance(dataset, TensorDataset) else [split.head()[1]]
-
-
-def classes_of(loader: Any, y: Tensor, name: str) -> tuple[int | None, tuple[str, ...] | None]:
-    """Return the number of classes (None for real targets) and their names (None if they are unknown).
-
-    Raises ``UserError`` if the loader does not tell the number of classes.
-    """
-    if y.is_floating_point():
-        return None, None
-    dataset = getattr(loader, "dataset", None)
-    named = getattr(dataset, "classes", None)
-    if named is not None and all(isinstance(each, str) for each in named):
-        return len(named), tuple(named)
-    labelled = [dataset.tensors[-1]] if isinstance(dataset, TensorDataset) else []
-    if isinstance(loader, list | tuple):
-        labelled = [torch.as_tensor(batch[1]) for batch in loader]
-    if not labelled:
-        raise UserError(f"the targets of {name} are classes, but their number is not known; give num_classes")
-    return 1 + max(int(labels.max()) for labels in labelled), None
-
-
 def checked(batch: Any, device: torch.device | None = None) -> tuple[Any, Tensor]:
     """Return ``batch`` as (x, y) on ``device``, with floats in single precision.
 
@@ -203,78 +168,6 @@ def _moved(value: Tensor, device: torch.device | None) -> Tensor:
     return value if device is None else value.to(device, non_blocking=True)
 
 
-class Shuffled:
-    """One pass over a loader with random numbers that follow a seed.
-
-    The seed determines the global generators of torch, numpy and Python while a batch is made, and the generators of the
-    loader and its sampler; workers of a DataLoader are seeded from these. All generators are restored afterwards. A sampler's
-    ``set_epoch`` is called with ``epoch``. Other generators, such as those of the user's data set, are not seeded.
-    """
-
-    def __init__(self, loader: Any, seed: int, *path: str | int, epoch: int = 0):
-        self._loader, self._epoch = loader, epoch
-        self._torch = seeds.Stream("cpu", seed, "loader", *path)
-        number = seeds.derive(seed, "loader", *path)
-        self._python: Any = random.Random(number).getstate()
-        self._numpy: Any = np.random.RandomState(number % 2**32).get_state()
-        places = [loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
-        places.append(getattr(places[-1], "sampler", None))
-        self._samplers = list({id(place): place for place in places if place is not None}.values())
-        owned = {id(g): g for p in places if isinstance(g := getattr(p, "generator", None), torch.Generator)}
-        self._own = [(g, g.get_state(), seeds.derive(seed, "loader", *path)) for g in owned.values()]
-        self._iterator: Any = None
-
-    def __enter__(self) -> Shuffled:
-        if getattr(self._loader, "persistent_workers", False):
-            self._loader._iterator = None  # persistent workers would continue the random numbers of the previous pass
-        for generator, _, number in self._own:
-            generator.manual_seed(number)
-        for sampler in self._samplers:
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(self._epoch)
-        self._drawing(lambda: setattr(self, "_iterator", iter(self._loader)))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._iterator = None  # ends a DataLoader's workers
-        for generator, state, _ in self._own:
-            generator.set_state(state)
-
-    def next(self) -> Any:
-        """Return the next batch as the loader gives it, or ``_END`` after the last one."""
-        return self._drawing(lambda: next(self._iterator, _END))
-
-    def _drawing(self, work: Any) -> Any:
-        with self._torch:
-            self._swap()
-            try:
-                return work()
-            finally:
-                self._swap()
-
-    def _swap(self) -> None:
-        python, numbers = random.getstate(), np.random.get_state()
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
-        self._python, self._numpy = python, numbers
-
-
-_END = object()
-
-
-def _there(batch: Any, step: int, steps: int) -> Any:
-    if batch is _END:
-        raise UserError(
-            f"the loader gave {step} of {steps} batches in this pass; it must give as many as its length says in every pass"
-        )
-    return batch
-
-
-def _check_end(batches: Shuffled, steps: int) -> None:
-    if batches.next() is not _END:
-        raise UserError(f"the loader gave more than the {steps} batches that its length says; correct its length")
-
-
 class StreamEpoch:
     """One training pass over a :class:`Stream`, which checks each batch and counts the examples."""
 
@@ -290,7 +183,7 @@ class StreamEpoch:
 
     def batch(self, step: int) -> tuple[Any, Tensor]:
         """Return inputs and targets of batch ``step``. Batches must be read in order."""
-        x, y = checked(_there(self._batches.next(), step, len(self)), self._stream.device)
+        x, y = checked(present(self._batches.next(), step, len(self)), self._stream.device)
         self._seen, self._largest = self._seen + len(y), max(self._largest, len(y))
         return x, y
 
@@ -303,7 +196,7 @@ class StreamEpoch:
 
     def end(self) -> None:
         """Raise ``UserError`` unless the pass had the expected numbers of batches and examples."""
-        _check_end(self._batches, len(self))
+        check_end(self._batches, len(self))
         dropped = 0 if self._stream.gives_all else self._largest - 1  # largest possible size of a dropped last batch
         least = self._stream.num_data - dropped
         if not least <= self._seen <= self._stream.num_data:

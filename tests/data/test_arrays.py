@@ -8,7 +8,7 @@ import torch
 
 import pyro_lottery as pl
 from pyro_lottery import data
-from pyro_lottery.data import arrays
+from pyro_lottery.data import arrays, statistics
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(12, 4)), np.arange(12) % 3
@@ -174,10 +174,10 @@ def test_checksum_covers_everything_that_is_given():
 
 def test_statistics_are_the_same_bits_with_several_threads():
     x, threads = torch.from_numpy(RNG.normal(size=(3000, 4, 50))), torch.get_num_threads()
-    one = arrays.statistics("train_x", x)
+    one = statistics.statistics("train_x", x)
     try:
         torch.set_num_threads(2)
-        two = arrays.statistics("train_x", x)
+        two = statistics.statistics("train_x", x)
     finally:
         torch.set_num_threads(threads)
     assert all(map(torch.equal, one, two))

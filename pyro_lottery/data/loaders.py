@@ -1,0 +1,78 @@
+"""Data sets from the user's own loaders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset, TensorDataset
+
+from pyro_lottery import files, trees
+from pyro_lottery.data.batches import Split
+from pyro_lottery.data.splits import Data
+from pyro_lottery.data.streams import Stream, checked, measured_stream, stream_of
+from pyro_lottery.errors import UserError
+
+
+def from_loaders(
+    train: Any, test: Any = None, val: Any = None, *, num_data: int | None = None, num_classes: int | None = None
+) -> Data:
+    """Make a :class:`Data` whose splits are read batch by batch from DataLoaders or other iterables with a length.
+
+    A batch is a pair (x, y) of the network's input and the targets (floats or integers); x may be a tuple, list or mapping of
+    tensors for a ``forward`` with several inputs. ``test`` and ``val`` may also be a :class:`Split`. ``num_data`` is the
+    number of training examples in a pass and ``num_classes`` the number of classes; each is needed if it cannot be found
+    from the loader. An epoch is one pass over ``train``. The random numbers of a pass, including those of numpy, Python and
+    workers, follow the seed of the training. Raises ``UserError`` if the loaders or their first batches are not usable.
+    """
+    for name, number in (("num_data", num_data), ("num_classes", num_classes)):
+        if number is not None and (type(number) is not int or number < 1):
+            raise UserError(f"{name} must be a whole number of at least 1, got {number!r}")
+    stream = stream_of(train, "train", num_data)
+    x, y = stream.head()
+    if num_classes and y.is_floating_point():
+        raise UserError(f"num_classes is {num_classes}, but the targets are real ({y.dtype}); give labels as y.long()")
+    found, names = (num_classes, None) if num_classes else _classes_of(train, y, "train")
+    others = [
+        each if each is None or isinstance(each, Split) else measured_stream(each, name)
+        for name, each in (("test", test), ("val", val))
+    ]
+    facts = [stream.num_data, stream.steps, [(tuple(t.shape[1:]), str(t.dtype)) for t in trees.tensors((x, y))]]
+    told = {f"{part}/{i}": t.cpu() for part, each in enumerate((stream, *others)) for i, t in enumerate(_known(each))}
+    return Data(stream, others[0], others[1], found, "none", files.checksum(told, str(facts)), names)
+
+
+def _known(split: Split | Stream | None) -> list[Tensor]:
+    """Return the tensors that identify a split's data without reading all of it.
+
+    These are all tensors that are held in memory, or else the targets of the first two examples. Inputs from a loader are not
+    used, since they may be augmented with random numbers that this library cannot seed.
+    """
+    if not isinstance(split, Stream):
+        return [] if split is None else [split.inputs, split.targets]
+    if isinstance(split.loader, list | tuple):
+        return [t for batch in split.loader for t in trees.tensors(checked(batch))]
+    dataset = getattr(split.loader, "dataset", None)
+    if isinstance(dataset, Subset) and isinstance(dataset.dataset, TensorDataset):
+        return [t[torch.as_tensor(dataset.indices)] for t in dataset.dataset.tensors]
+    return list(dataset.tensors) if isinstance(dataset, TensorDataset) else [split.head()[1]]
+
+
+def _classes_of(loader: Any, y: Tensor, name: str) -> tuple[int | None, tuple[str, ...] | None]:
+    """Return the number of classes (None for real targets) and their names (None if they are unknown).
+
+    Raises ``UserError`` if the loader does not tell the number of classes.
+    """
+    if y.is_floating_point():
+        return None, None
+    dataset = getattr(loader, "dataset", None)
+    named = getattr(dataset, "classes", None)
+    if named is not None and all(isinstance(each, str) for each in named):
+        return len(named), tuple(named)
+    labelled = [dataset.tensors[-1]] if isinstance(dataset, TensorDataset) else []
+    if isinstance(loader, list | tuple):
+        labelled = [torch.as_tensor(batch[1]) for batch in loader]
+    if not labelled:
+        raise UserError(f"the targets of {name} are classes, but their number is not known; give num_classes")
+    return 1 + max(int(labels.max()) for labels in labelled), None
