@@ -16,7 +16,7 @@ from pyro_lottery.training import TrainState, train
 from pyro_lottery.types import LevelResult, Mask, Posterior, Ticket
 
 draw = plot
-"""The former name of :mod:`pyro_lottery.plot`."""
+"""The former name of ``pyro_lottery.plot``."""
 __version__ = "0.1.0"
 
 __all__ = [

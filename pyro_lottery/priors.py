@@ -229,9 +229,11 @@ class Flat(dist.TorchDistribution):
         return Flat(Size(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """0, with the shape of ``value``."""
         return value.new_zeros(value.shape)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Raise ``UserError`` for every shape, since an improper density cannot be sampled."""
         raise UserError("a flat prior cannot be sampled; use priors.normal, or sample a guide")
 
 
@@ -242,7 +244,8 @@ class SitePrior(nn.Module):
     moves them and the state dict holds them; a PyroSample alone does neither. An ``nn.Parameter`` of the distribution
     is registered as a parameter and learned with the guide (empirical Bayes). If the distribution is computed from
     parameters, or from sites that the prior samples itself (hyperpriors, which become sites of the model), the prior
-    function or module is called again at each step.
+    function or module is called again at each step. Raises ``UserError`` if the distribution does not broadcast to the
+    site's shape, is not one per weight, or depends on parameters that no module owns.
     """
 
     def __init__(self, site: str, prior: Prior, shape: Size):

@@ -64,6 +64,7 @@ KINDS = {  # of commands, by the test that runs them
     "paper": r"python -m (experiments|plots)\.(fig\d|table1|all|claims|squared_sum) ",
     "tables": r"python -m experiments\.(timm_table|odd_weights|odd_folders) ",
     "soak": r"python -m tests\.soak ",  # by soak/test_soak.py
+    "reference": r"python -m pdoc ",  # by test_reference.py
     "fingerprint": r"python -m tests\.fingerprint ",
 }
 OF = {kind: [c for c in COMMANDS if re.match(pattern, c)] for kind, pattern in KINDS.items()}

@@ -30,12 +30,12 @@ class Split:
 
     @property
     def pixels(self) -> Tensor:
-        """The inputs, under their name for images."""
+        """The inputs [n, channels, height, width], under their name for images."""
         return self.inputs
 
     @property
     def labels(self) -> Tensor:
-        """The targets, under their name for classes."""
+        """The targets [n], under their name for classes."""
         return self.targets
 
     @property
@@ -44,7 +44,7 @@ class Split:
         return self.inputs.device
 
     def head(self) -> tuple[Tensor, Tensor]:
-        """Return the first two inputs, normalised, and their targets."""
+        """Return the first two inputs [2, ...], normalised, and their targets [2, ...]."""
         return self[:2], self.targets[:2]
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class Split:
         return Split(*(t.to(device) for t in (self.inputs, self.targets, self.mean, self.std)))
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """Return some of this split's ``inputs`` as the network takes them: floats, normalised if they were not yet."""
+        """Return some of this split's ``inputs`` [n, ...] as the network takes them: normalised floats of the same shape."""
         return self.normalize(inputs) if inputs.dtype == torch.uint8 else inputs
 
     def normalize(self, inputs: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def crop_and_flip(
 
 
 def shuffle(count: int, batch_size: int, generator: torch.Generator, least: int = 2) -> list[Tensor]:
-    """Return the batches of one epoch as index tensors on the generator's device: every example once, in random order.
+    """Return the batches of one epoch as index tensors [b] on the generator's device: every example once, in random order.
 
     A last batch of fewer than ``least`` examples is merged with the one before it, since BatchNorm cannot normalise one
     example.
@@ -129,7 +129,7 @@ def shuffle(count: int, batch_size: int, generator: torch.Generator, least: int 
 
 
 def batch(split: Split, indices: Tensor, augment: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return normalised inputs and targets of the examples ``indices``.
+    """Return normalised inputs [b, ...] and targets [b, ...] of the examples ``indices`` [b].
 
     ``augment`` is ``none``, ``crop`` (padded by one eighth of the width: 4 pixels at 32×32) or ``crop_flip``.
     """
@@ -155,7 +155,7 @@ class Epoch:
         return len(self._chunks)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets of batch ``step``. Random crops and flips depend on the order of the calls."""
+        """Return inputs [b, ...] and targets [b, ...] of batch ``step``. Random crops and flips depend on the order of calls."""
         return batch(self._split, self._chunks[step], self._augment, self._order)
 
     def end(self) -> None:

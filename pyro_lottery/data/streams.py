@@ -68,7 +68,7 @@ class Stream:
             check_end(batches, self.steps)
 
     def head(self) -> tuple[Any, Tensor]:
-        """Return the first two examples of a pass, whose random numbers have a stream of their own."""
+        """Return inputs and targets [2, ...] of the first two examples of a pass, which has random numbers of its own."""
         with Shuffled(self.loader, 0, "head") as batches:
             x, y = checked(batches.next(), self.device)
         return trees.map_tensors(lambda t: t[:2], x), y[:2]
@@ -182,7 +182,7 @@ class StreamEpoch:
         return self._stream.steps
 
     def batch(self, step: int) -> tuple[Any, Tensor]:
-        """Return inputs and targets of batch ``step``. Batches must be read in order."""
+        """Return inputs and targets [b, ...] of batch ``step``. Batches must be read in order."""
         x, y = checked(present(self._batches.next(), step, len(self)), self._stream.device)
         self._seen, self._largest = self._seen + len(y), max(self._largest, len(y))
         return x, y

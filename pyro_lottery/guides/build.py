@@ -141,7 +141,10 @@ def by_name(name: str, model: Callable[..., Any], init_scale: float) -> AutoGuid
 
 
 def made_by(kind: Any, model: Callable[..., Any], init_scale: float, said: str = "guide") -> AutoGuide:
-    """A guide from :func:`mean_field`, a Pyro AutoGuide class, or a function ``model -> guide``; errors name it ``said``."""
+    """A guide from ``mean_field``, a Pyro AutoGuide class, or a function ``model -> guide``.
+
+    Raises ``UserError``, which calls it ``said``, if the result is not a Pyro AutoGuide.
+    """
     if isinstance(kind, type) and issubclass(kind, AutoGuide):
         return auto(kind, model, init_scale)
     guide = mean_field(model, init_scale) if kind is mean_field else kind(model)

@@ -42,7 +42,7 @@ class Family:
         raise NotImplementedError
 
     def scales(self) -> dict[str, Tensor]:
-        """Every site's scale; none for a point."""
+        """The scale of every site, with the site's shape; empty for a point guide."""
         return {}
 
     def values(self) -> dict[str, Tensor]:

@@ -81,7 +81,7 @@ class FlatGuide(Tempered, Family):
         return dict(zip(self.shapes, self.layout.views(self.layout.scatter(flat)), strict=True))
 
     def under_masks(self) -> tuple[Layout, list[Tensor]]:
-        """The layout that the enclosing ``sparsify`` leaves, and the parameters of the weights in it."""
+        """The layout that the enclosing ``sparsify`` leaves, and its parameters [weights in the layout]."""
         masks = tuple(active_mask(name, shape, self.loc.device) for name, shape in self.shapes.items())
         if self._unprunable:
             check_unmasked(dict(zip(self.shapes, masks, strict=True)), self._unprunable)

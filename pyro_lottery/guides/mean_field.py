@@ -26,8 +26,9 @@ _EXP = ExpTransform()
 class MeanField(FlatGuide):
     """q(w) = Π N(w; loc, scale²): one Normal site per weight tensor, scale = exp(log_scale) (paper §3).
 
-    The same family as Pyro's AutoNormal, from two flat parameters: all samples and all their gradients are one pass over
-    memory. Under ``sparsify`` only what the mask keeps is drawn; see :func:`compressed` for its training.
+    The family is that of Pyro's AutoNormal, but with two flat parameters, so that all samples and gradients take one pass
+    over memory. Under ``sparsify``, only the weights that the mask keeps are drawn; ``compressed`` trains only those.
+    Raises ``UserError`` if ``init_scale`` or ``max_scale`` is not greater than 0.
     """
 
     flat = ("loc", "log_scale")
@@ -67,7 +68,7 @@ class MeanField(FlatGuide):
         self.log_scale.copy_(preimage(_EXP, flat))
 
     def check_scales(self, scales: Mapping[str, Tensor]) -> None:
-        """Raise ``UserError`` for a site with a scale above ``max_scale``."""
+        """Raise ``UserError`` if a site has a scale above ``max_scale``; ``scales`` have the sites' shapes."""
         for name, scale in scales.items():
             if self.max_scale is not None and bool((scale > self.max_scale).any()):
                 raise UserError(
@@ -75,7 +76,7 @@ class MeanField(FlatGuide):
                 )
 
     def bounded(self, log_scale: Tensor) -> Tensor:
-        """``log_scale`` with no scale above ``max_scale``."""
+        """``log_scale`` with every scale limited to ``max_scale``; the shape stays the same."""
         return log_scale if self.max_scale is None else _AtMost.apply(log_scale, math.log(self.max_scale))
 
     def under_masks(self) -> tuple[Layout, list[Tensor]]:
@@ -83,6 +84,7 @@ class MeanField(FlatGuide):
         return layout, [loc, self.bounded(log_scale)]
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every site of the model; returns the values by site, with the sites' shapes."""
         layout, (loc, log_scale) = self.under_masks()
         draw = Draw(loc, log_scale, layout)
 

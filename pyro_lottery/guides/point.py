@@ -16,6 +16,7 @@ class Point(FlatGuide):
     is_point = True
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Set every site of the model to its loc; returns the values by site, with the sites' shapes."""
         layout, (loc,) = self.under_masks()
         values = layout.views(layout.scatter(loc))
         return self.draw(lambda number, select: values[number] if select is None else select(values[number]), *args)

@@ -40,7 +40,7 @@ def locs(guide: AutoGuide) -> Sites:
 
 @torch.no_grad()
 def values_at_loc(guide: AutoGuide) -> dict[str, Tensor]:
-    """Copies of the value of every site at its loc: loc itself for all sites over the real line."""
+    """Copies of every site's value at its loc, with the site's shape; for sites over the real line, the value is loc."""
     check_guide(guide)
     own = family(guide)
     if not own.has_marginals:
@@ -127,7 +127,7 @@ def zero_pruned_(guide: AutoGuide, mask: Mask) -> None:
 
 
 def active_masks(guide: AutoGuide) -> dict[str, Tensor]:
-    """What the enclosing ``sparsify`` has for sites of ``guide``; nothing for a guide without a loc per weight."""
+    """The masks of the enclosing ``sparsify`` for sites of ``guide``, with the sites' shapes; empty without a loc per weight."""
     own = family(guide)
     locs = own.locs() if own.has_marginals else {}
     masks = {name: active_mask(name, loc.shape, loc.device) for name, loc in locs.items()}

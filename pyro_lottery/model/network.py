@@ -388,7 +388,7 @@ class BayesianNetwork(nn.Module):
         return output
 
     def checked_likelihood(self, output: Tensor, count: int) -> Any:
-        """``likelihood(output)``; raises ``UserError`` unless it is one distribution for each of ``count`` examples."""
+        """``likelihood(output)``, with batch shape [count]; raises ``UserError`` unless it is one distribution per example."""
         found: Any = self.likelihood(output)
         if not isinstance(found, TorchDistributionMixin):
             raise UserError(

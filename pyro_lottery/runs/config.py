@@ -260,7 +260,7 @@ PRESET_HELP = (
 
 
 def preset(name: str, **options: Any) -> Config:
-    """The options of a preset with ``options`` on top.
+    """The options of a preset, with ``options`` replacing some of them; raises ``UserError`` if ``name`` is unknown.
 
     >>> preset("quick", arch="lenet").levels
     2
