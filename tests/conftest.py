@@ -17,11 +17,15 @@ pyro.enable_validation(True)
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Tests that share a costly fixture go to one process: ``smoke_study``, or a fixture of their module."""
+    """Tests that share a costly fixture go to one process: ``smoke_study``, or a fixture of their module.
+
+    Tests of ``smoke_study`` are slow, because the study trains for many seconds.
+    """
     for item in items:
         definitions = item._fixtureinfo.name2fixturedefs.values() if hasattr(item, "_fixtureinfo") else ()
         if "smoke_study" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("study"))
+            item.add_marker(pytest.mark.slow)
         elif any(found[-1].scope == "module" for found in definitions):
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
 

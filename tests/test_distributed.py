@@ -23,16 +23,19 @@ def found(request, tmp_path_factory):
     return json.loads(path.read_text()) | {"parallel": request.param, "threads": threads}
 
 
+@pytest.mark.slow
 def test_each_image_is_on_one_rank_or_on_all(found):
     assert found["world"] == 2
     assert found["images"] == ([4, 3] if found["parallel"] == "data" else [7, 7])
 
 
+@pytest.mark.slow
 def test_without_noise_two_ranks_have_the_gradient_of_one_with_the_joined_batch(found):
     assert found["gradient"] < 1e-5
     assert found["sums"] < 1e-5
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_elbo_of_one_with_the_joined_batch_in_expectation(found):
     difference, error = found["elbo"]
     assert abs(difference) < 3 * error
@@ -40,6 +43,7 @@ def test_two_ranks_have_the_elbo_of_one_with_the_joined_batch_in_expectation(fou
     assert found["kl"] < 1e-5
 
 
+@pytest.mark.slow
 def test_each_rank_has_weight_noise_of_its_own(found):
     first, second = found["noise"]
     assert first != second
@@ -48,6 +52,7 @@ def test_each_rank_has_weight_noise_of_its_own(found):
     assert least < found["spread"] < most
 
 
+@pytest.mark.slow
 def test_what_the_first_rank_meets_all_meet(found):
     assert found["first"][1] == "only the first knows"
     assert found["first"][0] == [len("only the first knows")] * 2
@@ -56,6 +61,7 @@ def test_what_the_first_rank_meets_all_meet(found):
     assert found["any"] == [True, False]
 
 
+@pytest.mark.slow
 def test_no_thread_of_the_group_is_left_when_the_interpreter_ends(found):
     """Or one that waits for Python's lock then, to free a tensor, would abort the process."""
     assert len(found["threads"]) >= 1
@@ -69,6 +75,7 @@ def command(folder, *more):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_three_levels_on_two_ranks(tmp_path):
     """Masks, parameters and buffers are compared between ranks at every level by the run itself (``Alone.agree``)."""
     whole = tmp_path / "whole"
@@ -81,6 +88,7 @@ def test_three_levels_on_two_ranks(tmp_path):
     assert run.results["test_accuracy"][1] > 0.6
 
 
+@pytest.mark.slow
 def test_two_ranks_stopped_within_an_epoch_end_with_the_same_bits(tmp_path):
     """On a network with BatchNorm, whose statistics are of each rank's images."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -115,6 +123,7 @@ def test_what_a_shell_was_given_by_ranks_mutes_nothing(capsys, monkeypatch):
     assert "did you mean" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_ranks_too(tmp_path):
     more = ["--levels", "0", "--epochs", "1", "--milestones", "1", "--train-size", "100", "--test-size", "50"]
     torchrun = [
@@ -131,6 +140,7 @@ def test_torchrun_starts_the_ranks_too(tmp_path):
     assert len(pl.load_run(tmp_path / "run").results) == 1
 
 
+@pytest.mark.slow
 def test_bad_input_is_said_once(tmp_path):
     done = subprocess.run(
         command(tmp_path / "run", "--batch-size", "3"), capture_output=True, text=True, timeout=DEADLOCK
@@ -140,6 +150,7 @@ def test_bad_input_is_said_once(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_nothing_of_it_is_imported_with_one_device(tmp_path):
     code = (
         "import sys; from pyro_lottery import imp; code = imp.main(sys.argv[1:]); "

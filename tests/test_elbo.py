@@ -9,6 +9,7 @@ from torch import nn
 import pyro_lottery as pl
 
 
+@pytest.mark.slow
 def test_conjugate_linear_regression_meets_the_exact_posterior():
     # y = Xw + noise with w ~ N(0, s²) has a Gaussian posterior in closed form; with orthogonal columns it is
     # mean-field, so the trained loc and scale must equal it.

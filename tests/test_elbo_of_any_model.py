@@ -349,6 +349,7 @@ def test_a_messenger_guide_and_other_estimators_serve_a_hierarchy():
     pyro.clear_param_store()
 
 
+@pytest.mark.slow
 def test_a_mean_field_guide_of_a_hierarchy_meets_the_best_mean_field_posterior():
     # Precision matrix [[2, −1], [−1, 2]] of (a, b): the best mean field has the exact means 1 and 2, and scales 1/√2.
     guide = pl.guides.mean_field(walk, init_scale=0.5)

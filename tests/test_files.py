@@ -89,6 +89,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["t"]
 
 
+@pytest.mark.slow
 def test_kill_nine_at_a_random_moment_leaves_a_whole_file(tmp_path):
     path = tmp_path / "t"
     code = (

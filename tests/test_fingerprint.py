@@ -42,6 +42,7 @@ def test_sources_of_controls_and_transplants_come_first():
     assert needed(list(RUNS)) == list(RUNS)
 
 
+@pytest.mark.slow
 def test_a_difference_is_named(tmp_path, capsys):
     (tmp_path / "before.json").write_text('{"deterministic": "00000000"}')
     assert main(["--only", "deterministic", "--compare", str(tmp_path / "before.json")]) == 1

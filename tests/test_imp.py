@@ -201,6 +201,7 @@ def command(run_dir, *more):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_sigterm_and_kill_nine_in_the_middle_end_bit_identical(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

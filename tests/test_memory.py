@@ -32,6 +32,7 @@ def measured(script, *arguments):
     return map(int, done.stdout.split()[-2:])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ten_levels_end_with_the_memory_of_the_first(tmp_path):
     first, tenth = measured(LEVELS, str(tmp_path / "run"))

@@ -91,6 +91,7 @@ USE = """
 """
 
 
+@pytest.mark.slow
 def test_a_bystanders_models_give_the_same_bits_without_the_import_before_and_after_it():
     places = {
         "without": ("", "", "pass"), "before": (IMPORT, "", "pass"), "after": ("", IMPORT, "pass"),
@@ -124,6 +125,7 @@ def conjugate():
 MASKS = {"dense": {}, "under a mask": {"0.weight": torch.tensor([[True, False, True]])}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [pl.ELBO, Trace_ELBO])
 @pytest.mark.parametrize("mask", MASKS)
 def test_conjugate_regression_by_svi_with_an_optimizer_of_pyro_meets_the_exact_posterior(loss, mask):

@@ -397,6 +397,7 @@ def test_outputs_that_lose_the_examples_dimension_are_named(outputs, shape):
         pl.train(model, guide, data, epochs=1)
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_samples():
     code = (
         "import resource, torch, pyro_lottery as pl\n"

@@ -193,7 +193,9 @@ def test_the_list_of_commands(capsys):
     assert capsys.readouterr().out.count("python -m pyro_lottery.") == len(listing.COMMANDS)
 
 
-@pytest.mark.parametrize("command", OF["runs"])
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=pytest.mark.slow) if "--devices" in c else c for c in OF["runs"]]
+)
 def test_runs(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = shlex.split(command)[3:]
@@ -220,6 +222,7 @@ def run_as_written(command, monkeypatch, more=()):
     runpy.run_module(module, run_name="__main__")
 
 
+@pytest.mark.slow
 def test_python_and_the_commands_on_runs(tmp_path, monkeypatch, capsys):
     """The Python of every README in one folder, in which the runs that it names have been trained, by shorter commands."""
     monkeypatch.chdir(tmp_path)

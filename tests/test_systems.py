@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 LEFT_OUT = """
 import os, platform, signal, sys
 import lightning_fabric, matplotlib.pyplot, pandas, pyro, rich, safetensors.torch, sklearn.datasets, timm, torchmetrics, torchvision
@@ -47,6 +49,7 @@ assert machine.memory() > 2**30
 """
 
 
+@pytest.mark.slow
 def test_a_run_without_what_only_unix_has(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", LEFT_OUT + RUN, str(tmp_path / "run")], capture_output=True, text=True, check=False
@@ -69,6 +72,7 @@ assert machine.keep_memory.cache_info().misses == 1
 """
 
 
+@pytest.mark.slow
 def test_memory_is_kept_by_commands_and_not_by_the_library(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", LIBRARY, str(tmp_path / "run")], capture_output=True, text=True, check=False

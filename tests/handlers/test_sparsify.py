@@ -208,6 +208,7 @@ def regression(scale=0.5):
     return model, x, y, exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decorated", [False, True])
 def test_nuts_under_a_mask_meets_the_exact_posterior_of_the_survivors(decorated):
     model, x, y, exact = regression()

@@ -69,6 +69,7 @@ def test_no_chunk_of_noise_is_drawn_twice():
     assert len({tuple(chunk[:5].tolist()) for chunk in chunks}) == len(chunks) == 24
 
 
+@pytest.mark.slow
 def test_one_seed_gives_the_same_bits_on_any_number_of_threads():
     code = (
         "import hashlib, torch; from pyro_lottery import kernels; from pyro_lottery.kernels import Layout, compiled\n"
@@ -194,6 +195,7 @@ def test_what_is_not_finite_stays_so_on_both_backends_alike(loc, log_scale):
             assert a.isnan().any(), name
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_torch_backend_is_used_with_a_warning(tmp_path):
     code = (
         "import torch; from pyro_lottery import kernels\n"
@@ -232,6 +234,7 @@ def test_a_compiler_command_may_have_arguments(tmp_path, monkeypatch):
     assert len(list(tmp_path.rglob("*.so"))) == 1
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_half_a_library_is_built_again(tmp_path):
     """As a power cut may leave one; a process loads a library once, so that each look needs a process."""

@@ -145,6 +145,7 @@ def conjugate():
     return model, guide, history, (x.mT @ y).squeeze(1) / 0.25 / precision, precision.rsqrt()
 
 
+@pytest.mark.slow
 def test_conjugate_regression_by_train_meets_the_exact_posterior(conjugate):
     _, guide, history, loc, scale = conjugate
     found = pl.posterior(guide)
@@ -153,6 +154,7 @@ def test_conjugate_regression_by_train_meets_the_exact_posterior(conjugate):
     assert history[-1]["train_rmse"] == pytest.approx(0.5, rel=0.25)
 
 
+@pytest.mark.slow
 def test_its_predictive_is_the_exact_one_and_covers_fresh_points(conjugate):
     model, guide, _, loc, scale = conjugate
     x = torch.randn(2000, 3)

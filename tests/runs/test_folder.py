@@ -97,6 +97,7 @@ def test_other_data_are_noticed(tmp_path):
         opened(tmp_path, OPTIONS | {"data_dir": "b"}, {"data": {"checksum": 2}})
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_dead_process_is_free(tmp_path):
     code = "import os, sys; from pyro_lottery.runs.folder import RunFolder\nwith RunFolder(sys.argv[1]).lock(): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 9

@@ -42,6 +42,7 @@ def test_every_draw_of_a_loaded_network_is_one_that_its_average_is_of(run):
     assert len(every) == (1 if run.config.guide == "deterministic" else 3)
 
 
+@pytest.mark.slow
 def test_a_new_process_gives_the_same_bits(run):
     code = (
         "import sys, torch, pyro_lottery as pl; run = pl.load_run(sys.argv[1])\n"

@@ -12,6 +12,8 @@ import pytest
 from tests.soak.__main__ import PARTS
 from tests.support import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):

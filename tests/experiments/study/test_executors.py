@@ -38,6 +38,7 @@ def same_as(smoke_study, root):
     return len(found)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("study")
 def test_ray_runs_all_figures_though_a_worker_is_killed_and_trains_nothing_twice(jobs, smoke_study, tmp_path):
     command = [
@@ -75,6 +76,7 @@ def test_a_failed_run_is_told_with_its_log_and_stops_no_other(jobs, tmp_path):
     assert log_of(jobs[0], tmp_path).read_text() == before, "a finished run is not begun again"
 
 
+@pytest.mark.slow
 def test_submitit_runs_the_array_and_requeues_what_is_signalled(tmp_path, monkeypatch):
     options = {"arch": "lenet", "train_size": 300, "milestones": (), "levels": 1, "guide": "deterministic"}
     long = Imp(preset("quick", **options, epochs=60))

@@ -55,6 +55,7 @@ def test_a_plan_adds_up(tmp_path, monkeypatch, capsys):
     assert re.search(rf"\| fig5 \| 3 \| 7 \| {wall:.0f} s \| {0.3 * hours:.2f} \| 3.00 \| 0.00 \|", out)
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_measured_is_one_line(tmp_path, capsys):
     more = ["--protocol", "reduced", "--dataset", "folder", "--data-dir", str(tmp_path), "--runs", str(tmp_path / "r")]
     assert main("fig5", [*more, "--plan"]) == 2
@@ -76,6 +77,7 @@ def test_figures_share_runs_in_a_plan():
     assert len(both) < len(one) + len(jobs_of(["fig2"], study))
 
 
+@pytest.mark.slow
 def test_steps_are_measured_in_processes_of_their_own():
     cost = measure_together(preset("smoke", arch="lenet"), 2, 1)
     assert 0 < cost.step < 5
