@@ -19,7 +19,7 @@ from pyro_lottery.errors import Diverged, UserError, one_line
 from pyro_lottery.machine import channels_last
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.prediction import inference
-from pyro_lottery.training.state import Progress
+from pyro_lottery.training.state import TrainState
 from pyro_lottery.training.step import FINITE_STEPS, TALLY
 from pyro_lottery.types import Sites
 
@@ -132,7 +132,7 @@ def infinite_buffers(model: nn.Module) -> Sites:
     }
 
 
-def check_finite(sums: Tensor, progress: Progress, model: nn.Module, guide: AutoGuide, infinite: Sites) -> None:
+def check_finite(sums: Tensor, state: TrainState, model: nn.Module, guide: AutoGuide, infinite: Sites) -> None:
     """Raise ``Diverged`` for a loss, a parameter or a buffer that is not finite, with the step that was the first.
 
     The buffers in ``infinite`` may keep their infinite numbers.
@@ -146,13 +146,13 @@ def check_finite(sums: Tensor, progress: Progress, model: nn.Module, guide: Auto
     parameters_finite = all(bool(p.isfinite().all()) for p in guide.parameters())
     if finite and parameters_finite and all(fine(*item) for item in model.state_dict().items()):
         return
-    what, step = ("a parameter", progress.step) if finite else ("the loss", int(sums[FINITE_STEPS]) + 1)
+    what, step = ("a parameter", state.step) if finite else ("the loss", int(sums[FINITE_STEPS]) + 1)
     sites = guides.not_finite(guide)
     named = (*model.named_parameters(), *model.named_buffers())
     sites += [name for name, p in named if name not in sites and not fine(name, p)]
     more = f" and {len(sites) - 3} more" if len(sites) > 3 else ""
     where = f" (not finite by then: {', '.join(sites[:3])}{more})" if sites else ""
-    epoch = progress.epoch + 1
+    epoch = state.epoch + 1
     raise Diverged(f"{what} is not finite at epoch {epoch}, step {step}{where}; {_REMEDY}", epoch, step, sites)
 
 

@@ -135,7 +135,7 @@ def test_a_stop_waits_for_the_end_of_the_epoch():
         def stopping(self):
             return True
 
-        def stop(self, progress, optimizer):
+        def stop(self, state):
             raise AssertionError("a stream cannot go on within an epoch")
 
     whole, _ = trained(DataLoader(regression(), 16))

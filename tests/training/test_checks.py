@@ -35,7 +35,7 @@ def test_a_buffer_that_is_not_finite_is_met_at_the_next_look_and_never_saved(tin
         def stopping(self):
             return True
 
-        def stop(self, progress, optimizer):
+        def stop(self, state):
             pytest.fail("a diverged state was to be saved")
 
     monkeypatch.setattr("pyro_lottery.training.loop.CHECK_EVERY", 2)
@@ -83,7 +83,7 @@ def test_num_data_must_be_the_training_set(tiny_data):
         pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK)
 
 
-@pytest.mark.filterwarnings("ignore:a density is a share")
+@pytest.mark.filterwarnings("ignore:densities count only")
 def test_sparse_gradients_are_named_before_the_first_step():
     words, y = torch.randint(10, (8, 5)), torch.randn(8, 10)
     net = torch.nn.Sequential(torch.nn.EmbeddingBag(10, 4, sparse=True), torch.nn.Linear(4, 10))
