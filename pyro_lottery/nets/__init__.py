@@ -70,6 +70,8 @@ def create_model(
     check_name(name)
     if patch_size is not None and not name.startswith("vit_"):
         raise UserError(f"patch_size is an option of vit_tiny and vit_base only; {name} has no patches")
+    if isinstance(image_size, tuple) and image_size[0] == image_size[1]:
+        image_size = image_size[0]
     if is_own(name):
         return create(name, {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size})
     if isinstance(image_size, tuple) and name.startswith(("vit_", "lenet")):

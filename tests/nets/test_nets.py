@@ -39,6 +39,13 @@ def test_every_network_takes_cifar_and_digits(name, channels, size, classes):
     assert not any("pyro" in type(m).__module__.split(".")[0:1] for m in net.modules())
 
 
+def test_height_and_width_may_be_given_if_they_are_equal():
+    for name in ("lenet", "vit_tiny"):
+        assert pl.create_model(name, 7, 1, (8, 8))(torch.randn(2, 1, 8, 8)).shape == (2, 7)
+        with pytest.raises(pl.UserError, match=f"--arch {name} takes square images, not 8×12"):
+            pl.create_model(name, 7, 1, (8, 12))
+
+
 def test_vit_patches_make_64_tokens_unless_told():
     assert pl.create_model("vit_tiny").patch_embed.num_patches == 64
     assert pl.create_model("vit_tiny", patch_size=2).patch_embed.num_patches == 256
