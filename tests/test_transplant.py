@@ -142,7 +142,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
         ([str(tmp_path / "number.pt"), *options], "has no state_dict"),
         ([str(tmp_path / "complex.pt"), *options], "fc1.weight is a torch.complex64 tensor"),
         ([str(tmp_path / "sparse.pt"), *options], "sparse.pt"),
-        ([str(tmp_path / "pruned.pt"), *options], "fc1.weight_mask is (3,), but fc1.weight_orig is (2, 2)"),
+        ([str(tmp_path / "pruned.pt"), *options], "fc1.weight_mask has shape (3,), but fc1.weight_orig has shape (2, 2)"),
         ([str(tmp_path / "bomb.pt"), *options], "cannot be read as a state_dict"),
         ([str(tmp_path / "half.safetensors"), *options], "cannot be read as a state_dict"),
         ([str(tmp_path / "none.pt"), *options], "does not exist"),
@@ -159,7 +159,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
         assert message in error
     torch.save(state, tmp_path / "w.pt")
     masks = {name: torch.ones_like(state[name]) for name in run.level(1).ticket.mask}
-    for value, message in ((0.3, "holds other values than 0 and 1"), (0.0, "the mask keeps no weight")):
+    for value, message in ((0.3, "must hold only 0 and 1"), (0.0, "the mask keeps no weight")):
         torch.save({name: value * mask for name, mask in masks.items()}, tmp_path / "m.pt")
         assert transplant.main([str(tmp_path / "w.pt"), *options, "--mask", str(tmp_path / "m.pt")]) == 2
         assert message in capsys.readouterr().err
