@@ -13,7 +13,7 @@ from experiments.study.finished import read
 from experiments.study.jobs import Job, Study, unfinished
 from experiments.study.plan import plan
 from experiments.study.protocols import PROTOCOLS, extent
-from plots.command import draw_figures
+from plots.command import plot_figures
 from pyro_lottery import nets
 from pyro_lottery.errors import Failed, UserError
 from pyro_lottery.runs.cli import Parser, run_command
@@ -77,7 +77,7 @@ def work(stems: Sequence[str], given: argparse.Namespace, then: Callable[[Path, 
     failure = Failed(f"{len(failed)} of {len(jobs)} runs failed: {listed}")
     folder, data = given.figures or given.runs / "figures", jobs[0].config.data_name
     try:
-        for missing in draw_figures(stems, read(given.runs, study.protocol, data, only=study.archs), folder):
+        for missing in plot_figures(stems, read(given.runs, study.protocol, data, only=study.archs), folder):
             print(f"not drawn: {missing}")
         if then:
             then(folder, data)

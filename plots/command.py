@@ -36,7 +36,7 @@ def parser(stem: str, description: str) -> Parser:
     return parser
 
 
-def draw_figures(stems: Iterable[str], finished: Finished, folder: Path) -> list[str]:
+def plot_figures(stems: Iterable[str], finished: Finished, folder: Path) -> list[str]:
     """Draw several figures; one without runs of its own is left out, and why is returned."""
     left_out = []
     for stem in stems:

@@ -65,7 +65,7 @@ def over_seeds(frame: pd.DataFrame, column: str) -> pd.DataFrame:
     return found.assign(std=grouped[column].std(ddof=1), seeds=grouped["seed"].nunique()).reset_index()
 
 
-def draw_line(axes: Axes, line: Line, column: str) -> pd.DataFrame:
+def plot_line(axes: Axes, line: Line, column: str) -> pd.DataFrame:
     """Mean line, band of one standard deviation over seeds, and the dense level as a dashed line."""
     color, points = PALETTE[line.look % len(PALETTE)], over_seeds(line.frame, column)
     axes.plot(points["percent"], points["mean"], MARKERS[line.look % 7] + "-", color=color, ms=4, label=line.label)
@@ -97,7 +97,7 @@ def grid(finished: Finished, headline: str, rows: Sequence[Panels], columns: dic
         for axes, row in zip(panels[:, place], rows, strict=True):
             drawn = [line for line in row.lines(frame) if len(line.frame)]
             for line in drawn:
-                tables.append(draw_line(axes, line, row.column).assign(network=name, quantity=row.ylabel))
+                tables.append(plot_line(axes, line, row.column).assign(network=name, quantity=row.ylabel))
             axes.set_ylabel(row.ylabel)
             axes.grid(alpha=0.25, lw=0.5)
             if drawn:

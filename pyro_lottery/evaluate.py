@@ -22,7 +22,7 @@ from pyro_lottery.prediction import Predictive, last
 from pyro_lottery.runs import progress as console
 from pyro_lottery.runs.cli import Parser, run_command
 from pyro_lottery.runs.config import Config
-from pyro_lottery.runs.figures import draw_evaluation
+from pyro_lottery.runs.figures import plot_evaluation
 from pyro_lottery.runs.loaded import Run, TrainedNetwork, check_levels, load_run
 
 PROG = "python -m pyro_lottery.evaluate"
@@ -75,7 +75,7 @@ def evaluate(
                 tables[name] += [{"level": number, "density": density, "num_samples": drawn} | row for row in rows]
                 bar.advance(task, name in ("uncertainty", "ood", "corruptions"))
             every = {name: run.folder.save_evaluation(name, rows) for name, rows in tables.items()}
-    draw_evaluation(run.folder, every)
+    plot_evaluation(run.folder, every)
     return tables
 
 

@@ -100,7 +100,7 @@ def _section(run: Run) -> dict[str, Any]:
     score, calibration = (
         ("RMSE", "Share of test targets inside predictive intervals.") if real else ("accuracy", "Calibration errors.")
     )
-    pictures = [
+    plots = [
         (f"Test {score} against the percentage of weights remaining.", lambda axes: plot.accuracy(run, axes)),
         (calibration, lambda axes: plot.calibration(run, axes)),
         (
@@ -118,8 +118,8 @@ def _section(run: Run) -> dict[str, Any]:
         "columns": [name for name, _, _ in columns],
         "rows": cells,
         "figures": [
-            {"svg": _svg(f"{name}{place}", picture, (5.2, 3.6)), "caption": caption}
-            for place, (caption, picture) in enumerate(pictures)
+            {"svg": _svg(f"{name}{place}", plot_on, (5.2, 3.6)), "caption": caption}
+            for place, (caption, plot_on) in enumerate(plots)
         ],
         "command": command(run),
         "config": [
@@ -174,9 +174,9 @@ def training_command(config: Config) -> str:
     return shlex.join(words)
 
 
-def _svg(salt: str, picture: Callable[[Axes], object], size: tuple[float, float]) -> str:
+def _svg(salt: str, plot_on: Callable[[Axes], object], size: tuple[float, float]) -> str:
     figure = Figure(figsize=size, layout="constrained")
-    picture(figure.subplots())
+    plot_on(figure.subplots())
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt}):
         figure.savefig(text, format="svg", metadata={"Date": None})

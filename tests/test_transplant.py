@@ -142,7 +142,10 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
         ([str(tmp_path / "number.pt"), *options], "has no state_dict"),
         ([str(tmp_path / "complex.pt"), *options], "fc1.weight is a torch.complex64 tensor"),
         ([str(tmp_path / "sparse.pt"), *options], "sparse.pt"),
-        ([str(tmp_path / "pruned.pt"), *options], "fc1.weight_mask has shape (3,), but fc1.weight_orig has shape (2, 2)"),
+        (
+            [str(tmp_path / "pruned.pt"), *options],
+            "fc1.weight_mask has shape (3,), but fc1.weight_orig has shape (2, 2)",
+        ),
         ([str(tmp_path / "bomb.pt"), *options], "cannot be read as a state_dict"),
         ([str(tmp_path / "half.safetensors"), *options], "cannot be read as a state_dict"),
         ([str(tmp_path / "none.pt"), *options], "does not exist"),

@@ -39,7 +39,7 @@ def save(figure: Figure, path: Path) -> None:
     files.write_atomic(path, drawn.getvalue())
 
 
-def draw_run(run: RunFolder) -> list[Path]:
+def plot_run(run: RunFolder) -> list[Path]:
     """Write ``accuracy.png`` (test accuracy and MACE against % of weights remaining), or ``rmse.png`` (RMSE and coverage) of a
     regression, and ``layers.png`` (density per layer) into the run folder; returns their paths.
     """
@@ -119,7 +119,7 @@ def layers(axes: Axes, run: RunFolder) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def draw_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Path]:
+def plot_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Path]:
     """Write ``evaluation/NAME.png`` for each table of :func:`pyro_lottery.evaluate.evaluate`; returns their paths."""
 
     def reliability(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -79,11 +79,11 @@ def train_levels(
                 run.add_result(row)
                 run.level(row.level).drop_checkpoints()
                 if time.monotonic() - drawn > DRAW_SECONDS:
-                    figures.draw_run(run)
+                    figures.plot_run(run)
                     drawn = time.monotonic()
 
             ranks.first(finish)
-        ranks.first(lambda: figures.draw_run(run))
+        ranks.first(lambda: figures.plot_run(run))
 
 
 def train_level(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, hooks: LevelHooks) -> LevelResult:
