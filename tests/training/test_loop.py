@@ -115,7 +115,7 @@ def test_timms_gradient_checkpointing_is_refused_in_one_line():
     net.set_grad_checkpointing()
     images, labels = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4) % 3
     model = pl.BayesianClassifier(net, num_data=4)
-    with pytest.raises(pl.UserError, match=r"gradient checkpointing runs 'blocks\.\d"):
+    with pytest.raises(pl.UserError, match=r"gradient checkpointing reruns 'blocks\.\d"):
         pl.train(model, pl.guides.mean_field(model), pl.data.from_tensors(images, labels, images, labels), **QUICK)
 
 
