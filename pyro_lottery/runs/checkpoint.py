@@ -127,10 +127,12 @@ class LevelHooks(training.Hooks):
 
 
 def ticket_checksum(ticket: Ticket) -> int:
+    """CRC-32 of a ticket's start, network and mask."""
     return checksum(ticket.start, ticket.net, {name: mask.bool() for name, mask in ticket.mask.items()})
 
 
 def checksum(posterior: Posterior, *more: Sites) -> int:
+    """CRC-32 of a posterior and of ``more`` tensors by site."""
     groups = enumerate((posterior.loc, posterior.scale or {}, *more))
     return files.checksum({f"{group}/{name}": value.cpu() for group, sites in groups for name, value in sites.items()})
 

@@ -1,4 +1,4 @@
-"""What training refuses: odd numbers, data and batches before the first step, and values that are not finite."""
+"""What training refuses: wrong options, data and batches before the first step, and values that are not finite later."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ _REMEDY = "try a lower --lr, a smaller --init-scale or --precision 32"
 
 
 def check_counts(least: int, **counts: Any) -> None:
+    """Raise ``UserError`` for a value that is not a whole number of at least ``least``."""
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UserError(f"{name} must be a whole number, at least {least}, got {value!r}")
 
 
 def check_rates(**rates: Any) -> None:
+    """Raise ``UserError`` for a value that is not a finite number of at least 0."""
     for name, value in rates.items():
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise UserError(f"{name} must be a finite number, at least 0, got {value!r}")
@@ -41,8 +43,8 @@ def check_rates(**rates: Any) -> None:
 def check_data(model: BayesianNetwork, data: Data) -> Any:
     """Raise a one-line ``UserError`` for data that do not suit the network, its likelihood or its ``num_data``.
 
-    Two examples of each split go through the network; targets that are held in memory are all looked at. Returns the likelihood
-    of two training examples.
+    Runs the network on two examples of each split, and checks all targets that are held in memory. Returns the likelihood of
+    two training examples.
     """
     for name, module in model.net.named_modules():
         if getattr(module, "sparse", False) is True:  # nn.Embedding, nn.EmbeddingBag
@@ -55,7 +57,7 @@ def check_data(model: BayesianNetwork, data: Data) -> Any:
             continue
         x, y = split.head()
         output = _try_out(model, x)
-        with pyro.validation_enabled(False):  # what is not finite is told by training
+        with pyro.validation_enabled(False):  # training reports what is not finite
             likelihoods.append(model.checked_likelihood(output, len(output)))
         y = model.checked_targets(y, likelihoods[-1], output)
         _check_targets(likelihoods[-1], split.targets if isinstance(split, Split) else y, part)
@@ -68,14 +70,14 @@ def _try_out(model: BayesianNetwork, x: Any) -> Tensor:
             return model.outputs(trees.map_tensors(channels_last, x))
     except UserError:
         raise
-    except Exception as error:  # whatever a network says of inputs that it cannot take
+    except Exception as error:  # networks raise anything for inputs that they cannot take
         raise UserError(f"the network cannot take inputs of {trees.shapes(x)}: {one_line(error)}") from error
 
 
 def _check_targets(likelihood: Any, targets: Tensor, part: str) -> None:
     try:
         fine = likelihood.support.check(targets)
-    except (NotImplementedError, RuntimeError):  # of a distribution without a support, or with one for each example
+    except (NotImplementedError, RuntimeError):  # the distribution has no support, or one per example
         return
     if bool(fine.all()):
         return
@@ -92,17 +94,17 @@ def _check_targets(likelihood: Any, targets: Tensor, part: str) -> None:
 
 
 def check_batch(model: BayesianNetwork, likelihood: Any, y: Tensor) -> None:
-    """Raise ``UserError`` for what shows only when a stream is read: a batch of one, or targets that no output can be of."""
+    """Raise ``UserError`` for a batch of a stream that has one example, or targets outside the likelihood's support."""
     if len(y) == 1 and any(is_batch_norm(m) for m in model.modules()):
         raise UserError(
             "the loader gave a batch of one example, which BatchNorm cannot normalise; let it drop such a batch"
         )
-    if y.device.type == "cpu":  # a GPU would be waited for
+    if y.device.type == "cpu":  # reading from a GPU would wait for it
         _check_targets(likelihood, y, "training")
 
 
 def check_batches(model: nn.Module, data: Data, batch_size: int, ranks: Alone = ALONE) -> None:
-    """Raise a one-line ``UserError`` for batches that the network cannot be trained on."""
+    """Raise a one-line ``UserError`` for batches on which the network cannot be trained."""
     if isinstance(data.train, Stream):
         _check_stream(model, data.train, ranks)
         return
@@ -123,8 +125,8 @@ def _check_stream(model: nn.Module, stream: Stream, ranks: Alone) -> None:
 
 
 def infinite_buffers(model: nn.Module) -> Sites:
-    """Copies of the buffers that hold infinite numbers before the first step, as attention masks do."""
-    statistics = {name for name, m in model.named_modules() if is_batch_norm(m)}  # infinite only after a divergence
+    """Copies of the buffers that hold infinite numbers before the first step: attention masks do."""
+    statistics = {name for name, m in model.named_modules() if is_batch_norm(m)}  # infinite only after divergence
     return {
         name: value.clone()
         for name, value in model.named_buffers()
@@ -133,9 +135,9 @@ def infinite_buffers(model: nn.Module) -> Sites:
 
 
 def check_finite(sums: Tensor, state: TrainState, model: nn.Module, guide: AutoGuide, infinite: Sites) -> None:
-    """Raise ``Diverged`` for a loss, a parameter or a buffer that is not finite, with the step that was the first.
+    """Raise ``Diverged`` for a loss, a parameter or a buffer that is not finite, with the first such step.
 
-    The buffers in ``infinite`` may keep their infinite numbers.
+    Buffers in ``infinite`` may keep their infinite numbers.
     """
 
     def fine(name: str, value: Tensor) -> bool:
@@ -157,4 +159,5 @@ def check_finite(sums: Tensor, state: TrainState, model: nn.Module, guide: AutoG
 
 
 def is_batch_norm(module: nn.Module) -> bool:
+    """Whether ``module`` is a BatchNorm of any number of dimensions."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm)

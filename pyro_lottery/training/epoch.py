@@ -80,7 +80,7 @@ def _check_step(state: TrainState, batches: Epoch | StreamEpoch) -> None:
 def _batches(
     data: Data, batch_size: int, order: torch.Generator, least: int, path: tuple[int, int, int]
 ) -> Iterator[Epoch | StreamEpoch]:
-    """One epoch's batches, whose order follows ``order``, or of a stream ``path``: seed, level and epoch."""
+    """The batches of one epoch, in the order that ``order`` draws; a stream is seeded by ``path`` (seed, level, epoch)."""
     if isinstance(data.train, Split):
         yield Epoch(data.train, batch_size, data.augment, order, least)
         return
@@ -90,10 +90,11 @@ def _batches(
 
 @contextmanager
 def training_mode(model: nn.Module, samples: int) -> Iterator[None]:
-    """Training mode in which a batch weighs the same in BatchNorm's running statistics, however many weight samples
-    it passes through: with momentum m and S passes, 1 − (1 − m)^(1/S) a pass makes m together.
+    """Put ``model`` in training mode, with BatchNorm's momentum m replaced by 1 − (1 − m)^(1/S) for S = ``samples``.
 
-    A network of which some modules are in training mode and others, a frozen BatchNorm say, are not keeps both as they are.
+    A batch passes through the network once per weight sample; with this momentum, S passes move the running statistics as far
+    as one pass does otherwise. Where some modules are in training mode and others in eval mode (a frozen BatchNorm), all stay
+    in their modes.
     """
     layers: list[Any] = [m for m in model.modules() if is_batch_norm(m) and m.momentum]
     before = [layer.momentum for layer in layers]

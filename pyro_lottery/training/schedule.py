@@ -1,4 +1,4 @@
-"""Steps of an epoch, the learning rate of each, and the weight of the KL."""
+"""The number of steps in an epoch, the learning rate of every step, and the KL's factor in every epoch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pyro_lottery.data import Split, Stream
 
 
 def kl_factor(epoch: int, kl_warmup_epochs: int) -> float:
-    """What multiplies T·KL in ``epoch`` (from 0): (epoch + ½)/K over the first K epochs, a line from 0 to 1 taken at each
-    epoch's middle, and then 1 (Sønderby et al. 2016, Ladder Variational Autoencoders).
+    """The factor of T·KL in ``epoch``, counted from 0: (epoch + ½)/K in the first K epochs, then 1.
+
+    It is a line from 0 to 1, evaluated in the middle of each epoch (Sønderby et al. 2016, Ladder Variational Autoencoders).
 
     >>> [kl_factor(epoch, 2) for epoch in range(4)]
     [0.25, 0.75, 1.0, 1.0]
@@ -18,7 +19,7 @@ def kl_factor(epoch: int, kl_warmup_epochs: int) -> float:
 def learning_rate(
     epoch: int, step: int, steps: int, lr: float, milestones: tuple[int, ...], warmup_epochs: int
 ) -> float:
-    """lr × 0.1^(milestones passed), rising linearly over the first ``warmup_epochs`` (paper §4).
+    """The learning rate of a step: lr × 0.1^(milestones passed), and a linear rise over the first ``warmup_epochs`` (paper §4).
 
     >>> [learning_rate(epoch, 0, 10, 1.0, (2, 3), 0) for epoch in range(3)]
     [1.0, 1.0, 0.1]
@@ -30,7 +31,7 @@ def learning_rate(
 
 
 def steps_per_epoch(count: int, batch_size: int, least: int = 2) -> int:
-    """Batches in an epoch of ``count`` examples: a rest of fewer than ``least`` joins the batch before it.
+    """The number of batches in an epoch of ``count`` examples; a last batch of fewer than ``least`` joins the one before.
 
     >>> [steps_per_epoch(count, 4) for count in (1, 8, 9, 10)]
     [1, 2, 2, 3]
@@ -39,5 +40,5 @@ def steps_per_epoch(count: int, batch_size: int, least: int = 2) -> int:
 
 
 def steps_in(split: Split | Stream, batch_size: int, least: int = 2) -> int:
-    """Batches in an epoch of ``split``."""
+    """The number of batches in an epoch of ``split``; see :func:`steps_per_epoch`."""
     return split.steps if isinstance(split, Stream) else steps_per_epoch(len(split), batch_size, least)

@@ -1,4 +1,4 @@
-"""Whether pruned weights are zero where it counts: in what the network's layers compute with."""
+"""Checks that pruned weights are zero in the tensors with which the network's layers compute."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pyro_lottery.prediction import inference
 from pyro_lottery.types import Mask, Sites
 
 _KEPT = 1 / 8
-"""Share of surviving weights that the check keeps, so that a part of a weight stands out too."""
+"""Share of the surviving weights that the check keeps, so that layers which use a part of a weight are found too."""
 
 
 def used_weights(model: BayesianNetwork, values: Sites, x: Any) -> Sequence[Use]:
-    """Every weight, made from ``values`` of the sites, that a linear or convolution function gets in one forward pass.
+    """Every weight that a linear or convolution function gets in one forward pass, made from ``values`` of the sites.
 
-    Under the enclosing ``sparsify`` and in eval mode; ``x`` as the network takes it.
+    Runs in eval mode, under the enclosing ``sparsify``; ``x`` is a batch as the network takes it.
     """
     values = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
     inputs: list[Tensor] = []
@@ -37,10 +37,10 @@ def used_weights(model: BayesianNetwork, values: Sites, x: Any) -> Sequence[Use]
         if not value.is_floating_point():
             return value
         inputs.append(value.clone().requires_grad_())
-        return channels_last(inputs[-1] * 1)  # times 1: a leaf refuses changes in place
+        return channels_last(inputs[-1] * 1)  # times 1, because a leaf cannot be changed in place
 
     x = trees.map_tensors(leaf, x)
-    # A network by torch.compile runs as it was written, since what is recorded is read at once.
+    # A compiled network runs eagerly, because what is recorded is read at once.
     eager: Any = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with (
         eager,
@@ -54,8 +54,10 @@ def used_weights(model: BayesianNetwork, values: Sites, x: Any) -> Sequence[Use]
 
 
 def check_used_weights(model: BayesianNetwork, x: Any) -> None:
-    """Raise ``UserError`` that names a layer which, under the enclosing ``sparsify``, computes with weights that the mask
-    does not prune, because something transforms them in between; without a mask nothing is run.
+    """Raise ``UserError`` where a layer computes with pruned weights that are not 0 under the enclosing ``sparsify``.
+
+    This happens where something transforms a weight before its layer uses it; the message names the layer. Without a mask
+    nothing is run.
 
     One forward pass with some values: every pruned weight must leave a zero in what a layer function gets.
     """
