@@ -7,8 +7,9 @@ import importlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from experiments.study import executors
 from experiments.study.estimate import duration, seconds_left
+from experiments.study.executors import here, ray, slurm
+from experiments.study.executors.options import add_options, check
 from experiments.study.finished import read
 from experiments.study.jobs import Job, Study, unfinished
 from experiments.study.plan import plan
@@ -33,7 +34,9 @@ def main(stem: str, arguments: Sequence[str] | None = None) -> int:
 def parser(stem: str, description: str) -> Parser:
     """The options of an experiment."""
     parser = Parser(f"python -m experiments.{stem}", description)
-    parser.add_argument("--protocol", default="paper", help=f"{', '.join(PROTOCOLS)}: see experiments/protocols.py")
+    parser.add_argument(
+        "--protocol", default="paper", help=f"{', '.join(PROTOCOLS)}: see experiments/study/protocols.py"
+    )
     parser.add_argument("--arch", nargs="+", help="networks; default: the protocol's")
     parser.add_argument("--seeds", type=int, help="number of seeds, from 0; default: the protocol's")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
@@ -41,7 +44,7 @@ def parser(stem: str, description: str) -> Parser:
     parser.add_argument("--dry-run", action="store_true", help="print the runs, what is finished and the time left")
     parser.add_argument("--plan", action="store_true", help="print what the study will cost, from steps measured here")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs, or workers on a machine without, to plan for")
-    executors.add_options(parser)
+    add_options(parser)
     parser.add_options(only=SHARED)
     return parser
 
@@ -52,27 +55,27 @@ def work(stems: Sequence[str], given: argparse.Namespace, then: Callable[[Path, 
     """
     study = study_of(given)
     jobs = jobs_of(stems, study)
-    executors.check(given)
+    check(given)
     if given.plan:
         study_jobs = {stem: jobs_of([stem], study) for stem in stems}
         print(plan(study_jobs, given.runs, given))
         return
     if given.dry_run:
         if given.executor == "slurm":
-            print(executors.sbatch(jobs, given.runs.resolve(), given))
+            print(slurm.dry_run(jobs, given.runs.resolve(), given))
         else:
             print_plan(jobs, given.runs)
         return
     if given.executor == "slurm":
-        submitted = executors.with_slurm(jobs, given.runs, given)
-        print(f"{len(submitted)} runs submitted{''.join(f', {job.job_id}' for job in submitted[:1])}; when they are")
+        submitted = slurm.submit(jobs, given.runs, given)
+        print(f"{len(submitted)} runs submitted{''.join(f', {job}' for job in submitted[:1])}; when they are")
         print("finished, the same command with --executor none draws the figures")
         return
     failed: dict[Job, Exception] = {}
     if given.executor == "ray":
-        failed = executors.with_ray(jobs, given.runs, given)
+        failed = ray.carry_out(jobs, given.runs, given)
     elif given.executor == "here":
-        failed = executors.carry_out(jobs, given.runs)
+        failed = here.carry_out(jobs, given.runs)
     listed = "; ".join(f"{job}: {error}" for job, error in failed.items())
     failure = Failed(f"{len(failed)} of {len(jobs)} runs failed: {listed}")
     folder, data = given.figures or given.runs / "figures", jobs[0].config.data_name

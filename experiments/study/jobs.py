@@ -13,6 +13,7 @@ from experiments.study.protocols import Protocol
 from pyro_lottery.controls import run_control
 from pyro_lottery.imp import run_imp
 from pyro_lottery.runs.config import Config, preset
+from pyro_lottery.runs.config import from_json as config_from_json
 from pyro_lottery.runs.folder import RESUMABLE, RunFolder
 from pyro_lottery.runs.loaded import load_run
 from pyro_lottery.tables import list_runs
@@ -99,6 +100,28 @@ class Transplant:
 
 
 Job = Imp | Control | Transplant
+
+
+def to_json(job: Job) -> dict[str, Any]:
+    """``job`` as plain values for JSON."""
+    if isinstance(job, Imp):
+        return {"config": job.config.options()}
+    control = {"control": job.control} if isinstance(job, Control) else {}
+    return {"config": job.of.config.options(), "levels": list(job.levels), **control}
+
+
+def from_json(values: dict[str, Any]) -> Job:
+    """The inverse of ``to_json``.
+
+    >>> run = Imp(preset("quick"))
+    >>> all(from_json(to_json(job)) == job for job in (run, Control(run, "reinit", (1, 2)), Transplant(run, (1,))))
+    True
+    """
+    run = Imp(config_from_json(values["config"]))
+    if "levels" not in values:
+        return run
+    levels = tuple(values["levels"])
+    return Control(run, values["control"], levels) if "control" in values else Transplant(run, levels)
 
 
 def unfinished(job: Job, root: Path) -> list[int]:

@@ -7,7 +7,7 @@ import pytest
 from experiments import all as everything
 from experiments.command import FIGURES, jobs_of, parser, study_of
 from experiments.study import jobs
-from experiments.study.executors import carry_out
+from experiments.study.executors.here import carry_out
 from experiments.study.statistics import FAILS, HOLDS, UNKNOWN
 
 

@@ -8,8 +8,9 @@ import time
 import pyro_lottery as pl
 from experiments import fig5
 from experiments.command import main, parser, study_of
-from experiments.study import executors
-from experiments.study.executors import carry_out
+from experiments.study.executors import here
+from experiments.study.executors.here import carry_out
+from experiments.study.executors.worker import log_of
 from experiments.study.jobs import Control, Imp, Transplant, unfinished
 from pyro_lottery.errors import Diverged
 from pyro_lottery.runs.config import preset
@@ -55,7 +56,7 @@ def test_one_failed_run_does_not_stop_the_others(tmp_path, monkeypatch):
     failed = carry_out(jobs, tmp_path)
     assert done == [run]
     assert set(failed) == set(jobs[:3])
-    log = executors.log_of(bad, tmp_path)
+    log = log_of(bad, tmp_path)
     assert str(failed[bad]) == f"the loss is not finite; see {log}"
     assert "Diverged: the loss is not finite" in log.read_text()
 
@@ -93,7 +94,7 @@ def test_a_run_at_which_another_process_is_at_work_comes_later(tmp_path, monkeyp
         order.append(job)
 
     monkeypatch.setattr(Imp, "run", train)
-    monkeypatch.setattr(executors, "WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(here, "WAIT_SECONDS", 0.02)
     thread = threading.Thread(target=other_process)
     thread.start()
     started.wait()

@@ -7,35 +7,10 @@ import sys
 import pytest
 
 import pyro_lottery as pl
-from experiments.command import FIGURES, jobs_of, main, parser, study_of
-from experiments.study import executors
-from experiments.study.executors import Task, log_of, sbatch, train, waves, with_slurm
-from experiments.study.jobs import Imp, Transplant
-from pyro_lottery.errors import Stopped
-from pyro_lottery.runs.config import preset
-from tests.support import DEADLOCK, ROOT, fingerprint, wait_for
-
-
-def given(*arguments):
-    return parser("fig5", "").parse_args(["--protocol", "smoke", "--gpus-per-run", "0", *arguments])
-
-
-@pytest.fixture
-def jobs():
-    """Two runs and the transplant of one of them."""
-    return jobs_of(["fig5"], study_of(given()))
-
-
-def same_as(smoke_study, root):
-    """Whether every run in ``root`` is, bit for bit, the one that the executor in this process made."""
-    found = [path.parent for path in root.rglob("results.csv")]
-    for path in found:
-        tensors, tables = fingerprint(path)
-        whole = fingerprint(smoke_study / path.relative_to(root))
-        # a run's folder holds those of its controls, which other figures need
-        assert tensors.items() <= whole[0].items()
-        assert tables.items() <= whole[1].items()
-    return len(found)
+from experiments.command import FIGURES, jobs_of, main, study_of
+from experiments.study.executors.worker import log_of, train
+from tests.experiments.study.support import given, same_as
+from tests.support import DEADLOCK, ROOT, wait_for
 
 
 @pytest.mark.slow
@@ -69,72 +44,11 @@ def test_a_failed_run_is_told_with_its_log_and_stops_no_other(jobs, tmp_path):
     assert failure.endswith(f"see {log_of(jobs[1], tmp_path)}")
     assert "not empty and holds no run" in failure
     assert "Traceback" in log_of(jobs[1], tmp_path).read_text()
-    assert train(jobs[2], tmp_path, failure) == "what it is made from failed"
+    assert train(jobs[2], tmp_path, failure) == "the run that it is made from failed"
     assert train(jobs[0], tmp_path) is None
     before = log_of(jobs[0], tmp_path).read_text()
     assert train(jobs[0], tmp_path) is None
     assert log_of(jobs[0], tmp_path).read_text() == before, "a finished run is not begun again"
-
-
-@pytest.mark.slow
-def test_submitit_runs_the_array_and_requeues_what_is_signalled(tmp_path, monkeypatch):
-    options = {"arch": "lenet", "train_size": 300, "milestones": (), "levels": 1, "guide": "deterministic"}
-    long = Imp(preset("quick", **options, epochs=60))
-    jobs = [long, Imp(preset("quick", **options, epochs=1)), Transplant(long, (1,))]
-    interrupted = []
-    submitit = executors._import("submitit")
-    submit = submitit.AutoExecutor.submit_array
-
-    def submit_and_interrupt(self, tasks):
-        submitted = submit(self, tasks)
-        if not interrupted:
-            wait_for((long.folder(tmp_path / "slurm").path / "level_00" / "ticket.safetensors").exists)
-            pid = int(re.search(r"pid (\d+)", log_of(long, tmp_path / "slurm").read_text()).group(1))
-            os.kill(pid, signal.SIGUSR1)  # as SLURM does before the time limit
-            interrupted.append(pid)
-        return submitted
-
-    monkeypatch.setattr(submitit.AutoExecutor, "submit_array", submit_and_interrupt)
-    submitted = with_slurm(jobs, tmp_path / "slurm", given("--time-limit", "60"), cluster="local")
-    assert [job.result() for job in submitted] == [None] * 3
-    assert executors.carry_out(jobs, tmp_path / "here") == {}
-    assert same_as(tmp_path / "here", tmp_path / "slurm") == 3
-    log = log_of(long, tmp_path / "slurm").read_text()
-    assert log.count("begin ") == 2
-    assert log.count("stopped, everything is saved") == 1
-
-
-def test_an_interrupted_task_exits_with_75_on_slurm(jobs, tmp_path, monkeypatch):
-    def stop(job, root, failure):
-        raise Stopped
-
-    def requeue(number, frame):
-        sys.exit(-1)
-
-    monkeypatch.setattr(executors, "train", stop)
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
-    before = signal.signal(signal.SIGUSR1, requeue)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            Task(jobs[0], tmp_path)()
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert ended.value.code == 75
-
-
-def test_what_would_be_submitted_can_be_read(jobs, tmp_path):
-    text = sbatch(jobs, tmp_path, given("--max-parallel", "1", "--time-limit", "90", "--partition", "gpu"))
-    for line in ("--array=0-1%1", "--array=0-0%1", "--time=90", "--signal=USR1@120", "--partition=gpu"):
-        assert f"#SBATCH {line}\n" in text
-    assert text.count("--dependency=afterany") == 1
-    assert f"# 1: {jobs[1]}" in text
-    assert "gpus" not in text
-    assert "--gpus-per-node=1" in sbatch(jobs, tmp_path, parser("fig5", "").parse_args([]))
-
-
-def test_jobs_that_need_others_come_in_a_second_wave(jobs, smoke_study, tmp_path):
-    assert waves(jobs, tmp_path) == [jobs[:2], jobs[2:]]
-    assert waves(jobs, smoke_study) == []
 
 
 @pytest.mark.parametrize(

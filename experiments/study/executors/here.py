@@ -1,0 +1,60 @@
+"""Train the runs of a study in this process, one after the other."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+from experiments.study.executors.worker import WAIT_SECONDS, logging
+from experiments.study.jobs import Job, unfinished
+from pyro_lottery.errors import Busy, Failed, Stopped, UserError, one_line
+from pyro_lottery.runs.signals import signals
+
+
+def carry_out(jobs: Iterable[Job], root: Path) -> dict[Job, Exception]:
+    """Run every job that is not finished; returns the failed ones with their errors.
+
+    Several processes may share the work: a run on which another process is working is tried again later. Raises the
+    ``UserError`` of the first run if all runs fail and one of them by bad input.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    waiting, failed = [job for job in jobs if unfinished(job, root)], dict[Job, Exception]()
+    refused, count = list[UserError](), len(waiting)
+    with signals() as received, received.heeded():
+        while waiting:
+            later = []
+            for place, job in enumerate(waiting):
+                if received:
+                    raise Stopped
+                needed = job.needs()
+                if needed in failed:
+                    failed[job] = Failed("the run that it is made from failed")
+                elif (needed and unfinished(needed, root)) or job.folder(root).busy():
+                    later.append(job)
+                elif unfinished(job, root):
+                    print(f"{job} ({len(waiting) - place + len(later)} to go)", flush=True)
+                    try:
+                        job.run(root)
+                    except Busy:  # another process was quicker
+                        later.append(job)
+                    except Stopped:
+                        raise
+                    except Exception as error:
+                        failed[job] = _logged(error, job, root)
+                        if isinstance(error, UserError):
+                            refused.append(error)
+            if len(later) == len(waiting):
+                time.sleep(WAIT_SECONDS)
+            waiting = later
+    if refused and len(failed) == count:  # none could begin: the mistake is in the options that all share
+        raise refused[0]
+    return failed
+
+
+def _logged(error: Exception, job: Job, root: Path) -> Failed:
+    """Write the traceback of ``error`` to the job's log, and return one line that names the log."""
+    with logging(job, root) as log:
+        traceback.print_exc(file=log)
+        return Failed(f"{one_line(error)}; see {log.name}")
