@@ -124,7 +124,7 @@ def test_names_without_a_folder_tell_networks_and_data_apart(tmp_path, monkeypat
     ("arguments", "line"),
     [
         ({"network": "resnet18"}, "network must be a torch.nn.Module, got a str"),
-        ({"data": (torch.zeros(3, 2), torch.zeros(3))}, "data must be made by pl.data.from_tensors or pl.data.from_loaders, got a tuple"),
+        ({"data": (torch.zeros(3, 2), torch.zeros(3))}, "data must come from pl.data.from_tensors or pl.data.from_loaders, got a tuple"),
         ({"level": 3}, "unknown option of find_tickets 'level': did you mean levels"),
         ({"arch": "lenet"}, "unknown option of find_tickets 'arch'"),
         ({"prune_fraction": 2}, "must be between 0 and 1"),
