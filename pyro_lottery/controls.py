@@ -12,12 +12,10 @@ from dataclasses import replace
 
 from pyro_lottery import masks, seeds, tickets
 from pyro_lottery.errors import UserError, unknown
-from pyro_lottery.runs.build import prepare
 from pyro_lottery.runs.cli import Parser, run_command
 from pyro_lottery.runs.loaded import Run, check_levels, load_run
 from pyro_lottery.runs.progress import show_results
-from pyro_lottery.runs.session import train_levels
-from pyro_lottery.runs.signals import signals
+from pyro_lottery.runs.session import Session
 from pyro_lottery.types import Ticket
 
 PROG = "python -m pyro_lottery.controls"
@@ -44,13 +42,13 @@ def run_control(
     run.vet()
     chosen = check_levels(run, levels, lowest=1)
     folder = run.folder.derived("controls", control)
-    with signals() as received:
-        config = replace(run.config, pretrained=None, pretrained_key=None)  # tickets hold all values
-        data_dir = data_dir or run.config.data_dir
-        setup = prepare(replace(config, device=device, run_dir=str(folder.path), data_dir=data_dir), run.own)
-        run.check_data(setup.data)
-        train_levels(folder, setup, chosen, lambda level: randomised(run, level, control), received, control=control)
-    return load_run(folder.path, run.trust_code, run.own)
+    config = replace(run.config, device=device, run_dir=str(folder.path), data_dir=data_dir or run.config.data_dir)
+    config = replace(config, pretrained=None, pretrained_key=None)  # tickets hold all values
+    with Session.open(config, run.own, control=control) as session:
+        run.check_data(session.setup.data)
+        for level in chosen:
+            session.train(level, randomised(run, level, control))
+    return session.load(run.trust_code)
 
 
 def randomised(run: Run, level: int, control: str) -> Ticket:

@@ -61,20 +61,20 @@ class Alone:
         """Return whether ``flag`` is true on at least one rank."""
         return flag
 
-    def first(self, work: Callable[[], T]) -> T:
+    def first(self, work: Callable[..., T], *arguments: Any) -> T:
         """Call ``work`` on rank 0 only; all ranks return its value or raise its exception."""
-        return work()
+        return work(*arguments)
 
-    def every(self, work: Callable[[], T]) -> T:
+    def every(self, work: Callable[..., T], *arguments: Any) -> T:
         """Call ``work`` on every rank; if it raises on one, all ranks raise, so that none waits for the others for ever."""
-        return work()
+        return work(*arguments)
 
     def gather(self, value: Tensor) -> list[Tensor]:
         """Return the tensors of all ranks, in the order of the ranks, on the CPU."""
         return [value.cpu()]
 
-    def agree(self, what: str, checksum: Callable[[], int]) -> None:
-        """Raise ``Failed`` unless ``checksum()`` is equal on all ranks; a single process does not call it."""
+    def agree(self, what: str, checksum: Callable[..., int], *arguments: Any) -> None:
+        """Raise ``Failed`` unless ``checksum(*arguments)`` is equal on all ranks; a single process does not call it."""
 
 
 ALONE = Alone()
@@ -116,15 +116,15 @@ class Several(Alone):
     def any(self, flag: bool) -> bool:
         return bool(self.total(torch.tensor(float(flag), device=self.device)))
 
-    def first(self, work: Callable[[], T]) -> T:
-        outcome = _outcome(work) if self.rank == 0 else (None, None)
+    def first(self, work: Callable[..., T], *arguments: Any) -> T:
+        outcome = _outcome(work, arguments) if self.rank == 0 else (None, None)
         value, failure = self.fabric.broadcast(outcome)
         if failure is not None:
             raise failure
         return value
 
-    def every(self, work: Callable[[], T]) -> T:
-        value, failure = _outcome(work)
+    def every(self, work: Callable[..., T], *arguments: Any) -> T:
+        value, failure = _outcome(work, arguments)
         failures: list[Exception | None] = [None] * self.world
         torch.distributed.all_gather_object(failures, failure)
         for rank, found in enumerate(failures):
@@ -139,15 +139,15 @@ class Several(Alone):
         every[self.rank] = value
         return list(self.total(every).unbind(0))
 
-    def agree(self, what: str, checksum: Callable[[], int]) -> None:
-        every = [int(found) for found in self.gather(torch.tensor(checksum()))]
+    def agree(self, what: str, checksum: Callable[..., int], *arguments: Any) -> None:
+        every = [int(found) for found in self.gather(torch.tensor(checksum(*arguments)))]
         if len(set(every)) > 1:
             raise Failed(f"{what} differs between ranks (checksums {every}); please report this with the command")
 
 
-def _outcome(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
+def _outcome(work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Exception | None]:
     try:
-        return work(), None
+        return work(*arguments), None
     except Exception as error:  # sent to the other ranks, which would otherwise wait for ever
         return None, error
 

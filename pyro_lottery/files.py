@@ -102,6 +102,16 @@ def checksum(tensors: Mapping[str, Tensor], text: str = "") -> int:
     return crc
 
 
+def crc32_of(path: Path) -> str:
+    """Return the CRC-32 of a regular file's bytes as eight hexadecimal digits."""
+    _check_regular(path)
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            crc = zlib.crc32(block, crc)
+    return f"{crc:08x}"
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> None:
     """Write ``tensors`` to ``path`` atomically as safetensors, with a checksum and ``info`` (JSON) in the metadata."""
     on_cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -122,12 +132,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safetensors.safe_open(path, "pt") as file:
             header = json.loads(file.metadata()["pyro_lottery"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if "crc32" in header:  # written by the first version, whose checksum did not cover ``info``
-            expected, text = header["crc32"], ""
-            info = header["info"]
-        else:
-            expected, text = header["checksum"], header["info"]
-            info = json.loads(text)
+        expected, text = header["checksum"], header["info"]
+        info = json.loads(text)
         if odd := [name for name, value in tensors.items() if value.dtype not in NUMBERS]:
             raise TypeError(f"{odd[0]} is {tensors[odd[0]].dtype}")
         whole = checksum(tensors, text) == expected and isinstance(info, dict)

@@ -1,7 +1,7 @@
 """Iterative magnitude pruning, Bayesian or deterministic: ``python -m pyro_lottery.imp --arch resnet18`` (paper §5).
 
-This is the one file that knows the order: train a level's ticket, score the posterior, shrink the mask, rewind, and so
-on. What happens within a level is in runs/session.py.
+This file alone knows the order: train a level's ticket, score its posterior, shrink the mask, rewind. A level is trained in
+levels.py, and a session (runs/session.py) keeps all of it on disk.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ import torch
 from pyro_lottery import guides, masks, scores, tickets
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import sparsify
-from pyro_lottery.runs.build import Setup, prepare
 from pyro_lottery.runs.cli import parse, run_command
 from pyro_lottery.runs.config import Config
-from pyro_lottery.runs.folder import RunFolder
-from pyro_lottery.runs.loaded import Run, load_run
+from pyro_lottery.runs.loaded import Run
 from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.progress import show_results
-from pyro_lottery.runs.session import train_levels
-from pyro_lottery.runs.signals import signals
+from pyro_lottery.runs.session import Session
 from pyro_lottery.training.used_weights import check_used_weights
 from pyro_lottery.types import Ticket
 
@@ -31,50 +28,51 @@ PROG = "python -m pyro_lottery.imp"
 
 
 def run_imp(config: Config, own: Own | None = None) -> Run:
-    """Run iterative magnitude pruning to the end, or go on with it, in ``config.run_dir``; returns the run. ``own`` objects
-    take the place of those that ``config`` would name.
+    """Run iterative magnitude pruning to the end, or go on with it, in ``config.run_dir``; returns the run.
+
+    ``own`` objects take the place of those that ``config`` would name.
     """
-    with signals() as received:
-        setup = prepare(config, own)
+    with Session.open(config, own) as session:
         if config.levels:
-            _try_out(setup)
-        run = RunFolder(str(setup.config.run_dir))
-        train_levels(run, setup, range(config.levels + 1), lambda level: next_ticket(run, level, setup), received)
-    return load_run(run.path, trust_code=True, own=own)  # whoever gave the config
+            _try_out(session)
+        for level in range(config.levels + 1):
+            session.train(level, next_ticket(session, level))
+    return session.load()
 
 
-def next_ticket(run: RunFolder, level: int, setup: Setup) -> Ticket:
-    """The ticket of ``level``: dense at the initial values for level 0; later the mask of the level before, shrunk by
-    its posterior's score, times the rewind point (paper §5). Read from files, so that a resumed run sees the same bits.
+def next_ticket(session: Session, level: int) -> Ticket:
+    """The ticket of ``level`` (paper §5): level 0 is dense at the initial values; a later level has the mask of the level
+    before, shrunk by the score of its posterior, and the values of the rewind point.
     """
-    config = setup.config
     if level == 0:
-        return setup.dense
-    before = run.level(level - 1)
-    trained = before.load_posterior()
-    score = _score(setup, level)(trained[0])
-    mask = masks.shrink(before.load_ticket().mask, score, config.prune_fraction)
-    return tickets.rewind(mask, *(trained if config.rewind == "lr" else run.load_rewind_point()))
+        return session.dense
+    config, trained = session.config, session.posterior(level - 1)
+    score = score_of(session, level)(trained[0])
+    mask = masks.shrink(session.ticket(level - 1).mask, score, config.prune_fraction)
+    return tickets.rewind(mask, *(trained if config.rewind == "lr" else session.rewind_point()))
 
 
-def _score(setup: Setup, level: int) -> scores.Score:
-    if setup.own is not None and setup.own.score is not None:
-        return setup.own.score
-    return scores.by_name(setup.config.score, setup.config.seed, level)
+def score_of(session: Session, level: int) -> scores.Score:
+    """The score by which the ticket of ``level`` is pruned."""
+    own = session.setup.own
+    if own is not None and own.score is not None:
+        return own.score
+    return scores.by_name(session.config.score, session.config.seed, level)
 
 
-def _try_out(setup: Setup) -> None:
-    """Prune once: a score that does not suit the guide, a guide that cannot be pruned, or a level that nothing would be
-    left of shall fail before the first level's hours.
+def _try_out(session: Session) -> None:
+    """Prune once before anything is trained or written: a score that does not suit the guide, a guide that cannot be pruned,
+    or a level without weights must not fail after the first level's hours.
     """
-    config, count = setup.config, masks.total(setup.dense.mask)
+    config, setup = session.config, session.setup
+    count = masks.total(session.dense.mask)
     if count and config.levels > (possible := masks.times(count, config.prune_fraction)):
         raise UserError(
             f"--levels {config.levels} would prune every weight: --prune-fraction {config.prune_fraction:g} leaves some of "
             f"{count:,} prunable weights {possible} times; use at most --levels {possible}"
         )
     initial = guides.posterior(setup.guide)
-    score = _score(setup, 1)(initial)
+    score = score_of(session, 1)(initial)
     with warnings.catch_warnings(action="ignore"):  # of layers that the untrained network's scores empty
         mask = masks.shrink(masks.full(initial), score, config.prune_fraction)
     with torch.no_grad(), sparsify(mask):

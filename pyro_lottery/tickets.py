@@ -125,6 +125,22 @@ def compare(a: Ticket, b: Ticket) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def close(a: Ticket, b: Ticket) -> bool:
+    """Whether two tickets have the same masks and, but for rounding, the same values: another processor may draw an initial
+    value with another last bit.
+    """
+    groups = ((a.start.loc, b.start.loc), (a.start.scale or {}, b.start.scale or {}), (a.net, b.net))
+    if a.mask.keys() != b.mask.keys() or any(one.keys() != other.keys() for one, other in groups):
+        return False
+    if any(not torch.equal(mask.cpu().bool(), b.mask[name].cpu().bool()) for name, mask in a.mask.items()):
+        return False
+    return all(
+        value.shape == other[name].shape and torch.allclose(value.cpu(), other[name].cpu(), rtol=1e-5, atol=1e-7)
+        for one, other in groups
+        for name, value in one.items()
+    )
+
+
 def bake_pruned(state: Sites) -> Sites:
     """A ``state_dict`` in which each pair ``NAME_orig`` and ``NAME_mask`` of ``torch.nn.utils.prune`` is replaced by its product.
 

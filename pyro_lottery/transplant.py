@@ -13,23 +13,19 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pyro_lottery import masks, tickets, weights
 from pyro_lottery.distributed import is_first
 from pyro_lottery.errors import UserError
-from pyro_lottery.runs.build import prepare
 from pyro_lottery.runs.cli import Parser, run_command
 from pyro_lottery.runs.config import PRESET_HELP, Config
 from pyro_lottery.runs.config import preset as config_of
-from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.runs.loaded import Run, check_levels, load_run
 from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.progress import show_results
-from pyro_lottery.runs.session import train_levels
-from pyro_lottery.runs.signals import signals
+from pyro_lottery.runs.session import Session
 from pyro_lottery.types import Ticket
 from pyro_lottery.weights import Weights
 
@@ -122,17 +118,10 @@ def _train(
         raise UserError(
             "--guide deterministic has no scale; a transplant becomes Bayesian, with mean_field for instance"
         )
-    with signals() as received:
-        setup, levels = prepare(config, own), list(levels)
-
-        @lru_cache(maxsize=1)
-        def ticket(level: int) -> Ticket:
-            return ticket_of(level, setup.dense)
-
-        ticket(levels[0])  # what does not fit shall fail before anything is written
-        folder = RunFolder(str(config.run_dir))
-        train_levels(folder, setup, levels, ticket, received, transplant=source)
-    return load_run(folder.path, trust_code=True, own=own)  # its options are the caller's, or of a vetted run
+    with Session.open(config, own, transplant=source) as session:
+        for level in levels:
+            session.train(level, ticket_of(level, session.dense))
+    return session.load()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

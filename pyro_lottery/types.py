@@ -74,6 +74,17 @@ class Ticket:
         return cls({name: mask[name].bool() for name in start.prunable}, start, net)
 
 
+def ticket_checksum(ticket: Ticket) -> int:
+    """Return a checksum of all values of ``ticket``: equal tickets have equal ones, on whatever device."""
+    return posterior_checksum(ticket.start, ticket.net, {name: mask.bool() for name, mask in ticket.mask.items()})
+
+
+def posterior_checksum(posterior: Posterior, *more: Sites) -> int:
+    """Return a checksum of loc and scale of ``posterior``, and of ``more`` sites."""
+    groups = enumerate((posterior.loc, posterior.scale or {}, *more))
+    return files.checksum({f"{group}/{name}": value.cpu() for group, sites in groups for name, value in sites.items()})
+
+
 def _load(path: Path) -> tuple[Posterior, Sites, Sites]:
     tensors, info = files.load_tensors(path)
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in ("mask", "loc", "scale", "net", "guide")}

@@ -1,4 +1,3 @@
-import json
 import os
 import random
 import signal
@@ -7,7 +6,6 @@ import sys
 import time
 
 import pytest
-import safetensors.torch
 import torch
 
 from pyro_lottery import files
@@ -54,13 +52,6 @@ def test_every_byte_of_the_header_counts(tmp_path):
                 continue
             assert info == {"sites": ["x"], "draws": 20}
             assert torch.equal(tensors["x"], torch.arange(3.0))
-
-
-def test_files_of_the_first_version_are_read(tmp_path):
-    x = {"x": torch.arange(3.0)}
-    text = json.dumps({"crc32": files.checksum(x), "info": {"epoch": 3}})
-    (tmp_path / "t").write_bytes(safetensors.torch.save(x, {"pyro_lottery": text}))
-    assert files.load_tensors(tmp_path / "t")[1] == {"epoch": 3}
 
 
 def test_what_cannot_be_opened_is_not_called_damaged(tmp_path):

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 import pyro_lottery as pl
-from pyro_lottery import controls, files, imp, kernels, nets, sealed, transplant
+from pyro_lottery import controls, files, imp, kernels, nets, transplant
 from pyro_lottery.errors import Damaged, Stopped
-from pyro_lottery.runs import build, session
+from pyro_lottery.runs import build
 from pyro_lottery.runs.checkpoint import LevelHooks
 from pyro_lottery.runs.config import Config, preset
 from pyro_lottery.runs.folder import RunFolder
@@ -150,24 +150,6 @@ def test_controls_and_transplants_of_a_late_rewind_train_the_epochs_of_their_lev
     assert derived[1].level(0).history["epoch"].tolist() == [1, 2, 3]
 
 
-def test_a_late_rewind_of_an_earlier_version_is_the_restart_that_it_was(tmp_path, ten_weights):
-    path, options = tmp_path / "run", SMALL | SCHEDULE | {"levels": 1, "train_size": None}
-    options |= {"rewind": "restart:1", "run_dir": str(path)}
-    imp.run_imp(Config(**options))
-    config = RunFolder(path).config
-    del config["streams"]
-    sealed.write_object(path / "config.json", config | {"rewind": "epoch:1"})
-    run = pl.load_run(path)
-    assert run.config.rewind == "restart:1"
-    assert len(run.level(1).history) == 4
-    with pytest.raises(pl.UserError, match="earlier version, whose --rewind epoch:1 is --rewind restart:1 now"):
-        imp.run_imp(Config(**options | {"rewind": "epoch:1"}))
-    with pytest.warns(UserWarning, match="begun by an earlier version"):
-        later = imp.run_imp(Config(**options | {"levels": 2}))
-    assert [len(later.level(level).history) for level in range(3)] == [4, 4, 4]
-    assert later.config.rewind == "restart:1"
-
-
 def test_same_seed_gives_equal_files_and_more_levels_extend(tmp_path):
     once = imp.run_imp(Config(**SMALL, run_dir=str(tmp_path / "a")))
     imp.run_imp(Config(**SMALL | {"levels": 1}, run_dir=str(tmp_path / "b")))
@@ -267,7 +249,7 @@ def test_a_signal_while_a_level_is_measured_stops_at_once_and_loses_no_epoch(tmp
     whole, broken = (Config(**SMALL | {"run_dir": str(tmp_path / name)}) for name in ("whole", "broken"))
     imp.run_imp(whole)
     with monkeypatch.context() as patched:
-        patched.setattr(session, "predict", interrupted)
+        patched.setattr("pyro_lottery.levels.predict", interrupted)
         with pytest.raises(Stopped):
             imp.run_imp(broken)
     _, info = files.load_tensors(tmp_path / "broken" / "level_00" / "checkpoint.safetensors")
@@ -292,7 +274,7 @@ def test_the_run_folder_is_as_promised(tmp_path, capsys):
     assert config["seed"] == 0
     assert config["hardware"]["device"] == "cpu"
     names = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
-    level = {"ticket.safetensors", "posterior.safetensors", "history.csv"}
+    level = {"ticket.safetensors", "posterior.safetensors", "history.csv", "level.json"}
     expected = {f"level_0{k}/{n}" for k in (0, 1) for n in level}
     assert names - {".lock"} == expected | {"config.json", "results.csv", "accuracy.png", "layers.png"}
     run = pl.load_run(path)
@@ -406,8 +388,8 @@ def test_a_diverged_level_is_tried_again_once_with_half_the_learning_rate(tmp_pa
 
     assert imp.main([*usual, "--arch", "poisoned", "--run-dir", str(tmp_path / "always")]) == 1, "once, not for ever"
     assert "not finite at epoch" in capsys.readouterr().err
-    (other.level(1).path / "diverged.json").write_text('{"lr": "fast"}')
-    (tmp_path / "ten" / "results.csv").unlink()
+    other.level(1).save_divergence({"lr": "fast"})
+    (other.level(1).path / "level.json").unlink()
     with pytest.raises(Damaged, match=r"diverged\.json gives the lr fast, not half of 0\.001"):
         imp.run_imp(replace(run_imp_at, levels=1))
 

@@ -8,20 +8,19 @@ import pytest
 LEVELS = """
 import sys
 import pyro_lottery as pl
-from pyro_lottery import imp
-from pyro_lottery.runs import session
+from pyro_lottery import imp, levels
 
 def resident():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
 
-seen, train_level = [], session.train_level
+seen, train_level = [], levels.train_level
 
-def train_and_look(*arguments):
-    row = train_level(*arguments)
+def train_and_look(*arguments, **options):
+    row = train_level(*arguments, **options)
     seen.append(resident())
     return row
 
-session.train_level = train_and_look
+levels.train_level = train_and_look
 imp.run_imp(pl.preset("smoke", arch="lenet", levels=10, prune_fraction=0.2, train_size=400, run_dir=sys.argv[1]))
 print(seen[1], seen[10])
 """

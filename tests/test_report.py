@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
     folder = RunFolder(root / names["deterministic"])
     config = folder.config
     config["hardware"]["name"] = HOSTILE
-    folder._write_config(config | {HOSTILE: {"x": HOSTILE}})
+    folder.save_config(config | {HOSTILE: {"x": HOSTILE}})
     return [str(root / name) for name in names.values()]
 
 

@@ -205,3 +205,17 @@ def test_a_transplant_keeps_the_networks_own_attention_mask():
     assert torch.equal(found.net["attention_mask"], into.net["attention_mask"])
     with pytest.raises(pl.UserError, match="attention_mask holds values that are not finite"):
         tickets.transplant(weights | {"attention_mask": torch.tensor([-torch.inf, 0.0])}, None, into)
+
+
+def test_tickets_are_close_but_for_rounding():
+    def made(loc, mask=(True, False), net=1.0):
+        return pl.Ticket(
+            {"w": torch.tensor(mask)}, pl.Posterior({"w": torch.tensor(loc)}, None, ("w",)), {"b": torch.tensor(net)}
+        )
+
+    one = made((0.5, 0.0))
+    assert tickets.close(one, made((0.5 + 1e-7, 0.0)))
+    assert not tickets.close(one, made((0.5001, 0.0)))
+    assert not tickets.close(one, made((0.5, 0.0), mask=(False, True)))
+    assert not tickets.close(one, made((0.5, 0.0), net=1.001))
+    assert not tickets.close(one, pl.Ticket(one.mask, pl.Posterior(one.start.loc, one.start.loc, ("w",)), one.net))

@@ -3,8 +3,7 @@ import safetensors.torch
 import torch
 
 import pyro_lottery as pl
-from pyro_lottery import imp, nets, prediction, tickets, transplant
-from pyro_lottery.runs import session
+from pyro_lottery import imp, levels, nets, prediction, tickets, transplant
 from pyro_lottery.runs.build import prepare
 from pyro_lottery.runs.config import Config
 from tests.support import SMALL
@@ -29,14 +28,14 @@ def plain_network(ticket):
 def test_mean_weight_logits_before_training_are_the_masked_networks(run, monkeypatch):
     seen = {}
 
-    def look(folder, level, ticket, setup, hooks):
-        pl.guides.set_posterior_(setup.guide, ticket.start)
-        setup.model.load_net_state(ticket.net)
+    def look(model, guide, data, ticket, level, **options):
+        pl.guides.set_posterior_(guide, ticket.start)
+        model.load_net_state(ticket.net)
         with pl.handlers.sparsify(ticket.mask):
-            seen[level] = prediction.logits_mean(setup.model, setup.guide, setup.data.test)
+            seen[level] = prediction.logits_mean(model, guide, data.test)
         raise RuntimeError("seen")
 
-    monkeypatch.setattr(session, "train_level", look)
+    monkeypatch.setattr(levels, "train_level", look)
     data = run.load_data()
     for level in (1, 2):
         with pytest.raises(RuntimeError, match="seen"):

@@ -12,9 +12,9 @@ from typing import Any
 from experiments.study.protocols import Protocol
 from pyro_lottery.controls import run_control
 from pyro_lottery.imp import run_imp
-from pyro_lottery.runs.config import Config, preset
+from pyro_lottery.runs.config import RESUMABLE, Config, preset
 from pyro_lottery.runs.config import from_json as config_from_json
-from pyro_lottery.runs.folder import RESUMABLE, RunFolder
+from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.runs.loaded import load_run
 from pyro_lottery.tables import list_runs
 from pyro_lottery.transplant import transplant_run
@@ -127,7 +127,7 @@ def from_json(values: dict[str, Any]) -> Job:
 def unfinished(job: Job, root: Path) -> list[int]:
     """The levels of ``job`` that are still to be trained, or to be trained again since their files are gone."""
     folder = job.folder(root)
-    done = {row.level for row in folder.results() if folder.level(row.level).is_there()}
+    done = {row.level for row in folder.results() if folder.level(row.level).has_files()}
     return [level for level in job.levels if level not in done]
 
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pyro_lottery.errors import UserError
-from pyro_lottery.runs.config import Config, preset
-from pyro_lottery.runs.folder import RESUMABLE
+from pyro_lottery.runs.config import RESUMABLE, Config, preset
 
 
 @dataclass(frozen=True)

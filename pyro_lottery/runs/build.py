@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from pyro_lottery import data, guides, kernels, machine, masks, nets, priors, scores, seeds, tickets
+from pyro_lottery import data, guides, kernels, machine, masks, nets, priors, scores, seeds, tickets, training
 from pyro_lottery.data import Data
+from pyro_lottery.distributed import ALONE, Alone, check_alone, start
 from pyro_lottery.errors import UserError
+from pyro_lottery.machine import has_bf16, resolve_precision
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork, one_tensor
 from pyro_lottery.modes import evaluating
 from pyro_lottery.runs.config import Config
-from pyro_lottery.runs.own import Own
+from pyro_lottery.runs.own import Own, fingerprint
 from pyro_lottery.threads import TURN
 from pyro_lottery.types import Ticket
 from pyro_lottery.weights import Weights, pretrained
 
-if TYPE_CHECKING:
-    pass
-
-
-import warnings
-
-from pyro_lottery import training
-from pyro_lottery.distributed import ALONE, Alone, check_alone, start
-from pyro_lottery.machine import has_bf16, resolve_precision
-from pyro_lottery.runs.folder import PRETRAINED
-from pyro_lottery.runs.own import fingerprint
+PRETRAINED = "pretrained_checksum"
+"""Fact of ``config.json``: the checksum of the weights that a run of ``--pretrained`` began from."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +228,7 @@ def prepare(config: Config, own: Own | None = None) -> Setup:
         device = ranks.device or device
     else:
         check_alone()
-    return ranks.every(lambda: _prepare(config, device, ranks, own))
+    return ranks.every(_prepare, config, device, ranks, own)
 
 
 def _prepare(config: Config, device: torch.device, ranks: Alone, own: Own | None) -> Setup:

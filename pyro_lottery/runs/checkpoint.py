@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from pyro_lottery import files, guides, masks, training
+from pyro_lottery import guides, masks, training
 from pyro_lottery.errors import Damaged, Stopped, UserError, one_line
 from pyro_lottery.runs.build import Setup
 from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.runs.progress import LevelDisplay
 from pyro_lottery.runs.signals import Received
 from pyro_lottery.training import TrainState
-from pyro_lottery.types import Posterior, Sites, Ticket, infinite_info
+from pyro_lottery.types import Ticket, infinite_info, ticket_checksum
 
 CHECKPOINT_SECONDS = 5.0
 """Shortest time between two checkpoints at the ends of epochs. Where saving is slow, checkpoints are rarer, so that they
@@ -90,7 +90,7 @@ class LevelHooks(training.Hooks):
 
     def stop(self, state: TrainState) -> None:
         saved = state.state_dict()  # on every rank, since it holds the noise of all
-        self.ranks.first(lambda: self._save(saved))
+        self.ranks.first(self._save, saved)
         raise Stopped
 
     def check(self, state: TrainState, steps: int, nll: float, measured: float) -> None:
@@ -105,11 +105,15 @@ class LevelHooks(training.Hooks):
         self.display.update(state.epoch, f"loss {row['loss']:.4f}, nll {row['nll']:.4f}, {test}", last)
         if state.epoch == self.rewind_epoch:
             posterior = guides.posterior(self.guide), self.model.net_state()
-            self.ranks.first(lambda: self.rewind_point.save_posterior(*posterior))
+            self.ranks.first(self.rewind_point.save_posterior, *posterior)
         if self.ranks.any(bool(self.received)):
             self.stop(state)
-        due, saved = time.monotonic() >= self.next_save or last, state.state_dict()
-        self.ranks.first(lambda: self._save(saved) if due else None)
+        if self.ranks.first(self._due, last):
+            self.ranks.first(self._save, state.state_dict())
+
+    def _due(self, last: bool) -> bool:
+        """Whether the end of an epoch, or of the last, is saved: the first rank's clock decides."""
+        return last or time.monotonic() >= self.next_save
 
     def measuring(self) -> AbstractContextManager[None]:
         """A context for the measurements after the last epoch, which may take minutes: a signal stops one process at once."""
@@ -124,17 +128,6 @@ class LevelHooks(training.Hooks):
         tensors |= {f"net/{name}": value for name, value in self.model.net_state().items()}
         self.folder.save_checkpoint(tensors, info | infinite_info(tensors))
         self.next_save = time.monotonic() + max(CHECKPOINT_SECONDS, 20 * (time.monotonic() - began))
-
-
-def ticket_checksum(ticket: Ticket) -> int:
-    """CRC-32 of a ticket's start, network and mask."""
-    return checksum(ticket.start, ticket.net, {name: mask.bool() for name, mask in ticket.mask.items()})
-
-
-def checksum(posterior: Posterior, *more: Sites) -> int:
-    """CRC-32 of a posterior and of ``more`` tensors by site."""
-    groups = enumerate((posterior.loc, posterior.scale or {}, *more))
-    return files.checksum({f"{group}/{name}": value.cpu() for group, sites in groups for name, value in sites.items()})
 
 
 def _group(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

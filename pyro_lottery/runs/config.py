@@ -12,8 +12,13 @@ from typing import Any
 from pyro_lottery import data, elbo, machine, priors
 from pyro_lottery.distributed import PARALLEL, STRATEGIES
 from pyro_lottery.errors import UserError, unknown
-from pyro_lottery.runs.folder import LATER, RESUMABLE, first_epoch
 
+RESUMABLE = {
+    "levels", "data_dir", "run_dir", "device", "on_divergence", "deterministic", "pretrained", "pretrained_key",
+}  # fmt: skip
+"""Options that may differ when a run is resumed: they say how far, where and how carefully, not what."""
+LATER: dict[str, Any] = {}
+"""Options that came after version 0.1.0, with the values that its runs had."""
 Check = tuple[Callable[[Any], bool], str]
 _POSITIVE: Check = (lambda v: v > 0, "greater than 0")
 _AT_LEAST_1: Check = (lambda v: v >= 1, "at least 1")
@@ -176,8 +181,12 @@ class Config:
         return int(self.rewind.partition(":")[2] or 0)
 
     def first_epoch(self, level: int) -> int:
-        """The epoch, counted from 0, at which ``level`` begins to train: K with ``--rewind epoch:K`` but for level 0."""
-        return first_epoch(self.rewind, level)
+        """The epoch, counted from 0, at which ``level`` begins to train: K with ``--rewind epoch:K``, 0 for level 0.
+
+        A later level then trains the epochs K+1 to the last, with their learning rates and random streams (Frankle et
+        al. 2020, Linear Mode Connectivity and the Lottery Ticket Hypothesis).
+        """
+        return self.rewind_epoch if level and self.rewind.startswith("epoch:") else 0
 
     def epochs_of(self, level: int) -> int:
         """How many epochs ``level`` trains: the rows of its history."""

@@ -1,104 +1,79 @@
-"""The run folder: every file name, every format and the rule by which a run is resumed. Nothing else touches it."""
+"""The run folder: the name and the format of each of its files. Nothing else spells a file name."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import platform
+import csv
+import io
 import re
-import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import filelock
 from torch import Tensor
 
-from pyro_lottery import files, sealed
-from pyro_lottery.errors import Busy, Damaged, UserError, one_line
+from pyro_lottery import files, masks, sealed
+from pyro_lottery.errors import Damaged, UserError, one_line
+from pyro_lottery.runs import first_version
+from pyro_lottery.runs.lock import is_busy, locked
+from pyro_lottery.runs.manifest import COLUMNS, Manifest
 from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket, all_finite
 
 ORIGINS = ("control", "transplant")
-"""Facts of ``config.json`` that say from what, and how, the tickets of a folder were made, if not by pruning."""
-PRETRAINED = "pretrained_checksum"
-"""Fact of ``config.json`` that says from which weights a run of ``--pretrained`` began, wherever their file is."""
-RESUMABLE = {
-    "levels", "data_dir", "run_dir", "device", "on_divergence", "deterministic", "pretrained", "pretrained_key",
-}  # fmt: skip
-"""Options that may differ when a run is resumed: they say how far, where and how carefully, not what."""
-LATER = {
-    "devices": 1, "num_nodes": 1, "strategy": "ddp", "parallel": "data", "sync_batchnorm": False, "kl_warmup_epochs": 0,
-    "image_size": None,
-}  # fmt: skip
-"""Options that older runs do not name, and what they were then."""
-
-
-_OWN = {
-    "initial_values": "network, or from other initial values", "log_joint": "network, prior or likelihood",
-    "log_scales": "guide or initial scale", "score": "score",
-}  # fmt: skip
-"""What tells runs apart that were made in Python, and what differs where it does."""
-_OF_CLASSES = ("test_accuracy", "max_test_accuracy", "mace", "ece", "brier")
-_OF_REAL_TARGETS = ("rmse", "coverage_50", "coverage_80", "coverage_95")
-"""What is measured of every level."""
-
-
-def first_epoch(rewind: str, level: int) -> int:
-    """The epoch, counted from 0, at which ``level`` begins to train: K with ``--rewind epoch:K`` but for level 0.
-
-    A level then trains the epochs K+1 to the last, with their learning rates and random streams (Frankle et al. 2020,
-    Linear Mode Connectivity and the Lottery Ticket Hypothesis).
-    """
-    return int(rewind.removeprefix("epoch:")) if level and rewind.startswith("epoch:") else 0
-
-
+"""Facts of ``config.json`` that say how the tickets of a folder were made, if not by pruning."""
+TICKET, POSTERIOR, HISTORY, MANIFEST = "ticket.safetensors", "posterior.safetensors", "history.csv", "level.json"
+REWIND = f"../rewind/{POSTERIOR}"
+"""The posterior that late rewinding goes back to, as seen from ``level_00/``, whose training saves it."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
-_OURS = re.compile(r"\.lock|\.owner|\.(config\.json|\.owner)\.\d+\.tmp")
-"""What may be in a folder that is still to become a run."""
+_MADE_FIRST = re.compile(r"\.lock|\.owner|\.(config\.json|\.owner)\.\d+\.tmp")
+"""Files of a folder that is still to become a run."""
 
 
 class LevelFolder:
-    """``level_NN/``: what a level starts from, what it trained to, its epochs, and a checkpoint while it trains."""
+    """``level_NN/``: what a level starts from, what it trained to, its epochs, its manifest, and a checkpoint while it trains."""
 
     def __init__(self, path: Path):
         self.path = path
         self.checkpoint = path / "checkpoint.safetensors"
         self.checkpoint_before = path / "checkpoint.before.safetensors"
         self._checkpoint_new = path / "checkpoint.new.safetensors"
-        self._damaged = False  # whether the newest checkpoint is, and must not replace the one before it
+        self._damaged = False  # the newest checkpoint is damaged, so it must not replace the one before it
 
     def save_ticket(self, ticket: Ticket) -> None:
         """Write ``ticket.safetensors``: mask/ as uint8 0/1, loc/, scale/, net/."""
         self.path.mkdir(parents=True, exist_ok=True)
-        ticket.save(self.path / "ticket.safetensors")
+        ticket.save(self.path / TICKET)
 
     def load_ticket(self) -> Ticket:
         """Read ``ticket.safetensors``."""
-        return Ticket.load(self.path / "ticket.safetensors")
+        return Ticket.load(self.path / TICKET)
 
     def save_posterior(self, posterior: Posterior, net: Sites) -> None:
         """Write ``posterior.safetensors``: loc/, scale/, net/."""
         self.path.mkdir(parents=True, exist_ok=True)
-        posterior.save(self.path / "posterior.safetensors", net)
+        posterior.save(self.path / POSTERIOR, net)
 
     def load_posterior(self) -> tuple[Posterior, Sites]:
         """Read ``posterior.safetensors``: the posterior, and what is not random."""
-        return Posterior.load(self.path / "posterior.safetensors")
+        return Posterior.load(self.path / POSTERIOR)
 
     def save_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Write ``history.csv``: one row per epoch."""
-        sealed.write_table(self.path / "history.csv", list(history[0]), history)
+        files.write_atomic(self.path / HISTORY, as_csv(list(history[0]), history))
 
     def load_history(self) -> list[dict[str, float]]:
-        """Read ``history.csv``."""
-        return sealed.read_table(self.path / "history.csv")
+        """Read ``history.csv``; ``UserError`` for another table."""
+        path = self.path / HISTORY
+        try:
+            rows = list(csv.DictReader(files.read_text(path).splitlines(), strict=True))
+            return [{n: float(v) for n, v in row.items() if n != sealed.CRC} for row in rows]
+        except (csv.Error, TypeError, ValueError) as error:
+            raise UserError(f"{path} is not one of our tables ({one_line(error)})") from error
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
-        """Write a checkpoint within the level and read it again; only then the last one becomes the one before."""
+        """Write a checkpoint within the level and read it again; only then does the last one become the one before."""
         self.path.mkdir(parents=True, exist_ok=True)
         files.save_tensors(self._checkpoint_new, tensors, info)
         files.load_tensors(self._checkpoint_new)
@@ -108,7 +83,7 @@ class LevelFolder:
         self._damaged = False
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest whole checkpoint, or None; a damaged one is passed over with a warning that names it."""
+        """The newest whole checkpoint, or None; a warning names a damaged one, which is passed over."""
         for path in (self.checkpoint, self.checkpoint_before):
             try:
                 tensors, info = files.load_tensors(path)
@@ -129,287 +104,117 @@ class LevelFolder:
         for path in (self.checkpoint, self.checkpoint_before, self._checkpoint_new):
             path.unlink(missing_ok=True)
 
-    def set_aside(self) -> None:
-        """Keep the files of a damaged level in ``level_NN.damaged/``, the first time: what was taken for damage may be whole
-        elsewhere. How its learning rate was found stays.
-        """
-        aside = self.path.with_name(f"{self.path.name}.damaged")
-        if self.path.exists() and not aside.exists():
-            self.path.rename(aside)
-            diverged = aside / "diverged.json"
-            if diverged.exists():
-                self.path.mkdir()
-                diverged.rename(self.path / "diverged.json")
-
-    def is_there(self) -> bool:
-        """Whether the level has its three files; whether they are whole, :meth:`check` tells."""
-        names = ("ticket.safetensors", "posterior.safetensors", "history.csv")
-        return all((self.path / name).is_file() for name in names)
-
     def save_divergence(self, what: Mapping[str, Any]) -> None:
-        """Write ``diverged.json``: where the level's first training met a loss that is not finite, and the learning rate
-        of the second.
-        """
+        """Write ``diverged.json``: where the level's first training diverged, and the learning rate of the second."""
         sealed.write_object(self.path / "diverged.json", what)
 
     def load_divergence(self) -> dict[str, Any] | None:
-        """Read ``diverged.json``; None where the level is in its first training."""
+        """Read ``diverged.json``; None if the level is in its first training."""
         path = self.path / "diverged.json"
         try:
             return sealed.read_object(path) if path.exists() else None
         except UserError as error:
             raise Damaged(f"{error}; remove it to begin the level anew") from error
 
-    def check(self, row: LevelResult, epochs: int) -> None:
-        """Raise ``Damaged`` unless the level's files are whole and agree with its row of ``results.csv``."""
+    def finish(self, result: LevelResult, ticket: int, rewind: bool = False) -> None:
+        """Write ``level.json``: from now on the level is finished, with the files that are there now.
+
+        ``ticket`` is the checksum of the ticket that it was trained from; ``rewind`` counts the rewind point among its
+        files.
+        """
+        names = (TICKET, POSTERIOR, HISTORY, *([REWIND] if rewind else []))
+        Manifest(result, ticket, {name: files.crc32_of(self.path / name) for name in names}).save(self.path / MANIFEST)
+
+    def manifest(self) -> Manifest | None:
+        """Read ``level.json``; None if the level is not finished, ``Damaged`` if the file is not whole."""
+        return Manifest.load(self.path / MANIFEST)
+
+    def check(self, epochs: int) -> Manifest | None:
+        """The manifest of a finished level, after a look at all its files; None if the level is not finished.
+
+        Raises ``Damaged`` unless each file has the manifest's checksum, and unless what they hold agrees: the mask with
+        the row, the posterior with the mask, and the history with the number of ``epochs``.
+        """
+        manifest = self.manifest()
+        if manifest is None:
+            return None
+        if not {TICKET, POSTERIOR, HISTORY} <= manifest.files.keys() <= {TICKET, POSTERIOR, HISTORY, REWIND}:
+            raise Damaged(f"{self.path / MANIFEST} lists other files than a level has: {', '.join(manifest.files)}")
+        for name, expected in manifest.files.items():
+            try:
+                found = files.crc32_of(self.path / name)
+            except FileNotFoundError as error:
+                raise Damaged(f"{self.path / name} is missing") from error
+            if found != expected:
+                raise Damaged(f"{self.path / name} is not the file that {MANIFEST} was written for")
+        self.check_content(manifest.result, epochs)
+        return manifest
+
+    def check_content(self, row: LevelResult, epochs: int) -> None:
+        """Raise ``Damaged`` unless the level's files agree with its row, and with each other."""
         try:
             ticket, (posterior, _), history = self.load_ticket(), self.load_posterior(), self.load_history()
         except (FileNotFoundError, UserError) as error:
             raise Damaged(str(error)) from error
-        remaining, total = (sum(int(count(m)) for m in ticket.mask.values()) for count in (Tensor.sum, Tensor.numel))
-        if (remaining, total) != (row.remaining, row.total):
+        kept = masks.remaining(ticket.mask), masks.total(ticket.mask)
+        if kept != (row.remaining, row.total):
             raise Damaged(
-                f"{self.path}'s mask keeps {remaining} of {total} weights, its row {row.remaining} of {row.total}"
+                f"{self.path}'s mask keeps {kept[0]} of {kept[1]} weights, its row {row.remaining} of {row.total}"
             )
         if {n: t.shape for n, t in posterior.loc.items()} != {n: t.shape for n, t in ticket.start.loc.items()}:
             raise Damaged(f"{self.path}'s posterior has other sites than its ticket")
         if any(bool(posterior.loc[name][~mask].any()) for name, mask in ticket.mask.items()):
             raise Damaged(f"{self.path}'s posterior has weights that its ticket has pruned")
         if len(history) != epochs:
-            raise Damaged(f"{self.path / 'history.csv'} has {len(history)} of {epochs} epochs")
+            raise Damaged(f"{self.path / HISTORY} has {len(history)} of {epochs} epochs")
 
+    def has_files(self) -> bool:
+        """Whether the files of a finished level are there; :meth:`check` tells whether they are whole."""
+        return all((self.path / name).is_file() for name in (TICKET, POSTERIOR, HISTORY))
 
-def _density(row: Mapping[str, Any]) -> float:
-    return row["remaining"] / row["total"] if row["total"] else 1.0  # as masks.density
+    def set_aside(self) -> None:
+        """Move the level to ``level_NN.damaged/``, if there is none yet: another machine may be able to read it.
+
+        What its learning rate was halved for, ``diverged.json``, stays.
+        """
+        aside = self.path.with_name(f"{self.path.name}.damaged")
+        if aside.exists():
+            (self.path / MANIFEST).unlink(missing_ok=True)
+            return
+        self.path.rename(aside)
+        if (aside / "diverged.json").exists():
+            self.path.mkdir()
+            (aside / "diverged.json").rename(self.path / "diverged.json")
 
 
 class RunFolder:
-    """A run: ``config.json``, ``results.csv`` and one folder per level. A level is finished when its row is there."""
+    """A run: ``config.json``, one folder per level, and ``results.csv``, which is written from the levels' manifests."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    def open(self, options: Mapping[str, Any], facts: Mapping[str, Any], levels: Sequence[int] | None = None) -> None:
-        """Create a run folder, or resume one with the same options and data; ``UserError`` names what differs.
-
-        ``facts`` (data, versions, hardware) are recorded when the folder is made. Those of ``levels`` (all) whose files
-        are damaged are no longer finished.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if (self.path / "config.json").exists():
-                self._resume(json.loads(json.dumps(options)), json.loads(json.dumps(facts)), levels)
-            elif any(not _OURS.fullmatch(p.name) for p in self.path.iterdir()):
-                raise UserError(f"--run-dir {self.path} is not empty and holds no run; choose another folder")
-            else:
-                self._write_config(dict(options) | dict(facts))
-        except OSError as error:
-            raise self._not_writable(error) from error
-
-    def _not_writable(self, error: OSError) -> Exception:
-        if isinstance(error, FileExistsError):
-            return UserError(f"--run-dir {self.path} is a file; choose a folder")
-        if not files.is_refused(error):
-            return error  # of a full or failing disk: no other option would help
-        return UserError(
-            f"{self.path} cannot be written ({error.strerror}); make it writable, or choose another folder"
-        )
-
-    def _write_config(self, config: Mapping[str, Any]) -> None:
-        sealed.write_object(self.path / "config.json", config)
-
-    def _resume(self, options: dict[str, Any], facts: dict[str, Any], levels: Sequence[int] | None) -> None:
-        old: dict[str, Any] = LATER | self.config
-        self._check_rewind(options)
-        for folder in (self.path, self.rewind_point.path, *self.path.glob("level_*")):
-            for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-                if _TEMPORARY.fullmatch(leftover.name):
-                    leftover.unlink()
-        missing = [name for name in options if name not in old and name not in RESUMABLE - {"levels"}]
-        if missing:
-            raise UserError(f"{self.path / 'config.json'} lacks the option {missing[0]}; choose another --run-dir")
-        for name, value in options.items():
-            if name not in RESUMABLE and old[name] != value:
-                raise UserError(
-                    f"--run-dir {self.path} belongs to other options: {name} is {old[name]} there and {value} here; "
-                    "choose another --run-dir, or repeat the run's own options"
-                )
-        for name in ORIGINS:
-            if old.get(name) != facts.get(name):
-                raise UserError(f"--run-dir {self.path} holds tickets of another {name}; choose another --run-dir")
-        if old.get(PRETRAINED) != facts.get(PRETRAINED):
-            there, here = (
-                f"the weights {found[PRETRAINED]}" if PRETRAINED in found else "random values" for found in (old, facts)
-            )
-            raise UserError(
-                f"--run-dir {self.path} was begun from {there}, and --pretrained gives {here}; choose another --run-dir, or the "
-                "run's own weights"
-            )
-        if old.get("data") != facts.get("data"):
-            raise UserError(
-                f"--run-dir {self.path} was trained on other data than --data-dir {options['data_dir']} holds now; "
-                "choose another --run-dir, or the run's own data"
-            )
-        self._check_own(old.get("own"), facts.get("own"))
-        if facts.get("streams") != old.get("streams"):
-            self.check_subsets()
-            warnings.warn(
-                f"{self.path} was begun by an earlier version: what is trained now draws other random numbers",
-                stacklevel=2,
-            )
-        for name in ("versions", "hardware", "kernels"):
-            now = facts.get(name, {})
-            for key, value in (now if isinstance(now, dict) else {"": now}).items():
-                before = old.get(name, value) if not key else old.get(name, {}).get(key, value)
-                if before != value:
-                    warnings.warn(
-                        f"{self.path} was begun with {' '.join([name, key]).strip()} = {before}, here it is {value}: what is trained "
-                        "now may differ in its last bits",
-                        stacklevel=2,
-                    )
-        if old.get("classes") not in (None, facts.get("classes")):
-            warnings.warn(f"{self.path} was begun when the classes had the names {old['classes']}", stacklevel=2)
-        if type(old["levels"]) is not int:
-            raise UserError(f"{self.path / 'config.json'}: levels is {old['levels']!r}, not a whole number")
-        self._drop_damaged(options, levels)
-        if options["levels"] > old["levels"]:
-            self._write_config(old | {"levels": options["levels"]})
-
-    def _check_own(self, old: Any, now: Any) -> None:
-        """Raise ``UserError`` where the run was begun with another network, prior, likelihood or guide made in Python."""
-        for name, value in (now or {}).items():
-            before: Any = old.get(name) if isinstance(old, dict) else None
-            tolerance = 0.0 if isinstance(value, int) else 1e-4  # a checksum is equal or not
-            if type(before) not in (int, float) or not math.isclose(
-                before, value, rel_tol=tolerance, abs_tol=tolerance
-            ):
-                raise UserError(
-                    f"--run-dir {self.path} was begun with another {_OWN.get(name, name)} ({name} is {before} there and {value} here); build "
-                    "the network after torch.manual_seed, or choose another folder"
-                )
-
-    def _check_rewind(self, options: Mapping[str, Any]) -> None:
-        """Raise ``UserError`` where an earlier version's ``epoch:K`` would be mixed with what it means now."""
-        config = self.config
-        here, given = str(config.get("rewind")), options.get("rewind")
-        if _is_earlier(config) and here != given == here.replace("restart:", "epoch:"):
-            raise UserError(
-                f"{self.path} was begun by an earlier version, whose --rewind {given} is --rewind {here} now; go on with "
-                "that, or choose another --run-dir"
-            )
-
-    def check_subsets(self) -> None:
-        """Raise ``UserError`` where an earlier version drew the run's part of the images, which would be another now."""
-        if not _is_earlier(self.config):
-            return
-        for name in ("train_size", "test_size", "val_fraction"):
-            if self.config.get(name):
-                raise UserError(
-                    f"{self.path} was begun by an earlier version, which drew the images of --{name.replace('_', '-')} by "
-                    "other random numbers; train it anew in another --run-dir, or go on with that version"
-                )
-
-    def _drop_damaged(self, options: Mapping[str, Any], levels: Sequence[int] | None) -> None:
-        """Take the rows of levels whose files are damaged out of ``results.csv``, so that they are trained again."""
-        rows, whole = self.results(repair=True), []
-        for row in rows:
-            try:
-                if levels is None or row.level in levels:
-                    epochs = options["epochs"] - first_epoch(str(options.get("rewind")), row.level)
-                    self.level(row.level).check(row, epochs)
-                    if row.level == 0 and self._rewinds_late:
-                        self.rewind_point.load_posterior()
-                whole.append(row)
-            except (FileNotFoundError, Damaged) as error:
-                warnings.warn(f"{error}; level {row.level} is trained again", stacklevel=2)
-                self.level(row.level).set_aside()
-        if whole != rows or not self._rows_are_whole():
-            self._save_results(whole)
-        for row in rows:  # a kill may have come between a level's row and the end of its checkpoints
-            self.level(row.level).drop_checkpoints()
-
-    def _rows_are_whole(self) -> bool:
-        try:
-            self.results()
-        except UserError:
+    @property
+    def is_new(self) -> bool:
+        """Whether the folder holds no run yet; ``UserError`` if it holds anything else."""
+        if (self.path / "config.json").exists():
             return False
+        if self.path.exists() and any(not _MADE_FIRST.fullmatch(p.name) for p in self.path.iterdir()):
+            raise UserError(f"--run-dir {self.path} is not empty and holds no run; choose another folder")
         return True
 
-    def busy(self) -> bool:
-        """Whether another process is at work in the folder now."""
-        if not (self.path / ".lock").exists():
-            return False
-        try:
-            with self.lock():
-                return False
-        except Busy:
-            return True
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other processes out of the folder; ``Busy`` with the owner's pid and host if one is at work in it.
-
-        The lock is the operating system's, so that of a dead process is free.
-        """
-        owner = self.path / ".owner"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.path / ".lock", timeout=0)
-            lock.acquire()
-        except filelock.Timeout:
-            raise Busy(
-                f"another process{_named_in(owner)} is at work in {self.path}; wait for it, or choose another --run-dir"
-            ) from None
-        except OSError as error:
-            raise self._not_writable(error) from error
-        except NotImplementedError as error:
-            raise UserError(f"{self.path} is on a file system without locks; choose another --run-dir") from error
-        try:
-            with suppress(OSError):  # the message is a courtesy: a full disk is reported by what matters
-                # which replaces what is there: a link in a foreign folder is not followed
-                files.write_atomic(owner, f"pid {os.getpid()} on {platform.node()}\n".encode())
-            yield
-        finally:
-            with suppress(OSError):
-                owner.unlink(missing_ok=True)
-            lock.release()
-
-    def figure(self, name: str) -> Path:
-        """Where a picture of the run goes."""
-        return self.path / f"{name}.png"
-
-    def evaluation_figure(self, name: str) -> Path:
-        """Where a picture of what an evaluation found goes."""
-        return self.path / "evaluation" / f"{name}.png"
-
-    def save_evaluation(self, name: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Write a table of what ``python -m pyro_lottery.evaluate`` found to ``evaluation/NAME.csv``; rows that are there
-        of other levels stay. Returns all rows.
-        """
-        import pandas as pd
-
-        path, found = self.path / "evaluation" / f"{name}.csv", pd.DataFrame(rows)
-        path.parent.mkdir(exist_ok=True)
-        if path.exists():
-            with suppress(ValueError, KeyError, TypeError):  # of a table that is none, nothing is kept
-                # a class may have the name NA, or 1
-                old = pd.read_csv(path, dtype={"class": str}, keep_default_na=False, na_values=[""])
-                found = pd.concat([old[~old["level"].isin(found["level"])], found]).sort_values("level", kind="stable")
-        files.write_atomic(path, found.to_csv(index=False).encode())
-        return found.to_dict("records")  # type: ignore[return-value]
+    def save_config(self, config: Mapping[str, Any]) -> None:
+        """Write ``config.json``: every option, and the facts recorded when the run began."""
+        sealed.write_object(self.path / "config.json", config)
 
     @property
     def config(self) -> dict[str, Any]:
-        """What ``config.json`` holds: every option, and the facts recorded when the run began."""
+        """What ``config.json`` holds; ``UserError`` if there is none, or if it is damaged."""
         path = self.path / "config.json"
         if not path.exists():
             raise UserError(f"{self.path} is not a run folder: it has no config.json")
         config = sealed.read_object(path)
-        if _is_earlier(config) and isinstance(rewind := config.get("rewind"), str):
-            config["rewind"] = rewind.replace("epoch:", "restart:")  # what it meant then
-        facts = {name: config.get(name, {}) for name in ("data", "versions", "hardware")}
-        for name, value in facts.items():
-            if not isinstance(value, dict):
+        for name in ("data", "versions", "hardware"):
+            if not isinstance(value := config.get(name, {}), dict):
                 raise UserError(f"{path}: {name} is {value!r}; expected an object")
         for name in ORIGINS:
             if not isinstance(config.get(name, ""), str):
@@ -418,13 +223,26 @@ class RunFolder:
 
     @property
     def origin(self) -> str:
-        """Whether the folder's tickets are a ``control`` or a ``transplant``, or empty: made by pruning."""
+        """``control`` or ``transplant``, as the folder's tickets were made; empty if they were made by pruning."""
         config = self.config
         return next((name for name in ORIGINS if name in config), "")
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes out of the folder; ``Busy`` if one is at work in it."""
+        return locked(self.path)
+
+    def busy(self) -> bool:
+        """Whether another process is at work in the folder now."""
+        return is_busy(self.path)
 
     def level(self, number: int) -> LevelFolder:
         """The folder of one level."""
         return LevelFolder(self.path / f"level_{number:02d}")
+
+    def levels(self) -> list[int]:
+        """Numbers of the levels that have a folder, finished or not."""
+        names = [p.name.removeprefix("level_") for p in self.path.glob("level_*")]
+        return sorted(int(name) for name in names if name.isdecimal() and name.isascii())
 
     @property
     def rewind_point(self) -> LevelFolder:
@@ -432,15 +250,53 @@ class RunFolder:
         return LevelFolder(self.path / "rewind")
 
     @property
-    def _rewinds_late(self) -> bool:
+    def rewinds_late(self) -> bool:
+        """Whether tickets are rewound to a later moment than the start of level 0."""
         return str(self.config.get("rewind", "")).startswith(("epoch:", "restart:"))
 
     def load_rewind_point(self) -> tuple[Posterior, Sites]:
-        """What all weights of a rewound ticket go back to: the values at level 0's start, or after K of its epochs."""
-        if self._rewinds_late:
+        """What a rewound ticket goes back to: all weights at level 0's start, or after K of its epochs."""
+        if self.rewinds_late:
             return self.rewind_point.load_posterior()
         first = self.level(0).load_ticket()
         return first.start, first.net
+
+    def results(self) -> list[LevelResult]:
+        """The rows of all finished levels, in order; ``UserError`` names a manifest that is damaged."""
+        rows = {row.level: row for row in first_version.rows(self.path / "results.csv")}
+        for number in self.levels():
+            try:
+                manifest = self.level(number).manifest()
+            except Damaged as error:
+                raise UserError(f"{error}; the run's command trains the level again") from error
+            if manifest is not None and manifest.result.level != number:
+                raise UserError(f"{self.level(number).path} holds the manifest of level {manifest.result.level}")
+            if manifest is not None:
+                rows[number] = manifest.result
+        return [rows[number] for number in sorted(rows)]
+
+    def finished(self) -> list[LevelResult]:
+        """The rows of all finished levels; ``UserError`` if there is none yet."""
+        rows = self.results()
+        if not rows:
+            raise UserError(f"{self.path} has no finished level yet")
+        return rows
+
+    def write_results(self) -> None:
+        """Write ``results.csv`` from the manifests, unless it holds just that."""
+        path, rows = self.path / "results.csv", [asdict(row) for row in self.results()]
+        text = as_csv(list(COLUMNS), rows) if rows else b""
+        if rows and not (path.is_file() and path.read_bytes() == text):
+            files.write_atomic(path, text)
+        elif not rows:
+            path.unlink(missing_ok=True)
+
+    def drop_leftovers(self) -> None:
+        """Remove temporary files of processes that were killed while they wrote."""
+        for folder in (self.path, self.rewind_point.path, *(self.level(number).path for number in self.levels())):
+            for leftover in folder.glob(".*.tmp"):
+                if _TEMPORARY.fullmatch(leftover.name):
+                    leftover.unlink()
 
     def derived(self, *names: str) -> RunFolder:
         """The folder within this one of tickets made from this run's, ``controls/reinit`` for instance."""
@@ -453,70 +309,35 @@ class RunFolder:
                 )
         return RunFolder(folder)
 
-    def results(self, repair: bool = False) -> list[LevelResult]:
-        """The rows of ``results.csv``, in order of level; ``UserError`` for a table that is damaged or foreign, whose whole
-        rows are kept with ``repair``, and the others warned of.
+    def figure(self, name: str) -> Path:
+        """The file of one of the run's figures."""
+        return self.path / f"{name}.png"
+
+    def evaluation_figure(self, name: str) -> Path:
+        """The file of a figure of an evaluation."""
+        return self.path / "evaluation" / f"{name}.png"
+
+    def save_evaluation(self, name: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Write a table of ``python -m pyro_lottery.evaluate`` to ``evaluation/NAME.csv``; rows of other levels that are there
+        stay. Returns all rows.
         """
-        if not (self.path / "results.csv").exists():
-            return []
-        path, columns = self.path / "results.csv", {f.name: str(f.type) for f in fields(LevelResult)}
-        try:
-            rows: list[dict[str, Any]] = []
-            for found in sealed.read_table(path, list(columns) if repair else None):
-                if other := found.keys() - columns.keys():
-                    raise UserError(f"{path} has a column {min(other)!r}; expected {', '.join(columns)}")
-                rows.append({n: int(found[n]) if kind == "int" else found.get(n) for n, kind in columns.items()})
-                if bad := [n for n, value in rows[-1].items() if value is not None and not math.isfinite(value)]:
-                    raise UserError(f"{path} has {rows[-1][bad[0]]} as {bad[0]} of level {rows[-1]['level']}")
-                if missing := [n for n, kind in columns.items() if rows[-1][n] is None and "None" not in kind]:
-                    raise UserError(f"{path} has no {missing[0]} of level {rows[-1]['level']}")
-            levels = [row["level"] for row in rows]
-            if levels != sorted(set(levels)) or min(levels, default=0) < 0:
-                raise UserError(f"{path} has the levels {levels}; expected each once, in order")
-            for row in rows:
-                known = _OF_REAL_TARGETS if row["test_accuracy"] is None else _OF_CLASSES
-                if missing := [n for n in known if row[n] is None]:
-                    raise UserError(f"{path} has no {missing[0]} of level {row['level']}")
-                if not 0 <= row["remaining"] <= row["total"] or row["density"] != _density(row):
-                    raise UserError(f"{path}: level {row['level']} keeps {row['remaining']} of {row['total']} weights")
-            return [LevelResult(**row) for row in rows]
-        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path} is not a table of levels ({one_line(error)})") from error
+        import pandas as pd
 
-    def finished(self) -> list[LevelResult]:
-        """The rows of ``results.csv``; ``UserError`` if there is none yet."""
-        rows = self.results()
-        if not rows:
-            raise UserError(f"{self.path} has no finished level yet")
-        return rows
-
-    def drop_result(self, level: int) -> None:
-        """Take a level's row away: the level is no longer finished."""
-        self._save_results(row for row in self.results() if row.level != level)
-
-    def add_result(self, result: LevelResult) -> None:
-        """Add a level's row: from now on the level is finished."""
-        self._save_results(sorted([*self.results(), result], key=lambda row: row.level))
-
-    def _save_results(self, results: Iterable[LevelResult]) -> None:
-        rows = [asdict(row) for row in results]
-        if not rows:
-            (self.path / "results.csv").unlink(missing_ok=True)
-            return
-        sealed.write_table(self.path / "results.csv", [f.name for f in fields(LevelResult)], rows)
+        path, found = self.path / "evaluation" / f"{name}.csv", pd.DataFrame(rows)
+        path.parent.mkdir(exist_ok=True)
+        if path.exists():
+            with suppress(ValueError, KeyError, TypeError):  # nothing is kept of a file that is no such table
+                # A class may be called NA, or 1.
+                old = pd.read_csv(path, dtype={"class": str}, keep_default_na=False, na_values=[""])
+                found = pd.concat([old[~old["level"].isin(found["level"])], found]).sort_values("level", kind="stable")
+        files.write_atomic(path, found.to_csv(index=False).encode())
+        return found.to_dict("records")  # type: ignore[return-value]
 
 
-def _is_earlier(config: Mapping[str, Any]) -> bool:
-    """Whether a run was begun by a version that drew other random numbers, and restarted the schedule after a late rewind."""
-    return "streams" not in config
-
-
-def _named_in(owner: Path) -> str:
-    """Who holds a lock, in brackets; empty where its owner could not write so."""
-    for _ in range(20):  # it does so just after it has the lock
-        with suppress(OSError, ValueError):
-            return f" ({files.read_text(owner).strip()[:100]})"
-        time.sleep(0.05)
-    return ""
+def as_csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A table of numbers as CSV; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

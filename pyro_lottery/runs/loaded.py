@@ -205,7 +205,9 @@ class Run:
         rows = {row.level: row for row in self.folder.results()}
         if number not in rows:
             raise UserError(f"{self.folder.path} has no finished level {number}; finished: {list(rows)}")
-        self.folder.level(number).check(rows[number], self.config.epochs_of(number))
+        folder, epochs = self.folder.level(number), self.config.epochs_of(number)
+        if folder.check(epochs) is None:  # of version 0.1.0, without manifests
+            folder.check_content(rows[number], epochs)
         return rows[number]
 
     def initial(self, seed: int) -> Ticket:
@@ -232,7 +234,6 @@ class Run:
 
     def check_data(self, found: Data) -> None:
         """Raise ``UserError`` unless these are the images that the run was trained on."""
-        self.folder.check_subsets()
         if shape_of(found) != self.shape:
             raise UserError(
                 f"--data-dir holds other images than {self.folder.path} was trained on; name the folder of its own"

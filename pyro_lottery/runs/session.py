@@ -1,174 +1,203 @@
-"""Levels: train a ticket under its mask, measure it and save all of it; with checkpoints, display and signals.
-
-Iterative pruning trains its levels here, and so do controls and transplants.
-"""
+"""Work on a run folder: tickets are trained as its levels, one after the other, whatever stops the process in between."""
 
 from __future__ import annotations
 
 import inspect
-import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from pyro_lottery import guides, masks, metrics, seeds, training
-from pyro_lottery.data import recorded
+from pyro_lottery import levels, seeds, tickets, training
 from pyro_lottery.errors import Damaged, Diverged, Stopped
-from pyro_lottery.handlers import sparsify
-from pyro_lottery.prediction import predict, predictive
-from pyro_lottery.runs import figures
-from pyro_lottery.runs.build import Setup
-from pyro_lottery.runs.checkpoint import LevelHooks, checksum, ticket_checksum
+from pyro_lottery.levels import TrainedLevel
+from pyro_lottery.runs import figures, first_version
+from pyro_lottery.runs.build import Setup, prepare
+from pyro_lottery.runs.checkpoint import LevelHooks
 from pyro_lottery.runs.config import Config
-from pyro_lottery.runs.folder import LevelFolder, RunFolder
-from pyro_lottery.runs.signals import Received
-from pyro_lottery.types import LevelResult, Ticket
+from pyro_lottery.runs.folder import RunFolder
+from pyro_lottery.runs.loaded import Run, load_run
+from pyro_lottery.runs.own import Own
+from pyro_lottery.runs.resume import open_folder
+from pyro_lottery.runs.signals import Received, signals
+from pyro_lottery.types import Posterior, Sites, Ticket, posterior_checksum, ticket_checksum
 
-DRAW_SECONDS = 10.0
-"""Least time between two drawings of a run's figures, which cost more than a small network's training."""
+PLOT_SECONDS = 10.0
+"""Least time between two plots of a run's figures, which take longer than a small network's training."""
 
 
-def train_levels(
-    run: RunFolder,
-    setup: Setup,
-    levels: Iterable[int],
-    ticket_of: Callable[[int], Ticket],
-    received: Received,
-    **facts: str,
-) -> None:
-    """Open the run's folder, train the ticket of each of ``levels`` that is not finished, and draw the run's figures.
+class Session:
+    """A run folder and all that is needed to train its levels. It hides the lock, ranks, signals, checkpoints and figures.
 
-    ``facts`` go into config.json beside those of ``setup``. Of several ranks the first alone reads and writes the
-    folder. Raises ``Busy`` while another process is at work there, and ``Stopped`` between two levels, or within one
-    after saving it, when ``received`` holds a signal.
+    ::
+
+        with Session.open(config) as session:
+            for level in range(config.levels + 1):
+                session.train(level, next_ticket(session, level))
     """
-    ranks, levels = setup.ranks, list(levels)
 
-    def enter() -> set[int]:
-        inside.enter_context(run.lock())
-        run.open(setup.config.options(), setup.facts | facts, levels)
-        return {row.level for row in run.results()}
+    def __init__(self, setup: Setup, received: Received, facts: dict[str, str]):
+        self.setup, self.config, self.folder = setup, setup.config, RunFolder(str(setup.config.run_dir))
+        self._received, self._ranks, self._facts = received, setup.ranks, setup.facts | facts
+        self._inside = ExitStack()
+        self._is_open = self._trained = False
+        self._plotted = time.monotonic()
 
-    def unchanged(level: int) -> bool:
-        """Whether a finished level was trained from the ticket that it would get now; else it is no longer finished."""
-        if ticket_checksum(ticket_of(level)) == ticket_checksum(run.level(level).load_ticket()):
-            return True
-        warnings.warn(
-            f"level {level} was trained from another ticket than it has now, and is trained again", stacklevel=2
-        )
-        run.drop_result(level)
-        return False
+    @classmethod
+    @contextmanager
+    def open(cls, config: Config, own: Own | None = None, **facts: str) -> Iterator[Session]:
+        """Load the data and build model and guide of ``config``, or of ``own`` objects; at the end plot the run's figures.
 
-    with received.heeded(), ExitStack() as inside:
-        finished, drawn, anew = ranks.first(enter), time.monotonic(), False
-        for level in levels:
-            # Levels are trained again where their files were damaged; later ones hold, if their tickets come out the same.
-            if level in finished and (not anew or ranks.first(lambda level=level: unchanged(level))):  # type: ignore[misc]
-                continue
-            if ranks.any(bool(received)):
-                raise Stopped
-            anew = True
-            ticket = ranks.first(lambda level=level: ticket_of(level))  # type: ignore[misc]
-            hooks = LevelHooks(run, level, setup, ticket, received)
-            row = train_level(run.level(level), level, ticket, setup, hooks)
+        The folder is made, or resumed, and locked when the first ticket is trained: what cannot be trained leaves nothing
+        behind. ``facts`` go into config.json. Raises ``UserError`` for whatever cannot be trained here, ``Busy`` while
+        another process is at work in the folder, and ``Stopped``, after saving everything, when a signal asks to stop.
+        """
+        with signals() as received:
+            session = cls(prepare(config, own), received, facts)
+            with session._inside:
+                yield session
+                if session._is_open:
+                    session._ranks.first(session._plot)
 
-            def finish(row: LevelResult = row) -> None:
-                nonlocal drawn
-                run.add_result(row)
-                run.level(row.level).drop_checkpoints()
-                if time.monotonic() - drawn > DRAW_SECONDS:
-                    figures.plot_run(run)
-                    drawn = time.monotonic()
+    def train(self, level: int, ticket: Ticket) -> None:
+        """Train ``ticket`` as ``level``, measure it and save all of it; at once, if the level was trained from this very ticket."""
+        self._enter()
+        ticket = self._ranks.first(self._as_begun, level, ticket)
+        if self._ranks.first(self._is_finished, level, ticket):
+            return
+        if self._ranks.any(bool(self._received)):
+            raise Stopped
+        self._ranks.agree(f"the ticket of level {level}", ticket_checksum, ticket)
+        self._ranks.first(self.folder.level(level).save_ticket, ticket)
+        trained = self._train(level, ticket)
+        self._ranks.agree(f"what level {level} trained to", posterior_checksum, trained.posterior, trained.net)
+        self._ranks.first(self._finish, level, ticket, trained)
+        self._trained = True
 
-            ranks.first(finish)
-        ranks.first(lambda: figures.plot_run(run))
+    @property
+    def dense(self) -> Ticket:
+        """All weights at the initial values that the seed draws."""
+        return self.setup.dense
 
+    def ticket(self, level: int) -> Ticket:
+        """The ticket of a level, as it is in the folder: a resumed run sees the same bits."""
+        return self._ranks.first(self.folder.level(level).load_ticket)
 
-def train_level(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, hooks: LevelHooks) -> LevelResult:
-    """Train one ticket, measure it, and save all of it in ``folder``; returns its row of ``results.csv``."""
-    config, data, model, guide = setup.config, setup.data, setup.model, setup.guide
-    device, ranks = next(guide.parameters()).device, setup.ranks
-    ranks.agree(f"the ticket of level {level}", lambda: ticket_checksum(ticket))
-    ranks.first(lambda: folder.save_ticket(ticket))
-    with sparsify(ticket.mask), seeds.deterministic(config.deterministic):
+    def posterior(self, level: int) -> tuple[Posterior, Sites]:
+        """What a level trained to, as it is in the folder: the posterior, and what is not random."""
+        return self._ranks.first(self.folder.level(level).load_posterior)
+
+    def rewind_point(self) -> tuple[Posterior, Sites]:
+        """What tickets are rewound to: all weights at level 0's start, or after K of its epochs."""
+        return self._ranks.first(self.folder.load_rewind_point)
+
+    def load(self, trust_code: bool = True) -> Run:
+        """The run as it is now, to be read. Its code is trusted: whoever opened the session named it."""
+        return load_run(self.folder.path, trust_code, self.setup.own)
+
+    def _enter(self) -> None:
+        """Lock the folder and make or resume it, once; from now on signals are looked at between steps."""
+        if not self._is_open:
+            self._inside.enter_context(self._received.heeded())
+            self._ranks.first(self._open)
+            self._is_open = True
+
+    def _open(self) -> None:
+        self._inside.enter_context(self.folder.lock())
+        open_folder(self.folder, self.config.options(), self._facts)
+        self.folder.drop_leftovers()
+        first_version.adopt(self.folder, self.config)
+        for number in self.folder.levels():
+            try:
+                self.folder.level(number).manifest()
+            except Damaged as error:
+                self._set_aside(number, error)
+        self.folder.write_results()
+
+    def _set_aside(self, level: int, error: Exception | str) -> None:
+        warnings.warn(f"{error}; level {level} is trained again", stacklevel=2)
+        self.folder.level(level).set_aside()
+        self.folder.write_results()
+
+    def _as_begun(self, level: int, ticket: Ticket) -> Ticket:
+        """The ticket that the level was begun from, if it is ``ticket`` but for the rounding of another processor."""
+        if self._trained:  # an earlier level has other values now, however near
+            return ticket
         try:
-            history = _train(folder, level, ticket, setup, hooks)
+            begun = self.folder.level(level).load_ticket()
+        except (FileNotFoundError, Damaged):
+            return ticket
+        return begun if tickets.close(begun, ticket) else ticket
+
+    def _is_finished(self, level: int, ticket: Ticket) -> bool:
+        folder = self.folder.level(level)
+        try:
+            manifest = folder.check(self.config.epochs_of(level))
+        except Damaged as error:
+            self._set_aside(level, error)
+            return False
+        if manifest is None:
+            return False
+        if manifest.ticket != ticket_checksum(ticket):
+            self._set_aside(level, f"level {level} was trained from another ticket than it has now")
+            return False
+        folder.drop_checkpoints()  # a kill may have come between the manifest and this
+        return True
+
+    def _train(self, level: int, ticket: Ticket) -> TrainedLevel:
+        """Train the level; with ``--on-divergence retry`` once more, at half the learning rate, if it diverges."""
+        folder, lr = self.folder.level(level), self.config.lr / 2
+        halved = self._ranks.first(self._halved, level)
+        try:
+            return self._train_at(lr if halved else self.config.lr, level, ticket)
         except Diverged as error:
-            if config.on_divergence != "retry" or ranks.first(folder.load_divergence):
+            if self.config.on_divergence != "retry" or halved:
                 raise
-            ranks.first(folder.drop_checkpoints)
-            what = {"epoch": error.epoch, "step": error.step, "sites": error.sites, "lr": config.lr / 2}
-            ranks.first(lambda: folder.save_divergence(what))
-            warnings.warn(f"{error}; level {level} begins anew with --lr {config.lr / 2:g}", stacklevel=2)
-            history = _train(folder, level, ticket, setup, hooks)
-        with hooks.measuring(), seeds.stream(device, config.seed, "predict", level):
-            measured = _measure(setup)
-    posterior, net = masks.apply(ticket.mask, guides.posterior(guide)), model.net_state()
-    ranks.agree(f"what level {level} trained to", lambda: checksum(posterior, net))
+            self._ranks.first(folder.drop_checkpoints)
+            what = {"epoch": error.epoch, "step": error.step, "sites": error.sites, "lr": lr}
+            self._ranks.first(folder.save_divergence, what)
+            warnings.warn(f"{error}; level {level} begins anew with --lr {lr:g}", stacklevel=2)
+            return self._train_at(lr, level, ticket)
 
-    def save() -> None:
-        folder.save_posterior(posterior, net)
-        folder.save_history(history)
-
-    ranks.first(save)
-    seconds = [row["seconds"] for row in history]
-    steps = training.steps_in(data.train, config.batch_size, ranks.least)
-    return LevelResult(
-        level=level,
-        density=masks.density(ticket.mask),
-        remaining=masks.remaining(ticket.mask),
-        total=masks.total(ticket.mask),
-        train_seconds=sum(seconds),
-        step_ms=1000 * statistics.median(seconds) / steps,
-        **_columns(measured, history),
-    )
-
-
-def _measure(setup: Setup) -> dict[str, float]:
-    """What the trained network is worth on the test split, by name: metrics of class probabilities, or of a regression."""
-    model, guide, config = setup.model, setup.guide, setup.config
-    assert setup.data.test is not None  # as _prepare has seen
-    test = recorded(setup.data.test)
-    options: dict[str, Any] = {"num_samples": config.eval_samples, "precision": config.precision}
-    if model.task == "classification":
-        return metrics.all_metrics(predict(model, guide, test, **options), test.targets)
-    return metrics.regression(predictive(model, guide, test, **options), test.targets)
-
-
-def _columns(measured: dict[str, float], history: training.History) -> dict[str, Any]:
-    """The columns of ``results.csv`` that say how good a level is; those of the other task are None."""
-    accuracies = ("test_accuracy", "max_test_accuracy", "val_accuracy", "mace", "ece", "brier")
-    columns: dict[str, Any] = dict.fromkeys(accuracies) | measured
-    if "rmse" in measured:
-        return columns | {"val_rmse": min((row["val_rmse"] for row in history if "val_rmse" in row), default=None)}
-    columns["test_accuracy"] = columns.pop("accuracy")
-    columns["max_test_accuracy"] = max(columns["test_accuracy"], *(row["test_accuracy"] for row in history))
-    if "val_accuracy" in history[0]:
-        chosen = max(history, key=lambda row: row["val_accuracy"])
-        columns |= {"val_accuracy": chosen["val_accuracy"], "selected_test_accuracy": chosen["test_accuracy"]}
-    return columns
-
-
-def _train(folder: LevelFolder, level: int, ticket: Ticket, setup: Setup, hooks: LevelHooks) -> training.History:
-    options, diverged = _train_options(setup.config), setup.ranks.first(folder.load_divergence)
-    options["epochs"] = setup.config.epochs_of(level)
-    state = training.TrainState(setup.config.first_epoch(level))  # Adam begins anew at every level
-    if diverged:
-        lr = diverged.get("lr")
-        if lr != setup.config.lr / 2:
+    def _halved(self, level: int) -> bool:
+        """Whether the level trains at half the learning rate, since its first training diverged."""
+        folder, lr = self.folder.level(level), self.config.lr / 2
+        diverged = folder.load_divergence()
+        if diverged is not None and diverged.get("lr") != lr:
             raise Damaged(
-                f"{folder.path / 'diverged.json'} gives the lr {lr}, not half of {setup.config.lr:g}; remove it"
+                f"{folder.path / 'diverged.json'} gives the lr {diverged.get('lr')}, not half of {self.config.lr:g}; remove it"
             )
-        options["lr"] = lr
-    setup.model.start_from_(setup.guide, ticket)
-    with hooks:
-        return training.train(
-            setup.model, setup.guide, setup.data, **options, level=level, state=state, hooks=hooks, ranks=setup.ranks
-        )
+        return diverged is not None
+
+    def _train_at(self, lr: float, level: int, ticket: Ticket) -> TrainedLevel:
+        setup, config = self.setup, self.config
+        hooks = LevelHooks(self.folder, level, setup, ticket, self._received)
+        options = _train_options(config) | {"lr": lr, "epochs": config.epochs_of(level)}
+        with seeds.deterministic(config.deterministic), hooks:
+            return levels.train_level(
+                setup.model, setup.guide, setup.data, ticket, level, first_epoch=config.first_epoch(level),
+                eval_samples=config.eval_samples, hooks=hooks, ranks=setup.ranks, **options,
+            )  # fmt: skip
+
+    def _finish(self, level: int, ticket: Ticket, trained: TrainedLevel) -> None:
+        """Save what the level trained to; its manifest, the commit point, comes last."""
+        folder = self.folder.level(level)
+        folder.save_posterior(trained.posterior, trained.net)
+        folder.save_history(trained.history)
+        rewind = level == 0 and self.folder.rewinds_late
+        folder.finish(levels.result(level, ticket, trained), ticket_checksum(ticket), rewind)
+        self.folder.write_results()
+        folder.drop_checkpoints()
+        if time.monotonic() - self._plotted > PLOT_SECONDS:
+            self._plot()
+
+    def _plot(self) -> None:
+        figures.plot_run(self.folder)
+        self._plotted = time.monotonic()
 
 
 def _train_options(config: Config) -> dict[str, Any]:
+    """The options that ``training.train`` takes, from those of a run."""
     taken = inspect.signature(training.train).parameters.values()
     return {p.name: getattr(config, p.name) for p in taken if p.kind is p.KEYWORD_ONLY and hasattr(config, p.name)}

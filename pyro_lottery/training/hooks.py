@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 from pyro_lottery.training.state import TrainState
 
 
@@ -20,6 +22,10 @@ class Hooks:
 
     def check(self, state: TrainState, steps: int, nll: float, measured: float) -> None:
         """Called every ``CHECK_EVERY`` steps and at an epoch's end with the epoch's nll so far, and its accuracy or RMSE."""
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Entered while the trained network is measured, after the last epoch."""
+        return nullcontext()
 
     def epoch(self, state: TrainState) -> None:
         """Called after every epoch, when its row is in ``state.history``."""

@@ -12,7 +12,8 @@ from plots.style import over_seeds
 from pyro_lottery import imp
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import RunFolder
-from pyro_lottery.types import LevelResult
+from pyro_lottery.runs.resume import open_folder
+from tests.runs.made import finish as make_finished
 from tests.support import SMALL
 
 
@@ -134,8 +135,8 @@ def test_networks_of_one_protocol_may_differ_in_patches(tmp_path):
     for arch, patch in (("lenet", None), ("vit_tiny", 8)):
         facts = {"data": {"num_classes": 10, "in_channels": 3, "image_size": [32, 32], "num_data": 1, "checksum": 0}}
         folder = RunFolder(tmp_path / arch)
-        folder.open(pl.preset("minimal", arch=arch, patch_size=patch).options(), facts)
-        folder.add_result(LevelResult(0, 1.0, 10, 10, 0.5, 0.5, None, 1.0, 0.1, 0.1, 0.1, 1.0, 1.0))
+        open_folder(folder, pl.preset("minimal", arch=arch, patch_size=patch).options(), facts)
+        make_finished(folder, 0)
     finished = read(tmp_path, "minimal")
     assert "8-pixel patches" in finished.description
     assert finished.archs == ["lenet", "vit_tiny"]

@@ -1,0 +1,73 @@
+"""``level_NN/level.json``, the manifest of a finished level: it is written last, and a level without it is not finished."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pyro_lottery import sealed
+from pyro_lottery.errors import Damaged, UserError
+from pyro_lottery.types import LevelResult
+
+_OF_CLASSES = ("test_accuracy", "max_test_accuracy", "mace", "ece", "brier")
+_OF_REAL_TARGETS = ("rmse", "coverage_50", "coverage_80", "coverage_95")
+COLUMNS = {f.name: str(f.type) for f in fields(LevelResult)}
+"""Columns of ``results.csv`` and their types."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished level consists of."""
+
+    result: LevelResult
+    """The level's row of ``results.csv``."""
+    ticket: int
+    """Checksum of the values of the ticket that the level was trained from."""
+    files: Mapping[str, str]
+    """Checksums of the level's files by name."""
+
+    def save(self, path: Path) -> None:
+        """Write the manifest as JSON with a checksum of its own."""
+        sealed.write_object(path, {"result": asdict(self.result), "ticket": self.ticket, "files": dict(self.files)})
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest | None:
+        """Read a manifest; None if there is none, ``Damaged`` if it is not whole."""
+        if not path.exists():
+            return None
+        try:
+            found = sealed.read_object(path)
+            if type(ticket := found.get("ticket")) is not int or not isinstance(files := found.get("files"), dict):
+                raise UserError(f"{path} is not the manifest of a level")
+            return cls(checked_row(found.get("result"), path), ticket, files)
+        except UserError as error:
+            raise Damaged(str(error)) from error
+
+
+def checked_row(found: Any, where: Path) -> LevelResult:
+    """A row of ``results.csv`` from its values by name; ``UserError`` names ``where`` and what is wrong with them."""
+    if not isinstance(found, Mapping):
+        raise UserError(f"{where} holds no row of results.csv")
+    if other := found.keys() - COLUMNS.keys():
+        raise UserError(f"{where} has a column {min(other)!r}; expected {', '.join(COLUMNS)}")
+    row = {name: found.get(name) for name in COLUMNS}
+    for name, value in row.items():
+        kind = COLUMNS[name]
+        if value is None and "None" not in kind:
+            raise UserError(f"{where} has no {name}")
+        known = value is None or (type(value) is int if kind == "int" else type(value) in (int, float))
+        if not known or (value is not None and not math.isfinite(value)):
+            raise UserError(f"{where} has {value!r} as {name} of level {row['level']}")
+    needed = _OF_REAL_TARGETS if row["test_accuracy"] is None else _OF_CLASSES
+    if missing := [name for name in needed if row[name] is None]:
+        raise UserError(f"{where} has no {missing[0]} of level {row['level']}")
+    result = LevelResult(**row)  # type: ignore[arg-type]  # as has been checked
+    density = result.remaining / result.total if result.total else 1.0  # as masks.density
+    if result.level < 0 or not 0 <= result.remaining <= result.total or result.density != density:
+        raise UserError(
+            f"{where}: level {result.level} keeps {result.remaining} of {result.total} weights, density {result.density}"
+        )
+    return result

@@ -1,0 +1,140 @@
+"""A session trains what is not finished, and nothing else."""
+
+import signal
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+import pyro_lottery as pl
+from pyro_lottery import imp
+from pyro_lottery.errors import Busy, Stopped
+from pyro_lottery.runs.config import Config
+from pyro_lottery.runs.folder import RunFolder
+from pyro_lottery.runs.session import Session
+from pyro_lottery.types import Ticket, ticket_checksum
+from tests.runs.made import replace_text, truncate
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(
+        arch="lenet", dataset="digits", train_size=64, test_size=64, epochs=1, milestones=(), train_samples=1,
+        eval_samples=1, levels=2, run_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+
+
+def trained(capsys):
+    """The levels that were trained since the last look."""
+    return sorted({int(line[6]) for line in capsys.readouterr().out.splitlines() if line.startswith("level ")})
+
+
+def bits(run):
+    return {level: run.folder.level(level).manifest().files for level in run.folder.levels()}
+
+
+def changed(ticket, by):
+    """``ticket`` with all locs multiplied."""
+    loc = {name: value * by for name, value in ticket.start.loc.items()}
+    return Ticket(ticket.mask, replace(ticket.start, loc=loc), ticket.net)
+
+
+def test_a_finished_run_trains_nothing(config, capsys):
+    once = bits(imp.run_imp(config))
+    assert trained(capsys) == [0, 1, 2]
+    assert bits(imp.run_imp(config)) == once
+    assert trained(capsys) == []
+
+
+@pytest.mark.parametrize("name", ["posterior.safetensors", "ticket.safetensors", "history.csv", "level.json"])
+def test_a_damaged_level_alone_is_trained_again_and_ends_with_the_same_bits(config, capsys, name):
+    run = imp.run_imp(config)
+    once, path = run.folder.level(1).load_posterior()[0], run.folder.level(1).path / name
+    trained(capsys)
+    truncate(path)
+    with pytest.warns(UserWarning, match="level_01.*; level 1 is trained again"):
+        imp.run_imp(config)
+    assert trained(capsys) == [1], "level 2 was trained from the ticket that it has now"
+    again = run.folder.level(1).load_posterior()[0]
+    assert all(torch.equal(again.loc[site], once.loc[site]) for site in once.loc)
+    assert (run.folder.path / "level_01.damaged" / name).exists()
+
+
+def test_a_level_without_its_manifest_is_trained_again(config, capsys):
+    """The manifest is the commit point: a process that dies before it leaves no finished level."""
+    run = imp.run_imp(config)
+    once = bits(run)
+    (run.folder.level(2).path / "level.json").unlink()
+    (run.folder.path / "results.csv").unlink()
+    trained(capsys)
+    found = bits(imp.run_imp(config))
+    assert trained(capsys) == [2]
+    assert found[2]["posterior.safetensors"] == once[2]["posterior.safetensors"]
+    assert len((run.folder.path / "results.csv").read_text().splitlines()) == 4
+
+
+def test_another_ticket_trains_the_level_again_and_keeps_what_it_was(config, capsys):
+    with Session.open(config) as session:
+        session.train(0, session.dense)
+        before = session.ticket(0)
+    trained(capsys)
+    with (
+        pytest.warns(
+            UserWarning, match="level 0 was trained from another ticket than it has now; level 0 is trained again"
+        ),
+        Session.open(config) as session,
+    ):
+        session.train(0, changed(session.dense, 1.01))
+    assert trained(capsys) == [0]
+    aside = RunFolder(config.run_dir).path / "level_00.damaged" / "ticket.safetensors"
+    assert ticket_checksum(Ticket.load(aside)) == ticket_checksum(before)
+
+
+def test_the_last_bits_of_another_processor_train_nothing_again(config, capsys):
+    with Session.open(config) as session:
+        session.train(0, session.dense)
+    trained(capsys)
+    with Session.open(config) as session:
+        session.train(0, changed(session.dense, 1 + 1e-6))
+        assert ticket_checksum(session.ticket(0)) == ticket_checksum(session.dense)
+    assert trained(capsys) == []
+
+
+def test_nothing_is_written_before_the_first_ticket(config):
+    with pytest.raises(RuntimeError, match="no ticket"), Session.open(config):
+        raise RuntimeError("no ticket")
+    assert not RunFolder(config.run_dir).path.exists()
+
+
+def test_two_sessions_do_not_share_a_folder(config):
+    with RunFolder(config.run_dir).lock(), Session.open(config) as session, pytest.raises(Busy, match="at work"):
+        session.train(0, session.dense)
+    assert not (RunFolder(config.run_dir).path / "config.json").exists()
+
+
+def test_a_signal_between_levels_stops_before_the_next(config):
+    def stopped():
+        with Session.open(config) as session:
+            session.train(0, session.dense)
+            signal.raise_signal(signal.SIGTERM)  # from here on it is noted
+            session.train(1, imp.next_ticket(session, 1))
+
+    with pytest.raises(Stopped):
+        stopped()
+    run = pl.load_run(config.run_dir)
+    assert run.results["level"].tolist() == [0]
+    assert not run.folder.level(1).path.exists()
+
+
+def test_results_that_were_changed_are_those_of_the_manifests_again(config, capsys):
+    run = imp.run_imp(config)
+    table = run.folder.path / "results.csv"
+    before = table.read_bytes()
+    replace_text(table, "\n0,", "\n7,")
+    assert run.results["level"].tolist() == [0, 1, 2]
+    trained(capsys)
+    with warnings.catch_warnings(action="error"):
+        imp.run_imp(config)
+    assert table.read_bytes() == before
+    assert trained(capsys) == []
