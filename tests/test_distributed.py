@@ -1,7 +1,6 @@
 """Two real ranks on one processor, started as users start them."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,12 +14,17 @@ from pyro_lottery.distributed import ALONE, is_first
 from tests.support import DEADLOCK, fingerprint, wait_for
 
 
-@pytest.fixture(scope="module", params=["data", "samples"])
-def found(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """What two ranks found out with each kind of ``--parallel``, and the threads that they left."""
     path = tmp_path_factory.mktemp("ranks") / "found.json"
-    subprocess.run([sys.executable, "-m", "tests.two_ranks", str(path), request.param], check=True, timeout=DEADLOCK)
-    threads = path.with_suffix(".threads").read_text().split("\n")
-    return json.loads(path.read_text()) | {"parallel": request.param, "threads": threads}
+    subprocess.run([sys.executable, "-m", "tests.two_ranks", str(path)], check=True, timeout=DEADLOCK)
+    return json.loads(path.read_text()), path.with_suffix(".threads").read_text().split("\n")
+
+
+@pytest.fixture(params=["data", "samples"])
+def found(request, both):
+    return both[0][request.param] | {"parallel": request.param}
 
 
 @pytest.mark.slow
@@ -62,10 +66,10 @@ def test_what_the_first_rank_meets_all_meet(found):
 
 
 @pytest.mark.slow
-def test_no_thread_of_the_group_is_left_when_the_interpreter_ends(found):
+def test_no_thread_of_the_group_is_left_when_the_interpreter_ends(both):
     """Or one that waits for Python's lock then, to free a tensor, would abort the process."""
-    assert len(found["threads"]) >= 1
-    assert [name for name in found["threads"] if "gloo" in name] == []
+    assert len(both[1]) >= 1
+    assert [name for name in both[1] if "gloo" in name] == []
 
 
 def command(folder, *more):
@@ -99,21 +103,23 @@ def test_two_ranks_stopped_within_an_epoch_end_with_the_same_bits(tmp_path):
     process = subprocess.Popen(command(broken, *more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for((broken / "level_00" / "ticket.safetensors").exists, process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
-    assert process.communicate()[1].count("to go on: ") == 1
+    error = process.communicate(timeout=DEADLOCK)[1]
+    assert process.returncode == 75, error
+    assert error.count("to go on: ") == 1
     _, info = files.load_tensors(broken / "level_00" / "checkpoint.safetensors")
     assert info["step"] in range(10, 60, 10)
     assert subprocess.run(command(broken, *more), **quiet).returncode == 0
     assert fingerprint(broken) == fingerprint(whole)
 
 
-def test_ranks_that_would_train_each_by_itself_are_told(tmp_path):
+def test_ranks_that_would_train_each_by_itself_are_told(tmp_path, capsys, monkeypatch):
     """Started by torchrun without --devices."""
-    arguments = [*command(tmp_path / "run"), "--devices", "1"]
-    done = subprocess.run(arguments, capture_output=True, text=True, env=os.environ | {"WORLD_SIZE": "2", "RANK": "1"})
-    assert done.returncode == 2
-    assert "2 processes were started together; give --devices" in done.stderr
-    assert done.stderr.count("\n") == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert imp.main([*command(tmp_path / "run")[3:], "--devices", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "2 processes were started together; give --devices" in error
+    assert error.count("\n") == 1
 
 
 def test_what_a_shell_was_given_by_ranks_mutes_nothing(capsys, monkeypatch):

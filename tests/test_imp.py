@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from dataclasses import replace
 
@@ -21,7 +20,7 @@ from pyro_lottery.runs import build
 from pyro_lottery.runs.checkpoint import LevelHooks
 from pyro_lottery.runs.config import Config, preset
 from pyro_lottery.runs.folder import RunFolder
-from tests.support import SMALL, fingerprint, wait_for
+from tests.support import DEADLOCK, SMALL, fingerprint
 
 
 class TenWeights(nn.Module):
@@ -183,28 +182,31 @@ def command(run_dir, *more):
     ]  # fmt: skip
 
 
+def begun(run_dir, moment):
+    """A process that trains, and that has said that it is at ``moment``."""
+    process = subprocess.Popen(command(run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert any(moment in line for line in process.stdout), process.communicate()[1]
+    return process
+
+
 @pytest.mark.slow
 def test_sigterm_and_kill_nine_in_the_middle_end_bit_identical(tmp_path):
+    """Two processes are disturbed; what they are compared with and the last resumption run in this one."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    undisturbed = subprocess.Popen(command(whole), **quiet)
-    process = subprocess.Popen(command(broken), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for((broken / "level_00" / "ticket.safetensors").exists, process)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)  # within level 0, wherever in an epoch
-    assert process.wait(60) == 75
-    assert f"to go on: python {shlex.join(command(broken)[1:])}" in process.communicate()[1]
+    process = begun(broken, "level 0/1, density 100 %: epoch 1/25")
+    process.send_signal(signal.SIGTERM)  # wherever in an epoch
+    error = process.communicate(timeout=DEADLOCK)[1]
+    assert process.returncode == 75, error
+    assert f"to go on: python {shlex.join(command(broken)[1:])}" in error
     assert (broken / "level_00" / "checkpoint.safetensors").exists()
 
-    process = subprocess.Popen(command(broken), **quiet)
-    wait_for((broken / "level_01" / "ticket.safetensors").exists, process)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)  # within level 1
-    process.wait()
+    process = begun(broken, "level 1/1, density 50 %: epoch 1/25")
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=DEADLOCK)
     assert len((broken / "results.csv").read_text().splitlines()) == 2
 
-    assert subprocess.run(command(broken), capture_output=True).returncode == 0
-    assert undisturbed.wait(120) == 0
+    assert imp.main(command(broken)[3:]) == 0
+    assert imp.main(command(whole)[3:]) == 0
     assert fingerprint(broken) == fingerprint(whole)
     assert not list(broken.rglob("*checkpoint*"))
 

@@ -1,4 +1,5 @@
 import runpy
+import sys
 
 import torch
 
@@ -36,7 +37,8 @@ def test_bad_input_is_one_line(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_commands_are_listed(capsys):
+def test_commands_are_listed(capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "pyro_lottery.__main__", raising=False)  # or runpy warns that it runs it again
     runpy.run_module("pyro_lottery", run_name="__main__")
     out = capsys.readouterr().out
     for name in ("imp", "controls", "transplant", "evaluate", "report", "sites"):

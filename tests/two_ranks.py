@@ -1,4 +1,4 @@
-"""What two ranks find out about themselves, for test_ranks.py: ``python -m tests.two_ranks FILE``."""
+"""What two ranks find out about themselves, for test_distributed.py: ``python -m tests.two_ranks FILE``."""
 
 import atexit
 import json
@@ -49,7 +49,15 @@ def note_threads(path):
 def main(path):
     if os.environ.get("LOCAL_RANK", "0") == "0":
         atexit.register(note_threads, path)
-    several = ranks.start("cpu", 2, 1, "ddp", sys.argv[2])
+    several = ranks.start("cpu", 2, 1, "ddp", "data")
+    found = {each.parallel: find_out(each) for each in (several, ranks.Several(several.fabric, "samples"))}
+    if several.rank == 0:
+        with open(path, "w") as file:
+            json.dump(found, file, default=lambda value: value.tolist())
+
+
+def find_out(several):
+    """Compare ``several`` ranks with one that has the joined batch."""
     generator = torch.Generator().manual_seed(1)
     x, y = torch.randn(IMAGES, 1, 4, 4, generator=generator), torch.randint(0, 3, (IMAGES,), generator=generator)
     found = {"world": several.world, "images": several.gather(torch.tensor(len(several.share(y))))}
@@ -95,9 +103,7 @@ def main(path):
     except pl.UserError as error:
         found["every"] = several.gather(torch.tensor(len(str(error)))), str(error)
     found["any"] = several.any(several.rank == 1), several.any(False)
-    if several.rank == 0:
-        with open(path, "w") as file:
-            json.dump(found, file, default=lambda value: value.tolist())
+    return found
 
 
 if __name__ == "__main__":

@@ -18,11 +18,18 @@ from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import RunFolder
 from tests.support import SMALL, tree
 
+GUIDES = ["mean_field", "deterministic", "pyro.infer.autoguide.AutoNormal"]
 
-@pytest.fixture(scope="module", params=["mean_field", "deterministic", "pyro.infer.autoguide.AutoNormal"])
-def run(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs") / "run"
-    return imp.run_imp(Config(**SMALL | {"guide": request.param, "levels": 1, "run_dir": str(path)}))
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    return {g: imp.run_imp(Config(**SMALL | {"guide": g, "levels": 1, "run_dir": str(root / g)})) for g in GUIDES}
+
+
+@pytest.fixture(params=GUIDES)
+def run(request, runs):
+    return runs[request.param]
 
 
 def test_a_loaded_network_predicts_the_bits_it_predicted_when_saved(run):
@@ -43,17 +50,18 @@ def test_every_draw_of_a_loaded_network_is_one_that_its_average_is_of(run):
 
 
 @pytest.mark.slow
-def test_a_new_process_gives_the_same_bits(run):
+def test_a_new_process_gives_the_same_bits(runs):
     code = (
-        "import sys, torch, pyro_lottery as pl; run = pl.load_run(sys.argv[1])\n"
-        "probs = run.level(1).load_model().predict(run.load_data().test, 3, seed=5)\n"
-        "print(torch.get_num_threads(), probs.double().sum(0).tolist(), probs[7].tolist())"
+        "import sys, torch, pyro_lottery as pl\n"
+        "for run in map(pl.load_run, sys.argv[1:]):\n"
+        "    probs = run.level(1).load_model().predict(run.load_data().test, 3, seed=5)\n"
+        "    print(torch.get_num_threads(), probs.double().sum(0).tolist(), probs[7].tolist())"
     )
-    printed = subprocess.run(
-        [sys.executable, "-c", code, str(run.folder.path)], capture_output=True, text=True, check=True
-    )
-    probs = run.level(1).load_model().predict(run.load_data().test, 3, seed=5)
-    assert printed.stdout.strip() == f"{torch.get_num_threads()} {probs.double().sum(0).tolist()} {probs[7].tolist()}"
+    paths = [str(run.folder.path) for run in runs.values()]
+    printed = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True).stdout
+    for line, run in zip(printed.splitlines(), runs.values(), strict=True):
+        probs = run.level(1).load_model().predict(run.load_data().test, 3, seed=5)
+        assert line == f"{torch.get_num_threads()} {probs.double().sum(0).tolist()} {probs[7].tolist()}"
 
 
 def test_half_read_predictives_leave_no_mask_and_no_random_state_behind(run):
