@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import pyro_lottery as pl
-from pyro_lottery import files, guides, masks, seeds, tickets, transplant
+from pyro_lottery import files, guides, masks, seeds, tickets, transplant, untrusted
 from pyro_lottery.errors import UserError
 from pyro_lottery.nets.lenet import LeNet
 from pyro_lottery.runs import build
@@ -230,7 +230,7 @@ def _own_damaged(path: Path) -> None:
 
 def _own_by_torch(path: Path) -> None:
     _own(path)
-    torch.save({name: value.clone() for name, value in files.load_tensors(path)[0].items()}, path)
+    torch.save({name: value.clone() for name, value in untrusted.load_tensors(path)[0].items()}, path)
 
 
 def _adam(state: State) -> dict[str, Any]:

@@ -16,13 +16,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pyro_lottery.errors import Damaged, one_line
-
-NUMBERS = {
-    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32,
-    torch.int64,
-}  # fmt: skip
-"""Dtypes that torch can compare, add and convert on every device."""
+CRC = "crc32"
+"""Key of the checksum in an object; it covers all other entries."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -32,7 +27,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        _check_regular(path)  # the rename would replace a device by a file
+        check_regular(path)  # the rename would replace a device by a file
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -72,25 +67,25 @@ def replace(source: Path, target: Path) -> None:
         os.close(folder)
 
 
-def _check_regular(path: Path) -> None:
+def check_regular(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-
-
-def read_text(path: Path, errors: str = "strict") -> str:
-    """Return the text of a regular file of at most 64 MiB.
-
-    Raises ``OSError`` for larger files and for other kinds, such as pipes, where reading might never end.
-    """
-    _check_regular(path)
-    if path.stat().st_size > 2**26:
-        raise OSError(errno.EFBIG, "more than 64 MiB of text", str(path))
-    return path.read_text("utf-8", errors)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` to ``path`` atomically as indented JSON."""
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def crc_of(text: str) -> str:
+    """Return the CRC-32 of a text as eight hexadecimal digits."""
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def write_object(path: Path, value: Mapping[str, Any]) -> None:
+    """Write ``value`` as JSON, atomically, with a CRC-32 of its entries."""
+    value = {name: v for name, v in value.items() if name != CRC}
+    write_json(path, value | {CRC: crc_of(json.dumps(value))})
 
 
 def checksum(tensors: Mapping[str, Tensor], text: str = "") -> int:
@@ -104,7 +99,7 @@ def checksum(tensors: Mapping[str, Tensor], text: str = "") -> int:
 
 def crc32_of(path: Path) -> str:
     """Return the CRC-32 of a regular file's bytes as eight hexadecimal digits."""
-    _check_regular(path)
+    check_regular(path)
     crc = 0
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -119,30 +114,3 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, A
     text = json.dumps(dict(info or {}))
     metadata = {"pyro_lottery": json.dumps({"checksum": checksum(on_cpu, text), "info": text})}
     write_atomic(path, safetensors.torch.save(on_cpu, metadata))
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of :func:`save_tensors` and return ``(tensors on the CPU, info)``.
-
-    Runs no code from the file and takes no more memory than the file has bytes, since safetensors first compares all shapes
-    with the file's length. Raises ``Damaged`` if the file cannot be parsed or fails its checksum.
-    """
-    _check_regular(path)
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["pyro_lottery"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        expected, text = header["checksum"], header["info"]
-        info = json.loads(text)
-        if odd := [name for name, value in tensors.items() if value.dtype not in NUMBERS]:
-            raise TypeError(f"{odd[0]} is {tensors[odd[0]].dtype}")
-        whole = checksum(tensors, text) == expected and isinstance(info, dict)
-    except (FileNotFoundError, MemoryError):
-        raise
-    except OSError as error:  # no permission or a failing disk; the file itself may be good
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
-    except Exception as error:  # a foreign file may fail in any way
-        raise Damaged(f"{path} cannot be read: {one_line(error)}") from error
-    if not whole:
-        raise Damaged(f"{path} fails its checksum")
-    return tensors, info

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_lottery import files
+from pyro_lottery import files, untrusted
 from pyro_lottery.errors import Damaged
 
 Sites = Mapping[str, Tensor]
@@ -86,7 +86,7 @@ def posterior_checksum(posterior: Posterior, *more: Sites) -> int:
 
 
 def _load(path: Path) -> tuple[Posterior, Sites, Sites]:
-    tensors, info = files.load_tensors(path)
+    tensors, info = untrusted.load_tensors(path)
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in ("mask", "loc", "scale", "net", "guide")}
     try:
         sites, prunable = info["sites"], tuple(info["prunable"])

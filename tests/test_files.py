@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from pyro_lottery import files
+from pyro_lottery import files, untrusted
 from pyro_lottery.errors import Damaged
 
 TENSORS = {"a/x": torch.randn(3, 2), "b": torch.arange(4), "c": torch.tensor(True), "d": torch.empty(0)}
@@ -17,7 +17,7 @@ TENSORS = {"a/x": torch.randn(3, 2), "b": torch.arange(4), "c": torch.tensor(Tru
 def test_round_trip_and_equal_files_for_equal_tensors(tmp_path):
     for name in ("one", "two"):
         files.save_tensors(tmp_path / name, dict(TENSORS), {"epoch": 3, "list": [1.5, None]})
-    tensors, info = files.load_tensors(tmp_path / "one")
+    tensors, info = untrusted.load_tensors(tmp_path / "one")
     assert info == {"epoch": 3, "list": [1.5, None]}
     assert tensors.keys() == TENSORS.keys()
     assert all(torch.equal(tensors[n], t) and tensors[n].dtype == t.dtype for n, t in TENSORS.items())
@@ -33,7 +33,7 @@ def test_a_flipped_byte_is_damage(tmp_path, position):
     data[position] ^= 0xFF
     path.write_bytes(data)
     with pytest.raises(Damaged, match=r"t (cannot be read|fails its checksum)"):
-        files.load_tensors(path)
+        untrusted.load_tensors(path)
 
 
 def test_every_byte_of_the_header_counts(tmp_path):
@@ -47,7 +47,7 @@ def test_every_byte_of_the_header_counts(tmp_path):
             changed[position] ^= change
             path.write_bytes(changed)
             try:
-                tensors, info = files.load_tensors(path)
+                tensors, info = untrusted.load_tensors(path)
             except Damaged:
                 continue
             assert info == {"sites": ["x"], "draws": 20}
@@ -56,7 +56,7 @@ def test_every_byte_of_the_header_counts(tmp_path):
 
 def test_what_cannot_be_opened_is_not_called_damaged(tmp_path):
     with pytest.raises(OSError, match=str(tmp_path)):
-        files.load_tensors(tmp_path)
+        untrusted.load_tensors(tmp_path)
 
 
 def test_a_truncated_or_foreign_file_is_damage(tmp_path):
@@ -65,9 +65,9 @@ def test_a_truncated_or_foreign_file_is_damage(tmp_path):
     for content in (path.read_bytes()[:-3], b"", b"\x80\x04K\x01."):
         path.write_bytes(content)
         with pytest.raises(Damaged, match="cannot be read"):
-            files.load_tensors(path)
+            untrusted.load_tensors(path)
     with pytest.raises(FileNotFoundError):
-        files.load_tensors(tmp_path / "none")
+        untrusted.load_tensors(tmp_path / "none")
 
 
 def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -93,14 +93,14 @@ def test_kill_nine_at_a_random_moment_leaves_a_whole_file(tmp_path):
     time.sleep(random.random() / 10)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    x = files.load_tensors(path)[0]["x"]
+    x = untrusted.load_tensors(path)[0]["x"]
     assert (x == x[0]).all()
 
 
 def test_numbers_that_torch_cannot_check_are_damage(tmp_path):
     files.save_tensors(tmp_path / "t", {"x": torch.zeros(2).to(torch.float8_e4m3fn)})
     with pytest.raises(Damaged, match=r"x is torch\.float8"):
-        files.load_tensors(tmp_path / "t")
+        untrusted.load_tensors(tmp_path / "t")
 
 
 def test_a_device_is_not_replaced_by_a_file(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import pyro_lottery as pl
-from pyro_lottery import controls, files, imp, kernels, nets, transplant
+from pyro_lottery import controls, files, imp, kernels, nets, transplant, untrusted
 from pyro_lottery.errors import Damaged, Stopped
 from pyro_lottery.runs import build
 from pyro_lottery.runs.checkpoint import LevelHooks
@@ -254,7 +254,7 @@ def test_a_signal_while_a_level_is_measured_stops_at_once_and_loses_no_epoch(tmp
         patched.setattr("pyro_lottery.levels.predict", interrupted)
         with pytest.raises(Stopped):
             imp.run_imp(broken)
-    _, info = files.load_tensors(tmp_path / "broken" / "level_00" / "checkpoint.safetensors")
+    _, info = untrusted.load_tensors(tmp_path / "broken" / "level_00" / "checkpoint.safetensors")
     assert info["epoch"] == 2
     imp.run_imp(broken)
     assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "whole")
@@ -283,7 +283,7 @@ def test_the_run_folder_is_as_promised(tmp_path, capsys):
     best = run.level(1).history.sort_values("val_accuracy", kind="stable", ascending=False).iloc[0]
     assert run.results.loc[1, "val_accuracy"] == pytest.approx(best["val_accuracy"])
     assert run.results.loc[1, "max_test_accuracy"] >= run.level(1).history["test_accuracy"].max() - 1e-6
-    tensors, _ = files.load_tensors(path / "level_01" / "ticket.safetensors")
+    tensors, _ = untrusted.load_tensors(path / "level_01" / "ticket.safetensors")
     assert tensors["mask/conv1.weight"].dtype == torch.uint8
 
     before = fingerprint(path)
@@ -350,7 +350,7 @@ def test_a_diverging_run_names_the_step_keeps_its_checkpoint_and_exits_1(tmp_pat
     error = capsys.readouterr().err
     assert "not finite at epoch 2, step 2 (not finite by then: layer.weight, layer.bias, head.weight and" in error
     assert error.count("\n") == 1
-    tensors, info = files.load_tensors(tmp_path / "run" / "level_00" / "checkpoint.safetensors")
+    tensors, info = untrusted.load_tensors(tmp_path / "run" / "level_00" / "checkpoint.safetensors")
     assert info["epoch"] == 1
     assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
 
@@ -403,17 +403,17 @@ def test_a_checkpoint_of_another_training_is_named(tmp_path, monkeypatch):
             imp.run_imp(Config(**SMALL | {"arch": arch, "run_dir": str(tmp_path / arch)}))
     monkeypatch.undo()
     foreign, checkpoint = (RunFolder(tmp_path / arch).level(0).checkpoint for arch in ("resnet20", "lenet"))
-    tensors, info = files.load_tensors(checkpoint)
+    tensors, info = untrusted.load_tensors(checkpoint)
     moment = next(n for n in tensors if n.endswith("exp_avg"))
-    files.save_tensors(checkpoint, *files.load_tensors(foreign))
+    files.save_tensors(checkpoint, *untrusted.load_tensors(foreign))
     monkeypatch.setattr(LevelHooks, "stopping", lambda self: True)
     with pytest.warns(UserWarning, match="is of another ticket; the level begins anew"), pytest.raises(Stopped):
         imp.run_imp(Config(**SMALL | {"run_dir": str(tmp_path / "lenet")}))
     monkeypatch.undo()
-    tensors, info = files.load_tensors(checkpoint)
+    tensors, info = untrusted.load_tensors(checkpoint)
     assert info["epoch"] == 0
     for made in (
-        (files.load_tensors(foreign)[0], info),
+        (untrusted.load_tensors(foreign)[0], info),
         (tensors | {moment: tensors[moment][:-1]}, info),
         (tensors | {"sums": torch.zeros(2)}, info),
         (tensors | {"generator/noise": torch.zeros(3, dtype=torch.uint8)}, info),

@@ -13,7 +13,7 @@ import filelock
 import torch
 from torch import Tensor
 
-from pyro_lottery import files
+from pyro_lottery import files, untrusted
 from pyro_lottery.data import image_tree, images
 from pyro_lottery.data.image_tree import Tree, shown
 from pyro_lottery.data.images import Arrays, DecodedImage, Images
@@ -86,7 +86,7 @@ def _stamp(tree: Tree, size: int | None) -> str:
 
 
 def _read_cache(cache: Path, stamp: str, classes: int) -> Decoded:
-    tensors, info = files.load_tensors(cache)
+    tensors, info = untrusted.load_tensors(cache)
     if info.get("stamp") != stamp:
         raise Damaged("the images have changed")
     notes = info.get("notes")

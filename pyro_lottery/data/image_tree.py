@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyro_lottery import files
+from pyro_lottery import untrusted
 from pyro_lottery.errors import UserError
 
 SUFFIXES = {
@@ -179,7 +179,7 @@ def _check_known(part: Path, found: list[str], names: list[str]) -> None:
 
 def _annotated(part: Path, names: list[str], notes: list[str]) -> list[tuple[Path, int]]:
     path, labels, listed = part / ANNOTATIONS, {name: label for label, name in enumerate(names)}, {}
-    for number, line in enumerate(files.read_text(path, "surrogateescape").splitlines(), 1):
+    for number, line in enumerate(untrusted.read_text(path, "surrogateescape").splitlines(), 1):
         name, _, rest = line.partition("\t")
         label = labels.get(rest.partition("\t")[0])
         if label is None or name in listed or Path(name).name != name or not (part / "images" / name).is_file():

@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyro_lottery import files, sealed
+from pyro_lottery import files, untrusted
 from pyro_lottery.errors import Damaged, UserError, one_line
 from pyro_lottery.runs.manifest import COLUMNS, checked_row
 from pyro_lottery.types import LevelResult, ticket_checksum
@@ -58,10 +58,10 @@ def adopt(run: RunFolder, config: Config) -> None:
 def _header(path: Path) -> str:
     """The columns of a table of version 0.1.0; empty for another file, or none."""
     try:
-        first = files.read_text(path, "replace").partition("\n")[0]
+        first = untrusted.read_text(path, "replace").partition("\n")[0]
     except OSError:
         return ""
-    return first.removesuffix(f",{sealed.CRC}") if first.endswith(f",{sealed.CRC}") else ""
+    return first.removesuffix(f",{files.CRC}") if first.endswith(f",{files.CRC}") else ""
 
 
 def _table(path: Path) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ def _table(path: Path) -> list[dict[str, Any]]:
     if not header:
         return []
     names, found = header.split(","), []
-    lines = files.read_text(path, "replace").splitlines()[1:]
+    lines = untrusted.read_text(path, "replace").splitlines()[1:]
     for line in lines:
         values, _, crc = line.rpartition(",")
         if not any(crc == f"{zlib.crc32(f'{header}{values}{count}'.encode()):08x}" for count in range(1, 1000)):

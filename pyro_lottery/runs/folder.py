@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_lottery import files, masks, sealed
+from pyro_lottery import files, masks, untrusted
 from pyro_lottery.errors import Damaged, UserError, one_line
 from pyro_lottery.runs import first_version
 from pyro_lottery.runs.lock import is_busy, locked
@@ -67,8 +67,8 @@ class LevelFolder:
         """Read ``history.csv``; ``UserError`` for another table."""
         path = self.path / HISTORY
         try:
-            rows = list(csv.DictReader(files.read_text(path).splitlines(), strict=True))
-            return [{n: float(v) for n, v in row.items() if n != sealed.CRC} for row in rows]
+            rows = list(csv.DictReader(untrusted.read_text(path).splitlines(), strict=True))
+            return [{n: float(v) for n, v in row.items() if n != files.CRC} for row in rows]
         except (csv.Error, TypeError, ValueError) as error:
             raise UserError(f"{path} is not one of our tables ({one_line(error)})") from error
 
@@ -76,7 +76,7 @@ class LevelFolder:
         """Write a checkpoint within the level and read it again; only then does the last one become the one before."""
         self.path.mkdir(parents=True, exist_ok=True)
         files.save_tensors(self._checkpoint_new, tensors, info)
-        files.load_tensors(self._checkpoint_new)
+        untrusted.load_tensors(self._checkpoint_new)
         if self.checkpoint.exists() and not self._damaged:
             files.replace(self.checkpoint, self.checkpoint_before)
         files.replace(self._checkpoint_new, self.checkpoint)
@@ -86,7 +86,7 @@ class LevelFolder:
         """The newest whole checkpoint, or None; a warning names a damaged one, which is passed over."""
         for path in (self.checkpoint, self.checkpoint_before):
             try:
-                tensors, info = files.load_tensors(path)
+                tensors, info = untrusted.load_tensors(path)
                 if not all(all_finite(name, t, info) for name, t in tensors.items()):
                     raise Damaged(f"{path} holds values that are not finite")
                 return tensors, info
@@ -106,13 +106,13 @@ class LevelFolder:
 
     def save_divergence(self, what: Mapping[str, Any]) -> None:
         """Write ``diverged.json``: where the level's first training diverged, and the learning rate of the second."""
-        sealed.write_object(self.path / "diverged.json", what)
+        files.write_object(self.path / "diverged.json", what)
 
     def load_divergence(self) -> dict[str, Any] | None:
         """Read ``diverged.json``; None if the level is in its first training."""
         path = self.path / "diverged.json"
         try:
-            return sealed.read_object(path) if path.exists() else None
+            return untrusted.read_object(path) if path.exists() else None
         except UserError as error:
             raise Damaged(f"{error}; remove it to begin the level anew") from error
 
@@ -204,7 +204,7 @@ class RunFolder:
 
     def save_config(self, config: Mapping[str, Any]) -> None:
         """Write ``config.json``: every option, and the facts recorded when the run began."""
-        sealed.write_object(self.path / "config.json", config)
+        files.write_object(self.path / "config.json", config)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class RunFolder:
         path = self.path / "config.json"
         if not path.exists():
             raise UserError(f"{self.path} is not a run folder: it has no config.json")
-        config = sealed.read_object(path)
+        config = untrusted.read_object(path)
         for name in ("data", "versions", "hardware"):
             if not isinstance(value := config.get(name, {}), dict):
                 raise UserError(f"{path}: {name} is {value!r}; expected an object")

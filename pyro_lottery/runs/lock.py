@@ -11,7 +11,7 @@ from pathlib import Path
 
 import filelock
 
-from pyro_lottery import files
+from pyro_lottery import files, untrusted
 from pyro_lottery.errors import Busy, UserError
 
 
@@ -69,6 +69,6 @@ def _named_in(owner: Path) -> str:
     """The lock's owner, in brackets; empty if it could not write its name."""
     for _ in range(20):  # the owner writes its name just after it has the lock
         with suppress(OSError, ValueError):
-            return f" ({files.read_text(owner).strip()[:100]})"
+            return f" ({untrusted.read_text(owner).strip()[:100]})"
         time.sleep(0.05)
     return ""

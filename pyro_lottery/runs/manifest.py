@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pyro_lottery import sealed
+from pyro_lottery import files, untrusted
 from pyro_lottery.errors import Damaged, UserError
 from pyro_lottery.types import LevelResult
 
@@ -31,7 +31,7 @@ class Manifest:
 
     def save(self, path: Path) -> None:
         """Write the manifest as JSON with a checksum of its own."""
-        sealed.write_object(path, {"result": asdict(self.result), "ticket": self.ticket, "files": dict(self.files)})
+        files.write_object(path, {"result": asdict(self.result), "ticket": self.ticket, "files": dict(self.files)})
 
     @classmethod
     def load(cls, path: Path) -> Manifest | None:
@@ -39,7 +39,7 @@ class Manifest:
         if not path.exists():
             return None
         try:
-            found = sealed.read_object(path)
+            found = untrusted.read_object(path)
             if type(ticket := found.get("ticket")) is not int or not isinstance(files := found.get("files"), dict):
                 raise UserError(f"{path} is not the manifest of a level")
             return cls(checked_row(found.get("result"), path), ticket, files)

@@ -12,7 +12,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from pyro_lottery import files
+from pyro_lottery import files, untrusted
 from pyro_lottery.errors import Damaged, UserError, one_line
 from pyro_lottery.weights import kinds, pickles
 from pyro_lottery.weights.kinds import not_read
@@ -69,7 +69,7 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], bool]:
         with safetensors.safe_open(path, "pt") as file:
             is_ours = "pyro_lottery" in (file.metadata() or {})
             tensors = {} if is_ours else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        return (files.load_tensors(path)[0], True) if is_ours else (tensors, False)
+        return (untrusted.load_tensors(path)[0], True) if is_ours else (tensors, False)
     except Damaged as error:
         raise UserError(str(error)) from error
     except Exception as error:  # safetensors may raise anything for a damaged file
@@ -176,7 +176,7 @@ def _check(path: Path, state: Mapping[str, Tensor]) -> None:
         if value.device.type == "meta":
             raise UserError(f"{path}: {name} has no values (it is on the meta device); save the weights themselves")
         plain = value.layout == torch.strided and value.device.type == "cpu"
-        if not plain or value.dtype not in files.NUMBERS:
+        if not plain or value.dtype not in untrusted.NUMBERS:
             raise UserError(f"{path}: {name} is a {value.dtype} tensor ({value.layout}); expected dense real numbers")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise UserError(

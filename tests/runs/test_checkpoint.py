@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_lottery import files, imp
+from pyro_lottery import files, imp, untrusted
 from pyro_lottery.errors import Damaged, Stopped
 from pyro_lottery.runs.checkpoint import LevelHooks
 from pyro_lottery.runs.config import Config
@@ -29,7 +29,7 @@ def stopped(tmp_path, monkeypatch):
 
 def test_a_checkpoint_is_as_promised_and_one_of_an_earlier_version_goes_on(stopped, tmp_path):
     options, checkpoint = stopped
-    tensors, info = files.load_tensors(checkpoint)
+    tensors, info = untrusted.load_tensors(checkpoint)
     # and net/, of which lenet has nothing
     assert {name.split("/")[0] for name in tensors} == {"guide", "optimizer", "generator", "sums"}
     assert {name for name in tensors if name.startswith(("optimizer/0", "generator"))} == {
@@ -48,7 +48,7 @@ def test_a_checkpoint_is_as_promised_and_one_of_an_earlier_version_goes_on(stopp
 
 def test_a_checkpoint_of_other_parameters_is_refused(stopped):
     options, checkpoint = stopped
-    tensors, info = files.load_tensors(checkpoint)
+    tensors, info = untrusted.load_tensors(checkpoint)
     files.save_tensors(checkpoint, tensors, info | {"belongs": info["belongs"] + 1})
     with pytest.raises(Damaged, match=r"is of another training .*Adam's moments of another network"):
         imp.run_imp(options)

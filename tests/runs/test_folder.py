@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import pyro_lottery as pl
-from pyro_lottery import files, weights
+from pyro_lottery import files, untrusted, weights
 from pyro_lottery.errors import Damaged
 from pyro_lottery.runs.folder import LevelFolder, RunFolder
 from pyro_lottery.types import Posterior, infinite_info
@@ -17,12 +17,12 @@ def test_files_hold_the_names_that_others_rely_on(tmp_path):
     folder = LevelFolder(tmp_path / "level_03")
     saved = ticket()
     folder.save_ticket(saved)
-    tensors, _ = files.load_tensors(tmp_path / "level_03" / "ticket.safetensors")
+    tensors, _ = untrusted.load_tensors(tmp_path / "level_03" / "ticket.safetensors")
     assert tensors["mask/b10.weight"].dtype == torch.uint8
     assert set(tensors["mask/b10.weight"].unique().tolist()) <= {0, 1}
     assert {name.split("/")[0] for name in tensors} == {"mask", "loc", "scale", "net"}
     folder.save_posterior(Posterior(saved.start.loc, None, saved.start.prunable), saved.net)
-    tensors, _ = files.load_tensors(tmp_path / "level_03" / "posterior.safetensors")
+    tensors, _ = untrusted.load_tensors(tmp_path / "level_03" / "posterior.safetensors")
     assert {name.split("/")[0] for name in tensors} == {"loc", "net"}, "a deterministic run has no scale/"
     assert folder.load_posterior()[0].scale is None
 
@@ -35,7 +35,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         run.config  # noqa: B018
     os.mkfifo(tmp_path / "t.safetensors")
     with pytest.raises(OSError, match="not a regular file"):
-        files.load_tensors(tmp_path / "t.safetensors")
+        untrusted.load_tensors(tmp_path / "t.safetensors")
     with pytest.raises(pl.UserError, match="not a regular file"):
         weights.load(tmp_path / "t.safetensors")
 
@@ -48,7 +48,7 @@ def test_a_checkpoint_that_cannot_be_verified_replaces_none(tmp_path, monkeypatc
     monkeypatch.setattr(files, "write_atomic", lambda path, data: write(path, data[:-1]))
     with pytest.raises(Damaged, match=r"checkpoint\.new"):
         folder.save_checkpoint({"x": torch.ones(3)}, {"epoch": 3})
-    assert [files.load_tensors(p)[1]["epoch"] for p in (folder.checkpoint, folder.checkpoint_before)] == [2, 1]
+    assert [untrusted.load_tensors(p)[1]["epoch"] for p in (folder.checkpoint, folder.checkpoint_before)] == [2, 1]
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 
 import pyro_lottery as pl
-from pyro_lottery import sealed
+from pyro_lottery import files
 from pyro_lottery.errors import Damaged
 from pyro_lottery.runs.manifest import Manifest, checked_row
 from tests.runs.made import row
@@ -42,7 +42,7 @@ def test_a_manifest_that_is_not_whole_is_damaged(content, message, tmp_path):
 @pytest.mark.parametrize("change", [{"ticket": "1"}, {"files": []}, {"result": None}])
 def test_a_sealed_object_that_is_no_manifest_is_damaged(change, tmp_path):
     path = tmp_path / "level.json"
-    sealed.write_object(path, {"result": asdict(row(0)), "ticket": 1, "files": {}} | change)
+    files.write_object(path, {"result": asdict(row(0)), "ticket": 1, "files": {}} | change)
     with pytest.raises(Damaged, match=r"is not the manifest|holds no row"):
         Manifest.load(path)
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 import pyro_lottery as pl
-from pyro_lottery import files, sealed
+from pyro_lottery import files
 from pyro_lottery.runs.folder import RunFolder
 from tests.runs.made import OPTIONS, opened, replace_text
 
@@ -100,7 +100,7 @@ def test_a_changed_digit_of_the_config_is_noticed(tmp_path):
 )
 def test_a_config_of_other_types_is_named(change, message, tmp_path):
     opened(tmp_path)
-    sealed.write_object(tmp_path / "config.json", OPTIONS | change)
+    files.write_object(tmp_path / "config.json", OPTIONS | change)
     with pytest.raises(pl.UserError, match=message):
         opened(tmp_path)
 

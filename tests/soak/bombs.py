@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import pyro_lottery as pl
-from pyro_lottery import files, weights
+from pyro_lottery import untrusted, weights
 from pyro_lottery.errors import Damaged
 from pyro_lottery.runs.folder import RunFolder
 
@@ -36,7 +36,7 @@ def bombs(root: Path, whole: Path) -> str:
         for target in (renamed, *(level.path / f"{n}.safetensors" for n in ("ticket", "posterior", "checkpoint"))):
             shutil.copy(bomb, target)
         for read, more in (
-            (level.load_ticket, ()), (level.load_posterior, ()), (files.load_tensors, (level.checkpoint,)),
+            (level.load_ticket, ()), (level.load_posterior, ()), (untrusted.load_tensors, (level.checkpoint,)),
             (weights.load, (bomb,)), (weights.load, (renamed,)),
         ):  # fmt: skip
             try:

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 import pyro_lottery as pl
-from pyro_lottery import files
+from pyro_lottery import untrusted
 from pyro_lottery.errors import Damaged
 from pyro_lottery.runs.folder import RunFolder
 from tests.soak.bombs import bombs
@@ -100,7 +100,7 @@ def _readers(run: Path) -> dict[str, Callable[[], Any]]:
         return [found.loc, found.scale, found.prunable, found.draws, net]
 
     def checkpoint() -> Any:
-        return list(files.load_tensors(level.checkpoint))
+        return list(untrusted.load_tensors(level.checkpoint))
 
     def network() -> Any:
         return pl.load_run(run).level(0).load_model().predict(torch.zeros(1, 1, 8, 8), 1)
