@@ -374,7 +374,7 @@ def test_a_diverged_level_is_tried_again_once_with_half_the_learning_rate(tmp_pa
     monkeypatch.setitem(nets._NETS, "poisoned", lambda classes, channels, size, patch: Poisoned())
     usual = ["--preset", "quick", "--levels", "1", "--epochs", "2", "--train-size", "128", "--on-divergence", "retry"]
     assert imp.main([*usual, "--arch", "once", "--run-dir", str(tmp_path / "once")]) == 0
-    assert "level 1 begins anew with --lr 0.0005" in capsys.readouterr().err
+    assert "level 1 starts again with --lr 0.0005" in capsys.readouterr().err
     run = pl.load_run(tmp_path / "once")
     what = json.loads((tmp_path / "once" / "level_01" / "diverged.json").read_text())
     assert (what["epoch"], what["step"], what["lr"]) == (1, 1, 0.0005)
@@ -392,7 +392,7 @@ def test_a_diverged_level_is_tried_again_once_with_half_the_learning_rate(tmp_pa
     assert "not finite at epoch" in capsys.readouterr().err
     other.level(1).save_divergence({"lr": "fast"})
     (other.level(1).path / "level.json").unlink()
-    with pytest.raises(Damaged, match=r"diverged\.json gives the lr fast, not half of 0\.001"):
+    with pytest.raises(Damaged, match=r"diverged\.json has lr fast, expected half of --lr 0\.001"):
         imp.run_imp(replace(run_imp_at, levels=1))
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def rows(path: Path) -> list[LevelResult]:
-    """The rows of a ``results.csv`` of version 0.1.0; none of another file. A warning names a row that is damaged."""
+    """The rows of a ``results.csv`` of version 0.1.0; an empty list for any other file. Warns of each damaged row."""
     found = []
     for values in _table(path):
         whole = {
@@ -32,16 +32,16 @@ def rows(path: Path) -> list[LevelResult]:
 
 
 def adopt(run: RunFolder, config: Config) -> None:
-    """Give each finished level of a folder of version 0.1.0 its manifest; a damaged one is set aside, with a warning."""
+    """Write the manifests of the finished levels of a folder of version 0.1.0; a damaged level is set aside with a warning."""
     table = run.path / "results.csv"
     for row in rows(table):
         level = run.level(row.level)
-        if level.manifest() is not None:  # an earlier call was killed
+        if level.manifest() is not None:  # by an earlier call that was killed before it finished
             continue
         try:
             epochs = config.epochs_of(row.level)
             if len(_table(level.path / "history.csv")) != epochs:
-                raise Damaged(f"{level.path / 'history.csv'} has not all of {epochs} epochs")
+                raise Damaged(f"{level.path / 'history.csv'} has fewer than {epochs} undamaged epochs")
             level.check_content(row, epochs)
             rewind = row.level == 0 and run.rewinds_late
             if rewind:
@@ -52,11 +52,11 @@ def adopt(run: RunFolder, config: Config) -> None:
             if level.path.exists():
                 level.set_aside()
     if _header(table):
-        table.unlink()  # before the session writes it anew from the manifests
+        table.unlink()  # the session then writes it from the manifests
 
 
 def _header(path: Path) -> str:
-    """The columns of a table of version 0.1.0; empty for another file, or none."""
+    """The header of a table of version 0.1.0, without its checksum column; empty for any other file, or a missing one."""
     try:
         first = untrusted.read_text(path, "replace").partition("\n")[0]
     except OSError:
@@ -65,7 +65,7 @@ def _header(path: Path) -> str:
 
 
 def _table(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a table of version 0.1.0, as numbers or None."""
+    """The undamaged rows of a table of version 0.1.0, by column; an empty cell is None."""
     header = _header(path)
     if not header:
         return []
@@ -80,5 +80,5 @@ def _table(path: Path) -> list[dict[str, Any]]:
             numbers = [float(v) if v else None for v in values.split(",")]
             found.append(dict(zip(names, numbers, strict=True)))
         except ValueError as error:
-            raise UserError(f"{path} is not one of our tables ({one_line(error)})") from error
+            raise UserError(f"{path} is not a table of numbers ({one_line(error)})") from error
     return found

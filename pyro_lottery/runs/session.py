@@ -1,4 +1,4 @@
-"""Work on a run folder: tickets are trained as its levels, one after the other, whatever stops the process in between."""
+"""A session trains tickets as the levels of a run folder; after any interruption, the same calls go on where it stopped."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from pyro_lottery.runs.signals import Received, signals
 from pyro_lottery.types import Posterior, Sites, Ticket, posterior_checksum, ticket_checksum
 
 PLOT_SECONDS = 10.0
-"""Least time between two plots of a run's figures, which take longer than a small network's training."""
+"""Shortest time between two plots of a run's figures: plotting takes longer than training a small network."""
 
 
 class Session:
-    """A run folder and all that is needed to train its levels. It hides the lock, ranks, signals, checkpoints and figures.
+    """A run folder and what is needed to train its levels; handles the lock, ranks, signals, checkpoints and figures.
 
     ::
 
@@ -47,11 +47,11 @@ class Session:
     @classmethod
     @contextmanager
     def open(cls, config: Config, own: Own | None = None, **facts: str) -> Iterator[Session]:
-        """Load the data and build model and guide of ``config``, or of ``own`` objects; at the end plot the run's figures.
+        """Load the data and build the model and guide of ``config``, or of ``own`` objects; plot the run's figures at the end.
 
-        The folder is made, or resumed, and locked when the first ticket is trained: what cannot be trained leaves nothing
-        behind. ``facts`` go into config.json. Raises ``UserError`` for whatever cannot be trained here, ``Busy`` while
-        another process is at work in the folder, and ``Stopped``, after saving everything, when a signal asks to stop.
+        The first call of :meth:`train` creates or resumes the folder and locks it, so a run that cannot be trained leaves no
+        folder behind. ``facts`` are added to config.json. Raises ``UserError`` if the run cannot be trained on this machine,
+        ``Busy`` if another process uses the folder, and ``Stopped``, after saving everything, when a signal asks to stop.
         """
         with signals() as received:
             session = cls(prepare(config, own), received, facts)
@@ -61,7 +61,10 @@ class Session:
                     session._ranks.first(session._plot)
 
     def train(self, level: int, ticket: Ticket) -> None:
-        """Train ``ticket`` as ``level``, measure it and save all of it; at once, if the level was trained from this very ticket."""
+        """Train ``ticket`` as ``level``, measure the trained network and save everything.
+
+        Returns at once if the level is finished and was trained from the same ticket.
+        """
         self._enter()
         ticket = self._ranks.first(self._as_begun, level, ticket)
         if self._ranks.first(self._is_finished, level, ticket):
@@ -71,7 +74,7 @@ class Session:
         self._ranks.agree(f"the ticket of level {level}", ticket_checksum, ticket)
         self._ranks.first(self.folder.level(level).save_ticket, ticket)
         trained = self._train(level, ticket)
-        self._ranks.agree(f"what level {level} trained to", posterior_checksum, trained.posterior, trained.net)
+        self._ranks.agree(f"the posterior of level {level}", posterior_checksum, trained.posterior, trained.net)
         self._ranks.first(self._finish, level, ticket, trained)
         self._trained = True
 
@@ -81,23 +84,23 @@ class Session:
         return self.setup.dense
 
     def ticket(self, level: int) -> Ticket:
-        """The ticket of a level, as it is in the folder: a resumed run sees the same bits."""
+        """The ticket of a level, read from its file, so that a resumed run has the same bits."""
         return self._ranks.first(self.folder.level(level).load_ticket)
 
     def posterior(self, level: int) -> tuple[Posterior, Sites]:
-        """What a level trained to, as it is in the folder: the posterior, and what is not random."""
+        """The posterior of a finished level, and the network's values that are not random, read from their file."""
         return self._ranks.first(self.folder.level(level).load_posterior)
 
     def rewind_point(self) -> tuple[Posterior, Sites]:
-        """What tickets are rewound to: all weights at level 0's start, or after K of its epochs."""
+        """The values that tickets are rewound to: all weights at the start of level 0, or after K of its epochs."""
         return self._ranks.first(self.folder.load_rewind_point)
 
     def load(self, trust_code: bool = True) -> Run:
-        """The run as it is now, to be read. Its code is trusted: whoever opened the session named it."""
+        """The run as it is now, for reading. Code that config.json names is trusted: it comes from the session's own config."""
         return load_run(self.folder.path, trust_code, self.setup.own)
 
     def _enter(self) -> None:
-        """Lock the folder and make or resume it, once; from now on signals are looked at between steps."""
+        """Lock the folder and create or resume it, once; from then on, signals are checked between steps."""
         if not self._is_open:
             self._inside.enter_context(self._received.heeded())
             self._ranks.first(self._open)
@@ -121,8 +124,8 @@ class Session:
         self.folder.write_results()
 
     def _as_begun(self, level: int, ticket: Ticket) -> Ticket:
-        """The ticket that the level was begun from, if it is ``ticket`` but for the rounding of another processor."""
-        if self._trained:  # an earlier level has other values now, however near
+        """The ticket in the level's folder if it equals ``ticket`` up to the rounding of another processor, else ``ticket``."""
+        if self._trained:  # the ticket in the folder comes from an earlier level that has been trained again since
             return ticket
         try:
             begun = self.folder.level(level).load_ticket()
@@ -140,13 +143,13 @@ class Session:
         if manifest is None:
             return False
         if manifest.ticket != ticket_checksum(ticket):
-            self._set_aside(level, f"level {level} was trained from another ticket than it has now")
+            self._set_aside(level, f"level {level} was trained from another ticket than the run makes now")
             return False
-        folder.drop_checkpoints()  # a kill may have come between the manifest and this
+        folder.drop_checkpoints()  # the process may have been killed after writing the manifest
         return True
 
     def _train(self, level: int, ticket: Ticket) -> TrainedLevel:
-        """Train the level; with ``--on-divergence retry`` once more, at half the learning rate, if it diverges."""
+        """Train the level; if it diverges, ``--on-divergence retry`` trains it once more with half the learning rate."""
         folder, lr = self.folder.level(level), self.config.lr / 2
         halved = self._ranks.first(self._halved, level)
         try:
@@ -157,16 +160,16 @@ class Session:
             self._ranks.first(folder.drop_checkpoints)
             what = {"epoch": error.epoch, "step": error.step, "sites": error.sites, "lr": lr}
             self._ranks.first(folder.save_divergence, what)
-            warnings.warn(f"{error}; level {level} begins anew with --lr {lr:g}", stacklevel=2)
+            warnings.warn(f"{error}; level {level} starts again with --lr {lr:g}", stacklevel=2)
             return self._train_at(lr, level, ticket)
 
     def _halved(self, level: int) -> bool:
-        """Whether the level trains at half the learning rate, since its first training diverged."""
+        """Whether the level trains with half the learning rate because its first training diverged."""
         folder, lr = self.folder.level(level), self.config.lr / 2
         diverged = folder.load_divergence()
         if diverged is not None and diverged.get("lr") != lr:
             raise Damaged(
-                f"{folder.path / 'diverged.json'} gives the lr {diverged.get('lr')}, not half of {self.config.lr:g}; remove it"
+                f"{folder.path / 'diverged.json'} has lr {diverged.get('lr')}, expected half of --lr {self.config.lr:g}; remove the file"
             )
         return diverged is not None
 
@@ -181,7 +184,7 @@ class Session:
             )  # fmt: skip
 
     def _finish(self, level: int, ticket: Ticket, trained: TrainedLevel) -> None:
-        """Save what the level trained to; its manifest, the commit point, comes last."""
+        """Save the trained level; its manifest is written last, since it is the commit point."""
         folder = self.folder.level(level)
         folder.save_posterior(trained.posterior, trained.net)
         folder.save_history(trained.history)
@@ -198,6 +201,6 @@ class Session:
 
 
 def _train_options(config: Config) -> dict[str, Any]:
-    """The options that ``training.train`` takes, from those of a run."""
+    """The options of a run that ``training.train`` takes."""
     taken = inspect.signature(training.train).parameters.values()
     return {p.name: getattr(config, p.name) for p in taken if p.kind is p.KEYWORD_ONLY and hasattr(config, p.name)}

@@ -70,7 +70,7 @@ def test_a_damaged_row_and_a_damaged_file_are_trained_again(old):
         run = resumed(old)
     texts = [str(w.message) for w in warned]
     assert any("results.csv: the row '0,1.0,18,18,0.9" in text for text in texts)
-    assert any("has not all of 3 epochs; level 1 is trained again" in text for text in texts)
+    assert any("has fewer than 3 undamaged epochs; level 1 is trained again" in text for text in texts)
     assert run.results["level"].tolist() == [0, 1, 2, 3]
 
 

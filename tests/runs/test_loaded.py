@@ -234,7 +234,9 @@ def test_names_of_classes_that_cannot_be_are_refused(names, run, tmp_path):
 def test_files_that_do_not_belong_together_make_no_network(run, tmp_path):
     shutil.copytree(run.folder.path, tmp_path / "run")
     shutil.copy(tmp_path / "run/level_00/ticket.safetensors", tmp_path / "run/level_01/ticket.safetensors")
-    with pytest.raises(Damaged, match=r"level_01.ticket\.safetensors is not the file that level\.json was written for"):
+    with pytest.raises(
+        Damaged, match=r"level_01.ticket\.safetensors does not have the checksum that level\.json gives"
+    ):
         pl.load_run(tmp_path / "run").level(1).load_model()
 
 

@@ -24,7 +24,7 @@ def test_a_run_folder_keeps_its_options(tmp_path):
 def test_nothing_foreign_is_written_into(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("do not touch")
-    with pytest.raises(pl.UserError, match="not empty and holds no run"):
+    with pytest.raises(pl.UserError, match="not empty and is not a run folder"):
         opened(tmp_path / "full")
     (tmp_path / "file").write_text("")
     with pytest.raises(pl.UserError, match="is a file"):

@@ -55,7 +55,7 @@ def test_a_damaged_level_alone_is_trained_again_and_ends_with_the_same_bits(conf
     truncate(path)
     with pytest.warns(UserWarning, match="level_01.*; level 1 is trained again"):
         imp.run_imp(config)
-    assert trained(capsys) == [1], "level 2 was trained from the ticket that it has now"
+    assert trained(capsys) == [1], "level 2 was trained from the ticket that the run makes now"
     again = run.folder.level(1).load_posterior()[0]
     assert all(torch.equal(again.loc[site], once.loc[site]) for site in once.loc)
     assert (run.folder.path / "level_01.damaged" / name).exists()
@@ -81,7 +81,8 @@ def test_another_ticket_trains_the_level_again_and_keeps_what_it_was(config, cap
     trained(capsys)
     with (
         pytest.warns(
-            UserWarning, match="level 0 was trained from another ticket than it has now; level 0 is trained again"
+            UserWarning,
+            match="level 0 was trained from another ticket than the run makes now; level 0 is trained again",
         ),
         Session.open(config) as session,
     ):

@@ -42,7 +42,7 @@ def test_a_failed_run_is_told_with_its_log_and_stops_no_other(jobs, tmp_path):
     (folder / "thesis.tex").write_text("")
     failure = train(jobs[1], tmp_path)
     assert failure.endswith(f"see {log_of(jobs[1], tmp_path)}")
-    assert "not empty and holds no run" in failure
+    assert "not empty and is not a run folder" in failure
     assert "Traceback" in log_of(jobs[1], tmp_path).read_text()
     assert train(jobs[2], tmp_path, failure) == "the run that it is made from failed"
     assert train(jobs[0], tmp_path) is None
