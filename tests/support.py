@@ -1,5 +1,6 @@
 """What tests share: small networks, small options, small files, and how two runs are compared."""
 
+import json
 import time
 from pathlib import Path
 
@@ -20,6 +21,8 @@ SMALL = {
 """Options of a run that takes about a second."""
 QUICK = {"epochs": 2, "batch_size": 16, "train_samples": 1, "milestones": ()}
 """Options of ``pl.train``."""
+TIMES = ("train_seconds", "step_ms", "seconds")
+"""Columns that differ between equal runs."""
 
 
 def wait_for(condition, process=None):
@@ -32,14 +35,24 @@ def wait_for(condition, process=None):
 
 
 def fingerprint(run: Path) -> tuple[dict[str, bytes], dict[str, list[list[str]]]]:
-    """Everything that must be equal in equal runs: all safetensors, and all columns of the tables but times."""
+    """Everything that must be equal in equal runs: all safetensors, and all of tables and manifests but times."""
     tensors = {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*.safetensors"))}
     tables = {}
     for path in sorted(run.rglob("*.csv")):
         header, *rows = [line.split(",") for line in path.read_text().splitlines()]
-        keep = [i for i, name in enumerate(header) if name not in ("train_seconds", "step_ms", "seconds", "crc32")]
+        keep = [i for i, name in enumerate(header) if name not in (*TIMES, "crc32")]
         tables[str(path.relative_to(run))] = [[row[i] for i in keep] for row in (header, *rows)]
+    for path in sorted(run.rglob("level.json")):
+        tables[str(path.relative_to(run))] = _manifest(path)
     return tensors, tables
+
+
+def _manifest(path: Path) -> list[list[str]]:
+    """A manifest, as rows, without times and without the checksums of what holds times."""
+    found = json.loads(path.read_text())
+    result, files = found["result"], found["files"]
+    row = [[name, repr(value)] for name, value in result.items() if name not in TIMES]
+    return [*row, ["ticket", str(found["ticket"])], *([n, files[n]] for n in files if n != "history.csv")]
 
 
 def same(one, other):

@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def _readers(run: Path) -> dict[str, Callable[[], Any]]:
         "level_00/checkpoint.safetensors": checkpoint,
         "config.json": lambda: [pl.load_run(run).config, network()],
         "results.csv": lambda: pl.load_run(run).results.to_dict(),
+        "level_00/level.json": lambda: [asdict(pl.load_run(run).row(0)), pl.load_run(run).results.to_dict()],
         "level_00/history.csv": lambda: pl.load_run(run).level(0).history.to_dict(),
     }
 

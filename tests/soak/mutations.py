@@ -52,8 +52,7 @@ def reseal(name: str, data: bytes) -> bytes:
             config.pop("crc32", None)
             return json.dumps(config | {"crc32": f"{zlib.crc32(json.dumps(config).encode()):08x}"}).encode()
         if name.endswith(".csv"):
-            header, *rows = data.decode().splitlines()
-            header, rows = header.rpartition(",")[0], [row.rpartition(",")[0] for row in rows]
+            header, *rows = data.decode().splitlines()  # only tables of version 0.1.0 have checksums
             sums = [f"{zlib.crc32(f'{header}{row}{len(rows)}'.encode()):08x}" for row in rows]
             return "\n".join([f"{header},crc32", *(f"{r},{s}" for r, s in zip(rows, sums, strict=True))]).encode()
         (size,) = struct.unpack("<Q", data[:8])

@@ -42,14 +42,14 @@ def faults(root: Path, every: int) -> Figures:
 
 
 def _corrupt(folder: Path) -> int:
-    """Levels with a row in ``results.csv`` whose files are not whole."""
+    """Finished levels whose files are not whole."""
     if not (folder / "config.json").exists():
         return 0
     run, corrupt = RunFolder(folder), 0
     config = from_json(run.config)
     for row in run.results():
         try:
-            run.level(row.level).check(row, config.epochs_of(row.level))
+            run.level(row.level).check(config.epochs_of(row.level))
         except Damaged:
             corrupt += 1
     return corrupt
