@@ -105,7 +105,7 @@ def test_two_ranks_stopped_within_an_epoch_end_with_the_same_bits(tmp_path):
     process.send_signal(signal.SIGTERM)
     error = process.communicate(timeout=DEADLOCK)[1]
     assert process.returncode == 75, error
-    assert error.count("to go on: ") == 1
+    assert error.count("to resume: ") == 1
     _, info = untrusted.load_tensors(broken / "level_00" / "checkpoint.safetensors")
     assert info["step"] in range(10, 60, 10)
     assert subprocess.run(command(broken, *more), **quiet).returncode == 0

@@ -197,7 +197,7 @@ def test_sigterm_and_kill_nine_in_the_middle_end_bit_identical(tmp_path):
     process.send_signal(signal.SIGTERM)  # wherever in an epoch
     error = process.communicate(timeout=DEADLOCK)[1]
     assert process.returncode == 75, error
-    assert f"to go on: python {shlex.join(command(broken)[1:])}" in error
+    assert f"to resume: python {shlex.join(command(broken)[1:])}" in error
     assert (broken / "level_00" / "checkpoint.safetensors").exists()
 
     process = begun(broken, "level 1/1, density 50 %: epoch 1/25")
@@ -407,7 +407,10 @@ def test_a_checkpoint_of_another_training_is_named(tmp_path, monkeypatch):
     moment = next(n for n in tensors if n.endswith("exp_avg"))
     files.save_tensors(checkpoint, *untrusted.load_tensors(foreign))
     monkeypatch.setattr(LevelHooks, "stopping", lambda self: True)
-    with pytest.warns(UserWarning, match="is of another ticket; the level begins anew"), pytest.raises(Stopped):
+    with (
+        pytest.warns(UserWarning, match="belongs to another ticket; the level is trained from its start"),
+        pytest.raises(Stopped),
+    ):
         imp.run_imp(Config(**SMALL | {"run_dir": str(tmp_path / "lenet")}))
     monkeypatch.undo()
     tensors, info = untrusted.load_tensors(checkpoint)
@@ -430,7 +433,7 @@ def test_a_checkpoint_of_another_training_is_named(tmp_path, monkeypatch):
         (tensors, {}),
     ):
         files.save_tensors(checkpoint, *made)
-        with pytest.raises(Damaged, match="is of another training"):
+        with pytest.raises(Damaged, match="belongs to another training"):
             imp.run_imp(Config(**SMALL | {"run_dir": str(tmp_path / "lenet")}))
     files.save_tensors(checkpoint, tensors, info)
     imp.run_imp(Config(**SMALL | {"run_dir": str(tmp_path / "lenet")}))

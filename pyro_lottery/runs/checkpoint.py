@@ -1,4 +1,4 @@
-"""Checkpoints, the display and the signals of one level's training."""
+"""What a run does while a level trains: it saves checkpoints, shows progress and stops on signals."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pyro_lottery.training import TrainState
 from pyro_lottery.types import Ticket, infinite_info, ticket_checksum
 
 CHECKPOINT_SECONDS = 5.0
-"""Shortest time between two checkpoints at the ends of epochs. Where saving is slow, checkpoints are rarer, so that they
-take at most a twentieth of the time."""
+"""Shortest time between two checkpoints at the ends of epochs. Slow saving makes them rarer, so that saving takes at most
+about a twentieth of the time."""
 
 
 class LevelHooks(training.Hooks):
-    """Checkpoints, the display and the signals of one level's training."""
+    """Hooks that save checkpoints, show progress and stop on signals while ``level`` trains."""
 
     def __init__(self, run: RunFolder, level: int, setup: Setup, ticket: Ticket, received: Received):
         self.folder, self.model, self.guide, self.received = run.level(level), setup.model, setup.guide, received
@@ -53,7 +53,9 @@ class LevelHooks(training.Hooks):
             return
         tensors, info = loaded
         if info.get("ticket", self.ticket) != self.ticket:
-            warnings.warn(f"{self.folder.checkpoint} is of another ticket; the level begins anew", stacklevel=2)
+            warnings.warn(
+                f"{self.folder.checkpoint} belongs to another ticket; the level is trained from its start", stacklevel=2
+            )
             return
         try:
             state.load_state_dict(info | tensors)
@@ -62,8 +64,8 @@ class LevelHooks(training.Hooks):
             self.model.load_net_state(_group(tensors, "net/"))
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise Damaged(
-                f"{self.folder.checkpoint} is of another training ({one_line(error)}); remove the checkpoints there to "
-                "train the level from its start"
+                f"{self.folder.checkpoint} belongs to another training ({one_line(error)}); remove the level's checkpoints to "
+                "train it from its start"
             ) from error
 
     def _check(self, state: TrainState) -> None:
@@ -89,12 +91,12 @@ class LevelHooks(training.Hooks):
         return bool(self.received)
 
     def stop(self, state: TrainState) -> None:
-        saved = state.state_dict()  # on every rank, since it holds the noise of all
+        saved = state.state_dict()  # on every rank, because it gathers the noise of all ranks
         self.ranks.first(self._save, saved)
         raise Stopped
 
     def check(self, state: TrainState, steps: int, nll: float, measured: float) -> None:
-        if state.step < steps:  # an epoch's end has its own line
+        if state.step < steps:  # epoch() shows the end of an epoch
             shown = f"nll {nll:.4f}, train {self._shown(measured)}"
             self.display.update(state.epoch + state.step / steps, shown)
 
@@ -112,15 +114,18 @@ class LevelHooks(training.Hooks):
             self.ranks.first(self._save, state.state_dict())
 
     def _due(self, last: bool) -> bool:
-        """Whether the end of an epoch, or of the last, is saved: the first rank's clock decides."""
+        """Whether this end of an epoch is saved; the first rank's clock decides. The ``last`` epoch's always is."""
         return last or time.monotonic() >= self.next_save
 
     def measuring(self) -> AbstractContextManager[None]:
-        """A context for the measurements after the last epoch, which may take minutes: a signal stops one process at once."""
+        """A context for the measurements after the last epoch, which may take minutes.
+
+        A signal stops them at once if one process trains alone.
+        """
         return self.received.at_once() if self.ranks.world == 1 else nullcontext()
 
     def _save(self, state: Mapping[str, Any]) -> None:
-        """Write the state's tensors with those of the guide and the network, and what else it holds as JSON."""
+        """Save the state with the guide and the network: tensors as tensors, everything else as JSON."""
         began = time.monotonic()
         tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
         info = {name: value for name, value in state.items() if name not in tensors} | {"ticket": self.ticket}

@@ -1,4 +1,4 @@
-"""What every command does alike: its options, one line for what went wrong, and the exit codes."""
+"""What all commands share: options, errors in one line, and exit codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_lottery.runs.config import PRESET_HELP, Config, as_text, dashed, prese
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose errors are one line, and whose options are never guessed from their beginnings."""
+    """A parser that reports an error in one line and accepts no abbreviated options."""
 
     def __init__(self, prog: str, description: str):
         super().__init__(prog=prog, description=description, allow_abbrev=False)
@@ -27,19 +27,19 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
     def add_run_options(self) -> None:
-        """Add what commands on a finished run take: where to compute, where the data lie now, whom to trust."""
+        """Add the options of commands on a finished run: ``--device``, ``--data-dir`` and ``--trust-code``."""
         self.add_argument("--device", default="auto", help=Config.__dataclass_fields__["device"].metadata["help"])
-        self.add_argument("--data-dir", help="where the run's data lie; default: where they lay when it was trained")
+        self.add_argument("--data-dir", help="folder with the run's data; default: the run's own --data-dir")
         self.add_trust_option()
 
     def add_trust_option(self) -> None:
         """Add ``--trust-code``."""
         self.add_argument(
-            "--trust-code", action="store_true", help="import the code that the run's config.json names, if any"
+            "--trust-code", action="store_true", help="import code that the run's config.json names by import path"
         )
 
     def add_options(self, only: Collection[str] | None = None, but: Collection[str] = ()) -> None:
-        """Add the options of :class:`Config`; one that is not given leaves no trace in the namespace."""
+        """Add the options of :class:`Config`; the namespace then holds only those that are given."""
         for f in fields(Config):
             if f.name in but or (only is not None and f.name not in only):
                 continue
@@ -67,7 +67,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(prog: str, description: str, arguments: Sequence[str] | None = None) -> Config:
-    """Read the command line; options given beside ``--preset`` win. Bad input raises or exits with 2, in one line."""
+    """Read the command line into a config; single options override those of ``--preset``.
+
+    Raises ``UserError`` for a bad value; exits with 2, after one line on stderr, for an unknown option.
+    """
     parser = Parser(prog, description)
     parser.add_argument("--preset", default="default", help=PRESET_HELP)
     parser.add_options()
@@ -76,35 +79,35 @@ def parse(prog: str, description: str, arguments: Sequence[str] | None = None) -
 
 
 def run_command(prog: str, work: Callable[[], Any], arguments: Sequence[str] | None = None) -> int:
-    """Do ``work``; returns the exit code: 0 finished, 2 bad input, 75 stopped with everything saved, 130 interrupted by a
-    second SIGINT, 1 otherwise.
+    """Do ``work`` and return the exit code: 0 finished, 2 bad input, 75 stopped with everything saved, 130 interrupted by a
+    second SIGINT, 1 any other error.
 
-    Warnings and errors become one line each on stderr that begins with ``prog``; that of a stop ends with the command
-    that goes on, ``prog`` and its ``arguments`` (those of the process).
+    Prints each warning and error as one line on stderr that starts with ``prog``. The line about a stop ends with the command
+    that resumes the work: ``prog`` and ``arguments``, by default those of the process.
     """
 
     def complain(text: object) -> None:
         if not is_first():
             return
-        line = str(text).split("\n")[0]  # Pyro adds its trace's shapes to what goes wrong within
+        line = str(text).split("\n")[0]  # Pyro appends the shapes of its trace to errors within a model
         print(f"{prog}: {line}", file=sys.stderr)
 
-    machine.keep_memory()  # training is quicker by a twentieth, evaluation by a fifth: the process is the command's own
+    machine.keep_memory()  # makes training 5 % and evaluation 20 % faster; allowed because a command owns its process
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest, **more: complain(f"warning: {message}")
         try:
             work()
         except UserError as error:
             complain(error)
-            return 2 if is_first() else 0  # or whoever started the ranks would end them all
+            return 2 if is_first() else 0  # another code would make the launcher end all ranks
         except Stopped:
             again = shlex.join(sys.argv[1:] if arguments is None else arguments)
-            complain(f"stopped, everything is saved; to go on: {prog} {again}")
+            complain(f"stopped, everything is saved; to resume: {prog} {again}")
             return 75 if is_first() else 0
         except KeyboardInterrupt:
-            complain("interrupted; what was saved is whole, and the same command goes on from there")
+            complain("interrupted; what was saved is undamaged, and the same command resumes from it")
             return 130
-        # Anything else is not foreseen, and its traceback is needed.
+        # Any other exception is a bug, so its traceback is shown.
         except (Diverged, Damaged, Failed, OSError) as error:
             complain(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error)
             return 1

@@ -1,4 +1,4 @@
-"""One process at a time works in a run folder."""
+"""The lock that lets only one process at a time write to a run folder."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from pyro_lottery.errors import Busy, UserError
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of ``folder``, which is made if need be; ``Busy`` names the process that is at work in it.
+    """Lock ``folder`` against other processes; creates it if it does not exist.
 
-    The lock is the operating system's, which releases it when its process dies.
+    Uses an OS lock, which is released when its process dies. Raises ``Busy``, which names the process that holds the lock, and
+    ``UserError`` if the folder cannot be written or its file system has no locks.
     """
     owner = folder / ".owner"
     try:
@@ -28,15 +29,15 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise Busy(
-            f"another process{_named_in(owner)} is at work in {folder}; wait for it, or choose another --run-dir"
+            f"another process{_named_in(owner)} is using {folder}; wait for it, or choose another --run-dir"
         ) from None
     except OSError as error:
         raise not_writable(folder, error) from error
     except NotImplementedError as error:
         raise UserError(f"{folder} is on a file system without locks; choose another --run-dir") from error
     try:
-        with suppress(OSError):  # the owner's name is a courtesy: whatever matters will report a full disk
-            # An atomic write replaces the file, so it does not follow a link in a foreign folder.
+        with suppress(OSError):  # the owner's name is optional; other writes will report a full disk
+            # An atomic write replaces the file, so it does not follow a symbolic link in a foreign folder.
             files.write_atomic(owner, f"pid {os.getpid()} on {platform.node()}\n".encode())
         yield
     finally:
@@ -46,7 +47,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_busy(folder: Path) -> bool:
-    """Whether another process is at work in ``folder`` now."""
+    """Whether another process holds the lock of ``folder`` now."""
     if not (folder / ".lock").exists():
         return False
     try:
@@ -57,7 +58,7 @@ def is_busy(folder: Path) -> bool:
 
 
 def not_writable(folder: Path, error: OSError) -> Exception:
-    """The ``UserError`` for a ``folder`` that cannot be written; ``error`` itself for a full or failing disk."""
+    """A ``UserError`` if ``error`` means that ``folder`` cannot be written; otherwise, as for a full disk, ``error`` itself."""
     if isinstance(error, FileExistsError):
         return UserError(f"--run-dir {folder} is a file; choose a folder")
     if not files.is_refused(error):
@@ -66,8 +67,8 @@ def not_writable(folder: Path, error: OSError) -> Exception:
 
 
 def _named_in(owner: Path) -> str:
-    """The lock's owner, in brackets; empty if it could not write its name."""
-    for _ in range(20):  # the owner writes its name just after it has the lock
+    """The owner of the lock, in brackets; empty if its name cannot be read."""
+    for _ in range(20):  # the owner writes its name just after it acquires the lock
         with suppress(OSError, ValueError):
             return f" ({untrusted.read_text(owner).strip()[:100]})"
         time.sleep(0.05)

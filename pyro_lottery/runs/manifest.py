@@ -1,4 +1,4 @@
-"""``level_NN/level.json``, the manifest of a finished level: it is written last, and a level without it is not finished."""
+"""``level_NN/level.json``, the manifest of a finished level. It is written last: a level without it is not finished."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ COLUMNS = {f.name: str(f.type) for f in fields(LevelResult)}
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished level consists of."""
+    """A finished level's row of ``results.csv``, and the checksums of its ticket and files."""
 
     result: LevelResult
     """The level's row of ``results.csv``."""
     ticket: int
-    """Checksum of the values of the ticket that the level was trained from."""
+    """CRC-32 of the ticket that the level was trained from (``types.ticket_checksum``)."""
     files: Mapping[str, str]
-    """Checksums of the level's files by name."""
+    """Checksums of the level's files, by name."""
 
     def save(self, path: Path) -> None:
-        """Write the manifest as JSON with a checksum of its own."""
+        """Write the manifest as JSON with its own checksum."""
         files.write_object(path, {"result": asdict(self.result), "ticket": self.ticket, "files": dict(self.files)})
 
     @classmethod
     def load(cls, path: Path) -> Manifest | None:
-        """Read a manifest; None if there is none, ``Damaged`` if it is not whole."""
+        """Read a manifest; None if the file does not exist. Raises ``Damaged`` if it is damaged."""
         if not path.exists():
             return None
         try:
@@ -48,11 +48,11 @@ class Manifest:
 
 
 def checked_row(found: Any, where: Path) -> LevelResult:
-    """A row of ``results.csv`` from its values by name; ``UserError`` names ``where`` and what is wrong with them."""
+    """A row of ``results.csv`` from its values by column; raises ``UserError`` for wrong values, which names their file ``where``."""
     if not isinstance(found, Mapping):
         raise UserError(f"{where} holds no row of results.csv")
     if other := found.keys() - COLUMNS.keys():
-        raise UserError(f"{where} has a column {min(other)!r}; expected {', '.join(COLUMNS)}")
+        raise UserError(f"{where} has a column {min(other)!r}; expected only {', '.join(COLUMNS)}")
     row = {name: found.get(name) for name in COLUMNS}
     for name, value in row.items():
         kind = COLUMNS[name]

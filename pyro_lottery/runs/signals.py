@@ -1,4 +1,4 @@
-"""Signals that ask a command to stop."""
+"""Stop signals: they end a command at once, or after it has saved its work."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from typing import Any
 from pyro_lottery.errors import Stopped
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
-"""Windows has no SIGUSR1."""
+"""The stop signals that this system has; Windows has no SIGUSR1."""
 
 
 class Received(list[int]):
-    """Signals that asked to stop. Outside :meth:`heeded` nothing is unsaved, and one raises ``Stopped`` wherever it comes."""
+    """The stop signals received so far.
+
+    A signal raises ``Stopped`` where it arrives, except within :meth:`heeded`, where there is unsaved work.
+    """
 
     _heeded = 0
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
-        """The caller looks at the list, and stops when it has saved what it does."""
+        """A context in which signals are only listed: the caller checks the list, saves its work and stops by itself."""
         self._heeded += 1
         try:
             yield
@@ -30,7 +33,7 @@ class Received(list[int]):
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within :meth:`heeded`, what can be interrupted, since all before it is saved."""
+        """A context within :meth:`heeded` in which signals raise ``Stopped`` again, because everything is saved."""
         if self:
             raise Stopped
         heeded, self._heeded = self._heeded, 0
@@ -40,7 +43,7 @@ class Received(list[int]):
             self._heeded = heeded
 
     def note(self, number: int, frame: Any) -> None:
-        """Python's handler of a signal."""
+        """The handler that is registered for each signal; a second SIGINT raises ``KeyboardInterrupt``."""
         if number == signal.SIGINT and number in self:
             raise KeyboardInterrupt
         self.append(number)
@@ -50,16 +53,17 @@ class Received(list[int]):
 
 @contextmanager
 def signals() -> Iterator[Received]:
-    """What comes of SIGTERM, SIGINT and SIGUSR1 (a cluster's warning before its time limit); a second SIGINT interrupts at
-    once.
+    """Collect SIGTERM, SIGINT and SIGUSR1 (a cluster's warning before its time limit) in a :class:`Received`.
+
+    Within another such context, yields the same list. Outside the main thread, collects nothing.
     """
     known = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    if isinstance(known, Received):  # of a caller, which must hear of what comes too
+    if isinstance(known, Received):  # an outer context, whose owner must see the signals too
         yield known
         return
     received = Received()
     if threading.current_thread() is not threading.main_thread():
-        yield received  # Python lets the main thread alone handle signals
+        yield received  # Python allows signal handlers only in the main thread
         return
     before = {number: signal.signal(number, received.note) for number in STOPPING}
     try:

@@ -50,5 +50,5 @@ def test_a_checkpoint_of_other_parameters_is_refused(stopped):
     options, checkpoint = stopped
     tensors, info = untrusted.load_tensors(checkpoint)
     files.save_tensors(checkpoint, tensors, info | {"belongs": info["belongs"] + 1})
-    with pytest.raises(Damaged, match=r"is of another training .*Adam's moments of another network"):
+    with pytest.raises(Damaged, match=r"belongs to another training .*Adam's moments of another network"):
         imp.run_imp(options)

@@ -21,9 +21,7 @@ def test_the_lock_of_a_dead_process_is_free(tmp_path):
 
 
 def test_one_process_at_a_time(tmp_path):
-    refused = pytest.raises(
-        pl.UserError, match=rf"another process \(pid {os.getpid()} on {platform.node()}\) is at work"
-    )
+    refused = pytest.raises(pl.UserError, match=rf"another process \(pid {os.getpid()} on {platform.node()}\) is using")
     with RunFolder(tmp_path).lock(), refused, RunFolder(tmp_path).lock():
         pass
     assert not (tmp_path / ".owner").exists()

@@ -109,7 +109,7 @@ def test_nothing_is_written_before_the_first_ticket(config):
 
 
 def test_two_sessions_do_not_share_a_folder(config):
-    with RunFolder(config.run_dir).lock(), Session.open(config) as session, pytest.raises(Busy, match="at work"):
+    with RunFolder(config.run_dir).lock(), Session.open(config) as session, pytest.raises(Busy, match="is using"):
         session.train(0, session.dense)
     assert not (RunFolder(config.run_dir).path / "config.json").exists()
 

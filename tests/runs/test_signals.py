@@ -17,11 +17,11 @@ def fail(error):
     [
         (UserError("one\ntwo"), 2, "prog: one"),
         (OSError(28, "No space left on device", "runs/x"), 1, "prog: runs/x: No space left on device"),
-        (Stopped(), 75, "prog: stopped, everything is saved; to go on: prog --run-dir 'two words'"),
+        (Stopped(), 75, "prog: stopped, everything is saved; to resume: prog --run-dir 'two words'"),
         (
             KeyboardInterrupt(),
             130,
-            "prog: interrupted; what was saved is whole, and the same command goes on from there",
+            "prog: interrupted; what was saved is undamaged, and the same command resumes from it",
         ),
     ],
 )

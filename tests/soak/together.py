@@ -30,7 +30,7 @@ def together(root: Path) -> Figures:
     assert len(told) == 1, told
     return {
         "exit codes on one empty folder": codes,
-        "the other is told of": told[0].partition(" another process ")[2].partition(" is at work")[0],
+        "the other is told of": told[0].partition(" another process ")[2].partition(" is using ")[0],
         **_downloads(root),
     }
 
