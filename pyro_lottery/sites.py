@@ -17,7 +17,8 @@ from pyro_lottery import data, guides
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.runs.build import Shape, build, check_names, load_data, shape_of
 from pyro_lottery.runs.cli import Parser, run_command
-from pyro_lottery.runs.config import PRESET_HELP, Config, preset
+from pyro_lottery.runs.config import Config, preset
+from pyro_lottery.runs.presets import PRESET_HELP
 
 PROG = "python -m pyro_lottery.sites"
 OPTIONS = (

@@ -20,10 +20,11 @@ from pyro_lottery import masks, tickets, weights
 from pyro_lottery.distributed import is_first
 from pyro_lottery.errors import UserError
 from pyro_lottery.runs.cli import Parser, run_command
-from pyro_lottery.runs.config import PRESET_HELP, Config
+from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.config import preset as config_of
 from pyro_lottery.runs.loaded import Run, check_levels, load_run
 from pyro_lottery.runs.own import Own
+from pyro_lottery.runs.presets import PRESET_HELP
 from pyro_lottery.runs.progress import show_results
 from pyro_lottery.runs.session import Session
 from pyro_lottery.types import Ticket

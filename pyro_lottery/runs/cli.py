@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 from pyro_lottery import machine
 from pyro_lottery.distributed import is_first
 from pyro_lottery.errors import Damaged, Diverged, Failed, Stopped, UserError
-from pyro_lottery.runs.config import PRESET_HELP, Config, as_text, dashed, preset
+from pyro_lottery.runs.config import Config, preset
+from pyro_lottery.runs.options import as_text, dashed
+from pyro_lottery.runs.presets import PRESET_HELP
 
 
 class Parser(argparse.ArgumentParser):

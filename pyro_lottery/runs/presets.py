@@ -1,0 +1,35 @@
+"""The presets of the options, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {"train_samples": 10},
+    "reduced": {
+        "train_size": 2000, "test_size": 1000, "batch_size": 50, "epochs": 10, "milestones": (5, 8),
+        "levels": 5, "prune_fraction": 0.6,
+    },
+    "minimal": {
+        "train_size": 1000, "test_size": 500, "batch_size": 25, "epochs": 8, "milestones": (4, 6),
+        "levels": 5, "prune_fraction": 0.6,
+    },
+    "quick": {
+        "dataset": "digits", "levels": 2, "prune_fraction": 0.5, "epochs": 4, "milestones": (3,), "batch_size": 64,
+    },
+    "smoke": {
+        "dataset": "digits", "train_size": 60, "test_size": 60, "batch_size": 30, "epochs": 1, "milestones": (),
+        "levels": 2, "prune_fraction": 0.6, "eval_samples": 2,
+    },
+}  # fmt: skip
+"""Options of each preset that differ from the defaults.
+
+The defaults are the paper's except for ``train_samples``: one weight sample per batch instead of ten lets a network learn far
+more in the same time (experiments/benchmarks/estimators.py). ``paper`` is the paper's protocol. ``reduced`` and ``minimal``
+reach about its final density (1.0 %) in a few levels, with few epochs and images: hours on two CPU cores. ``quick`` takes
+minutes, ``smoke`` seconds.
+"""
+PRESET_HELP = (
+    "default; paper: ten weight samples per batch; reduced, minimal: hours on two cores; quick: minutes; smoke: seconds"
+)
