@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import claims
 from experiments.command import FIGURES, parser, work
+from experiments.study.verdicts.written import write
 from pyro_lottery.runs.cli import run_command
 
 
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser("all", str(__doc__)).parse_args(arguments)
 
     def judge(folder: Path, data: str) -> None:
-        claims.write(given.runs, folder, given.protocol, data)
+        write(given.runs, folder, given.protocol, data)
 
     return run_command("python -m experiments.all", lambda: work(FIGURES, given, judge), arguments)
 

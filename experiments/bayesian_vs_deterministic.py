@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from experiments.study.markdown import markdown_table
 from pyro_lottery.imp import run_imp
 from pyro_lottery.runs.cli import parse
 from pyro_lottery.runs.config import Config
@@ -25,15 +26,15 @@ def configs(arguments: Sequence[str]) -> list[Config]:
 
 def markdown(runs: Sequence[Run]) -> str:
     """All levels of ``runs`` as a Markdown table."""
-    lines = ["| network | data | guide | density | accuracy | NLL | MACE | seed | training |", "|---" * 9 + "|"]
+    columns = ("network", "data", "guide", "density", "accuracy", "NLL", "MACE", "seed", "training")
+    rows = list[Sequence[object]]()
     for run in runs:
         c = run.config
         for row in run.folder.results():
-            lines.append(
-                f"| {c.arch} | {c.dataset} | {c.guide} | {100 * row.density:.1f} % | {100 * row.test_accuracy:.2f} % "
-                f"| {row.nll:.3f} | {row.mace:.3f} | {c.seed} | {row.train_seconds / 60:.1f} min |"
-            )
-    return "\n".join(lines)
+            shares = (f"{100 * row.density:.1f} %", f"{100 * row.test_accuracy:.2f} %")
+            minutes = f"{row.train_seconds / 60:.1f} min"
+            rows.append((c.arch, c.dataset, c.guide, *shares, f"{row.nll:.3f}", f"{row.mace:.3f}", c.seed, minutes))
+    return "\n".join(markdown_table(columns, rows))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 import pyro_lottery as pl
+from experiments.study.markdown import markdown_table
 from pyro_lottery.files import write_atomic
 
 
@@ -248,10 +249,6 @@ STEPS = np.array([[0, 50], [100, 150]], dtype=np.uint8)
 """Four pixels that show how an image was turned."""
 WIDE = np.array([[0, 90, 90, 200]] * 2, dtype=np.uint8)
 """Two rows of four pixels."""
-EPS = np.array([[0, 50], [100, 150]], dtype=np.uint8)
-"""Four pixels that show how an image was turned."""
-WIDE = np.repeat(np.repeat(np.array([[0, 90, 90, 200]], dtype=np.uint8), 2, 0), 1, 1)
-"""Two rows of four pixels."""
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n{} loop\n%%EOF\n"
 GIT_LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
@@ -415,17 +412,16 @@ def markdown(cases: Sequence[Case]) -> str:
         HEAD
         + f"{len(cases)} folders: {len(cases) - refusals} are read, {refusals} are refused in one line; checked and written by "
         "`python -m experiments.odd_folders -o plots/gallery/folders.md`.\n",
-        "| folder | read | said |",
-        "|---|---|---|",
     ]
+    rows = []
     for case in cases:
         found = case.expected
         images = (
             "all" if (found.train, found.test) == (USUAL.train, USUAL.test) else f"{found.train}; test: {found.test}"
         )
         said = found.error or "; ".join(found.says)
-        lines.append(f"| {case.name} | {'refused' if found.error else images} | {said} |")
-    return "\n".join(lines) + "\n"
+        rows.append((case.name, "refused" if found.error else images, said))
+    return "\n".join([*lines, *markdown_table(("folder", "read", "said"), rows)]) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

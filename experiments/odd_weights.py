@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import pyro_lottery as pl
+from experiments.study.markdown import markdown_table
 from pyro_lottery import files, guides, masks, seeds, tickets, transplant, untrusted
 from pyro_lottery.errors import UserError
 from pyro_lottery.nets.lenet import LeNet
@@ -547,15 +548,14 @@ def markdown(every: Sequence[Case]) -> str:
     lines = [
         f"{HEAD}{len(every)} files: {len(read)} are read, {len(every) - len(read)} are refused in one line. Made by "
         "`python -m experiments.odd_weights -o plots/gallery/weights.md`.\n",
-        "| file | | what comes of it |",
-        "|---|---|---|",
     ]
+    rows = []
     for case in every:
         density = f"read, density {100 * case.density:.4g} %" if case.right is not None else ""
         line = case.line.replace(ZEROS, "zeros")
         told = ". ".join(part for part in (density, line) if part).replace("|", "/")
-        lines.append(f"| {case.file.rstrip(',')} | {case.what} | {told} |")
-    return "\n".join(lines) + "\n"
+        rows.append((case.file.rstrip(","), case.what, told))
+    return "\n".join([*lines, *markdown_table(("file", "", "what comes of it"), rows)]) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

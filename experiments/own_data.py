@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_lottery as pl
+from experiments.study.markdown import markdown_table
 from pyro_lottery.runs.cli import Parser, run_command
 from pyro_lottery.runs.loaded import Run
 
@@ -129,14 +130,14 @@ def markdown(run: Run, unit: float = 1.0) -> str:
     """
     rows = run.folder.finished()
     names = ("RMSE", "in 95 % interval") if rows[0].is_regression else ("test accuracy", "NLL")
-    lines = [f"| level | density | {' | '.join(names)} |", "|---|---|---|---|"]
+    cells = []
     for row in rows:
         if row.test_accuracy is not None:
-            values = f"{100 * row.test_accuracy:.1f} % | {row.nll:.3f}"
+            values = f"{100 * row.test_accuracy:.1f} %", f"{row.nll:.3f}"
         else:
-            values = f"{(row.rmse or 0.0) * unit:.3g} | {100 * (row.coverage_95 or 0.0):.1f} %"
-        lines.append(f"| {row.level} | {100 * row.density:.3g} % | {values} |")
-    return "\n".join(lines)
+            values = f"{(row.rmse or 0.0) * unit:.3g}", f"{100 * (row.coverage_95 or 0.0):.1f} %"
+        cells.append((row.level, f"{100 * row.density:.3g} %", *values))
+    return "\n".join(markdown_table(("level", "density", *names), cells))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

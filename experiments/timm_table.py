@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 import pyro_lottery as pl
+from experiments.study.markdown import markdown_table
 from experiments.timm_models import MODELS
 from pyro_lottery import guides, masks, scores, seeds
 from pyro_lottery.errors import UserError, one_line
@@ -230,6 +231,12 @@ Each model was tried at the smallest image size that it takes.
 SIGNS = {WORKS: "✓", FAILED: "✗", SKIPPED: "–", REFUSED: "no"}
 
 
+HEADINGS = (
+    "model", "px", "M parameters", "prunable", "create", "weights", "local", "50 %", "1 %", "save", "same bits",
+    "in use, 50 %", "in use, 1 %", "note",
+)  # fmt: skip
+
+
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table, with a sentence that counts its rows."""
     refused = sum(REFUSED in row.values() and FAILED not in row.values() for row in rows)
@@ -238,9 +245,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         HEAD
         + f"{len(rows)} models: {len(rows) - refused - failed} work, {refused} are refused in one line, {failed} fail. "
         f"torch {torch.__version__.split('+')[0]}, on a processor; made by `python -m experiments.timm_table -o plots/gallery`.\n",
-        "| model | px | M parameters | prunable | create | weights | local | 50 % | 1 % | save | same bits | in use, 50 % | in use, 1 % | note |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    found = list[Sequence[object]]()
     for row in rows:
         cells = [
             row["model"],
@@ -251,8 +257,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         cells += [SIGNS[row[step]] for step in STEPS]
         cells += [_number(row[f"in_use_{left}"], 100, ".2f", " %") for left in (50, 1)]
         note = row["note"].partition(", and stay dense")[0].replace("|", "/")
-        lines.append("| " + " | ".join(map(str, [*cells, note[:160]])) + " |")
-    return "\n".join(lines) + "\n"
+        found.append([*cells, note[:160]])
+    return "\n".join([*lines, *markdown_table(HEADINGS, found)]) + "\n"
 
 
 def _number(value: Any, factor: float, form: str, unit: str = "") -> str:

@@ -20,6 +20,7 @@ from experiments import claims, odd_folders, odd_weights, own_data, timm_table
 from experiments import command as experimenting
 from experiments.benchmarks import estimators, steps
 from experiments.study.statistics import FAILS, HOLDS, UNKNOWN
+from experiments.study.verdicts.judge import CLAIMS
 from plots import command as plotting
 from pyro_lottery import evaluate, imp
 from pyro_lottery.imp import run_imp
@@ -345,7 +346,7 @@ def test_its_claims_are_those_that_were_judged():
     for claim in json.loads((ROOT / "plots" / "gallery" / "claims.json").read_text()):
         counts = [sum(part["verdict"] == verdict for part in claim["parts"]) for verdict in (HOLDS, FAILS, UNKNOWN)]
         rows.append(f"| {claim['claim']} | {claim['text']} | {' / '.join(map(str, counts))} | **{claim['verdict']}** |")
-    assert len(rows) == len(claims.CLAIMS)
+    assert len(rows) == len(CLAIMS)
     assert [line for line in README.splitlines() if line.endswith("** |")] == rows
     assert rows[0] in READMES[GALLERY]
     judged = [row.rsplit("**", 2)[1] for row in rows]

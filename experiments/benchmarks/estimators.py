@@ -13,6 +13,7 @@ import argparse
 import statistics
 from collections.abc import Sequence
 
+from experiments.study.markdown import markdown_table
 from pyro_lottery.imp import run_imp
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.loaded import Run
@@ -43,7 +44,7 @@ def configs(arch: str, dataset: str, data_dir: str, seeds: int, shrink: int = 1)
 
 def markdown(runs: dict[tuple[str, str], list[Run]]) -> str:
     """Mean and standard deviation over seeds as a Markdown table."""
-    lines = ["| comparison | estimator | epochs | accuracy | NLL | MACE | seconds | seeds |", "|---" * 8 + "|"]
+    lines = list[Sequence[object]]()
     for (comparison, name), group in runs.items():
         rows = [run.folder.results()[0] for run in group]
         cells = [
@@ -51,8 +52,9 @@ def markdown(runs: dict[tuple[str, str], list[Run]]) -> str:
             *(_cell([getattr(row, column) for row in rows], "", 3) for column in ("nll", "mace")),
             _cell([row.train_seconds for row in rows], "", 0),
         ]
-        lines.append(f"| {comparison} | {name} | {group[0].config.epochs} | {' | '.join(cells)} | {len(rows)} |")
-    return "\n".join(lines)
+        lines.append((comparison, name, group[0].config.epochs, *cells, len(rows)))
+    columns = ("comparison", "estimator", "epochs", "accuracy", "NLL", "MACE", "seconds", "seeds")
+    return "\n".join(markdown_table(columns, lines))
 
 
 def _cell(values: Sequence[float], unit: str, digits: int) -> str:

@@ -30,6 +30,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 import pyro_lottery as pl
+from experiments.study.markdown import markdown_table
 from pyro_lottery import files, guides, kernels, machine, masks, training
 from pyro_lottery.errors import UserError
 from pyro_lottery.kernels import compiled, torch_path
@@ -291,8 +292,7 @@ def kernel_rows(count: int, rounds: int) -> list[dict[str, Any]]:
 
 def markdown(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
     """The chosen columns of ``rows`` as a Markdown table."""
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    return "\n".join(lines + [f"| {' | '.join(text.format(**row) for text in columns.values())} |" for row in rows])
+    return "\n".join(markdown_table(list(columns), ([text.format(**row) for text in columns.values()] for row in rows)))
 
 
 STEP_COLUMNS = {

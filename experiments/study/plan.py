@@ -22,6 +22,7 @@ import torch
 
 from experiments.study.estimate import duration, like, measure, seconds_of, sizes
 from experiments.study.jobs import Job, unfinished
+from experiments.study.markdown import markdown_table
 from pyro_lottery import machine
 from pyro_lottery.errors import UserError
 from pyro_lottery.model import random_parameters
@@ -120,8 +121,7 @@ def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Nam
     where = f"{device.type}, {together} at a time" + (f", {threads} threads each" if device.type == "cpu" else "")
     unit = "GPU hours" if device.type == "cuda" else "hours of a worker"
     lines = [f"steps measured here ({where}); {workers} workers", ""]
-    lines += [f"| figure | runs | levels | wall time | {unit} | memory, GiB | disk, GiB |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    rows: list[Sequence[object]] = []
     for name, several in [*by_figure.items(), ("together", jobs)]:
         chosen = {job: seconds[job] for job in with_needs(several) if job in seconds}
         levels = sum(len(left[job]) for job in chosen)
@@ -129,20 +129,18 @@ def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Nam
         size = sum(bytes_of[job] for job in chosen) / 2**30
         # The largest runs may all be at work at once.
         peaks = sorted((costs[like(job.config)].memory for job in chosen), reverse=True)[:workers]
-        lines += [
-            f"| {name} | {len(chosen)} | {levels} | {wall} | {hours:.2f} | {sum(peaks) / 2**30:.2f} | {size:.2f} |"
-        ]
-    lines += ["", "| network, guide, batch | step, ms | memory of a run, GiB |", "|---|---|---|"]
-    for kind, cost in costs.items():
-        what = f"{kind.arch}, {kind.guide}, {kind.batch_size}"
-        lines += [f"| {what} | {1000 * cost.step:.0f} | {cost.memory / 2**30:.2f} |"]
-    lines += ["", "| workers | wall time | speed-up |", "|---|---|---|"]
+        rows += [(name, len(chosen), levels, wall, f"{hours:.2f}", f"{sum(peaks) / 2**30:.2f}", f"{size:.2f}")]
+    lines += markdown_table(("figure", "runs", "levels", "wall time", unit, "memory, GiB", "disk, GiB"), rows)
+    rows = [
+        (f"{kind.arch}, {kind.guide}, {kind.batch_size}", f"{1000 * cost.step:.0f}", f"{cost.memory / 2**30:.2f}")
+        for kind, cost in costs.items()
+    ]
+    lines += ["", *markdown_table(("network, guide, batch", "step, ms", "memory of a run, GiB"), rows)]
+    walls: dict[object, float] = {count: makespan(seconds, count) for count in sorted({*WORKERS, workers})}
+    walls["any number"] = critical_path(seconds)
     alone = makespan(seconds, 1)
-    for count in sorted({*WORKERS, workers}):
-        wall = makespan(seconds, count)
-        lines += [f"| {count} | {duration(wall)} | {alone / max(wall, 1e-9):.1f} |"]
-    lines += [f"| any number | {duration(critical_path(seconds))} | {alone / max(critical_path(seconds), 1e-9):.1f} |"]
-    return "\n".join(lines)
+    rows = [(count, duration(wall), f"{alone / max(wall, 1e-9):.1f}") for count, wall in walls.items()]
+    return "\n".join([*lines, "", *markdown_table(("workers", "wall time", "speed-up"), rows)])
 
 
 def with_needs(jobs: Iterable[Job]) -> list[Job]:

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import claims
-from experiments.claims import CLAIMS, Evidence
 from experiments.study.statistics import FAILS, HOLDS, UNKNOWN, Curve, rank_correlation
+from experiments.study.verdicts import judge, layers_and_controls, schedules_and_sizes, tickets, transplants, written
+from experiments.study.verdicts.evidence import Evidence
+from experiments.study.verdicts.judge import CLAIMS
 from pyro_lottery.tickets import CONTROLS
 
 DENSITIES = [1.0, 0.5, 0.2, 0.1, 0.04, 0.01]
@@ -143,21 +144,25 @@ def value(claim, what):
 
 
 def test_statistics_by_hand():
-    assert value(claims.claim_1, "resnet20: accuracy − dense at 20 % remaining") == pytest.approx(0.2, abs=0.1)
+    assert value(tickets.claim_1, "resnet20: accuracy − dense at 20 % remaining") == pytest.approx(0.2, abs=0.1)
     fall = (90 - 60) - (90 - 80)
-    assert value(claims.claim_2, "resnet20: fall of squared_sum − fall of snr") == pytest.approx(fall, abs=0.1)
-    assert value(claims.claim_5, "resnet20: MACE at high sparsity − dense") == pytest.approx(-0.02)
-    assert value(claims.claim_6, "vgg11: ρ of depth and sparsity, deterministic") == pytest.approx(0.8)
-    assert value(claims.claim_11, "vgg11: seconds, Bayesian / deterministic, weight samples: 10") == pytest.approx(4)
+    assert value(tickets.claim_2, "resnet20: fall of squared_sum − fall of snr") == pytest.approx(fall, abs=0.1)
+    assert value(tickets.claim_5, "resnet20: MACE at high sparsity − dense") == pytest.approx(-0.02)
+    assert value(layers_and_controls.claim_6, "vgg11: ρ of depth and sparsity, deterministic") == pytest.approx(0.8)
+    assert value(transplants.claim_11, "vgg11: seconds, Bayesian / deterministic, weight samples: 10") == pytest.approx(
+        4
+    )
     saved = 1 - (5 * 10 + 40) / (6 * 40)
-    assert value(claims.claim_11, "vgg11: compute saved by transplantation") == pytest.approx(saved)
-    assert value(claims.claim_14, "vit_tiny: low rate's ceiling − the usual rate's") == pytest.approx(-8, abs=0.1)
+    assert value(transplants.claim_11, "vgg11: compute saved by transplantation") == pytest.approx(saved)
+    assert value(schedules_and_sizes.claim_14, "vit_tiny: low rate's ceiling − the usual rate's") == pytest.approx(
+        -8, abs=0.1
+    )
 
 
 def test_the_sparsest_matching_level_is_reported():
     world = World()
     world.add("resnet20", [90, 91, 89, 92, 85, 80])
-    part = claims.claim_1(world.evidence({"mean_field": [0.1, 0.2]}))[0]
+    part = tickets.claim_1(world.evidence({"mean_field": [0.1, 0.2]}))[0]
     assert part.what == "resnet20: accuracy − dense at 10 % remaining"
     assert part.verdict == HOLDS
 
@@ -172,7 +177,7 @@ def test_noise_alone_matches_nothing():
     world.add("resnet20", [90, 80, 80, 80, 80, 80])
     for row in world.rows:
         row["accuracy"] += {0: 25.0, 1: -15.0, 2: 0.0}[row["seed"]] * (row["level"] > 0)
-    assert one(claims.claim_1, world, "resnet20").verdict == UNKNOWN, "a standard error of 11 points"
+    assert one(tickets.claim_1, world, "resnet20").verdict == UNKNOWN, "a standard error of 11 points"
 
 
 def test_a_tie_is_on_neither_side():
@@ -181,14 +186,14 @@ def test_a_tie_is_on_neither_side():
         world.add("resnet20", [10] * 6, **options)
     for row in world.rows:
         row["accuracy"] = 10.0
-    assert one(claims.claim_2, world, "resnet20: fall of squared_sum").verdict == FAILS
+    assert one(tickets.claim_2, world, "resnet20: fall of squared_sum").verdict == FAILS
 
 
 def test_one_level_far_off_is_not_averaged_away():
     world = World()
     for score in ("snr", "magnitude", "squared_sum"):
         world.add("vgg11", [92, 94.5, 93, 88.6, 80, 70], score=score)
-    part = one(claims.claim_3, world, "vgg11: snr − dense")
+    part = one(tickets.claim_3, world, "vgg11: snr − dense")
     assert part.verdict == FAILS
     assert part.mean == pytest.approx(-3.4, abs=0.1)
 
@@ -197,18 +202,18 @@ def test_the_cost_is_judged_with_the_papers_samples_alone():
     world = World()
     world.add("resnet20", [90] * 6, seconds=10)
     world.add("resnet20", [90] * 6, seconds=10, guide="deterministic")
-    assert one(claims.claim_11, world, "resnet20: seconds").verdict == FAILS
+    assert one(transplants.claim_11, world, "resnet20: seconds").verdict == FAILS
     for row in world.rows:
         row["train_samples"] = 1
-    assert one(claims.claim_11, world, "resnet20: seconds").verdict == UNKNOWN
+    assert one(transplants.claim_11, world, "resnet20: seconds").verdict == UNKNOWN
     world = World()
     world.add("resnet20", [90] * 6)
     world.add("resnet20", [90] * 6, guide="deterministic")
     world.add("resnet20", [90] * 6, treatment="transplant", score="magnitude")
-    assert one(claims.claim_11, world, "resnet20: compute saved").verdict == FAILS
+    assert one(transplants.claim_11, world, "resnet20: compute saved").verdict == FAILS
     for row in world.rows:
         row["train_samples"] = 1
-    assert one(claims.claim_11, world, "resnet20: compute saved").verdict == UNKNOWN
+    assert one(transplants.claim_11, world, "resnet20: compute saved").verdict == UNKNOWN
 
 
 def test_shortcuts_have_no_depth():
@@ -225,13 +230,13 @@ def test_controls_of_some_levels_are_compared_at_those():
 
 
 def test_the_written_table_says_value_interval_and_verdict(tmp_path):
-    judged = claims.judge(PAPER)
+    judged = judge.judge(PAPER)
     assert [claim.number for claim in judged] == list(range(1, 15))
-    text = claims.markdown(judged, ["made-up data"], "test_accuracy")
+    text = written.markdown(judged, ["made-up data"], "test_accuracy")
     assert text.count("**holds**") == 14
     assert "- made-up data\n" in text
     plain = json.loads(
-        json.dumps(claims.to_json(judged, ["made-up data"], "test_accuracy", tmp_path.relative_to(tmp_path)))
+        json.dumps(written.to_json(judged, ["made-up data"], "test_accuracy", tmp_path.relative_to(tmp_path)))
     )
     first = plain[0]["parts"][0]
     assert first["interval"][0] < first["mean"] < first["interval"][1]

@@ -1,0 +1,64 @@
+"""Claims 6 to 8: which layers are pruned, and what the randomised controls lose."""
+
+from __future__ import annotations
+
+import math
+
+from experiments.study.statistics import Part, above, judged, rank_correlation
+from experiments.study.verdicts.evidence import CLOSE, GUIDES, SMALL, Evidence, worst
+from pyro_lottery.tickets import CONTROLS
+
+
+def claim_6(e: Evidence) -> list[Part]:
+    """Deeper layers are pruned more, and more so in Bayesian than in deterministic networks.
+
+    ρ = Spearman's rank correlation of depth and sparsity over the layers of the last level, without shortcuts; ρ above
+    0 for both, and ρ(Bayesian, snr) − ρ(deterministic) above 0.
+    """
+    parts = []
+    for arch in e.all_networks():
+        rho, runs = {}, {}
+        for name, curve in (("Bayesian", e.curve(arch)), ("deterministic", e.curve(arch, "deterministic"))):
+            rho[name], runs[name] = rank_correlation(e.layers[e.layers["run"].isin(curve.runs)]), curve.runs
+            parts.append(above(f"{arch}: ρ of depth and sparsity, {name}", rho[name], curve.runs))
+        both = [*runs["Bayesian"], *runs["deterministic"]]
+        parts.append(above(f"{arch}: ρ, Bayesian − deterministic", rho["Bayesian"] - rho["deterministic"], both))
+    return parts
+
+
+def claim_7(e: Evidence) -> list[Part]:
+    """The IMP ticket is the ceiling of all randomised controls.
+
+    accuracy(ticket) − accuracy(control) at the level where it is least (by the mean over seeds), above 0 for every
+    control, Bayesian and deterministic.
+    """
+    parts = []
+    for arch in e.all_networks():
+        for guide, name in GUIDES.items():
+            for control in CONTROLS:
+                ticket, randomised = e.curve(arch, guide), e.curve(arch, guide, treatment=control)
+                least = worst(ticket.gaps(randomised, "accuracy"), lambda gap: -gap)
+                parts.append(above(f"{arch}, {name}: ticket − {control}", least, [*ticket.runs, *randomised.runs]))
+    return parts
+
+
+def claim_8(e: Evidence) -> list[Part]:
+    """Even and global shuffling lose the advantage; for ResNet and VGG reinit and layerwise shuffling stay close, reinit above layerwise; for ViT all controls drop.
+
+    Mean over levels of accuracy(ticket) − accuracy(control): above 1 point where the advantage is lost, within ±1 where
+    a control stays close; accuracy(reinit) − accuracy(shuffle_layerwise) above 0. Bayesian networks.
+    """
+    parts = []
+    for family in SMALL:
+        for arch in e.networks(family):
+            ticket, controls = e.curve(arch), {c: e.curve(arch, treatment=c) for c in CONTROLS}
+            for control, c in controls.items():
+                close = family != "vit" and control in ("reinit", "shuffle_layerwise")
+                low, high = (-CLOSE, CLOSE) if close else (CLOSE, math.inf)
+                gap = ticket.ahead_of(c, "accuracy")
+                parts.append(judged(f"{arch}: ticket − {control}", low, high, gap, [*ticket.runs, *c.runs]))
+            if family != "vit":
+                reinit, layerwise = controls["reinit"], controls["shuffle_layerwise"]
+                ahead = reinit.ahead_of(layerwise, "accuracy")
+                parts.append(above(f"{arch}: reinit − shuffle_layerwise", ahead, [*reinit.runs, *layerwise.runs]))
+    return parts

@@ -1,0 +1,87 @@
+"""Claims 12 to 14: learning-rate rewinding, larger networks, and the learning rate."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from experiments.study.finished import treated
+from experiments.study.protocols import LARGER
+from experiments.study.statistics import Curve, Part, above, below, judged
+from experiments.study.verdicts.evidence import CLOSE, GUIDES, SMALL, Evidence
+
+
+def claim_12(e: Evidence) -> list[Part]:
+    """LRR beats IMP for ResNet (both) and deterministic VGG; for Bayesian VGG and ViT only at high sparsity.
+
+    Mean over levels of accuracy(LRR) − accuracy(IMP), above 0; for Bayesian VGG and ViT above 0 at density ≤ 10 % and
+    not (below 1 point) at higher density.
+    """
+    parts = []
+    for family, guides in (
+        ("resnet", ("mean_field", "deterministic")),
+        ("vgg", ("mean_field", "deterministic")),
+        ("vit", ("mean_field",)),
+    ):
+        for arch in e.networks(family):
+            for guide in guides:
+                lrr, imp = e.curve(arch, guide, rewind="lr"), e.curve(arch, guide)
+                runs, name = [*lrr.runs, *imp.runs], GUIDES[guide]
+                if family == "resnet" or guide == "deterministic":
+                    parts.append(above(f"{arch}, {name}: LRR − IMP", lrr.ahead_of(imp, "accuracy"), runs))
+                    continue
+                what = f"{arch}, {name}: LRR − IMP at"
+                parts.append(above(f"{what} high sparsity", lrr.ahead_of(imp, "accuracy", 0, 0.1), runs))
+                parts.append(below(f"{what} medium sparsity", lrr.ahead_of(imp, "accuracy", 0.1), runs, CLOSE))
+    return parts
+
+
+def claim_13(e: Evidence) -> list[Part]:
+    """Larger networks score higher with the same shape; VGG19 shows no drop.
+
+    Mean over levels of accuracy(large) − accuracy(small), above 0; correlation of the two curves over levels, above 0;
+    accuracy of vgg19 at the sparsest level minus dense, above −1 point. Score snr.
+    """
+    parts = []
+    for family in SMALL:
+        for small in (arch for arch in e.networks(family) if arch in LARGER):
+            a, b = e.curve(small), e.curve(LARGER[small])
+            runs, pair = [*a.runs, *b.runs], f"{LARGER[small]}, {small}"
+            parts.append(above(f"{pair}: accuracy, large − small", b.ahead_of(a, "accuracy"), runs))
+            shape = a.by_level("accuracy").corrwith(b.by_level("accuracy"), axis=1)
+            parts.append(above(f"{pair}: correlation of the curves", shape, runs))
+            if LARGER[small] == "vgg19":
+                drop = b.sparsest("accuracy") - b.dense("accuracy")
+                parts.append(above("vgg19: sparsest − dense", drop, b.runs, -CLOSE))
+    return parts
+
+
+def claim_14(e: Evidence) -> list[Part]:
+    """A low learning rate gives matching tickets at a lower ceiling; warm-up equals the high rate at medium sparsity; a high rate is best at high sparsity.
+
+    Low and high are the least and the greatest rate of a network's runs by snr. The low rate's best accuracy at
+    density ≤ 50 % minus its dense one, above −1 point; its greatest accuracy minus the protocol's own rate's, below 0;
+    accuracy(high, warm-up) − accuracy(high) at density 10 to 50 %, within ±1; accuracy(high) minus the better of the
+    other rates at density ≤ 5 %, above 0.
+    """
+    return [part for arch in e.all_networks() for part in _rates(e, arch)]
+
+
+def _rates(e: Evidence, arch: str) -> list[Part]:
+    rows = treated(e.levels, arch=arch, guide="mean_field", score="snr")
+    plain, warm = rows[rows["warmup_epochs"] == 0], rows[rows["warmup_epochs"] > 0]
+    curves = {rate: Curve(plain[plain["lr"] == rate]) for rate in sorted(plain["lr"].unique())}
+    base, none, runs = e.curve(arch), pd.Series(dtype=float), list(rows["run"].unique())
+    low, high = (curves[min(curves)], curves[max(curves)]) if len(curves) > 1 else (Curve(plain[:0]), Curve(plain[:0]))
+    sparse = low.frame[low.frame["density"] <= 0.5].groupby("seed")["accuracy"].max()
+    best = {name: c.by_level("accuracy").max(axis=1) for name, c in (("low", low), ("base", base))}
+    lowest_is_base = bool(set(low.runs) & set(base.runs))
+    others = pd.DataFrame({rate: c.at("accuracy", 0, 0.05) for rate, c in curves.items() if c is not high})
+    warmed = Curve(warm[warm["lr"].isin(high.frame["lr"])]).ahead_of(high, "accuracy", 0.1, 0.5)
+    ceiling = none if lowest_is_base else best["low"] - best["base"]
+    ahead = high.at("accuracy", 0, 0.05) - others.max(axis=1)
+    return [
+        above(f"{arch}: low rate, best sparse − dense", sparse - low.dense("accuracy"), runs, -CLOSE),
+        below(f"{arch}: low rate's ceiling − the usual rate's", ceiling, runs),
+        judged(f"{arch}: high rate, warm-up − none", -CLOSE, CLOSE, warmed, runs),
+        above(f"{arch}: high rate − the others at high sparsity", ahead, runs),
+    ]

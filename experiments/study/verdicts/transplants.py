@@ -1,0 +1,72 @@
+"""Claims 9 to 11: what transplanted tickets reach, and what they save."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+
+from experiments.study.statistics import UNKNOWN, Part, above, below, judged
+from experiments.study.verdicts.evidence import CALIBRATED, CLOSE, GUIDES, PAPER_SAMPLES, SMALL, Evidence
+
+
+def claim_9(e: Evidence) -> list[Part]:
+    """Transplanted tickets reach Bayesian and deterministic tickets for ResNet and VGG, and fall short of the deterministic for ViT.
+
+    Mean over levels of accuracy(transplanted) − accuracy(other): above −1 point; for ViT against deterministic below 0.
+    """
+    parts = []
+    for family in SMALL:
+        for arch in e.networks(family):
+            moved = e.curve(arch, treatment="transplant")
+            for guide, name in GUIDES.items():
+                if family == "vit" and guide == "mean_field":
+                    continue
+                other = e.curve(arch, guide)
+                ahead, runs = moved.ahead_of(other, "accuracy"), [*moved.runs, *other.runs]
+                what = f"{arch}: transplanted − {name}"
+                parts.append(below(what, ahead, runs) if family == "vit" else above(what, ahead, runs, -CLOSE))
+    return parts
+
+
+def claim_10(e: Evidence) -> list[Part]:
+    """Transplanted tickets are calibrated like fully Bayesian ones.
+
+    Mean over levels of MACE(transplanted) − MACE(Bayesian, snr), within ±0.01.
+    """
+    parts = []
+    for arch in e.all_networks():
+        moved, bayesian = e.curve(arch, treatment="transplant"), e.curve(arch)
+        gap = moved.ahead_of(bayesian, "mace")
+        what = f"{arch}: MACE, transplanted − Bayesian"
+        parts.append(judged(what, -CALIBRATED, CALIBRATED, gap, [*moved.runs, *bayesian.runs]))
+    return parts
+
+
+def claim_11(e: Evidence) -> list[Part]:
+    """VI training costs 3 to 7 times deterministic training; transplantation saves at least half of the compute at high sparsity.
+
+    Ratio of the mean training seconds per level, within 3 to 7; and at the sparsest transplanted level k the saving
+    1 − (Σ_{i<k} det_i + transplant_k) / Σ_{i≤k} VI_i, above 0.5. Both are costs of the paper's ten weight samples a batch,
+    and judged with these alone.
+    """
+    parts = []
+    for arch in e.all_networks():
+        vi, deterministic, moved = e.curve(arch), e.curve(arch, "deterministic"), e.curve(arch, treatment="transplant")
+        seconds = {name: c.by_level("train_seconds") for name, c in (("vi", vi), ("det", deterministic))}
+        runs = [*vi.runs, *deterministic.runs]
+        samples = sorted(vi.frame["train_samples"].unique()) or [PAPER_SAMPLES]
+        what = f"{arch}: seconds, Bayesian / deterministic, weight samples: {' '.join(map(str, samples))}"
+        costs = [judged(what, 3, 7, seconds["vi"].mean(axis=1) / seconds["det"].mean(axis=1), runs)]
+        saving = {}
+        for seed, row in moved.by_level("train_seconds").iterrows():
+            k = row.last_valid_index()
+            needed = {
+                name: frame.reindex(index=[seed], columns=range(k + 1)).loc[seed] for name, frame in seconds.items()
+            }
+            cost = needed["det"][:k].sum(skipna=False) + row[k]
+            saving[seed] = 1 - cost / needed["vi"].sum(skipna=False)
+        what = f"{arch}: compute saved by transplantation"
+        costs.append(above(what, pd.Series(saving, dtype=float), [*runs, *moved.runs], 0.5))
+        parts += [part if samples == [PAPER_SAMPLES] else replace(part, verdict=UNKNOWN) for part in costs]
+    return parts
