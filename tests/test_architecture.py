@@ -10,7 +10,7 @@ from tests.support import ROOT
 
 GROUND = {"errors", "names", "seeds", "threads", "machine", "distributed", "files", "untrusted", "types", "modes", "trees"}  # fmt: skip
 METHOD = {
-    "kernels", "distributions", "nets", "data", "priors", "own_parameters", "model", "weights", "handlers", "guides", "elbo", "training",
+    "kernels", "distributions", "nets", "data", "priors", "model", "weights", "handlers", "guides", "elbo", "training",
     "prediction", "metrics", "levels", "scores", "masks", "tickets",
 }  # fmt: skip
 RUNS = {"runs"}

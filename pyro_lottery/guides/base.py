@@ -13,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_lottery.handlers import not_hidden
-from pyro_lottery.own_parameters import keep_parameters_
+from pyro_lottery.priors.own_parameters import keep_parameters_
 
 
 class Own(AutoGuide):

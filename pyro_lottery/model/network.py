@@ -34,8 +34,8 @@ from pyro_lottery.model.layers import (
 )
 from pyro_lottery.model.likelihoods import checked_targets, elementary, mean_of
 from pyro_lottery.names import LIKELIHOOD, check_finite, check_same
-from pyro_lottery.own_parameters import keep_parameters_
 from pyro_lottery.priors import AnyPrior, OneSite, Prior, SitePrior, detached, normal, of_sites
+from pyro_lottery.priors.own_parameters import keep_parameters_
 from pyro_lottery.threads import TURN
 from pyro_lottery.types import Mask, Sites, Ticket
 
