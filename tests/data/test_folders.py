@@ -8,7 +8,8 @@ from torchvision.transforms import v2
 
 import pyro_lottery as pl
 from experiments import odd_folders
-from experiments.odd_folders import CASES, plain, save
+from experiments.odd_folders import CASES
+from experiments.trials.folders import plain, save
 from pyro_lottery import data
 from pyro_lottery.data.images import crop, resize
 

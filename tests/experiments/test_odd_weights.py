@@ -31,4 +31,4 @@ def test_what_is_wrong_with_an_outcome_is_seen(tmp_path, capsys, monkeypatch):
     assert "not 'other'" in odd_weights.agrees(replace(case, line="other"), outcome)
     monkeypatch.setattr(odd_weights, "cases", lambda: [replace(case, line="other"), CASES[1]])
     assert odd_weights.main(["-o", str(tmp_path / "weights.md")]) == 1
-    assert "1 of 2 files as stated" in capsys.readouterr().out
+    assert "1 of 2 cases as stated" in capsys.readouterr().out
