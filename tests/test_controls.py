@@ -67,7 +67,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
     path = str(run.folder.path)
     for arguments, message in [
         ([path, "--control", "rainit"], "did you mean reinit"),
-        ([path, "--control", "reinit", "--levels", "7"], "--levels 7: .* has no such finished level; choose among"),
+        ([path, "--control", "reinit", "--levels", "7"], "--levels 7: not a finished level of .*; choose among"),
         ([path, "--control", "reinit", "--levels", "0"], "--levels 0: "),
         ([str(tmp_path), "--control", "reinit"], "is not a run folder"),
         ([str(controls.run_control(run, "reinit").folder.path), "--control", "reinit"], "is itself a control"),

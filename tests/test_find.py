@@ -93,14 +93,14 @@ def test_the_network_stays_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"network": mlp(seed=1)}, "begun with another network, or from other initial values"),
-        ({"network": nn.Sequential(*mlp()[:1], nn.Tanh(), mlp()[2])}, "begun with another network, prior or likelihood"),
+        ({"network": mlp(seed=1)}, "started with another network, or from other initial values"),
+        ({"network": nn.Sequential(*mlp()[:1], nn.Tanh(), mlp()[2])}, "started with another network, prior or likelihood"),
         ({"data": table(121)}, "trained on other data"),
         ({"prior": pl.priors.normal(0.3)}, "prior"),
-        ({"init_scale": 0.02}, "init_scale is 0.01 there and 0.02 here"),
-        ({"epochs": 4}, "epochs is 3 there and 4 here"),
+        ({"init_scale": 0.02}, "init_scale was 0.01, now it is 0.02"),
+        ({"epochs": 4}, "epochs was 3, now it is 4"),
         ({"guide": lambda model: pl.guides.mean_field(model, 0.5)}, "guide"),
-        ({"guide": autoguide.AutoNormal}, "guide is mean_field there and own-AutoNormal here"),
+        ({"guide": autoguide.AutoNormal}, "guide was mean_field, now it is own-AutoNormal"),
     ],
 )  # fmt: skip
 def test_what_differs_from_the_run_is_said(classified, change, line):
@@ -132,7 +132,7 @@ def test_names_without_a_folder_tell_networks_and_data_apart(tmp_path, monkeypat
         ({"score": "sne"}, "unknown score"),
         ({"guide": "mean_feld"}, "unknown guide"),
         ({"prior": "norml"}, "unknown prior"),
-        ({"likelihood": lambda net, prior, num_data, kl_temperature: net}, "likelihood gave a Sequential"),
+        ({"likelihood": lambda net, prior, num_data, kl_temperature: net}, "likelihood returned a Sequential"),
         ({"network": mlp(inputs=29)}, "29"),
     ],
 )  # fmt: skip
@@ -171,7 +171,7 @@ def test_a_network_that_cannot_be_drawn_anew_says_why(tmp_path):
             return self.factor * self.body(x)
 
     run = pl.find_tickets(Scaled(), table(), run_dir=tmp_path / "run", **QUICK | {"levels": 1})
-    with pytest.raises(pl.UserError, match=r"the network is a Scaled with parameters and without reset_parameters\(\)"):
+    with pytest.raises(pl.UserError, match=r"the network is a Scaled that has parameters but no reset_parameters\(\)"):
         run_control(run, "reinit", [1])
 
 
@@ -315,5 +315,5 @@ def test_a_run_goes_on_with_its_own_score_alone(tmp_path):
     assert find(largest).results.equals(before)
     smallest = lambda posterior: {site: -loc.abs() for site, loc in posterior.loc.items()}  # noqa: E731
     smallest.__name__ = "largest"
-    with pytest.raises(pl.UserError, match="begun with another score"):
+    with pytest.raises(pl.UserError, match="started with another score"):
         find(smallest)

@@ -291,7 +291,7 @@ def test_the_run_folder_is_as_promised(tmp_path, capsys):
     assert imp.main([*arguments, "--milestones", "1", "--run-dir", str(path), "--lr", "0.1"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "lr is 0.001 there and 0.1 here" in error
+    assert "lr was 0.001, now it is 0.1" in error
     assert fingerprint(path) == before
 
 

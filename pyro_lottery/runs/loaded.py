@@ -1,4 +1,4 @@
-"""Finished runs as objects: from a run folder to its results and networks."""
+"""Run folders as objects for reading: their results, tickets, posteriors and networks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pyro_lottery.runs.build import Shape, build, dense_ticket, load_data, shape
 
 @dataclass(frozen=True, eq=False)
 class TrainedNetwork:
-    """A network of a finished level, ready to predict: model, guide and mask belong together."""
+    """The network of a finished level, ready to predict: its model, guide and mask."""
 
     model: BayesianNetwork
     guide: AutoGuide
@@ -42,14 +42,13 @@ class TrainedNetwork:
     level: int
     precision: str
     classes: tuple[str, ...] | None = None
-    """Names of the columns of the probabilities, where they are known."""
+    """Names of the columns of the probabilities; None if they are unknown."""
 
     def predict(self, x: prediction.Inputs, num_samples: int = 10, seed: int = 0, *, aggregate: bool = True) -> Tensor:
-        """Class probabilities [n, classes] of normalised images ``x``, or E[y | x]; one seed gives the same bits every time
-        (CPU).
+        """Class probabilities [n, classes] of normalised images ``x``, or E[y | x] for real targets.
 
-        With the run's own seed, ``eval_samples`` and test images they are those that ``results.csv`` was measured on. With
-        ``aggregate=False`` those of every draw, [samples, n, classes].
+        On a CPU, the same seed gives the same bits every time. The run's own seed, ``eval_samples`` and test images give the
+        probabilities behind ``results.csv``. ``aggregate=False`` returns those of each draw, [samples, n, classes].
         """
         with TURN, sparsify(self.mask), self._draws(seed):
             return prediction.predict(
@@ -59,21 +58,21 @@ class TrainedNetwork:
     def predictive(
         self, x: prediction.Inputs, num_samples: int = 10, seed: int = 0
     ) -> prediction.Predictive | prediction.Mixture:
-        """What the draws of :meth:`predict` say of ``x``: probabilities and entropies, or of real targets a mixture."""
+        """Probabilities and entropies for ``x`` from the draws of :meth:`predict`; for real targets, a mixture."""
         with TURN, sparsify(self.mask), self._draws(seed):
             return prediction.predictive(self.model, self.guide, x, num_samples, precision=self.precision)
 
     def predictives(
         self, x: prediction.Inputs, num_samples: int = 10, seed: int = 0
     ) -> Iterator[prediction.Predictive]:
-        """What 1, 2, ... ``num_samples`` draws say of ``x``: probabilities, total, aleatoric and epistemic entropy.
+        """Probabilities and total, aleatoric and epistemic entropy for ``x`` from the first 1, 2, ... ``num_samples`` draws.
 
-        Threads take turns, draw by draw, and get the bits that they would get one after the other.
+        Threads take turns, draw by draw, and get the same bits as one after the other.
         """
         every = prediction.predictives(self.model, self.guide, x, num_samples, precision=self.precision)
         pruned, draws = sparsify(self.mask), self._draws(seed)
         while True:
-            with TURN, pruned, draws:  # around each step: what the caller does in between is not masked
+            with TURN, pruned, draws:  # around each step, so that the caller's code between steps is not masked
                 predictive = next(every, None)
             if predictive is None:
                 return
@@ -83,7 +82,7 @@ class TrainedNetwork:
         return seeds.Stream(next(iter(self.guide.parameters())).device, seed, "predict", self.level)
 
     def predict_mean(self, x: prediction.Inputs) -> Tensor:
-        """Class probabilities [n, classes], or E[y | x], of the mean weights."""
+        """Class probabilities [n, classes] for ``x``, or E[y | x], with the mean weights."""
         with TURN, sparsify(self.mask):
             return prediction.predict_mean(self.model, self.guide, x, precision=self.precision)
 
@@ -96,23 +95,26 @@ class Level:
 
     @cached_property
     def ticket(self) -> Ticket:
-        """What the level started from."""
+        """The ticket that the level was trained from."""
         return self._folder.load_ticket()
 
     @cached_property
     def posterior(self) -> Posterior:
-        """What it trained to: ``.loc[site]``, ``.scale[site]``."""
+        """The posterior after training: ``.loc[site]``, ``.scale[site]``."""
         return self._folder.load_posterior()[0]
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """One row per epoch."""
+        """The level's ``history.csv``, one row per epoch."""
         import pandas as pd
 
         return pd.DataFrame(self._folder.load_history(self._run.config.epochs_of(self.number)))
 
     def load_model(self, device: torch.device | str = "cpu") -> TrainedNetwork:
-        """The trained network, with the bits it had when it was saved."""
+        """The trained network, bit for bit as saved.
+
+        Raises ``UserError`` as :meth:`Run.vet` does, and ``Damaged`` if the saved values do not fit the network.
+        """
         self._run.vet()
         self._run.row(self.number)
         config, shape, ticket = self._run.config, self._run.shape, self.ticket
@@ -126,7 +128,7 @@ class Level:
         return TrainedNetwork(model, guide, ticket.mask, self.number, config.precision, self._run.classes)
 
     def _check_shapes(self, net: nn.Module, saved: Mapping[str, Tensor]) -> None:
-        """Raise ``Damaged`` unless the level's values are those of ``net``, before memory for it is needed."""
+        """Raise ``Damaged`` unless the saved values have the names and shapes of ``net``, before memory is allocated for it."""
         second = layers.second_names(net)
         expected = {name: value for name, value in net.state_dict().items() if name not in second}
         whose = f"network of --arch {self._run.config.arch}"
@@ -134,7 +136,7 @@ class Level:
 
 
 class Run:
-    """A run folder, read only."""
+    """A run folder, opened for reading only."""
 
     def __init__(self, path: str | Path, trust_code: bool = False, own: Own | None = None):
         self.folder, self.trust_code, self.own = RunFolder(path), trust_code, own
@@ -150,28 +152,29 @@ class Run:
             if not made_in_python and (len(example) != 3 or math.prod(example) > 3 * data.PIXELS):
                 raise TypeError
         except (KeyError, TypeError) as error:
-            raise UserError(f"{self.folder.path / 'config.json'} does not describe its data") from error
+            raise UserError(f"{self.folder.path / 'config.json'} has no valid description of the run's data") from error
 
     def vet(self) -> None:
-        """Raise ``UserError`` where building the run's network would import code that its config.json names, unless
-        the run was loaded with ``trust_code``: whoever sends a run folder shall not run code here. Also where it was made
-        of objects that are not in any file.
+        """Raise ``UserError`` if the run's network cannot be built, or must not be.
+
+        It must not be if that would import code that config.json names, unless the run was loaded with ``trust_code``: a run
+        folder from somebody else must not run its code here. It cannot be if the run was made from objects in Python.
         """
         if self.config.dataset == data.OWN and self.own is None:
             raise UserError(
-                f"{self.folder.path} was made in Python from a network and data that are in no file; call pl.find_tickets with them "
-                "again, which trains nothing that is finished and returns the whole run"
+                f"{self.folder.path} was made in Python from a network and data that are in no file; call pl.find_tickets with "
+                "them again, which returns the run and does not train finished levels again"
             )
         named = foreign(self.config.arch, self.config.guide, self.config.prior, self.config.score)
         if named and not self.trust_code:
             raise UserError(
-                f"{self.folder.path / 'config.json'} names code to import, {', '.join(named)}; if you trust it, say "
+                f"{self.folder.path / 'config.json'} names code to import, {', '.join(named)}; if you trust it, give "
                 "--trust-code, or load_run(path, trust_code=True)"
             )
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Names of the classes in the order of their labels; None where the run does not know them."""
+        """Names of the classes in the order of their labels; None if the run has none."""
         names = self.folder.config.get("classes")
         if names is None:
             return None
@@ -179,13 +182,13 @@ class Run:
             raise UserError(f"{self.folder.path / 'config.json'}: classes is {names!r}; expected a list of names")
         if len(names) != self.shape.num_classes:
             raise UserError(
-                f"{self.folder.path / 'config.json'} names {len(names)} classes of {self.shape.num_classes}"
+                f"{self.folder.path / 'config.json'}: classes has {len(names)} names; expected {self.shape.num_classes}"
             )
         return tuple(names)
 
     @property
     def results(self) -> pd.DataFrame:
-        """One row per level that is finished now, as in ``results.csv``."""
+        """One row per finished level, with the columns of ``results.csv``; read anew at each access."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -193,22 +196,25 @@ class Run:
         )
 
     def level(self, number: int) -> Level:
-        """A finished level; ``UserError`` if it is not."""
+        """Level ``number``; raises ``UserError`` if it is not finished."""
         self.row(number)
         return Level(number, self)
 
     def row(self, number: int) -> LevelResult:
-        """The row of a finished level in ``results.csv``; ``UserError`` if it is not, ``Damaged`` if its files do not agree."""
+        """A finished level's row of ``results.csv``.
+
+        Raises ``UserError`` if the level is not finished, and ``Damaged`` if its files are damaged or do not agree.
+        """
         rows = {row.level: row for row in self.folder.results()}
         if number not in rows:
             raise UserError(f"{self.folder.path} has no finished level {number}; finished: {list(rows)}")
         folder, epochs = self.folder.level(number), self.config.epochs_of(number)
-        if folder.check(epochs) is None:  # of version 0.1.0, without manifests
+        if folder.check(epochs) is None:  # a folder of version 0.1.0 has no manifests
             folder.check_content(rows[number], epochs)
         return rows[number]
 
     def initial(self, seed: int) -> Ticket:
-        """All weights of the run's network at the initial values that ``seed`` draws, also of a run from ``--pretrained``."""
+        """The dense ticket of the run's network at the random initial values of ``seed``, even if the run used ``--pretrained``."""
         self.vet()
         config, cpu = replace(self.config, seed=seed), torch.device("cpu")
         if self.own is None:
@@ -218,9 +224,9 @@ class Run:
         return dense_ticket(*build(config, self.shape, cpu, own=own))
 
     def load_data(self, device: torch.device | str = "cpu", data_dir: str | Path | None = None) -> Data:
-        """The run's data set, from ``data_dir`` where it lies elsewhere now; ``UserError`` if it holds other images.
+        """The run's data set, from ``data_dir`` if it has moved; raises ``UserError`` if the folder has other images.
 
-        Whoever sent the run chose the folder that it names: there nothing is written, and nothing downloaded into it.
+        Without ``data_dir``, nothing is written to or downloaded into the data folder, because the run's author chose its path.
         """
         if self.own is not None:
             return self.own.data.to(resolve_device(str(device)))
@@ -230,30 +236,31 @@ class Run:
         return found
 
     def check_data(self, found: Data) -> None:
-        """Raise ``UserError`` unless these are the images that the run was trained on."""
+        """Raise ``UserError`` unless the run was trained on the data ``found``."""
         if shape_of(found) != self.shape:
             raise UserError(
-                f"--data-dir holds other images than {self.folder.path} was trained on; name the folder of its own"
+                f"--data-dir has other data than {self.folder.path} was trained on; give the folder of the run's data"
             )
 
 
 def check_levels(run: Run, levels: Iterable[int] | None, lowest: int = 0) -> list[int]:
-    """``levels`` in order, or by default all finished ones from ``lowest``; ``UserError`` for one that is not finished."""
+    """``levels`` in order, by default all finished levels from ``lowest`` on; raises ``UserError`` if one is not finished."""
     finished = [row.level for row in run.folder.results() if row.level >= lowest]
     wanted = finished if levels is None else sorted(set(levels))
     for level in wanted:
         if level not in finished:
-            raise UserError(f"--levels {level}: {run.folder.path} has no such finished level; choose among {finished}")
+            raise UserError(f"--levels {level}: not a finished level of {run.folder.path}; choose among {finished}")
     if not wanted:
-        what = f"one of {finished}" if finished else "a finished level, of which it has none yet"
-        raise UserError(f"{run.folder.path}: choose {what}")
+        remedy = f"choose among {finished}" if finished else "finish one first"
+        raise UserError(f"{run.folder.path}: no finished level is chosen; {remedy}")
     return wanted
 
 
 def load_run(path: str | Path, trust_code: bool = False, own: Own | None = None) -> Run:
     """Open a run folder: ``.config``, ``.results`` (a DataFrame), ``.level(k).ticket / .posterior / .load_model()``.
 
-    Nothing in the folder is run. A network whose config.json names a guide or prior of the user's own by import path is
-    built only with ``trust_code``. ``own`` holds the objects that a run of :func:`pyro_lottery.find_tickets` was made from.
+    No code in the folder is executed. If config.json names a network, guide, prior or score by import path, networks are built
+    only with ``trust_code``. ``own`` holds the objects that a run of :func:`pyro_lottery.find_tickets` was made from. Raises
+    ``UserError`` if ``path`` is not a run folder.
     """
     return Run(path, trust_code, own)

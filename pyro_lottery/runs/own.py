@@ -1,4 +1,4 @@
-"""What a user made in Python, where a config can only name what the library knows: a network, data, distributions."""
+"""Objects that a user makes in Python and a config cannot name: network, data, likelihood, prior, guide and score."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from pyro_lottery.scores import Score
 from pyro_lottery.threads import TURN
 
 Likelihood = Callable[..., BayesianNetwork]
-"""Called as ``likelihood(net, prior, num_data=N, kl_temperature=T)``: :class:`BayesianClassifier`, say, or a subclass of
-:class:`BayesianNetwork` of one's own."""
+"""Called as ``likelihood(net, prior, num_data=N, kl_temperature=T)``; returns a :class:`BayesianNetwork`.
+:class:`BayesianClassifier` is one, as is any subclass with this signature."""
 
 
 @dataclass(frozen=True, eq=False)
 class Own:
-    """The objects that a run of :func:`pyro_lottery.find_tickets` is made from; None stands for what the config names."""
+    """The objects that a run of :func:`pyro_lottery.find_tickets` is made from; for None, the config's choice is used."""
 
     network: nn.Module
     data: Data
@@ -40,7 +40,10 @@ class Own:
     score: Score | None = None
 
     def model(self, config_prior: AnyPrior, kl_temperature: float) -> BayesianNetwork:
-        """A Bayesian network around a copy of the user's, which stays as it is."""
+        """A Bayesian network around a copy of the user's network, which is not changed.
+
+        Raises ``UserError`` if the network cannot be copied, or if ``likelihood`` cannot be called or returns no BayesianNetwork.
+        """
         likelihood = self.likelihood or self._usual_likelihood()
         prior = config_prior if self.prior is None else self.prior
         given = {"num_data": len(self.data.train), "kl_temperature": kl_temperature}
@@ -48,8 +51,8 @@ class Own:
         model = likelihood(_copy(self.network), prior, **given)
         if not isinstance(model, BayesianNetwork):
             raise UserError(
-                f"likelihood gave a {type(model).__name__}; expected a BayesianNetwork, as pl.BayesianClassifier makes one of "
-                "(net, prior, num_data=..., kl_temperature=...)"
+                f"likelihood returned a {type(model).__name__}; expected a BayesianNetwork, as from "
+                "pl.BayesianClassifier(net, prior, num_data=..., kl_temperature=...)"
             )
         return model
 
@@ -59,9 +62,9 @@ class Own:
         return BayesianClassifier
 
     def drawn_anew(self) -> Own:
-        """The same with the network's parameters drawn anew, by the ``reset_parameters`` of each of its modules.
+        """A copy with new initial values of the network's parameters, from ``reset_parameters`` of each of its modules.
 
-        Raises ``UserError`` for a module with parameters and without such a method.
+        Raises ``UserError`` for a module that has parameters but no such method.
         """
         network = _copy(self.network)
         for name, module in network.named_modules():
@@ -70,8 +73,8 @@ class Own:
                 reset()
             elif any(True for _ in module.parameters(recurse=False)):
                 raise UserError(
-                    f"{name or 'the network'} is a {type(module).__name__} with parameters and without reset_parameters(), so "
-                    "that its values cannot be drawn anew; give it that method"
+                    f"{name or 'the network'} is a {type(module).__name__} that has parameters but no reset_parameters(), "
+                    "which must set new initial values; add that method"
                 )
         return replace(self, network=network)
 
@@ -79,21 +82,17 @@ class Own:
 def _copy(network: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(network)
-    except (
-        TypeError,
-        RuntimeError,
-        AttributeError,
-        copy.Error,
-    ) as error:  # files, locks; results kept with their graph
+    # Open files and locks cannot be copied, nor tensors kept with their autograd graph.
+    except (TypeError, RuntimeError, AttributeError, copy.Error) as error:
         raise UserError(
-            f"the network cannot be copied by copy.deepcopy ({one_line(error)}); give one that keeps no open files and no results of "
+            f"copy.deepcopy cannot copy the network ({one_line(error)}); give one that keeps no open files and no tensors of "
             "an earlier pass"
         ) from error
 
 
 def _check_takes(likelihood: Any, *given: Any, **named: Any) -> None:
-    """Raise ``UserError`` unless ``likelihood`` can be called so."""
-    how = "it is called as likelihood(net, prior, num_data=..., kl_temperature=...); fix what else it needs by functools.partial"
+    """Raise ``UserError`` unless ``likelihood`` can be called with these arguments."""
+    how = "it is called as likelihood(net, prior, num_data=..., kl_temperature=...); bind other arguments by functools.partial"
     if not callable(likelihood):
         raise UserError(f"likelihood is {likelihood!r}; {how}")
     try:
@@ -102,26 +101,26 @@ def _check_takes(likelihood: Any, *given: Any, **named: Any) -> None:
         raise UserError(
             f"likelihood {name_of(likelihood).removeprefix(f'{OWN}-')}: {one_line(error)}; {how}"
         ) from error
-    except ValueError:  # of a callable that does not tell its parameters
+    except ValueError:  # the callable has no signature to inspect
         return
 
 
 def name_of(thing: Any) -> str:
-    """How ``config.json`` names an object that no import path stands for.
+    """The name in ``config.json`` of an object made in Python.
 
     >>> name_of(nn.Linear(1, 1)), name_of(nn.Linear)
     ('own-Linear', 'own-Linear')
     """
-    named = getattr(thing, "func", thing)  # of functools.partial
+    named = getattr(thing, "func", thing)  # the function of a functools.partial
     name = getattr(named, "__name__", None) or type(named).__name__
     return f"{OWN}-{''.join(c for c in name if c.isalnum() or c == '_')}"
 
 
 def fingerprint(model: BayesianNetwork, guide: Any, data: Data, score: Score | None = None) -> dict[str, float]:
-    """What a resumed run knows its network, likelihood, prior and guide by, at their initial values.
+    """Numbers by which a resumed run recognises its network, likelihood, prior, guide and score, at their initial values.
 
-    A checksum of the values; log p(w) + log p(two targets | w), in which the network's code, likelihood and prior have
-    their part; the sum of log-scales; and of a score of the user's own the sum of its finite values.
+    A checksum of the values; log p(w) + log p(two targets | w), which depends on the network's code, likelihood and prior; the
+    sum of log-scales; and, for a ``score`` made in Python, the sum of its finite values.
     """
     initial, (x, y) = model.initial_values(), data.train.head()
     with TURN, evaluating(model), torch.no_grad(), poutine.block():
@@ -139,7 +138,7 @@ def fingerprint(model: BayesianNetwork, guide: Any, data: Data, score: Score | N
     if score is not None:
         with TURN, torch.no_grad(), seeds.stream("cpu", 0, "score"):
             values = score(guides.posterior(guide))
-        tensors = values.values() if isinstance(values, dict) else ()  # anything else is told when a mask is shrunk
+        tensors = values.values() if isinstance(values, dict) else ()  # shrinking a mask reports any other type
         found["score"] = sum(
             float(t.double().nan_to_num(0, 0, 0).sum()) for t in tensors if isinstance(t, torch.Tensor)
         )

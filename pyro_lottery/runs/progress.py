@@ -1,4 +1,4 @@
-"""What a run shows while it works: a bar per level on a terminal, plain lines elsewhere, a table at the end."""
+"""The progress of a run: a bar per level on a terminal, plain lines elsewhere, and a table at the end."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.types import LevelResult
 
 PLAIN_SECONDS = 10.0
-"""Least time between two lines where no bar can be drawn, so that logs stay short."""
+"""Shortest time between two plain lines, so that logs stay short."""
 
 
 def progress(console: Console | None = None, *more: ProgressColumn) -> Progress:
-    """A bar with the time spent and left, and ``more`` columns; where there is no terminal, nothing."""
+    """A progress bar with the time spent and left, and ``more`` columns; shows nothing without a terminal."""
     console = console or Console()
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
@@ -28,7 +28,7 @@ def progress(console: Console | None = None, *more: ProgressColumn) -> Progress:
 
 
 class LevelDisplay:
-    """Shows one level's training; a context manager."""
+    """A context manager that shows the training of one level."""
 
     def __init__(self, level: int, levels: int, density: float, epochs: int, console: Console | None = None):
         self.console = console or Console(quiet=not is_first())
@@ -47,7 +47,7 @@ class LevelDisplay:
         self.bar.stop()
 
     def update(self, epochs_done: float, state: str, always: bool = False) -> None:
-        """Show ``state`` after ``epochs_done`` epochs; ``always`` prints a plain line however soon."""
+        """Show ``state`` after ``epochs_done`` epochs; ``always`` prints a plain line even within ``PLAIN_SECONDS`` of the last."""
         now = time.monotonic()
         when, first = self._began = self._began or (now, epochs_done)
         seconds = (now - when) / max(epochs_done - first, 1e-9) * (self.epochs - epochs_done)
@@ -85,7 +85,7 @@ def _measured(r: LevelResult) -> list[str]:
 
 
 def show_results(run: RunFolder) -> None:
-    """Print the finished levels of a run, and where the rest is."""
+    """Print the table of a run's finished levels and the path of its folder."""
     if not is_first():
         return
     Console().print(results_table(run.results()))

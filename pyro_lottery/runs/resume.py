@@ -1,4 +1,4 @@
-"""Which run folders a command may go on with: same options, same data, same origin; whatever else differs is warned of."""
+"""Whether a command may resume a run folder: options, data and origin must be the same; other differences give a warning."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ _OWN = {
     "initial_values": "network, or from other initial values", "log_joint": "network, prior or likelihood",
     "log_scales": "guide or initial scale", "score": "score",
 }  # fmt: skip
-"""Facts that tell apart runs made in Python, and what differs where they do."""
+"""Facts that distinguish runs made in Python, and what differs if a fact does."""
 
 
 def open_folder(run: RunFolder, options: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Make ``run`` a run folder of these ``options``, or go on with it; ``UserError`` names what differs.
+    """Create the run folder ``run`` with these ``options``, or resume it.
 
-    ``facts`` (data, versions, hardware) are recorded when the folder is made, and compared when it is resumed.
+    ``facts`` (data, versions, hardware) are recorded when the folder is created, and compared when it is resumed. Raises
+    ``UserError`` if the folder belongs to another run, naming what differs.
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -43,45 +44,45 @@ def _check(run: RunFolder, old: dict[str, Any], options: dict[str, Any], facts: 
     where = f"--run-dir {run.path}"
     for name, value in options.items():
         if name not in old and name not in RESUMABLE - {"levels"}:
-            raise UserError(f"{run.path / 'config.json'} lacks the option {name}; choose another --run-dir")
+            raise UserError(f"{run.path / 'config.json'} has no option {name}; choose another --run-dir")
         if name not in RESUMABLE and old[name] != value:
             raise UserError(
-                f"{where} belongs to other options: {name} is {old[name]} there and {value} here; choose another "
-                "--run-dir, or repeat the run's own options"
+                f"{where} was started with other options: {name} was {old[name]}, now it is {value}; choose another "
+                "--run-dir, or give the options of that run"
             )
     if type(old["levels"]) is not int:
-        raise UserError(f"{run.path / 'config.json'}: levels is {old['levels']!r}, not a whole number")
+        raise UserError(f"{run.path / 'config.json'}: levels is {old['levels']!r}; expected a whole number")
     for name in ORIGINS:
         if old.get(name) != facts.get(name):
             raise UserError(f"{where} holds tickets of another {name}; choose another --run-dir")
     if old.get(PRETRAINED) != facts.get(PRETRAINED):
         there, here = (f"the weights {f[PRETRAINED]}" if PRETRAINED in f else "random values" for f in (old, facts))
         raise UserError(
-            f"{where} was begun from {there}, and --pretrained gives {here}; choose another --run-dir, or the run's own weights"
+            f"{where} was started from {there}, but --pretrained gives {here}; choose another --run-dir, or the weights of that run"
         )
     if old.get("data") != facts.get("data"):
         raise UserError(
-            f"{where} was trained on other data than --data-dir {options['data_dir']} holds now; choose another --run-dir, "
-            "or the run's own data"
+            f"{where} was trained on other data than --data-dir {options['data_dir']} has now; choose another --run-dir, "
+            "or the data of that run"
         )
     _check_own(where, old.get("own"), facts.get("own"))
     _warn_of_changes(run, old, facts)
 
 
 def _check_own(where: str, old: Any, now: Any) -> None:
-    """Raise ``UserError`` if the run was begun with another network, prior, likelihood or guide made in Python."""
+    """Raise ``UserError`` if the run was started with another network, prior, likelihood, guide or score made in Python."""
     for name, value in (now or {}).items():
         before: Any = old.get(name) if isinstance(old, dict) else None
         tolerance = 0.0 if isinstance(value, int) else 1e-4  # a checksum is equal or not
         if type(before) not in (int, float) or not math.isclose(before, value, rel_tol=tolerance, abs_tol=tolerance):
             raise UserError(
-                f"{where} was begun with another {_OWN.get(name, name)} ({name} is {before} there and {value} here); build the "
+                f"{where} was started with another {_OWN.get(name, name)} ({name} was {before}, now it is {value}); build the "
                 "network after torch.manual_seed, or choose another folder"
             )
 
 
 def _warn_of_changes(run: RunFolder, old: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Warn of what may change the last bits of what is trained now: versions, hardware, kernels, random streams."""
+    """Warn of changes that may change the last bits of training: versions, hardware, kernels and random streams."""
     for name in ("versions", "hardware", "kernels", "streams"):
         now = facts.get(name, {})
         for key, value in (now if isinstance(now, dict) else {"": now}).items():
@@ -89,9 +90,8 @@ def _warn_of_changes(run: RunFolder, old: dict[str, Any], facts: dict[str, Any])
             if before != value:
                 what = " ".join([name, key]).strip()
                 warnings.warn(
-                    f"{run.path} was begun with {what} = {before}, here it is {value}: what is trained now may differ in its "
-                    "last bits",
+                    f"{run.path} was started with {what} = {before}, now it is {value}: training may differ in its last bits",
                     stacklevel=2,
                 )
     if old.get("classes") not in (None, facts.get("classes")):
-        warnings.warn(f"{run.path} was begun when the classes had the names {old['classes']}", stacklevel=2)
+        warnings.warn(f"{run.path} was started when the classes were named {old['classes']}", stacklevel=2)

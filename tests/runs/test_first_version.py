@@ -15,7 +15,7 @@ from pyro_lottery.runs.folder import RunFolder
 from tests.runs.made import replace_text
 
 KEPT = Path(__file__).parent / "first_version" / "run"
-OTHER_MACHINE = pytest.mark.filterwarnings("ignore:.* was begun with (versions|hardware|kernels):UserWarning")
+OTHER_MACHINE = pytest.mark.filterwarnings("ignore:.* was started with (versions|hardware|kernels):UserWarning")
 
 
 @pytest.fixture

@@ -164,7 +164,7 @@ def test_code_that_a_run_folder_names_runs_only_where_it_is_trusted(tmp_path, ca
 def test_a_shape_that_no_data_have_is_refused(shape, run, tmp_path):
     folder = RunFolder(tmp_path)
     folder.save_config(run.folder.config | {"data": run.folder.config["data"] | shape})
-    with pytest.raises(pl.UserError, match=r"config\.json does not describe its data"):
+    with pytest.raises(pl.UserError, match=r"config\.json has no valid description of the run's data"):
         pl.load_run(tmp_path)
 
 
@@ -198,7 +198,7 @@ def test_a_run_on_another_machine_is_told_where_its_data_are_and_checks_them(tmp
         lambda: evaluate.evaluate(run, samples=1, data_dir=str(other)),
         lambda: run_control(run, "shuffle_even", [1], data_dir=str(other)),
     ):
-        with pytest.raises(pl.UserError, match="holds other images than"):
+        with pytest.raises(pl.UserError, match="has other data than"):
             use()
     assert not (tmp_path / "run" / "controls" / "shuffle_even").exists()
 
@@ -220,7 +220,7 @@ def test_a_run_knows_the_names_of_its_classes(tmp_path):
     assert "; 2 classes: NA, dog" in report.report([run])
     for part in ("train", "test"):
         (tmp_path / "data" / part / "NA").rename(tmp_path / "data" / part / "cat")
-    with pytest.warns(UserWarning, match=r"begun when the classes had the names \['NA', 'dog'\]"):
+    with pytest.warns(UserWarning, match=r"started when the classes were named \['NA', 'dog'\]"):
         imp.run_imp(config)
 
 

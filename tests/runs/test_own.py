@@ -70,5 +70,5 @@ def test_a_likelihood_that_cannot_be_called_is_one_line(likelihood, line):
 def test_a_network_that_cannot_be_copied_is_one_line(kept):
     own = made()[0]
     own.network.kept = own.network(torch.zeros(1, 3)) if kept == "a result" else (each for each in ())
-    with pytest.raises(pl.UserError, match="the network cannot be copied"):
+    with pytest.raises(pl.UserError, match=r"copy\.deepcopy cannot copy the network"):
         own.model(pl.priors.normal(1.0), 1.0)

@@ -115,7 +115,7 @@ def test_a_run_begins_rewinds_and_resumes_with_the_files_values(tmp_path, monkey
     assert again.results.equals(results), "where the file is does not matter"
 
     for given in ({"pretrained_key": "ema"}, {"pretrained": None, "pretrained_key": None}):
-        with pytest.raises(pl.UserError, match=f"was begun from the weights {checksum}, and --pretrained gives"):
+        with pytest.raises(pl.UserError, match=f"was started from the weights {checksum}, but --pretrained gives"):
             imp.run_imp(Config(**options | {"pretrained": "elsewhere/w.pt", "run_dir": str(run.folder.path)} | given))
     (tmp_path / "elsewhere" / "w.pt").unlink()
     data = run.load_data()
@@ -139,7 +139,7 @@ def test_the_command(tmp_path, capsys):
         (["--pretrained", str(tmp_path / "no.pt")], "no.pt does not exist"),
         (["--pretrained", str(tmp_path)], "it is a folder"),
         (["--pretrained-key", "ema"], "give that too"),
-        ([], "was begun from the weights "),
+        ([], "was started from the weights "),
     ):
         assert imp.main([*toy, *arguments]) == 2
         found = capsys.readouterr().err.splitlines()
