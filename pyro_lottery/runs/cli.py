@@ -16,6 +16,7 @@ from pyro_lottery.errors import Damaged, Diverged, Failed, Stopped, UserError
 from pyro_lottery.runs.config import Config, preset
 from pyro_lottery.runs.options import as_text, dashed
 from pyro_lottery.runs.presets import PRESET_HELP
+from pyro_lottery.runs.signals import signals
 
 
 class Parser(argparse.ArgumentParser):
@@ -98,7 +99,8 @@ def run_command(prog: str, work: Callable[[], Any], arguments: Sequence[str] | N
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest, **more: complain(f"warning: {message}")
         try:
-            work()
+            with signals():  # also after the last level, while results are shown
+                work()
         except UserError as error:
             complain(error)
             return 2 if is_first() else 0  # another code would make the launcher end all ranks

@@ -59,3 +59,12 @@ def test_a_second_sigint_interrupts():
 def test_where_nothing_is_unsaved_a_signal_stops_at_once():
     with signals(), pytest.raises(Stopped):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_outside_of_training_stops_a_command_too(number, capsys):
+    """While results are shown after the last level, for instance: the process is not killed in the middle of a line."""
+    before = signal.getsignal(number)
+    assert run_command("python -m it", lambda: signal.raise_signal(number), ["RUN"]) == 75
+    assert capsys.readouterr().err == "python -m it: stopped, everything is saved; to resume: python -m it RUN\n"
+    assert signal.getsignal(number) is before
