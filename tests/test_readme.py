@@ -18,7 +18,7 @@ import torch
 import pyro_lottery.__main__ as listing
 from experiments import claims, odd_folders, odd_weights, own_data, timm_table
 from experiments import command as experimenting
-from experiments.benchmarks import estimators, steps
+from experiments.benchmarks import candidates, estimators, steps
 from experiments.study.statistics import FAILS, HOLDS, UNKNOWN
 from experiments.study.verdicts.judge import CLAIMS
 from plots import command as plotting
@@ -270,7 +270,7 @@ def test_the_speed_commands(tmp_path, monkeypatch, capsys):
     run = run_imp(preset("quick", arch="lenet", levels=0, epochs=1, milestones=(), train_size=100))
     toy = ["--arch", "lenet", "--rounds", "1", "--batch-size", "4", "--draws", "4", "--evaluate", "4"]
     if not importlib.util.find_spec("torch_blue"):  # the extra bench is not for tests
-        monkeypatch.setattr(steps, "PEERS", ())
+        monkeypatch.setattr(candidates, "PEERS", ())
         monkeypatch.setattr(steps, "has_peers", lambda: True)
     monkeypatch.setattr(torch, "compile", lambda function: function)  # the real one takes half a minute to start
     *measure, plot = OF["speed"] if "plots" in OF["speed"][-1] else [OF["speed"][0], OF["speed"][2], OF["speed"][1]]
