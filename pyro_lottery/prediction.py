@@ -22,7 +22,7 @@ from pyro_lottery.machine import autocast, channels_last
 from pyro_lottery.masks import zeroed
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork
 from pyro_lottery.model.inputs import batches, is_loader, slices
-from pyro_lottery.model.likelihoods import Mixture
+from pyro_lottery.model.mixture import Mixture
 from pyro_lottery.modes import evaluating
 from pyro_lottery.threads import TURN
 

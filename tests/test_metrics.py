@@ -9,7 +9,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 import pyro_lottery as pl
 from pyro_lottery import metrics
-from pyro_lottery.model.likelihoods import Mixture
+from pyro_lottery.model.mixture import Mixture
 
 # Three examples of confidence 0.9 (two right), one of 0.6 (wrong): bins [0.9, 0.95) and [0.6, 0.65).
 PROBS = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.4, 0.6]], dtype=torch.double)

@@ -1,4 +1,4 @@
-"""Turns a plain network into a Bayesian model: priors on weights, a likelihood, N and the KL temperature."""
+"""A network as a Bayesian model: priors on weights, a likelihood, N and the KL temperature."""
 
 from __future__ import annotations
 
@@ -6,118 +6,31 @@ import math
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
-from contextvars import ContextVar
 from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.autoguide import AutoGuide
-from pyro.nn import PyroModule, PyroSample
-from pyro.nn.module import pyro_method, to_pyro_module_
 from torch import Tensor, nn
 
 from pyro_lottery import guides, trees
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import not_hidden
-from pyro_lottery.handlers.used_weights import mask_what_is_used_
+from pyro_lottery.model.bayesianize import bayesianize_, sample_sites, site_priors, with_gradients
 from pyro_lottery.model.layers import (
-    LAYERS,
-    kaiming_scale,
     prunable_sites,
     random_parameters,
     random_sites,
     second_names,
     what_density_is_of,
 )
-from pyro_lottery.model.likelihoods import checked_targets, elementary, mean_of
+from pyro_lottery.model.likelihoods import checked_targets, mean_of, one_per_example
+from pyro_lottery.model.outputs import call
 from pyro_lottery.names import LIKELIHOOD, check_finite, check_same
-from pyro_lottery.priors import AnyPrior, OneSite, Prior, SitePrior, detached, normal, of_sites
-from pyro_lottery.priors.own_parameters import keep_parameters_
-from pyro_lottery.threads import TURN
+from pyro_lottery.priors import AnyPrior, OneSite, SitePrior, detached, normal, of_sites
 from pyro_lottery.types import Mask, Sites, Ticket
-
-
-def bayesianize_(net: nn.Module, priors: Mapping[str, Prior]) -> dict[str, float]:
-    """Turn every parameter that ``priors`` names into a Pyro sample site, in place.
-
-    A site keeps the name and the shape of its parameter. The parameter's value becomes the buffer ``NAME_init`` (not in
-    the state dict), from which a guide takes its initial loc. Returns the Kaiming scale of every site. Raises
-    ``UserError`` if a prior does not fit its site.
-    """
-    found = [(site, layer, name) for site, layer, name in random_parameters(net) if site in priors]
-    scales = {site: kaiming_scale(layer, name) for site, layer, name in found}
-    values = {site: getattr(layer, name).detach().clone() for site, layer, name in found}
-    own = _site_priors(priors, values)  # before any change
-    for site, layer, name in found:
-        if name == "weight" and isinstance(layer, LAYERS):
-            mask_what_is_used_(layer, name, site)
-    to_pyro_module_(net)
-    for (
-        path,
-        module,
-    ) in net.named_modules():  # Pyro would name the sites of a module that is used twice by its last place
-        if isinstance(module, PyroModule):
-            module._pyro_name = path
-    keep_parameters_(net)
-    for site, layer, name in found:
-        value = values[site]
-        setattr(layer, f"{name}_prior", own[site])
-        setattr(layer, name, PyroSample(_PriorOf(name)))
-        layer.register_buffer(f"{name}_init", value, persistent=False)
-    return scales
-
-
-def _site_priors(said: Mapping[str, Prior], values: Sites) -> dict[str, SitePrior]:
-    """The prior of every site, with the device and dtype of the site."""
-    with TURN, poutine.block(), OneSite(check=True):  # samples hyperpriors once, to find what depends on them
-        found = {
-            site: SitePrior(site, said[site], value.shape).to(value.device, value.dtype)
-            for site, value in values.items()
-        }
-    for site, own in found.items():
-        for name in {*values, "y", "data"} & {*own.hyper_sites}:
-            raise UserError(
-                f"the prior of {site!r} samples {name!r}, which is the name of another site; choose another name"
-            )
-    return found
-
-
-_with_gradients: ContextVar[bool] = ContextVar("_with_gradients", default=False)
-"""Whether the running model was called with gradients enabled."""
-
-
-def _check_gradients(layer: Any, name: str) -> None:
-    """Raise ``UserError`` if a weight is used during training where it gets no gradient."""
-    if torch._C._current_graph_task_id() != -1:  # a backward pass is running; torch.utils.checkpoint tests it like this
-        raise UserError(
-            f"gradient checkpointing reruns {layer._pyro_get_fullname(name)!r} in the backward pass, which would draw new "
-            "weights; switch checkpointing off"
-        )
-    if _with_gradients.get() and not torch.is_grad_enabled():
-        raise UserError(
-            f"{layer._pyro_get_fullname(name)!r} is used with gradients disabled (reentrant gradient checkpointing, or "
-            "torch.no_grad), so it would not be trained; enable gradients, or keep the layer deterministic"
-        )
-
-
-class _PriorOf:
-    """Reads a layer's prior when its weight is sampled; a class, since models with lambdas cannot be pickled."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __call__(self, layer: Any) -> dist.TorchDistribution:
-        _check_gradients(layer, self.name)
-        return getattr(layer, f"{self.name}_prior")()
-
-
-@pyro_method
-def _sample_sites(net: Any, sites: dict[str, tuple[str, str]]) -> None:
-    for path, name in sites.values():
-        getattr(net.get_submodule(path) if path else net, name)
 
 
 class BayesianNetwork(nn.Module):
@@ -217,7 +130,7 @@ class BayesianNetwork(nn.Module):
                     f"{'None' if is_random else 'a distribution'}; build a new model to change that"
                 )
         new = {site: own for site, own in said.items() if own is not None and site in self._sites}
-        for site, own in _site_priors(new, self.initial_values()).items():  # all are built before the first is replaced
+        for site, own in site_priors(new, self.initial_values()).items():  # all are built before the first is replaced
             path, _, name = f"{site}_prior".rpartition(".")
             self.net.get_submodule(path)._modules[name] = own
         self._note_hyper_sites()
@@ -241,8 +154,7 @@ class BayesianNetwork(nn.Module):
     def initial_values(self) -> Sites:
         """The value of every site when the network was made Bayesian: the initial loc of a guide."""
         return {
-            site: (self.net.get_submodule(path) if path else self.net).get_buffer(f"{name}_init")
-            for site, (path, name) in self._sites.items()
+            site: self.net.get_submodule(path).get_buffer(f"{name}_init") for site, (path, name) in self._sites.items()
         }
 
     def likelihood_parameters(self) -> dict[str, nn.Parameter]:
@@ -308,21 +220,7 @@ class BayesianNetwork(nn.Module):
         """
         path, name = next(iter(self._sites.values()))
         dtype = getattr(self.net.get_submodule(path), f"{name}_init").dtype
-        # images are float32, and numpy arrays often float64
-        x = trees.map_tensors(
-            lambda t: t.to(dtype) if t.is_floating_point() and torch.float64 in (t.dtype, dtype) else t, x
-        )
-        count = trees.count(x)
-        if isinstance(x, Mapping):
-            output = one_tensor(self.net(**x))
-        else:
-            output = one_tensor(self.net(*x) if isinstance(x, tuple | list) else self.net(x))
-        if output.shape[:1] != (count,):  # otherwise unnoticed until slices are joined, if at all
-            raise UserError(
-                f"the network returned shape {tuple(output.shape)} for {count} example{'s' * (count != 1)}, but the first "
-                "dimension must be the examples; does it reshape, or squeeze() without a dimension?"
-            )
-        return output
+        return call(self.net, x, dtype)
 
     def likelihood(self, output: Tensor) -> dist.TorchDistribution:
         """The distribution, with batch shape [n], of one target per example given the network's output [n, ...].
@@ -356,11 +254,11 @@ class BayesianNetwork(nn.Module):
         Without ``x``, it samples the weights but does not run the network, so that a guide can find the sites before the
         first batch, and BatchNorm's statistics do not change. Raises ``UserError`` if ``y`` does not fit the likelihood.
         """
-        entered = _with_gradients.set(torch.is_grad_enabled())
+        entered = with_gradients.set(torch.is_grad_enabled())
         try:
             with not_hidden(), poutine.scale(scale=self.kl_temperature), self._hyperpriors():
                 if x is None:
-                    _sample_sites(self.net, self._sites)
+                    sample_sites(self.net, self._sites)
                     return None
                 drawn: Any = self.net._pyro_context  # the sites that are sampled within this call
                 with drawn:
@@ -372,7 +270,7 @@ class BayesianNetwork(nn.Module):
                         if parameter.requires_grad:  # registered, so that pyro.infer.SVI trains it too
                             pyro.param(f"likelihood.{name}", parameter)
         finally:
-            _with_gradients.reset(entered)
+            with_gradients.reset(entered)
         # otherwise the plate would draw a permutation of N
         index = torch.arange(trees.count(x), device=trees.first_tensor(x).device)
         likelihood = self.checked_likelihood(output, len(index))
@@ -389,78 +287,12 @@ class BayesianNetwork(nn.Module):
 
     def checked_likelihood(self, output: Tensor, count: int) -> Any:
         """``likelihood(output)``, with batch shape [count]; raises ``UserError`` unless it is one distribution per example."""
-        found: Any = self.likelihood(output)
-        if not isinstance(found, TorchDistributionMixin):
-            raise UserError(
-                f"likelihood() must return a distribution from pyro.distributions, got a {type(found).__name__} from "
-                f"{type(found).__module__}"
-            )
-        if len(found.batch_shape) > 1:  # Pyro's plate would count each element as an example
-            elements = len(found.batch_shape) - 1
-            raise UserError(
-                f"likelihood() has the batch shape {tuple(found.batch_shape)}, so every element would count as an example; "
-                f"append .to_event({elements})"
-            )
-        if tuple(found.batch_shape) != (count,):  # the plate would repeat it for every example
-            raise UserError(
-                f"likelihood() has the batch shape {tuple(found.batch_shape)} for {count} examples with outputs of shape "
-                f"{tuple(output.shape)}; it must be ({count},), one distribution per example"
-            )
-        return found
+        return one_per_example(self.likelihood(output), output, count)
 
     def checked_targets(self, y: Tensor, likelihood: Any, output: Tensor) -> Tensor:
         """Targets in the dtype that ``likelihood`` needs; raises ``UserError`` if their shape or kind is wrong."""
         return checked_targets(y, likelihood, output.dtype)
 
 
-def one_tensor(output: Any) -> Tensor:
-    """A network's output, converted to float32 unless it is float64; raises ``UserError`` if it is not a tensor."""
-    if not isinstance(output, Tensor):
-        parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-        inside = ", ".join(str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts)
-        raise UserError(
-            f"the network returned a {type(output).__name__}{f' of {inside}' if inside else ''}; it must return one tensor "
-            "(set aux_logits=False, or wrap the network in a module that returns only its logits)"
-        )
-    return output if output.dtype == torch.float64 else output.float()
-
-
 def _by_group(groups: Mapping[str, Sites]) -> Sites:
     return {f"{group}/{name}": value for group, sites in groups.items() for name, value in sites.items()}
-
-
-class BayesianClassifier(BayesianNetwork):
-    """A ``BayesianNetwork`` whose outputs [n, classes] are the logits of a categorical likelihood.
-
-    Targets are labels [n], integers from 0 to classes − 1. Raises ``UserError`` for other outputs and targets.
-    """
-
-    task = "classification"
-
-    def likelihood(self, output: Tensor) -> dist.TorchDistribution:
-        return dist.Categorical(logits=_logits(output))
-
-    def checked_targets(self, y: Tensor, likelihood: Any, output: Tensor) -> Tensor:
-        if isinstance(y, Tensor) and y.shape == output.shape:
-            raise UserError(
-                f"labels have shape {tuple(y.shape)}, like one-hot or probabilities; use y.argmax(1), of shape ({len(y)},)"
-            )
-        return super().checked_targets(y, likelihood, output)
-
-    def expected(self, output: Tensor) -> Tensor:
-        if type(self).likelihood is BayesianClassifier.likelihood:
-            return _logits(output).softmax(-1)
-        return elementary(self.likelihood(output)).probs
-
-    def tally(self, output: Tensor, targets: Tensor) -> Tensor:
-        found = output if type(self).likelihood is BayesianClassifier.likelihood else self.expected(output)
-        return (found.argmax(-1) == targets.long()).sum()
-
-
-def _logits(output: Tensor) -> Tensor:
-    if output.ndim != 2 or output.shape[1] < 2:
-        raise UserError(
-            f"a classifier's outputs must be logits [n, classes] with at least two classes, got {tuple(output.shape)}; "
-            "for other targets (one logit, several labels, one class per pixel) subclass pl.BayesianNetwork"
-        )
-    return output

@@ -1,0 +1,101 @@
+"""Turns the parameters of a plain network into Pyro sample sites, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule, PyroSample
+from pyro.nn.module import pyro_method, to_pyro_module_
+from torch import nn
+
+from pyro_lottery.errors import UserError
+from pyro_lottery.handlers.used_weights import mask_what_is_used_
+from pyro_lottery.model.layers import LAYERS, kaiming_scale, random_parameters
+from pyro_lottery.priors import OneSite, Prior, SitePrior
+from pyro_lottery.priors.own_parameters import keep_parameters_
+from pyro_lottery.threads import TURN
+from pyro_lottery.types import Sites
+
+
+def bayesianize_(net: nn.Module, priors: Mapping[str, Prior]) -> dict[str, float]:
+    """Turn every parameter that ``priors`` names into a Pyro sample site, in place.
+
+    A site keeps the name and the shape of its parameter. The parameter's value becomes the buffer ``NAME_init`` (not in
+    the state dict), from which a guide takes its initial loc. Returns the Kaiming scale of every site. Raises
+    ``UserError`` if a prior does not fit its site.
+    """
+    found = [(site, layer, name) for site, layer, name in random_parameters(net) if site in priors]
+    scales = {site: kaiming_scale(layer, name) for site, layer, name in found}
+    values = {site: getattr(layer, name).detach().clone() for site, layer, name in found}
+    own = site_priors(priors, values)  # before any change
+    for site, layer, name in found:
+        if name == "weight" and isinstance(layer, LAYERS):
+            mask_what_is_used_(layer, name, site)
+    to_pyro_module_(net)
+    for path, module in net.named_modules():
+        # Pyro would name the sites of a module that is used twice by its last place
+        if isinstance(module, PyroModule):
+            module._pyro_name = path
+    keep_parameters_(net)
+    for site, layer, name in found:
+        value = values[site]
+        setattr(layer, f"{name}_prior", own[site])
+        setattr(layer, name, PyroSample(_PriorOf(name)))
+        layer.register_buffer(f"{name}_init", value, persistent=False)
+    return scales
+
+
+def site_priors(said: Mapping[str, Prior], values: Sites) -> dict[str, SitePrior]:
+    """The prior of every site, with the device and dtype of the site."""
+    with TURN, poutine.block(), OneSite(check=True):  # samples hyperpriors once, to find what depends on them
+        found = {
+            site: SitePrior(site, said[site], value.shape).to(value.device, value.dtype)
+            for site, value in values.items()
+        }
+    for site, own in found.items():
+        for name in {*values, "y", "data"} & {*own.hyper_sites}:
+            raise UserError(
+                f"the prior of {site!r} samples {name!r}, which is the name of another site; choose another name"
+            )
+    return found
+
+
+with_gradients: ContextVar[bool] = ContextVar("with_gradients", default=False)
+"""Whether the running model was called with gradients enabled."""
+
+
+def _check_gradients(layer: Any, name: str) -> None:
+    """Raise ``UserError`` if a weight is used during training where it gets no gradient."""
+    if torch._C._current_graph_task_id() != -1:  # a backward pass is running; torch.utils.checkpoint tests it like this
+        raise UserError(
+            f"gradient checkpointing reruns {layer._pyro_get_fullname(name)!r} in the backward pass, which would draw new "
+            "weights; switch checkpointing off"
+        )
+    if with_gradients.get() and not torch.is_grad_enabled():
+        raise UserError(
+            f"{layer._pyro_get_fullname(name)!r} is used with gradients disabled (reentrant gradient checkpointing, or "
+            "torch.no_grad), so it would not be trained; enable gradients, or keep the layer deterministic"
+        )
+
+
+class _PriorOf:
+    """Reads a layer's prior when its weight is sampled; a class, since models with lambdas cannot be pickled."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, layer: Any) -> dist.TorchDistribution:
+        _check_gradients(layer, self.name)
+        return getattr(layer, f"{self.name}_prior")()
+
+
+@pyro_method
+def sample_sites(net: Any, sites: dict[str, tuple[str, str]]) -> None:
+    """Sample every site of ``sites``, given by the paths and attributes of their layers, without running the network."""
+    for path, name in sites.values():
+        getattr(net.get_submodule(path), name)

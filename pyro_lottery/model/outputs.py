@@ -1,0 +1,47 @@
+"""Calls a network and checks that its output is one tensor with one row per example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_lottery import trees
+from pyro_lottery.errors import UserError
+
+
+def call(net: nn.Module, x: Any, dtype: torch.dtype) -> Tensor:
+    """The output [n, ...] of ``net``, whose weights have ``dtype``, for a batch of n examples.
+
+    Calls ``net(*x)`` for a tuple or list of tensors, and ``net(**x)`` for a mapping. Raises ``UserError`` if the output is
+    not one tensor with n examples.
+    """
+    # images are float32, and numpy arrays often float64
+    x = trees.map_tensors(
+        lambda t: t.to(dtype) if t.is_floating_point() and torch.float64 in (t.dtype, dtype) else t, x
+    )
+    count = trees.count(x)
+    if isinstance(x, Mapping):
+        output = one_tensor(net(**x))
+    else:
+        output = one_tensor(net(*x) if isinstance(x, tuple | list) else net(x))
+    if output.shape[:1] != (count,):  # otherwise unnoticed until slices are joined, if at all
+        raise UserError(
+            f"the network returned shape {tuple(output.shape)} for {count} example{'s' * (count != 1)}, but the first "
+            "dimension must be the examples; does it reshape, or squeeze() without a dimension?"
+        )
+    return output
+
+
+def one_tensor(output: Any) -> Tensor:
+    """A network's output, converted to float32 unless it is float64; raises ``UserError`` if it is not a tensor."""
+    if not isinstance(output, Tensor):
+        parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+        inside = ", ".join(str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts)
+        raise UserError(
+            f"the network returned a {type(output).__name__}{f' of {inside}' if inside else ''}; it must return one tensor "
+            "(set aux_logits=False, or wrap the network in a module that returns only its logits)"
+        )
+    return output if output.dtype == torch.float64 else output.float()

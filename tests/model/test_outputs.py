@@ -1,0 +1,60 @@
+from collections import namedtuple
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import pyro_lottery as pl
+from tests.support import TinyNet
+
+
+def test_what_is_no_tensor_is_named(tiny_data):
+    Outputs = namedtuple("Outputs", ["logits", "aux"])
+
+    class Auxiliary(TinyNet):
+        def forward(self, x):
+            logits = super().forward(x)
+            return Outputs(logits, logits) if self.training else logits
+
+    class Named(TinyNet):
+        def forward(self, x):
+            return {"logits": super().forward(x), "loss": None}
+
+    model = pl.BayesianClassifier(Auxiliary(), num_data=60)
+    guide = pl.guides.mean_field(model)
+    assert pl.predict(model, guide, tiny_data.test, 1).shape == (24, 3)
+    with pytest.raises(pl.UserError, match=r"returned a Outputs of \(60, 3\), \(60, 3\); .* aux_logits=False"):
+        pl.train(model, guide, tiny_data, epochs=1)
+    model = pl.BayesianClassifier(Named(), num_data=60)
+    with pytest.raises(pl.UserError, match=r"returned a dict of \(24, 3\), NoneType; it must return one tensor"):
+        pl.predict(model, pl.guides.mean_field(model), tiny_data.test, 1)
+
+
+class TwoInputs(nn.Module):
+    """A network with an image and a vector as inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 1), nn.Linear(2, 1)
+
+    def forward(self, image, vector):
+        return self.left(image.flatten(1)) - self.right(vector)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_several_inputs_as_tuple_list_and_mapping(double):
+    net = TwoInputs().double() if double else TwoInputs()
+    model = pl.BayesianRegressor(net, num_data=6, noise_scale=0.5)
+    guide = pl.guides.deterministic(model)
+    image, vector, y = torch.randn(3, 2, 2), torch.randn(3, 2), torch.randn(3, 1)
+    w = pl.posterior(guide).loc
+    expected = F.linear(image.flatten(1).to(w["left.weight"]), w["left.weight"], w["left.bias"])
+    expected = expected - F.linear(vector.to(expected), w["right.weight"], w["right.bias"])
+    for x in ((image, vector), [image, vector], {"vector": vector, "image": image}):
+        terms = pl.ELBO().terms(model, guide, x, y)
+        torch.testing.assert_close(terms.output.detach(), expected)
+        nll = -torch.distributions.Normal(expected, 0.5).log_prob(y).sum() * 2  # 6 examples, 3 of them seen
+        assert terms.nll.item() == pytest.approx(nll.item(), rel=1e-6)
+    with pytest.raises(pl.UserError, match=r"the examples; got tensors of \(3, 2, 2\), \(2, 2\)"):
+        model((image, vector[:2]), y)
