@@ -1,7 +1,7 @@
 """Randomised controls of a finished run's tickets: ``python -m pyro_lottery.controls RUN --control reinit`` (paper §6).
 
-Each level's ticket is trained again with its mask or its values randomised, by the code that trained the level, on the
-same batches in the same order. Results are in ``RUN/controls/CONTROL/``, a run folder like any other.
+A control trains each level's ticket again with its mask or its values randomised, with the same code, on the same batches in
+the same order. Results are in ``RUN/controls/CONTROL/``, which is a run folder.
 """
 
 from __future__ import annotations
@@ -28,22 +28,25 @@ def run_control(
     device: str = "auto",
     data_dir: str | None = None,
 ) -> Run:
-    """Train the tickets of ``levels`` of ``run`` (all finished ones but the dense) as randomised by ``control``, one of
-    ``tickets.CONTROLS``; returns the control's run. ``data_dir`` is where the run's data lie, if elsewhere now.
+    """Train the tickets of ``levels`` of ``run``, randomised by ``control`` (one of ``tickets.CONTROLS``), and return that run.
+
+    By default, ``levels`` are all finished levels except the dense one. ``data_dir`` is the folder with the run's data, if they
+    have moved. Raises ``UserError`` for an unknown control, a level that is not finished, or a run that is itself a control or
+    transplant.
     """
     if control not in tickets.CONTROLS:
         raise unknown("--control", control, tickets.CONTROLS)
     if control != "reinit" and run.config.rewind == "lr":
         raise UserError(
-            f"--control {control} needs the values of pruned weights, which --rewind lr does not keep; use reinit"
+            f"--control {control} needs the values of pruned weights, which --rewind lr does not keep; use --control reinit"
         )
     if run.folder.origin:
-        raise UserError(f"{run.folder.path} is itself a {run.folder.origin}; name the run that it was made from")
+        raise UserError(f"{run.folder.path} is itself a {run.folder.origin}; give the run that it was made from")
     run.vet()
     chosen = check_levels(run, levels, lowest=1)
     folder = run.folder.derived("controls", control)
     config = replace(run.config, device=device, run_dir=str(folder.path), data_dir=data_dir or run.config.data_dir)
-    config = replace(config, pretrained=None, pretrained_key=None)  # tickets hold all values
+    config = replace(config, pretrained=None, pretrained_key=None)  # the tickets hold all values
     with Session.open(config, run.own, control=control) as session:
         run.check_data(session.setup.data)
         for level in chosen:
@@ -52,7 +55,7 @@ def run_control(
 
 
 def randomised(run: Run, level: int, control: str) -> Ticket:
-    """The ticket of ``level`` of ``run`` as randomised by ``control``; every level draws its own."""
+    """The ticket of ``level`` of ``run``, randomised by ``control`` with a random stream of that level."""
     ticket, seed = run.level(level).ticket, seeds.derive(run.config.seed, "control", level)
     if control == "reinit":
         return tickets.reinit(ticket, seed, run.initial)
@@ -63,9 +66,9 @@ def randomised(run: Run, level: int, control: str) -> Ticket:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = Parser(PROG, str(__doc__))
-    parser.add_argument("run", help="run folder of python -m pyro_lottery.imp, Bayesian or deterministic")
-    parser.add_argument("--control", required=True, help=f"how to randomise: {', '.join(tickets.CONTROLS)}")
-    parser.add_argument("--levels", type=int, nargs="+", help="levels to train; default: all finished but the dense")
+    parser.add_argument("run", help="run folder of python -m pyro_lottery.imp, with any guide")
+    parser.add_argument("--control", required=True, help=f"how tickets are randomised: {', '.join(tickets.CONTROLS)}")
+    parser.add_argument("--levels", type=int, nargs="+", help="levels to train; default: all finished levels except 0")
     parser.add_run_options()
     given = parser.parse_args(arguments)
 

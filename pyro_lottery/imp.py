@@ -1,7 +1,7 @@
 """Iterative magnitude pruning, Bayesian or deterministic: ``python -m pyro_lottery.imp --arch resnet18`` (paper §5).
 
-This file alone knows the order: train a level's ticket, score its posterior, shrink the mask, rewind. A level is trained in
-levels.py, and a session (runs/session.py) keeps all of it on disk.
+This file has the loop over levels: train a ticket, score its posterior, shrink the mask, rewind. ``levels.py`` trains one
+level, and a session (``runs/session.py``) keeps everything on disk.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ PROG = "python -m pyro_lottery.imp"
 
 
 def run_imp(config: Config, own: Own | None = None) -> Run:
-    """Run iterative magnitude pruning to the end, or go on with it, in ``config.run_dir``; returns the run.
+    """Run iterative magnitude pruning in ``config.run_dir``, or resume it, and return the finished run.
 
-    ``own`` objects take the place of those that ``config`` would name.
+    ``own`` objects replace those that ``config`` names. Raises ``UserError``, ``Busy`` and ``Stopped`` as
+    :meth:`Session.open`, and ``Diverged`` if a loss is not finite.
     """
     with Session.open(config, own) as session:
         if config.levels:
@@ -41,8 +42,10 @@ def run_imp(config: Config, own: Own | None = None) -> Run:
 
 
 def next_ticket(session: Session, level: int) -> Ticket:
-    """The ticket of ``level`` (paper §5): level 0 is dense at the initial values; a later level has the mask of the level
-    before, shrunk by the score of its posterior, and the values of the rewind point.
+    """The ticket of ``level`` (paper §5).
+
+    Level 0 is dense, at the initial values. A later level has the mask of the level before, shrunk by the score of that level's
+    posterior, and the values of the rewind point.
     """
     if level == 0:
         return session.dense
@@ -53,7 +56,7 @@ def next_ticket(session: Session, level: int) -> Ticket:
 
 
 def score_of(session: Session, level: int) -> scores.Score:
-    """The score by which the ticket of ``level`` is pruned."""
+    """The score that prunes the ticket of ``level``."""
     own = session.setup.own
     if own is not None and own.score is not None:
         return own.score
@@ -61,8 +64,9 @@ def score_of(session: Session, level: int) -> scores.Score:
 
 
 def _try_out(session: Session) -> None:
-    """Prune once before anything is trained or written: a score that does not suit the guide, a guide that cannot be pruned,
-    or a level without weights must not fail after the first level's hours.
+    """Prune once before anything is trained or written, so that errors do not appear only after hours of training.
+
+    Raises ``UserError`` if the score does not suit the guide, the guide cannot be pruned, or a level would have no weights.
     """
     config, setup = session.config, session.setup
     count = masks.total(session.dense.mask)
@@ -73,7 +77,7 @@ def _try_out(session: Session) -> None:
         )
     initial = guides.posterior(setup.guide)
     score = score_of(session, 1)(initial)
-    with warnings.catch_warnings(action="ignore"):  # of layers that the untrained network's scores empty
+    with warnings.catch_warnings(action="ignore"):  # the untrained network's scores may empty whole layers
         mask = masks.shrink(masks.full(initial), score, config.prune_fraction)
     with torch.no_grad(), sparsify(mask):
         setup.guide()

@@ -1,4 +1,4 @@
-"""One level: train a ticket under its mask and measure what came of it (paper §5). Nothing here knows of files."""
+"""One level: train a ticket under its mask and measure the trained network (paper §5). This module uses no files."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket
 
 @dataclass(frozen=True, eq=False)
 class TrainedLevel:
-    """What a ticket trained to."""
+    """The result of training one ticket."""
 
     posterior: Posterior
-    """Marginal loc and scale of every site; those of pruned weights are 0."""
+    """Marginal loc and scale of every site; 0 for pruned weights."""
     net: Sites
-    """The part of the network that is not random."""
+    """The network's values that are not random."""
     history: training.History
     """One row per epoch."""
     measured: dict[str, float]
-    """Metrics of the test split by name."""
+    """Metrics on the test split, by name."""
     steps: int
-    """Batches in an epoch."""
+    """Batches per epoch."""
 
 
 def train_level(
@@ -46,15 +46,14 @@ def train_level(
     ranks: Alone = ALONE,
     **options: Any,
 ) -> TrainedLevel:
-    """Start ``model`` and ``guide`` from ``ticket``, train them under its mask from ``first_epoch`` on, and measure them on the
-    test split by ``eval_samples`` posterior samples.
+    """Train ``model`` and ``guide`` from ``ticket`` under its mask, and measure them with ``eval_samples`` posterior samples.
 
-    ``options`` are those of :func:`pyro_lottery.train`. Raises ``Diverged`` where the loss is no longer finite, and
-    whatever ``hooks`` raise.
+    Training starts at ``first_epoch``, counted from 0, with the ``options`` of :func:`pyro_lottery.train`; metrics are those on
+    the test split. Raises ``Diverged`` if the loss is not finite, and any exception of ``hooks``.
     """
     with sparsify(ticket.mask):
         model.start_from_(guide, ticket)
-        state = training.TrainState(first_epoch)  # Adam begins anew at every level
+        state = training.TrainState(first_epoch)  # each level starts with new moments of Adam
         history = training.train(model, guide, data, **options, level=level, state=state, hooks=hooks, ranks=ranks)
         device = next(guide.parameters()).device
         with hooks.measuring(), seeds.stream(device, options["seed"], "predict", level):
@@ -67,7 +66,7 @@ def train_level(
 def measure(
     model: BayesianNetwork, guide: AutoGuide, data: Data, num_samples: int, precision: str = "32"
 ) -> dict[str, float]:
-    """Metrics of the test split by name: of class probabilities, or of a regression."""
+    """Metrics on the test split, by name: those of class probabilities, or of a regression."""
     assert data.test is not None
     test = recorded(data.test)
     if model.task == "classification":
@@ -90,7 +89,7 @@ def result(level: int, ticket: Ticket, trained: TrainedLevel) -> LevelResult:
 
 
 def _columns(measured: dict[str, float], history: training.History) -> dict[str, Any]:
-    """The columns that say how good a level is; columns of the other task are None."""
+    """The columns with the quality of a level; columns of the other task are None."""
     of_classes = ("test_accuracy", "max_test_accuracy", "val_accuracy", "mace", "ece", "brier")
     columns: dict[str, Any] = dict.fromkeys(of_classes) | measured
     if "rmse" in measured:

@@ -1,9 +1,9 @@
 """Deterministic tickets as Bayesian starting points: ``python -m pyro_lottery.transplant DETERMINISTIC_RUN`` (paper §7).
 
-For each level loc and mask are the ticket's, scale is its usual initial value, and one variational training follows.
-Results are in ``DETERMINISTIC_RUN/transplant/``, a run folder like any other. Instead of a run, the ``state_dict`` of a
-plain PyTorch network can be given, as .safetensors or .pt, alone or within a checkpoint; its zeros are the mask, unless
-``--mask`` names one. A ticket or posterior of this library brings its own.
+Each level takes loc and mask from the ticket and the usual initial scale, and is trained once with a Bayesian guide. Results
+are in ``DETERMINISTIC_RUN/transplant/``, which is a run folder. The source can also be a file with the ``state_dict`` of a plain
+PyTorch network, as .safetensors or .pt, alone or within a checkpoint: its zeros are the mask, unless ``--mask`` gives one. A
+ticket or posterior of this library has its own mask.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ PROG = "python -m pyro_lottery.transplant"
 
 
 def transplant_run(run: Run, levels: Iterable[int] | None = None, **options: Any) -> Run:
-    """Transplant the tickets of ``levels`` of a deterministic ``run`` (all finished ones but the dense) and train each;
-    ``options`` of :class:`Config` win over those of ``run``. Returns the transplants' run.
+    """Transplant the tickets of ``levels`` of a deterministic ``run``, train each and return the transplants' run.
+
+    By default, ``levels`` are all finished levels except the dense one. ``options`` of :class:`Config` override those of ``run``.
+    Raises ``UserError`` if ``run`` is not deterministic or a level is not finished.
     """
     if run.config.guide != "deterministic":
         raise UserError(
-            f"{run.folder.path} has the guide {run.config.guide}; a transplant comes from a deterministic run"
+            f"{run.folder.path} has the guide {run.config.guide}; transplants need a run with --guide deterministic"
         )
     run.vet()
     chosen = check_levels(run, levels, lowest=0 if levels else 1)
@@ -54,10 +56,10 @@ def transplant_run(run: Run, levels: Iterable[int] | None = None, **options: Any
 
 
 def transplant_file(path: Path, mask: Path | None, config: Config, key: str | None = None) -> Run:
-    """Transplant a plain network's ``state_dict`` from a file and train it, as level 0 of the run of ``config``.
+    """Transplant a plain network's ``state_dict`` from a file, train it as level 0 of the run of ``config``, and return the run.
 
-    ``key`` names the state dict in a file with several. Without a ``run_dir`` of its own, the run's name says which weights
-    and mask it was made from, by their checksum.
+    ``mask`` is a file with the mask, ``key`` the key of the state dict in a file with several. A default ``run_dir`` has the
+    checksum of weights and mask in its name. Raises ``UserError`` if the file does not fit the network.
     """
     source, masked = read(path, mask, key)
     checksum = f"{source.checksum(masked):08x}"
@@ -67,7 +69,7 @@ def transplant_file(path: Path, mask: Path | None, config: Config, key: str | No
 
 
 def read(path: Path, mask: Path | None = None, key: str | None = None) -> tuple[Weights, Weights | None]:
-    """The weights of a file, and those that are the mask; what ``torch.nn.utils.prune`` prunes is 0."""
+    """The weights of a file, and of the mask's file if there is one; weights pruned by ``torch.nn.utils.prune`` become 0."""
     source = weights.load(path, key)
     return replace(source, values=tickets.bake_pruned(source.values)), weights.load(mask) if mask else None
 
@@ -84,7 +86,7 @@ def ticket_of(source: Weights, masked: Weights | None, into: Ticket) -> Ticket:
         if masked.own and masked.mask is None:
             raise UserError(f"{masked.path} holds no mask/: it is a posterior; name the level's ticket.safetensors")
         found = tickets.transplant(values, weights.fit(masked.path, masked.mask or masked.values, wanted, True), into)
-        if not half:  # in which a survivor may be 0
+        if not half:  # in half precision, a remaining weight may be 0
             tickets.check_mask(values, found.mask)
         return found
     found = tickets.transplant(values, None, into)
@@ -116,9 +118,7 @@ def _train(
     own: Own | None = None,
 ) -> Run:
     if config.guide == "deterministic":
-        raise UserError(
-            "--guide deterministic has no scale; a transplant becomes Bayesian, with mean_field for instance"
-        )
+        raise UserError("--guide deterministic has no scale; a transplant needs a Bayesian guide, such as mean_field")
     with Session.open(config, own, transplant=source) as session:
         for level in levels:
             session.train(level, ticket_of(level, session.dense))
@@ -128,13 +128,17 @@ def _train(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = Parser(PROG, str(__doc__))
-    parser.add_argument("source", type=Path, help="deterministic run folder, or file with a state_dict")
-    parser.add_argument("--levels", type=int, nargs="+", help="levels of the run; default: all finished but the dense")
-    parser.add_argument("--mask", type=Path, help="file with one mask per pruned weight, by its name in the state_dict")
+    parser.add_argument("source", type=Path, help="run folder with --guide deterministic, or file with a state_dict")
     parser.add_argument(
-        "--key", help="the state_dict in a file with several, state_dict_ema say; default: by usual names"
+        "--levels", type=int, nargs="+", help="levels of the run; default: all finished levels except 0"
     )
-    parser.add_argument("--preset", default="default", help=f"of a file's training: {PRESET_HELP}")
+    parser.add_argument(
+        "--mask", type=Path, help="file with a mask for each pruned weight, by its name in the state_dict"
+    )
+    parser.add_argument(
+        "--key", help="key of the state_dict in a file that has several, such as state_dict_ema; default: common names"
+    )
+    parser.add_argument("--preset", default="default", help=f"options of a file's training: {PRESET_HELP}")
     parser.add_options(but={"levels", "pretrained", "pretrained_key"})
     parser.add_trust_option()
     given = vars(parser.parse_args(arguments))
@@ -157,14 +161,14 @@ def _transplant(
     preset: str,
     options: dict[str, Any],
 ) -> Run:
-    if os.path.isdir(source):  # which Path.is_dir would not say of a name too long
+    if os.path.isdir(source):  # Path.is_dir may raise an error for a name that is too long
         weights.check_folder(source)
         for name, given in (("mask", mask), ("key", key), ("preset", preset != "default")):
             if given:
-                raise UserError(f"--{name} is for files; {source} is a run and brings its own")
+                raise UserError(f"--{name} is for files; {source} is a run folder, which has its own")
         return transplant_run(load_run(source, trust), levels, **options)
     if levels:
-        raise UserError(f"--levels is for run folders; {source} has one level")
+        raise UserError(f"--levels is for run folders; {source} is a file, which gives one level")
     return transplant_file(source, mask, config_of(preset, **options), key)
 
 

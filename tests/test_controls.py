@@ -80,7 +80,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
 
 def test_rewinding_the_rate_alone_leaves_no_values_to_shuffle(tmp_path):
     lr = imp.run_imp(Config(**SMALL | {"levels": 1, "rewind": "lr", "run_dir": str(tmp_path / "lr")}))
-    with pytest.raises(pl.UserError, match="which --rewind lr does not keep; use reinit"):
+    with pytest.raises(pl.UserError, match="which --rewind lr does not keep; use --control reinit"):
         controls.run_control(lr, "shuffle_even")
     assert controls.run_control(lr, "reinit").results["level"].tolist() == [1]
 

@@ -179,7 +179,7 @@ def test_nothing_of_it_is_imported_with_one_device(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sync-batchnorm"], "--sync-batchnorm is for several GPUs"),
+        (["--sync-batchnorm"], "--sync-batchnorm needs several GPUs"),
         (["--devices", "0"], "--devices must be at least 1"),
         (["--strategy", "fsdp"], "unknown --strategy 'fsdp'"),
         (["--parallel", "sample"], "did you mean samples"),

@@ -152,8 +152,8 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
         ([str(tmp_path / "missing.pt"), *options, "--levels", "1"], "--levels is for run folders"),
         ([path, "--levels", "9"], "--levels 9: "),
         ([path, "--preset", "smoke"], "--preset is for files"),
-        ([path, "--guide", "deterministic"], "a transplant becomes Bayesian"),
-        ([str(bayesian.folder.path)], "a transplant comes from a deterministic run"),
+        ([path, "--guide", "deterministic"], "a transplant needs a Bayesian guide"),
+        ([str(bayesian.folder.path)], "transplants need a run with --guide deterministic"),
     ]:
         assert transplant.main(arguments) == 2, arguments
         error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""From a config to data, model and guide."""
+"""Builds data, model and guide from a config."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ from pyro_lottery.types import Ticket
 from pyro_lottery.weights import Weights, pretrained
 
 PRETRAINED = "pretrained_checksum"
-"""Fact of ``config.json``: the checksum of the weights that a run of ``--pretrained`` began from."""
+"""Fact of ``config.json``: the checksum of the ``--pretrained`` weights that the run started from."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a network must know of its data."""
+    """The facts about the data that a network is built from."""
 
     num_classes: int | None
     """None for real targets."""
     in_channels: int
     image_size: tuple[int, ...]
-    """Height and width in pixels; of data made in Python, whatever follows the channels or features."""
+    """Height and width in pixels; for data made in Python, all sizes after the channels or features."""
     num_data: int
     checksum: int
-    """Of all inputs and targets."""
+    """CRC-32 of all inputs and targets."""
 
     @property
     def classes(self) -> int:
-        """The classes of data that have some."""
+        """Number of classes, for data that have classes."""
         assert self.num_classes is not None
         return self.num_classes
 
     @property
     def sides(self) -> int | tuple[int, int]:
-        """Height of square images, height and width of others."""
+        """The side of square images; height and width of others."""
         height, width = self.image_size
         return height if height == width else (height, width)
 
@@ -63,13 +63,15 @@ def shape_of(dataset: Data) -> Shape:
 
 
 def check_names(config: Config, own: Own | None = None) -> None:
-    """Raise a one-line ``UserError`` for an unknown arch, score, prior or guide, before anything slow or written.
+    """Raise ``UserError`` for an unknown arch, score, prior or guide, before anything slow is done or anything is written.
 
-    Those of which ``own`` objects take the place are not looked at.
+    Names that ``own`` objects replace are not checked.
     """
     if own is None:
         if config.arch.startswith(f"{data.OWN}-"):
-            raise UserError(f"--arch {config.arch}: this network was made in Python; give it to pl.find_tickets again")
+            raise UserError(
+                f"--arch {config.arch} stands for a network made in Python; pass that network to pl.find_tickets"
+            )
         nets.check_name(config.arch)
     if own is None or own.score is None:
         scores.by_name(config.score)
@@ -80,7 +82,7 @@ def check_names(config: Config, own: Own | None = None) -> None:
 
 
 def load_data(config: Config, device: torch.device, write: bool = True) -> Data:
-    """The data set of a config, on ``device``; without ``write`` its folder is left as it is."""
+    """The data set of a config, on ``device``; with ``write=False``, nothing is written to its folder."""
     return data.load(
         config.dataset,
         config.data_dir,
@@ -98,8 +100,10 @@ def load_data(config: Config, device: torch.device, write: bool = True) -> Data:
 def build(
     config: Config, shape: Shape, device: torch.device, given: Weights | None = None, own: Own | None = None
 ) -> tuple[BayesianNetwork, AutoGuide]:
-    """Model and guide of a config at their initial values, which follow ``config.seed``, or are the weights ``given``; of
-    ``own`` objects where there are some.
+    """Model and guide of a config, or of ``own`` objects, at their initial values: the weights ``given``, or random ones of
+    ``config.seed``.
+
+    Raises ``UserError`` if the network cannot be built here, does not suit the data, or has a prior that a run cannot keep.
     """
     if own is None:
         sketch(config, shape)
@@ -112,14 +116,13 @@ def build(
         else:
             net = _named_network(config, shape, given)
             model = BayesianClassifier(net, prior, num_data=shape.num_data, kl_temperature=config.kl_temperature)
-        if model.prior_parameters():  # which all networks of this process would share
+        if model.prior_parameters():  # all networks of this process would share them
             raise UserError(
-                f"--prior {config.prior} has an nn.Parameter to learn; train with it in Python, by pl.train"
+                f"--prior {config.prior} has an nn.Parameter to learn, which commands do not support; call pl.train in Python"
             )
         if model.hyper_sites:
             raise UserError(
-                f"--prior {config.prior} samples {model.hyper_sites[0]!r}, which no run folder keeps; train with it in "
-                "Python, by pl.train"
+                f"--prior {config.prior} samples {model.hyper_sites[0]!r}, which run folders do not keep; call pl.train in Python"
             )
         model.to(device)
         if own is not None and own.guide is not None:
@@ -136,7 +139,7 @@ def _named_network(config: Config, shape: Shape, given: Weights | None) -> nn.Mo
 
 
 def dense_ticket(model: BayesianNetwork, guide: AutoGuide) -> Ticket:
-    """All weights of a network that has not been trained, at their initial values, on the CPU as tickets from files."""
+    """The ticket with all weights of an untrained network, at their initial values; on the CPU, like tickets from files."""
 
     def on_cpu(sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.cpu() for name, value in sites.items()}
@@ -152,12 +155,12 @@ def _create(config: Config, shape: Shape) -> nn.Module:
 
 
 def sketch(config: Config, shape: Shape) -> nn.Module:
-    """The network without memory for its weights; ``UserError`` for one that the machine cannot hold.
+    """The network on torch's meta device, which allocates no memory; raises ``UserError`` if this machine cannot hold it.
 
-    A network of the user's own has memory, since its code may compute with the values.
+    A network by import path is built in memory, because its code may compute with the values.
     """
     if nets.is_own(config.arch):
-        with TURN, seeds.stream("cpu", config.seed, "init"):  # which leaves the global stream as it is
+        with TURN, seeds.stream("cpu", config.seed, "init"):  # so that the global stream does not change
             return _create(config, shape)
     with torch.device("meta"):
         net = _create(config, shape)
@@ -165,7 +168,7 @@ def sketch(config: Config, shape: Shape) -> nn.Module:
     if needed > here:
         raise UserError(
             f"--arch {config.arch} for images of {shape.in_channels}×{shape.image_size[0]}×{shape.image_size[1]} and "
-            f"{shape.num_classes} classes has weights of {needed / 2**30:,.1f} GiB, and there are {here / 2**30:,.1f} GiB"
+            f"{shape.num_classes} classes needs {needed / 2**30:,.1f} GiB for its weights; this machine has {here / 2**30:,.1f} GiB"
         )
     return net
 
@@ -177,15 +180,15 @@ def _try_out(net: nn.Module, arch: str, shape: Shape) -> None:
             found = tuple(one_tensor(net(torch.zeros(size))).shape)
     except UserError as error:
         raise UserError(f"--arch {arch}: {error}") from error
-    except Exception as error:  # what a network says of images that it cannot take is its own affair
+    except Exception as error:  # a network may raise anything for images that it cannot take
         text = " ".join(str(error).split())
         raise UserError(f"--arch {arch} cannot take images of {size[1:]} (channels, height, width): {text}") from error
     if found != (1, shape.num_classes):
-        raise UserError(f"--arch {arch} gives {found} for one image; expected (1, {shape.num_classes})")
+        raise UserError(f"--arch {arch} returns {found} for one image; expected (1, {shape.num_classes})")
 
 
 def facts(config: Config, shape: Shape, device: torch.device, classes: tuple[str, ...] | None = None) -> dict[str, Any]:
-    """What ``config.json`` records beside the options: data, the names of its classes, versions and hardware."""
+    """The facts in ``config.json``: data, names of its classes, versions, hardware, random streams and kernels."""
     versions = {name: metadata.version(name) for name in ("torch", "pyro-ppl", "pyro-lottery")}
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else machine.processor_name()
     return {
@@ -200,26 +203,27 @@ def facts(config: Config, shape: Shape, device: torch.device, classes: tuple[str
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """What training needs, made from a config."""
+    """A run ready to be trained: its config, data, model, guide and dense ticket."""
 
     config: Config
-    """With the precision that ``auto`` stands for here."""
+    """``--precision auto`` is replaced by the precision of this device."""
     data: Data
     model: BayesianNetwork
     guide: AutoGuide
     dense: Ticket
-    """All weights at the initial values that ``config.seed`` draws."""
+    """All weights at their initial values."""
     facts: dict[str, Any]
-    """What ``config.json`` records beside the options."""
+    """The facts for ``config.json``, beside the options."""
     own: Own | None = None
-    """Objects of a user's, that ``config`` cannot name."""
+    """The user's objects, which ``config`` cannot name."""
     ranks: Alone = ALONE
-    """The processes that train together."""
+    """The processes that train this network together."""
 
 
 def prepare(config: Config, own: Own | None = None) -> Setup:
-    """Load the data and build model and guide of ``config``, or of ``own`` objects; ``UserError`` for whatever cannot be trained
-    here.
+    """Load the data and build the model and guide of ``config``, or of ``own`` objects.
+
+    Raises ``UserError`` if the run cannot be trained on this machine.
     """
     check_names(config, own)
     device, ranks = machine.resolve_device(config.device), ALONE
@@ -233,21 +237,21 @@ def prepare(config: Config, own: Own | None = None) -> Setup:
 
 def _prepare(config: Config, device: torch.device, ranks: Alone, own: Own | None) -> Setup:
     if config.sync_batchnorm and (device.type != "cuda" or ranks.world == 1):
-        raise UserError("--sync-batchnorm is for several GPUs; leave it out, and each rank normalises its own images")
+        raise UserError("--sync-batchnorm needs several GPUs; leave it out, and each rank normalises its own images")
     given = pretrained.load(config.pretrained, config.pretrained_key)
     if given is not None:
         config = config.with_weights(f"{given.checksum():08x}")
     config = replace(config, precision=resolve_precision(config.precision, device))
     if config.precision == "bf16" and device.type == "cpu" and not has_bf16(device):
         warnings.warn(
-            "this processor has no bf16 instructions: --precision bf16 is emulated, about ten times slower than 32",
+            "this processor has no bf16 instructions: --precision bf16 is emulated, about ten times slower than --precision 32",
             stacklevel=2,
         )
     data = load_data(config, device) if own is None else own.data.to(device)
     shape = shape_of(data)
     model, guide = build(config, shape, device, given, own)
     if data.test is None:
-        raise UserError("every level is measured on a test split, and the data have none; give one to from_loaders")
+        raise UserError("the data have no test split, on which every level is measured; give one to from_loaders")
     training.check_data(model, data)
     training.check_batches(model, data, config.batch_size, ranks)
     dense = dense_ticket(model, guide)

@@ -1,4 +1,4 @@
-"""The pictures of a run folder: of its finished levels, and of what an evaluation found."""
+"""The figures of a run folder: of its finished levels and of its evaluation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.types import LevelResult
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-"""Okabe and Ito's colours, which colour-blind readers can tell apart."""
+"""Okabe and Ito's colours, which colour-blind readers can distinguish."""
 
 
 def percent_axis(axes: Axes, lowest: float) -> None:
-    """Make the x axis the % of weights remaining: logarithmic, from 100 down to ``lowest``."""
+    """Set the x axis to the % of weights remaining: logarithmic, from 100 down to ``lowest``."""
     axes.set(xscale="log", xlabel="weights remaining (%)")
     known: tuple[float, ...] = (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1)
     if lowest > 10:
@@ -32,16 +32,18 @@ def percent_axis(axes: Axes, lowest: float) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure by its suffix, atomically; equal figures give equal files."""
-    drawn = io.BytesIO()
+    """Write a figure atomically, in the format of the suffix of ``path``; equal figures give equal files."""
+    written = io.BytesIO()
     metadata = {"Date": None} if path.suffix == ".svg" else {}
-    figure.savefig(drawn, format=path.suffix[1:], dpi=150, metadata=metadata)
-    files.write_atomic(path, drawn.getvalue())
+    figure.savefig(written, format=path.suffix[1:], dpi=150, metadata=metadata)
+    files.write_atomic(path, written.getvalue())
 
 
 def plot_run(run: RunFolder) -> list[Path]:
-    """Write ``accuracy.png`` (test accuracy and MACE against % of weights remaining), or ``rmse.png`` (RMSE and coverage) of a
-    regression, and ``layers.png`` (density per layer) into the run folder; returns their paths.
+    """Write the figures of the finished levels into the run folder and return their paths.
+
+    ``accuracy.png`` has test accuracy and MACE against the % of weights remaining, for a regression ``rmse.png`` has RMSE and
+    coverage; ``layers.png`` has the density per layer.
     """
     rows = run.results()
     title = f"{_what(run)}, score {run.config['score']}"
@@ -69,8 +71,9 @@ def plot_run(run: RunFolder) -> list[Path]:
 
 
 def accuracy(axes: Axes, rows: Sequence[LevelResult]) -> None:
-    """Test accuracy against the % of weights remaining: at the end, its maximum over epochs, and that of the dense level;
-    of a regression the RMSE at the end.
+    """Plot test accuracy against the % of weights remaining: at the end, the maximum over epochs, and of the dense level.
+
+    For a regression, plots the RMSE at the end.
     """
     percent, ends = [100 * row.density for row in rows], [test_score(row) for row in rows]
     if not rows[0].is_regression:
@@ -85,19 +88,19 @@ def accuracy(axes: Axes, rows: Sequence[LevelResult]) -> None:
 
 
 def test_score(row: LevelResult) -> float:
-    """Test accuracy at a level's end in %; of a regression the RMSE."""
+    """Test accuracy at a level's end in %; for a regression, the RMSE."""
     found = row.rmse if row.test_accuracy is None else 100 * row.test_accuracy
-    assert found is not None  # a table's rows have one or the other
+    assert found is not None  # every row has one of them
     return found
 
 
 def score_label(rows: Sequence[LevelResult]) -> str:
-    """What an axis of :func:`test_score` is called."""
+    """The label of an axis with :func:`test_score`."""
     return "test RMSE" if rows[0].is_regression else "test accuracy (%)"
 
 
 def coverage(axes: Axes, rows: Sequence[LevelResult]) -> None:
-    """Share of test targets in the central predictive intervals of 50, 80 and 95 %, against the % of weights remaining."""
+    """Plot the % of test targets in central predictive intervals of 50, 80 and 95 % against the % of weights remaining."""
     percent = [100 * row.density for row in rows]
     for look, level in enumerate((50, 80, 95)):
         found = [100 * getattr(row, f"coverage_{level}") for row in rows]
@@ -109,7 +112,7 @@ def coverage(axes: Axes, rows: Sequence[LevelResult]) -> None:
 
 
 def layers(axes: Axes, run: RunFolder) -> None:
-    """Density per layer, a line per finished level of ``run``, later ones darker."""
+    """Plot the density per layer, one line per finished level of ``run``; later levels are darker."""
     rows = run.finished()
     for row in rows:
         density = masks.density_per_site(run.level(row.level).load_ticket().mask)
@@ -120,7 +123,7 @@ def layers(axes: Axes, run: RunFolder) -> None:
 
 
 def plot_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Path]:
-    """Write ``evaluation/NAME.png`` for each table of :func:`pyro_lottery.evaluate.evaluate`; returns their paths."""
+    """Write ``evaluation/NAME.png`` for each table of :func:`pyro_lottery.evaluate.evaluate` and return their paths."""
 
     def reliability(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.plot([0, 1], [0, 1], color="0.7", lw=1)
@@ -133,12 +136,12 @@ def plot_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, A
     def classes(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         _by(axes, rows, "level", "label", "accuracy")
         last = _last(rows)
-        if len(last) <= 30:  # more names would cover each other
+        if len(last) <= 30:  # more names would overlap
             names = [str(row["class"])[:20].replace("$", r"\$") for row in last]
             axes.set_xticks([row["label"] for row in last], names, rotation=90)
         axes.set_xlabel("class")
 
-    drawn = {
+    plots = {
         "uncertainty": entropies,
         "classes": classes,
         "samples": lambda axes, rows: _by(axes, rows, "level", "samples", "nll"),
@@ -160,7 +163,7 @@ def plot_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, A
     for name, rows in tables.items():
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
-        drawn[name](axes, rows)
+        plots[name](axes, rows)
         if name in ("uncertainty", "ood"):
             percent_axis(axes, 100 * min(row["density"] for row in rows))
         axes.legend(frameon=False, fontsize=8)
@@ -174,7 +177,7 @@ def _what(run: RunFolder) -> str:
     config = run.config
     name = data.title(config["dataset"], config["data_dir"], config.get("image_size"))
     what = f"{config['arch']}, {name}, {config['guide']}"
-    return what.replace("$", r"\$")  # matplotlib would read it as a formula
+    return what.replace("$", r"\$")  # matplotlib would read $ as the start of a formula
 
 
 def _by(axes: Axes, rows: Sequence[Mapping[str, Any]], group: str, x: str, y: str, **style: Any) -> None:

@@ -176,9 +176,7 @@ def test_a_run_on_the_largest_images_can_be_opened(run, tmp_path):
 
 def test_a_network_too_large_for_the_machine_is_refused_before_memory_is_taken(run):
     shape = replace(run.shape, num_classes=2**30)
-    with pytest.raises(
-        pl.UserError, match=r"--arch lenet for images of 1×8×8 and 1073741824 classes has weights of \d"
-    ):
+    with pytest.raises(pl.UserError, match=r"--arch lenet for images of 1×8×8 and 1073741824 classes needs \d"):
         build.build(run.config, shape, torch.device("cpu"))
 
 
@@ -318,5 +316,5 @@ def test_a_network_of_the_users_own_must_give_a_logit_a_class(tmp_path, capsys):
         str(tmp_path / "x"),
     ]
     assert imp.main(arguments) == 2
-    assert "gives (1, 3) for one image; expected (1, 10)" in capsys.readouterr().err
+    assert "returns (1, 3) for one image; expected (1, 10)" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
