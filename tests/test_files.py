@@ -1,15 +1,14 @@
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
 from pyro_lottery import files, untrusted
 from pyro_lottery.errors import Damaged
+from tests.support import wait_for
 
 TENSORS = {"a/x": torch.randn(3, 2), "b": torch.arange(4), "c": torch.tensor(True), "d": torch.empty(0)}
 
@@ -81,16 +80,15 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_kill_nine_at_a_random_moment_leaves_a_whole_file(tmp_path):
+def test_kill_nine_while_the_file_is_written_again_leaves_a_whole_file(tmp_path):
+    """A temporary file is there from the first written byte to the rename."""
     path = tmp_path / "t"
     code = (
         "import sys, itertools, pathlib, torch; from pyro_lottery import files\n"
         "for i in itertools.count(): files.save_tensors(pathlib.Path(sys.argv[1]), {'x': torch.full((200_000,), float(i))})"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(path)])
-    while not path.exists():
-        time.sleep(0.005)
-    time.sleep(random.random() / 10)
+    wait_for(lambda: path.exists() and list(tmp_path.glob("*.tmp")), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     x = untrusted.load_tensors(path)[0]["x"]

@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pyro_lottery as pl
 from experiments import fig5
@@ -14,7 +13,7 @@ from experiments.study.executors.worker import log_of
 from experiments.study.jobs import Control, Imp, Transplant, unfinished
 from pyro_lottery.errors import Diverged
 from pyro_lottery.runs.config import preset
-from tests.support import ROOT
+from tests.support import ROOT, wait_for
 
 
 def study(*arguments):
@@ -78,20 +77,20 @@ def test_what_failed_is_said_whatever_can_be_drawn(tmp_path, monkeypatch, capsys
 
 def test_a_run_at_which_another_process_is_at_work_comes_later(tmp_path, monkeypatch):
     first, second = (Imp(preset("smoke", arch="lenet", seed=seed, levels=0)) for seed in (0, 1))
-    started, order = threading.Event(), []
+    started, trained, order = threading.Event(), threading.Event(), []
     lock = first.folder(tmp_path)
 
     def other_process():
         with lock.lock():
             started.set()
-            while not order:
-                time.sleep(0.01)
+            trained.wait()
 
     run = Imp.run
 
     def train(job, root):
         run(job, root)
         order.append(job)
+        trained.set()
 
     monkeypatch.setattr(Imp, "run", train)
     monkeypatch.setattr(here, "WAIT_SECONDS", 0.02)
@@ -106,9 +105,7 @@ def test_a_run_at_which_another_process_is_at_work_comes_later(tmp_path, monkeyp
 def test_killed_and_repeated_it_ends_the_same(smoke_study, tmp_path):
     arguments = [sys.executable, "-m", "experiments.fig5", "--protocol", "smoke", "--runs", str(tmp_path)]
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL)
-    while not list(tmp_path.glob("*deterministic*/level_01/*")):  # the second run is within its second level
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_for(lambda: list(tmp_path.glob("*deterministic*/level_01/*")), process)  # the second run's second level
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert main("fig5", ["--protocol", "smoke", "--runs", str(tmp_path)]) == 0

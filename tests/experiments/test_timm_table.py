@@ -1,4 +1,5 @@
 import csv
+import signal
 
 import pytest
 
@@ -18,7 +19,8 @@ def test_a_model_of_standardised_convolutions_works_from_end_to_end():
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of later Pythons, where a test runner has threads
-def test_a_hang_is_a_row_that_a_repeated_command_keeps(tmp_path, capsys):
+def test_a_hang_is_a_row_that_a_repeated_command_keeps(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(timm_table, "try_out", lambda name: signal.pause())  # for ever, in the forked process
     arguments = ["-o", str(tmp_path), "--models", "test_resnet", "--timeout", "0.01"]
     assert timm_table.main(arguments) == 1
     assert timm_table.main(arguments) == 1

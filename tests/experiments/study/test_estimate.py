@@ -41,5 +41,5 @@ def test_images_are_as_large_as_asked_for_without_a_download():
 
 def test_a_step_is_measured_on_random_images():
     step, forward = estimate.measure(preset("smoke", arch="lenet"))
-    assert 0 < step < 10
-    assert 0 < forward < 1
+    assert step > 0
+    assert forward > 0
