@@ -1,8 +1,9 @@
 """Ranks: several processes that train one network together.
 
-``Alone`` is the usual case of one process. ``Several`` is a process group that Lightning Fabric starts, or joins if torchrun
-or SLURM started it; with one device, Fabric is not imported. Gradients are averaged after the backward pass: all weights of
-a guide are one vector, whose gradient is complete only at the end, so averaging cannot overlap with the backward pass.
+``Ranks`` says what is asked of them, and answers for the usual case of one process. ``Several`` is a process group that
+Lightning Fabric starts, or joins if torchrun or SLURM started it; with one device, Fabric is not imported. Gradients are
+averaged after the backward pass: all weights of a guide are one vector, whose gradient is complete only at the end, so
+averaging cannot overlap with the backward pass.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ PARALLEL = ("data", "samples")
 STRATEGIES = ("ddp",)
 
 
-class Alone:
-    """A single process: every collective operation returns its own value."""
+class Ranks:
+    """The ranks that train one network; here a single process, so that every collective operation returns its own value."""
 
     rank = 0
     world = 1
@@ -77,10 +78,10 @@ class Alone:
         """Raise ``Failed`` unless ``checksum(*arguments)`` is equal on all ranks; a single process does not call it."""
 
 
-ALONE = Alone()
+ALONE = Ranks()
 
 
-class Several(Alone):
+class Several(Ranks):
     """The ranks of a process group. All ranks must call each method."""
 
     def __init__(self, fabric: Any, parallel: str):
@@ -152,7 +153,7 @@ def _outcome(work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any,
         return None, error
 
 
-_joined: Alone = ALONE
+_joined: Ranks = ALONE
 
 
 @cache

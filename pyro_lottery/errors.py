@@ -35,7 +35,7 @@ class Stopped(Exception):
 
 
 class Failed(Exception):
-    """Some runs of a study failed; the others are finished."""
+    """A run failed, or its ranks disagree; the command line exits with 1."""
 
 
 class Damaged(Exception):

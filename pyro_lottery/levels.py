@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoGuide
 
 from pyro_lottery import guides, masks, metrics, seeds, training
 from pyro_lottery.data import Data, recorded
-from pyro_lottery.distributed import ALONE, Alone
+from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.prediction import predict, predictive
@@ -43,7 +43,7 @@ def train_level(
     first_epoch: int,
     eval_samples: int,
     hooks: training.Hooks,
-    ranks: Alone = ALONE,
+    ranks: Ranks = ALONE,
     **options: Any,
 ) -> TrainedLevel:
     """Train ``model`` and ``guide`` from ``ticket`` under its mask, and measure them with ``eval_samples`` posterior samples.

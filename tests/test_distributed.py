@@ -81,7 +81,7 @@ def command(folder, *more):
 
 @pytest.mark.slow
 def test_three_levels_on_two_ranks(tmp_path):
-    """Masks, parameters and buffers are compared between ranks at every level by the run itself (``Alone.agree``)."""
+    """Masks, parameters and buffers are compared between ranks at every level by the run itself (``Ranks.agree``)."""
     whole = tmp_path / "whole"
     done = subprocess.run(command(whole), capture_output=True, text=True, timeout=DEADLOCK)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_lottery import data, guides, kernels, machine, masks, nets, priors, scores, seeds, tickets, training
 from pyro_lottery.data import Data
-from pyro_lottery.distributed import ALONE, Alone, check_alone, start
+from pyro_lottery.distributed import ALONE, Ranks, check_alone, start
 from pyro_lottery.errors import UserError
 from pyro_lottery.machine import has_bf16, resolve_precision
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork, one_tensor
@@ -216,7 +216,7 @@ class Setup:
     """The facts for ``config.json``, beside the options."""
     own: Own | None = None
     """The user's objects, which ``config`` cannot name."""
-    ranks: Alone = ALONE
+    ranks: Ranks = ALONE
     """The processes that train this network together."""
 
 
@@ -235,7 +235,7 @@ def prepare(config: Config, own: Own | None = None) -> Setup:
     return ranks.every(_prepare, config, device, ranks, own)
 
 
-def _prepare(config: Config, device: torch.device, ranks: Alone, own: Own | None) -> Setup:
+def _prepare(config: Config, device: torch.device, ranks: Ranks, own: Own | None) -> Setup:
     if config.sync_batchnorm and (device.type != "cuda" or ranks.world == 1):
         raise UserError("--sync-batchnorm needs several GPUs; leave it out, and each rank normalises its own images")
     given = pretrained.load(config.pretrained, config.pretrained_key)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_lottery import guides, seeds, trees
 from pyro_lottery.data import Data, Split, Stream
-from pyro_lottery.distributed import ALONE, Alone
+from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.distributions import base
 from pyro_lottery.errors import Diverged, UserError, one_line
 from pyro_lottery.machine import channels_last
@@ -103,7 +103,7 @@ def check_batch(model: BayesianNetwork, likelihood: Any, y: Tensor) -> None:
         _check_targets(likelihood, y, "training")
 
 
-def check_batches(model: nn.Module, data: Data, batch_size: int, ranks: Alone = ALONE) -> None:
+def check_batches(model: nn.Module, data: Data, batch_size: int, ranks: Ranks = ALONE) -> None:
     """Raise a one-line ``UserError`` for batches on which the network cannot be trained."""
     if isinstance(data.train, Stream):
         _check_stream(model, data.train, ranks)
@@ -114,7 +114,7 @@ def check_batches(model: nn.Module, data: Data, batch_size: int, ranks: Alone = 
         raise UserError("--batch-size and --train-size must be at least 2: BatchNorm cannot normalise a batch of one")
 
 
-def _check_stream(model: nn.Module, stream: Stream, ranks: Alone) -> None:
+def _check_stream(model: nn.Module, stream: Stream, ranks: Ranks) -> None:
     if ranks.world > 1:
         raise UserError("several devices share batches of data that are held in memory; train on one from a loader")
     if stream.last_batch == 1 and any(is_batch_norm(m) for m in model.modules()):

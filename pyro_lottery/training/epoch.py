@@ -12,7 +12,7 @@ from torch import nn
 
 from pyro_lottery import seeds
 from pyro_lottery.data import Data, Epoch, Split, StreamEpoch
-from pyro_lottery.distributed import ALONE, Alone
+from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.errors import UserError
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.priors import SitePrior
@@ -30,7 +30,7 @@ def epoch(
     samples: int = 1,
     seed: int = 0,
     level: int = 0,
-    ranks: Alone = ALONE,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Epoch | StreamEpoch]:
     """The batches of epoch ``state.epoch``, within its random streams, with the network in training mode.
 

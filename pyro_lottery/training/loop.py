@@ -12,7 +12,7 @@ from torch.optim import Adam
 
 from pyro_lottery import guides, seeds
 from pyro_lottery.data import Data, Epoch, StreamEpoch, stream_of
-from pyro_lottery.distributed import ALONE, Alone
+from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.elbo import ELBO
 from pyro_lottery.machine import channels_last_
 from pyro_lottery.model import BayesianNetwork
@@ -64,7 +64,7 @@ def train(
     level: int = 0,
     state: TrainState | None = None,
     hooks: Hooks | None = None,
-    ranks: Alone = ALONE,
+    ranks: Ranks = ALONE,
 ) -> History:
     """Train ``guide`` and the network's own parameters by Adam on the ELBO (paper §3, §4); returns one row per epoch.
 
@@ -141,7 +141,7 @@ class _Loop:
     optimizer: Adam
     state: TrainState
     hooks: Hooks
-    ranks: Alone
+    ranks: Ranks
     rates: tuple[float, tuple[int, ...], int]
     kl_warmup_epochs: int
     batch_size: int

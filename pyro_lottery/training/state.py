@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from pyro_lottery import files, guides
-from pyro_lottery.distributed import ALONE, Alone
+from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.errors import UserError, one_line
 from pyro_lottery.training.history import History
 
@@ -52,7 +52,7 @@ class TrainState:
     def __post_init__(self) -> None:
         self._optimizer: Adam | None = None
         self._order: torch.Generator | None = None
-        self._ranks: Alone = ALONE
+        self._ranks: Ranks = ALONE
 
     def check(self, model: nn.Module, guide: AutoGuide) -> None:
         """Raise ``UserError`` unless this state is of ``model`` and ``guide`` under the masks around this call."""
@@ -67,7 +67,7 @@ class TrainState:
         self.belongs = now
 
     @contextmanager
-    def using(self, optimizer: Adam, ranks: Alone = ALONE) -> Iterator[None]:
+    def using(self, optimizer: Adam, ranks: Ranks = ALONE) -> Iterator[None]:
         """Give ``optimizer`` the moments, if there are any; within this context the state's moments are the optimizer's."""
         self._give(optimizer)
         self._optimizer, self._ranks = optimizer, ranks

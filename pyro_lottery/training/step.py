@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from pyro_lottery import trees
-from pyro_lottery.distributed import ALONE, Alone
+from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.elbo import ELBO
 from pyro_lottery.machine import autocast, channels_last
 from pyro_lottery.model import BayesianNetwork
@@ -31,7 +31,7 @@ def step(
     precision: str = "32",
     kl_factor: float = 1.0,
     sums: Tensor | None = None,
-    ranks: Alone = ALONE,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Take one step of ``optimizer`` on one batch (paper §3), at the learning rates in its parameter groups.
 

@@ -395,7 +395,7 @@ def test_a_likelihood_without_a_mean_trains_and_has_no_rmse():
 
 
 def test_several_devices_do_not_share_a_loader():
-    class Two(ranks.Alone):
+    class Two(ranks.Ranks):
         world = 2
 
     model, _ = linear()
