@@ -16,7 +16,7 @@ from pyro_lottery.handlers import not_hidden
 from pyro_lottery.priors.own_parameters import keep_parameters_
 
 
-class Own(AutoGuide):
+class Copyable(AutoGuide):
     """A guide with parameters of its own, which can be copied without harm to it."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -36,7 +36,7 @@ class Own(AutoGuide):
         super()._pyro_set_supermodule(name, context)
 
 
-class Tempered(Own):
+class Tempered(Copyable):
     """A guide with the KL temperature on its sites."""
 
     @property

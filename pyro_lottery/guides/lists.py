@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoGuide, AutoGuideList
 from torch import Tensor
 
 from pyro_lottery.errors import UserError
-from pyro_lottery.guides.base import Own, in_network_order
+from pyro_lottery.guides.base import Copyable, in_network_order
 from pyro_lottery.guides.family import family
 from pyro_lottery.guides.places import Place
 from pyro_lottery.guides.stock import Drawn
@@ -52,7 +52,7 @@ class StockList(Drawn):
 family.register(AutoGuideList, StockList)
 
 
-class AdaptedList(Own, AutoGuideList):
+class AdaptedList(Copyable, AutoGuideList):
     """A list of guides that bring the KL temperature and obey masks themselves."""
 
     places: Mapping[str, Place] = MappingProxyType({})
