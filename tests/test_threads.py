@@ -144,7 +144,7 @@ def test_two_threads_cannot_train_at_once(tiny_data):
     inside, done = threading.Event(), threading.Event()
 
     class Waiting(pl.training.Hooks):
-        def epoch(self, state):
+        def epoch_ended(self, state):
             inside.set()
             assert done.wait(60)
 

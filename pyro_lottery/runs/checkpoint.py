@@ -95,12 +95,12 @@ class LevelHooks(training.Hooks):
         self.ranks.first(self._save, saved)
         raise Stopped
 
-    def check(self, state: TrainState, steps: int, nll: float, measured: float) -> None:
-        if state.step < steps:  # epoch() shows the end of an epoch
+    def progress(self, state: TrainState, steps: int, nll: float, measured: float) -> None:
+        if state.step < steps:  # epoch_ended() shows the end of an epoch
             shown = f"nll {nll:.4f}, train {self._shown(measured)}"
             self.display.update(state.epoch + state.step / steps, shown)
 
-    def epoch(self, state: TrainState) -> None:
+    def epoch_ended(self, state: TrainState) -> None:
         row = state.history[-1]
         last = state.epoch == self.epochs
         test = f"test {self._shown(row[f'test_{self.measure}'])}"

@@ -20,12 +20,12 @@ class Hooks:
     def stop(self, state: TrainState) -> None:
         """Called within an epoch when :meth:`stopping` is True: save ``state`` and raise."""
 
-    def check(self, state: TrainState, steps: int, nll: float, measured: float) -> None:
+    def progress(self, state: TrainState, steps: int, nll: float, measured: float) -> None:
         """Called every ``CHECK_EVERY`` steps and at an epoch's end with the epoch's nll so far, and its accuracy or RMSE."""
 
     def measuring(self) -> AbstractContextManager[None]:
         """Entered while the trained network is measured, after the last epoch."""
         return nullcontext()
 
-    def epoch(self, state: TrainState) -> None:
+    def epoch_ended(self, state: TrainState) -> None:
         """Called after every epoch, when its row is in ``state.history``."""

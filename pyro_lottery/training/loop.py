@@ -124,8 +124,8 @@ def train(
         with state.using(optimizer, ranks):
             hooks.start(state)
             while state.epoch < first + epochs:
-                state.next_epoch(loop.epoch())
-                hooks.epoch(state)
+                state.next_epoch(loop.train_epoch())
+                hooks.epoch_ended(state)
     return [row for row in state.history if row["epoch"] > first]
 
 
@@ -155,7 +155,7 @@ class _Loop:
         self.norms: list[Any] = [m for m in self.model.modules() if is_batch_norm(m) and m.running_mean is not None]
         self.infinite = infinite_buffers(self.model)
 
-    def epoch(self) -> dict[str, float]:
+    def train_epoch(self) -> dict[str, float]:
         """Train the rest of the epoch; returns its row."""
         state, began = self.state, time.perf_counter() - self.state.seconds
         factor = kl_factor(state.epoch, self.kl_warmup_epochs)
@@ -199,7 +199,7 @@ class _Loop:
             # Before a checkpoint, which must not hold a diverged state.
             check_finite(seen, state, self.model, self.guide, self.infinite)
             nll = float(seen[NLL] / seen[EXAMPLES])
-            self.hooks.check(state, len(batches), nll, measured(self.model, seen))
+            self.hooks.progress(state, len(batches), nll, measured(self.model, seen))
         if stopping:
             self.hooks.stop(state)
         return seen
