@@ -33,7 +33,7 @@ class LevelHooks(training.Hooks):
         config = setup.config
         self.first, self.epochs = config.first_epoch(level), config.epochs
         self.steps = training.steps_in(setup.data.train, config.batch_size, setup.ranks.least)
-        self.measure = training.measure(setup.model)
+        self.measure = training.measure_name(setup.model)
         self.columns = set(training.columns(setup.model))
         self.columns |= {f"{part}_{self.measure}" for part in ("test", *(["val"] if setup.data.val else []))}
         self.rewind_point, self.rewind_epoch = run.rewind_point, config.rewind_epoch if level == 0 else 0

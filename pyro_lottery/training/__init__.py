@@ -7,7 +7,7 @@ is, ``hooks`` what a caller may do meanwhile, ``schedule`` the rates of every st
 
 from pyro_lottery.training.checks import check_batches, check_data
 from pyro_lottery.training.epoch import epoch
-from pyro_lottery.training.history import COLUMNS, History, columns, measure
+from pyro_lottery.training.history import COLUMNS, History, columns, measure_name
 from pyro_lottery.training.hooks import Hooks
 from pyro_lottery.training.loop import train
 from pyro_lottery.training.schedule import kl_factor, learning_rate, steps_in, steps_per_epoch
@@ -25,7 +25,7 @@ __all__ = [
     "epoch",
     "kl_factor",
     "learning_rate",
-    "measure",
+    "measure_name",
     "step",
     "steps_in",
     "steps_per_epoch",

@@ -16,14 +16,14 @@ COLUMNS = ("epoch", "loss", "nll", "kl", "kl_weight", "train_accuracy", "lr", "s
 """Columns of a classifier's history, without the accuracies of other splits."""
 
 
-def measure(model: BayesianNetwork) -> str:
+def measure_name(model: BayesianNetwork) -> str:
     """The measure of predictions in a history's columns: ``accuracy`` for classifiers, else ``rmse``."""
     return "accuracy" if model.task == "classification" else "rmse"
 
 
 def columns(model: BayesianNetwork) -> tuple[str, ...]:
     """The columns of a history, without the measures of other splits."""
-    return tuple(name.replace("accuracy", measure(model)) for name in COLUMNS)
+    return tuple(name.replace("accuracy", measure_name(model)) for name in COLUMNS)
 
 
 def row_of(
@@ -42,7 +42,7 @@ def measured(model: BayesianNetwork, sums: Tensor) -> float:
     return found if model.task == "classification" else found**0.5
 
 
-def score(model: BayesianNetwork, guide: AutoGuide, split: Split | Stream, samples: int, precision: str) -> float:
+def measure_of(model: BayesianNetwork, guide: AutoGuide, split: Split | Stream, samples: int, precision: str) -> float:
     """The accuracy or RMSE of predictions on ``split``."""
     given = recorded(split)
     found = predict(model, guide, given, samples, precision=precision)

@@ -28,7 +28,7 @@ from pyro_lottery.training.checks import (
     is_batch_norm,
 )
 from pyro_lottery.training.epoch import epoch
-from pyro_lottery.training.history import History, measure, measured, row_of, score
+from pyro_lottery.training.history import History, measure_name, measure_of, measured, row_of
 from pyro_lottery.training.hooks import Hooks
 from pyro_lottery.training.schedule import kl_factor, learning_rate
 from pyro_lottery.training.state import TrainState
@@ -210,6 +210,6 @@ class _Loop:
         for name, split in (("test", self.data.test), ("val", self.data.val)):
             if split is not None:
                 with TURN, seeds.stream(device, self.seed, f"history-{name}", self.level, self.state.epoch):
-                    found = score(self.model, self.guide, split, self.history_samples, self.precision)
-                    row[f"{name}_{measure(self.model)}"] = found
+                    found = measure_of(self.model, self.guide, split, self.history_samples, self.precision)
+                    row[f"{name}_{measure_name(self.model)}"] = found
         return row
