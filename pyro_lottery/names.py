@@ -1,18 +1,28 @@
-"""Checks of tensors by name: that names and shapes agree, and that values are finite."""
+"""Tensors by name: those under a prefix, and checks that names and shapes agree and that values are finite."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from pyro_lottery.errors import UserError
 
+T = TypeVar("T")
 LIKELIHOOD = "likelihood/"
 """Prefix of the model's parameters that do not belong to the network, such as a learned noise scale."""
 LISTED = 5
 """Maximum number of differences that an error lists; the others are only counted."""
+
+
+def under(prefix: str, named: Mapping[str, T]) -> dict[str, T]:
+    """The entries of ``named`` whose names start with ``prefix``, by the rest of the name.
+
+    >>> under("loc/", {"loc/a": 1, "scale/a": 2})
+    {'a': 1}
+    """
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
 def check_same(

@@ -12,6 +12,7 @@ import torch
 
 from pyro_lottery import guides, masks, training
 from pyro_lottery.errors import Damaged, Stopped, UserError, one_line
+from pyro_lottery.names import under
 from pyro_lottery.runs.build import Setup
 from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.runs.progress import LevelDisplay
@@ -60,8 +61,8 @@ class LevelHooks(training.Hooks):
         try:
             state.load_state_dict(info | tensors)
             self._check(state)
-            self.guide.load_state_dict(_group(tensors, "guide/"))
-            self.model.load_net_state(_group(tensors, "net/"))
+            self.guide.load_state_dict(under("guide/", tensors))
+            self.model.load_net_state(under("net/", tensors))
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise Damaged(
                 f"{self.folder.checkpoint} belongs to another training ({one_line(error)}); remove the level's checkpoints to "
@@ -133,7 +134,3 @@ class LevelHooks(training.Hooks):
         tensors |= {f"net/{name}": value for name, value in self.model.net_state().items()}
         self.folder.save_checkpoint(tensors, info | infinite_info(tensors))
         self.next_save = time.monotonic() + max(CHECKPOINT_SECONDS, 20 * (time.monotonic() - began))
-
-
-def _group(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -16,6 +16,7 @@ from torch.optim import Adam
 from pyro_lottery import files, guides
 from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.errors import UserError, one_line
+from pyro_lottery.names import under
 from pyro_lottery.training.history import History
 
 Moments = dict[int, dict[str, Tensor]]
@@ -177,18 +178,14 @@ def _read(saved: Mapping[str, Any], world: int) -> TrainState:
     if sums.shape != (5,) or sums.dtype != torch.float32:
         raise ValueError(f"sums of {tuple(sums.shape)}")
     moments: Moments = {}
-    for name, tensor in _group(saved, "optimizer/").items():
+    for name, tensor in under("optimizer/", saved).items():
         index, _, key = name.partition("/")
         moments.setdefault(int(index), {})[key] = tensor.clone()
     if any(own.keys() != _MOMENTS for own in moments.values()):
         raise ValueError("some moments of Adam are missing")
-    generators = _group(saved, "generator/") if step else {}
+    generators = under("generator/", saved) if step else {}
     for name in ("order", *map(noise_of, range(world))) if step else ():
         state = generators[name]
         if device != "cuda" or torch.cuda.is_available():  # of a GPU that is not here it is not used
             torch.Generator(device).set_state(state)  # fails for what is no state
     return TrainState(epoch, step, float(saved["seconds"]), history, sums, moments, generators, device, belongs)
-
-
-def _group(saved: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_lottery import files, untrusted
 from pyro_lottery.errors import Damaged, UserError, one_line
+from pyro_lottery.names import under
 from pyro_lottery.weights import kinds, pickles
 from pyro_lottery.weights.kinds import not_read
 
@@ -131,7 +132,7 @@ def _entry(path: Path, found: Any, key: str) -> dict[str, Tensor]:
         state = _state_dict(path, found)
     except UserError:
         state = {}
-    if within := {name.removeprefix(f"{key}."): t for name, t in state.items() if name.startswith(f"{key}.")}:
+    if within := under(f"{key}.", state):
         return within
     named = [str(name) for name in (entries if not _is_state(found) else {name.partition(".")[0] for name in state})]
     raise UserError(f"{path} has no entry {key!r}; it has {', '.join(sorted(named)[:20]) or 'none'}")
