@@ -21,7 +21,7 @@ from pyro_lottery.runs.loaded import Run
 from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.progress import show_results
 from pyro_lottery.runs.session import Session
-from pyro_lottery.training.used_weights import check_used_weights
+from pyro_lottery.training.mask_check import check_used_weights
 from pyro_lottery.types import Ticket
 
 PROG = "python -m pyro_lottery.imp"

@@ -2,7 +2,7 @@
 
 ``loop`` (:func:`train`) repeats ``epoch`` and ``step``, which a loop of one's own can call too. ``state`` holds where a training
 is, ``hooks`` what a caller may do meanwhile, ``schedule`` the rates of every step, and ``history`` the row of every epoch.
-``checks`` and ``used_weights`` hold what is refused.
+``checks`` and ``mask_check`` hold what is refused.
 """
 
 from pyro_lottery.training.checks import check_batches, check_data

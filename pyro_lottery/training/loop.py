@@ -30,10 +30,10 @@ from pyro_lottery.training.checks import (
 from pyro_lottery.training.epoch import epoch
 from pyro_lottery.training.history import History, measure_name, measure_of, measured, row_of
 from pyro_lottery.training.hooks import Hooks
+from pyro_lottery.training.mask_check import check_used_weights
 from pyro_lottery.training.schedule import kl_factor, learning_rate
 from pyro_lottery.training.state import TrainState
 from pyro_lottery.training.step import EXAMPLES, NLL, step
-from pyro_lottery.training.used_weights import check_used_weights
 
 CHECK_EVERY = 50
 """Steps between two checks of the loss, which are the only points within an epoch that wait for a GPU."""

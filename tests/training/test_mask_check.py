@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pyro_lottery as pl
-from pyro_lottery.training.used_weights import check_used_weights, used_weights
+from pyro_lottery.training.mask_check import check_used_weights, used_weights
 from tests.support import TinyNet
 
 QUICK = {"epochs": 1, "batch_size": 16, "milestones": ()}
