@@ -59,6 +59,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    hint = f": did you mean {' or '.join(near)}? Known:" if near else "; known:"
     listed = " ".join(known[:20]) + (" ..." if len(known) > 20 else "")
-    return UserError(f"unknown {kind} {name!r}: {hint}Known: {listed}")
+    return UserError(f"unknown {kind} {name!r}{hint} {listed}")
