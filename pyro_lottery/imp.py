@@ -35,7 +35,7 @@ def run_imp(config: Config, own: Own | None = None) -> Run:
     """
     with Session.open(config, own) as session:
         if config.levels:
-            _try_out(session)
+            _check_pruning(session)
         for level in range(config.levels + 1):
             session.train(level, next_ticket(session, level))
     return session.load()
@@ -63,7 +63,7 @@ def score_of(session: Session, level: int) -> scores.Score:
     return scores.by_name(session.config.score, session.config.seed, level)
 
 
-def _try_out(session: Session) -> None:
+def _check_pruning(session: Session) -> None:
     """Prune once before anything is trained or written, so that errors do not appear only after hours of training.
 
     Raises ``UserError`` if the score does not suit the guide, the guide cannot be pruned, or a level would have no weights.

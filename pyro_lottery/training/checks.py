@@ -56,7 +56,7 @@ def check_data(model: BayesianNetwork, data: Data) -> Any:
         if split is None:
             continue
         x, y = split.head()
-        output = _try_out(model, x)
+        output = _run_once(model, x)
         with pyro.validation_enabled(False):  # training reports what is not finite
             likelihoods.append(model.checked_likelihood(output, len(output)))
         y = model.checked_targets(y, likelihoods[-1], output)
@@ -64,7 +64,7 @@ def check_data(model: BayesianNetwork, data: Data) -> Any:
     return likelihoods[0]
 
 
-def _try_out(model: BayesianNetwork, x: Any) -> Tensor:
+def _run_once(model: BayesianNetwork, x: Any) -> Tensor:
     try:
         with seeds.stream("cpu", 0, "try out"), inference(model), poutine.condition(data=dict(model.initial_values())):
             return model.outputs(trees.map_tensors(channels_last, x))

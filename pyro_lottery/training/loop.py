@@ -167,7 +167,7 @@ class _Loop:
                 self._step(batches, factor)
                 state.step += 1
                 state.seconds = time.perf_counter() - began
-                seen = self._look(batches)
+                seen = self._check_or_stop(batches)
         rate, seconds = self.optimizer.param_groups[0]["lr"], time.perf_counter() - began
         return row_of(state.epoch, seen, len(batches), self.model, factor, rate, seconds) | self._of_other_splits()
 
@@ -185,8 +185,11 @@ class _Loop:
                 precision=self.precision, kl_factor=factor, sums=self.state.sums, ranks=self.ranks,
             )  # fmt: skip
 
-    def _look(self, batches: Epoch | StreamEpoch) -> Tensor:
-        """After a step: read the epoch's sums and check them when it is time to, and stop when asked to; returns the sums."""
+    def _check_or_stop(self, batches: Epoch | StreamEpoch) -> Tensor:
+        """After a step: check the epoch's sums if it is time to, and stop if the hooks ask to.
+
+        Returns the sums; at an epoch's end they are those of all ranks.
+        """
         state, ranks, seen = self.state, self.ranks, self.state.sums
         last = state.step == len(batches)
         checking = last or state.step % (CHECK_EVERY if ranks.world == 1 else AGREE_EVERY) == 0

@@ -41,8 +41,8 @@ def step(
     each takes its share of the batch, or all of it with noise of its own, and gradients are averaged.
 
     Returns ``sums`` [5], or new ones, to which this step is added in place: the nll of the batch and T·KL, both in nats and
-    means over the samples; the model's tally (correct predictions, or squared errors); the examples; and the steps before
-    the first sum that is not finite. A GPU is not waited for.
+    means over the samples; the model's tally (correct predictions, or squared errors); the number of examples; and the number
+    of steps before nll or KL was first not finite. The host does not wait for a GPU.
     """
     count = len(y)
     x, y = trees.map_tensors(lambda t: channels_last(ranks.share(t)), x), ranks.share(y)
@@ -62,5 +62,6 @@ def step(
     ranks.mean_(p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
     optimizer.step()
     sums[EXAMPLES] += len(y)
-    sums[FINITE_STEPS] += sums[:TALLY].isfinite().all() / ranks.world  # a likelihood may have no mean
+    # Without the tally, which is NaN for a likelihood that has no mean.
+    sums[FINITE_STEPS] += sums[:TALLY].isfinite().all() / ranks.world
     return sums
