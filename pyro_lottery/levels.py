@@ -42,6 +42,9 @@ def train_level(
     *,
     first_epoch: int,
     eval_samples: int,
+    batch_size: int,
+    precision: str,
+    seed: int,
     hooks: training.Hooks,
     ranks: Ranks = ALONE,
     **options: Any,
@@ -54,12 +57,15 @@ def train_level(
     with sparsify(ticket.mask):
         model.start_from_(guide, ticket)
         state = training.TrainState(first_epoch)  # each level starts with new moments of Adam
-        history = training.train(model, guide, data, **options, level=level, state=state, hooks=hooks, ranks=ranks)
+        history = training.train(
+            model, guide, data, batch_size=batch_size, precision=precision, seed=seed, level=level, state=state,
+            hooks=hooks, ranks=ranks, **options,
+        )  # fmt: skip
         device = next(guide.parameters()).device
-        with hooks.measuring(), seeds.stream(device, options["seed"], "predict", level):
-            measured = measure(model, guide, data, eval_samples, options["precision"])
+        with hooks.measuring(), seeds.stream(device, seed, "predict", level):
+            measured = measure(model, guide, data, eval_samples, precision)
     posterior = masks.apply(ticket.mask, guides.posterior(guide))
-    steps = training.steps_in(data.train, options["batch_size"], ranks.least)
+    steps = training.steps_in(data.train, batch_size, ranks.least)
     return TrainedLevel(posterior, model.net_state(), history, measured, steps)
 
 
