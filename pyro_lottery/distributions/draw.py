@@ -1,0 +1,140 @@
+"""One draw of a mean-field Normal over all sites, with its closed-form KL in the same autograd node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pyro_lottery import kernels
+from pyro_lottery.distributions.pruned import Pruned
+from pyro_lottery.kernels import Layout
+from pyro_lottery.kernels.layout import flatten
+
+
+class Draw:
+    """One evaluation of a mean-field Normal over all sites, given flat vectors ``loc`` and ``log_scale``.
+
+    Samples of all sites, or their means and variances, are computed together on first use. The closed-form KL comes from the
+    same autograd node, so the backward pass writes each gradient once.
+    """
+
+    def __init__(self, loc: Tensor, log_scale: Tensor, layout: Layout):
+        self.loc, self.log_scale, self.layout = loc, log_scale, layout
+        self._priors = _Priors()
+
+    @cached_property
+    def _sampled(self) -> tuple[Tensor, ...]:
+        return _Samples.apply(self.loc, self.log_scale, self.layout, self._priors)  # type: ignore[no-untyped-call]
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, ...]:
+        return _Moments.apply(self.loc, self.log_scale, self.layout, self._priors)  # type: ignore[no-untyped-call]
+
+    @property
+    def samples(self) -> tuple[Tensor, ...]:
+        """One weight sample of every site."""
+        return self._sampled[1:]
+
+    @property
+    def means(self) -> tuple[Tensor, ...]:
+        """The mean of every site, 0 where pruned."""
+        return self._moments[1 : 1 + len(self.layout.shapes)]
+
+    @property
+    def variances(self) -> tuple[Tensor, ...]:
+        """The variance of every site, 0 where pruned."""
+        return self._moments[1 + len(self.layout.shapes) :]
+
+    @cached_property
+    def locs(self) -> list[Tensor]:
+        """The mean of every site in plain autograd operations, 0 where pruned."""
+        return self.layout.views(self.layout.scatter(self.loc))
+
+    @cached_property
+    def scales(self) -> list[Tensor]:
+        """The scale of every site in plain autograd operations, 0 where pruned."""
+        return self.layout.views(self.layout.scatter(self.log_scale.exp()))
+
+    def part(self, number: int, select: Callable[[Tensor], Tensor]) -> dist.TorchDistribution:
+        """Return a distribution of the weights of site ``number`` that ``select`` picks, independent of the shared draw."""
+        loc, scale, kept = self.locs[number], self.scales[number], self.layout.masks[number]
+        if kept is None:
+            return dist.Normal(select(loc), select(scale))
+        return Pruned(dist.Normal(select(loc), select(torch.where(kept, scale, 1.0))), select(kept))
+
+    def kl(self, loc: Tensor, scale: Tensor) -> Tensor:
+        """Return KL(q ‖ N(loc, scale²)) of every site, shape [sites], for priors with one loc and one scale per site.
+
+        Call this once, after taking the samples or moments and before the backward pass.
+        """
+        out = (self.__dict__.get("_moments") or self._sampled)[0]
+        loc, scale = loc.to(self.loc), scale.to(self.loc)
+        self._priors.loc, self._priors.scale = loc, scale
+        with torch.no_grad():
+            backend = kernels.backend(self.loc)
+            out.detach().copy_(backend.kl(self.layout, self.loc, self.log_scale, loc, scale))
+        return out
+
+
+@dataclass
+class _Priors:
+    """The priors of the KL, which become known when the model has run and are needed by the backward pass."""
+
+    loc: Tensor | None = None
+    scale: Tensor | None = None
+
+
+class _Samples(torch.autograd.Function):
+    """(loc, log_scale) -> (KL per site, a sample of every site); :meth:`Draw.kl` fills in the KL later."""
+
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, log_scale: Tensor, layout: Layout, priors: _Priors) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        flat = kernels.backend(loc).sample(layout, loc, log_scale)
+        ctx.save_for_backward(loc, log_scale, flat)
+        ctx.layout, ctx.priors = layout, priors
+        return (loc.new_zeros(len(layout.shapes)), *layout.views(flat))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        loc, log_scale, flat = ctx.saved_tensors
+        backend, m, s, weight = _prior_terms(ctx, loc, weight)
+        g = [None if grad is None else flatten(grad) for grad in grads]
+        return (*backend.sample_grad(ctx.layout, g, flat, loc, log_scale, m, s, weight), None, None)
+
+
+class _Moments(torch.autograd.Function):
+    """(loc, log_scale) -> (KL per site, mean of every site, variance of every site); :meth:`Draw.kl` fills in the KL."""
+
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, log_scale: Tensor, layout: Layout, priors: _Priors) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        mean, variance = kernels.backend(loc).moments(layout, loc, log_scale)
+        ctx.save_for_backward(loc, log_scale)
+        ctx.layout, ctx.priors = layout, priors
+        return (loc.new_zeros(len(layout.shapes)), *layout.views(mean), *layout.views(variance))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        loc, log_scale = ctx.saved_tensors
+        backend, m, s, weight = _prior_terms(ctx, loc, weight)
+        g = [None if grad is None else flatten(grad) for grad in grads]
+        sites = len(ctx.layout.shapes)
+        return (*backend.moments_grad(ctx.layout, g[:sites], g[sites:], loc, log_scale, m, s, weight), None, None)
+
+
+def _prior_terms(ctx: Any, loc: Tensor, weight: Tensor | None) -> tuple[ModuleType, Tensor, Tensor, Tensor | None]:
+    m, s = ctx.priors.loc, ctx.priors.scale
+    if m is None:  # no KL was computed, so the loss does not depend on it
+        m, s, weight = loc.new_zeros(len(ctx.layout.shapes)), loc.new_ones(len(ctx.layout.shapes)), None
+    return kernels.backend(loc), m, s, weight

@@ -1,0 +1,34 @@
+"""What is inside a distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor
+
+from pyro_lottery.distributions.pruned import Pruned
+
+
+def base(fn: Any) -> Any:
+    """Return the distribution inside ``.to_event()``, or ``fn`` itself."""
+    return fn.base_dist if isinstance(fn, dist.Independent) else fn
+
+
+def one_number(fn: Any, kept: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+    """Return loc and scale, two scalars, of a Normal that is the same for every weight; None for other distributions.
+
+    A :class:`Pruned` Normal qualifies if its mask is the same object as ``kept``.
+    """
+    fn = base(fn)
+    if isinstance(fn, Pruned):
+        if fn._mask is not kept:
+            return None
+        fn = fn.base_dist
+    if type(fn) is not dist.Normal:
+        return None
+    for t in (fn.loc, fn.scale):
+        if t.requires_grad or any(stride for stride, n in zip(t.stride(), t.shape, strict=True) if n > 1):
+            return None
+    first = (0,) * fn.loc.ndim
+    return fn.loc.detach()[first], fn.scale.detach()[first]
