@@ -34,8 +34,8 @@ _MADE_FIRST = re.compile(r"\.lock|\.owner|\.(config\.json|\.owner)\.\d+\.tmp")
 class LevelFolder:
     """``level_NN/``: a level's ticket, posterior, history and manifest, and checkpoints while it trains."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, number: int | None = None):
+        self.path, self.number = path, number
         self.checkpoint = path / "checkpoint.safetensors"
         self.checkpoint_before = path / "checkpoint.before.safetensors"
         self._checkpoint_new = path / "checkpoint.new.safetensors"
@@ -132,8 +132,11 @@ class LevelFolder:
         Manifest(result, ticket, {name: files.crc32_of(self.path / name) for name in names}).save(self.path / MANIFEST)
 
     def manifest(self) -> Manifest | None:
-        """Read ``level.json``; None if the level is not finished. Raises ``Damaged`` if the file is damaged."""
-        return Manifest.load(self.path / MANIFEST)
+        """Read ``level.json``; None if the level is not finished. Raises ``Damaged`` if the file is damaged or another level's."""
+        found = Manifest.load(self.path / MANIFEST)
+        if found is not None and self.number not in (None, found.result.level):
+            raise Damaged(f"{self.path / MANIFEST} is the manifest of level {found.result.level}")
+        return found
 
     def check(self, epochs: int) -> Manifest | None:
         """Check all files of a finished level and return its manifest; None if the level is not finished.
@@ -246,7 +249,7 @@ class RunFolder:
 
     def level(self, number: int) -> LevelFolder:
         """The folder of one level."""
-        return LevelFolder(self.path / f"level_{number:02d}")
+        return LevelFolder(self.path / f"level_{number:02d}", number)
 
     def levels(self) -> list[int]:
         """Numbers of the levels that have a folder, finished or not."""
@@ -278,8 +281,6 @@ class RunFolder:
                 manifest = self.level(number).manifest()
             except Damaged as error:
                 raise UserError(f"{error}; run the command of this run again to train the level again") from error
-            if manifest is not None and manifest.result.level != number:
-                raise UserError(f"{self.level(number).path} holds the manifest of level {manifest.result.level}")
             if manifest is not None:
                 rows[number] = manifest.result
         return [rows[number] for number in sorted(rows)]

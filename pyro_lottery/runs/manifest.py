@@ -59,7 +59,9 @@ def checked_row(found: Any, where: Path) -> LevelResult:
         if value is None and "None" not in kind:
             raise UserError(f"{where} has no {name}")
         known = value is None or (type(value) is int if kind == "int" else type(value) in (int, float))
-        if not known or (value is not None and not math.isfinite(value)):
+        if not known or (
+            value is not None and not (math.isfinite(value) if type(value) is float else abs(value) < 2**63)
+        ):
             raise UserError(f"{where} has {value!r} as {name} of level {row['level']}")
     needed = _OF_REAL_TARGETS if row["test_accuracy"] is None else _OF_CLASSES
     if missing := [name for name in needed if row[name] is None]:

@@ -16,7 +16,7 @@ from pyro_lottery.runs import figures, first_version
 from pyro_lottery.runs.build import Setup, prepare
 from pyro_lottery.runs.checkpoint import LevelHooks
 from pyro_lottery.runs.config import Config
-from pyro_lottery.runs.folder import RunFolder
+from pyro_lottery.runs.folder import MANIFEST, RunFolder
 from pyro_lottery.runs.loaded import Run, load_run
 from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.resume import open_folder
@@ -121,7 +121,6 @@ class Session:
     def _set_aside(self, level: int, error: Exception | str) -> None:
         warnings.warn(f"{error}; level {level} is trained again", stacklevel=2)
         self.folder.level(level).set_aside()
-        self.folder.write_results()
 
     def _as_begun(self, level: int, ticket: Ticket) -> Ticket:
         """The ticket in the level's folder if it equals ``ticket`` up to the rounding of another processor, else ``ticket``."""
@@ -139,11 +138,15 @@ class Session:
             manifest = folder.check(self.config.epochs_of(level))
         except Damaged as error:
             self._set_aside(level, error)
+            self.folder.write_results()
             return False
         if manifest is None:
+            if folder.has_files() and not folder.checkpoint.exists():  # a kill before the manifest leaves a checkpoint
+                self._set_aside(level, f"{folder.path} has the files of a finished level and no {MANIFEST}")
             return False
         if manifest.ticket != ticket_checksum(ticket):
             self._set_aside(level, f"level {level} was trained from another ticket than the run makes now")
+            self.folder.write_results()
             return False
         folder.drop_checkpoints()  # the process may have been killed after writing the manifest
         return True

@@ -222,7 +222,7 @@ def test_a_manifest_of_another_level_is_named(tmp_path):
     run = opened(tmp_path)
     finish(run, 0)
     run.level(0).path.rename(run.level(1).path)
-    with pytest.raises(pl.UserError, match="level_01 holds the manifest of level 0"):
+    with pytest.raises(pl.UserError, match=r"level_01/level\.json is the manifest of level 0"):
         run.results()
 
 

@@ -61,6 +61,8 @@ def test_a_sealed_object_that_is_no_manifest_is_damaged(change, tmp_path):
         ({"mace": None}, "has no mace of level 0"),
         ({"nll": "1"}, "has '1' as nll"),
         ({"level": -1}, "level -1 keeps"),
+        ({"nll": 10**400}, "has 10+ as nll of level 0"),
+        ({"remaining": 10**400, "total": 10**400}, "has 10+ as remaining of level 0"),
     ],
 )
 def test_a_row_of_impossible_values_is_refused(change, message, tmp_path):

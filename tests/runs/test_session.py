@@ -68,10 +68,29 @@ def test_a_level_without_its_manifest_is_trained_again(config, capsys):
     (run.folder.level(2).path / "level.json").unlink()
     (run.folder.path / "results.csv").unlink()
     trained(capsys)
-    found = bits(imp.run_imp(config))
+    with pytest.warns(
+        UserWarning, match="level_02 has the files of a finished level and no level.json; level 2 is trained"
+    ):
+        found = bits(imp.run_imp(config))
     assert trained(capsys) == [2]
+    assert (run.folder.path / "level_02.damaged" / "posterior.safetensors").exists()
     assert found[2]["posterior.safetensors"] == once[2]["posterior.safetensors"]
     assert len((run.folder.path / "results.csv").read_text().splitlines()) == 4
+
+
+def test_manifests_that_changed_places_are_damaged_and_the_run_goes_on(config, capsys):
+    run = imp.run_imp(config)
+    once = {level: files["posterior.safetensors"] for level, files in bits(run).items()}
+    first, second = (run.folder.level(level).path / "level.json" for level in (1, 2))
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+    trained(capsys)
+    with pytest.warns(UserWarning, match=r"is the manifest of level \d; level \d is trained again") as warned:
+        run = imp.run_imp(config)
+    assert len(warned) == 2
+    assert trained(capsys) == [1, 2]
+    assert {level: files["posterior.safetensors"] for level, files in bits(run).items()} == once
 
 
 def test_another_ticket_trains_the_level_again_and_keeps_what_it_was(config, capsys):
