@@ -5,6 +5,7 @@ Each row of its tables ended with a CRC-32 over the header, the row and the numb
 
 from __future__ import annotations
 
+import re
 import warnings
 import zlib
 from pathlib import Path
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
     from pyro_lottery.runs.config import Config
     from pyro_lottery.runs.folder import RunFolder
 
+ROWS = 10_000
+"""Most rows of a table that are read: more levels or epochs than any run has."""
+
 
 def rows(path: Path) -> list[LevelResult]:
     """The rows of a ``results.csv`` of version 0.1.0; an empty list for any other file. Warns of each damaged row."""
     found = []
-    for values in _table(path):
+    for values in _table(path, ",".join(COLUMNS)):
         whole = {
-            n: int(v) if COLUMNS.get(n) == "int" and v is not None and v == int(v) else v for n, v in values.items()
+            n: int(v) if COLUMNS.get(n) == "int" and v is not None and v.is_integer() else v for n, v in values.items()
         }
         found.append(checked_row(whole, path))
     return found
@@ -51,34 +55,48 @@ def adopt(run: RunFolder, config: Config) -> None:
             warnings.warn(f"{error}; level {row.level} is trained again", stacklevel=2)
             if level.path.exists():
                 level.set_aside()
-    if _header(table):
+    if _is_first(table):
         table.unlink()  # the session then writes it from the manifests
 
 
-def _header(path: Path) -> str:
-    """The header of a table of version 0.1.0, without its checksum column; empty for any other file, or a missing one."""
+def _lines(path: Path) -> list[str]:
+    """The lines of a table, the header first; none of a missing file, or of one that cannot be read."""
     try:
-        first = untrusted.read_text(path, "replace").partition("\n")[0]
+        return untrusted.read_text(path, "replace").splitlines()
     except OSError:
-        return ""
-    return first.removesuffix(f",{files.CRC}") if first.endswith(f",{files.CRC}") else ""
-
-
-def _table(path: Path) -> list[dict[str, Any]]:
-    """The undamaged rows of a table of version 0.1.0, by column; an empty cell is None."""
-    header = _header(path)
-    if not header:
         return []
-    names, found = header.split(","), []
-    lines = untrusted.read_text(path, "replace").splitlines()[1:]
+
+
+def _is_first(path: Path) -> bool:
+    """Whether ``path`` is a table of version 0.1.0: its rows, if not its header, have a checksum."""
+    return any(re.search(rf",({files.CRC}|[0-9a-f]{{8}})$", line) for line in _lines(path)[:ROWS])
+
+
+def _table(path: Path, known: str = "") -> list[dict[str, Any]]:
+    """The undamaged rows of a table of version 0.1.0, by column; an empty cell is None. A damaged header is taken as ``known``."""
+    if not _is_first(path):
+        return []
+    header, *lines = _lines(path)
+    header, found = header.removesuffix(f",{files.CRC}"), []
+    if len(lines) > ROWS:
+        raise UserError(f"{path} has {len(lines)} rows; expected at most {ROWS}")
+    if known not in ("", header) and any(_is_whole(known, line, len(lines)) for line in lines):
+        warnings.warn(f"{path} has a damaged header; its rows are read", stacklevel=2)
+        header = known
     for line in lines:
-        values, _, crc = line.rpartition(",")
-        if not any(crc == f"{zlib.crc32(f'{header}{values}{count}'.encode()):08x}" for count in range(1, 1000)):
+        if not _is_whole(header, line, len(lines)):
             warnings.warn(f"{path}: the row {line[:20]!r} is damaged", stacklevel=2)
             continue
         try:
-            numbers = [float(v) if v else None for v in values.split(",")]
-            found.append(dict(zip(names, numbers, strict=True)))
+            numbers = [float(v) if v else None for v in line.rpartition(",")[0].split(",")]
+            found.append(dict(zip(header.split(","), numbers, strict=True)))
         except ValueError as error:
             raise UserError(f"{path} is not a table of numbers ({one_line(error)})") from error
     return found
+
+
+def _is_whole(header: str, line: str, rows: int) -> bool:
+    """Whether the row's checksum fits, whatever number of rows the table had when it was written."""
+    values, _, crc = line.rpartition(",")
+    before = zlib.crc32(f"{header}{values}".encode())
+    return any(crc == f"{zlib.crc32(str(count).encode(), before):08x}" for count in (rows, *range(1, 1000)))

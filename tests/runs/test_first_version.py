@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,36 @@ def test_a_table_of_this_version_says_nothing_of_what_is_finished(tmp_path):
     (tmp_path / "results.csv").write_text("level,density\n0,1.0\n")
     assert first_version.rows(tmp_path / "results.csv") == []
     assert first_version.rows(tmp_path / "none.csv") == []
+
+
+def test_a_damaged_header_loses_no_level(old):
+    replace_text(old.path / "results.csv", "density", "dens")
+    with pytest.warns(UserWarning, match="results.csv has a damaged header; its rows are read"):
+        assert [row.remaining for row in old.results()] == [18, 14]
+    replace_text(old.path / "results.csv", "crc32", "crc3")
+    with pytest.warns(UserWarning, match="damaged header"):
+        first_version.adopt(old, pl.load_run(old.path).config)
+    assert [old.level(n).manifest().result.remaining for n in (0, 1)] == [18, 14]
+    assert not (old.path / "results.csv").exists()
+
+
+def _first_table(path, header, rows):
+    sums = [f"{zlib.crc32(f'{header}{row}{len(rows)}'.encode()):08x}" for row in rows]
+    path.write_text("\n".join([f"{header},crc32", *(f"{row},{crc}" for row, crc in zip(rows, sums, strict=True))]))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_a_row_of_impossible_numbers_is_refused(value, old):
+    header = (old.path / "results.csv").read_text().partition(",crc32")[0]
+    _first_table(old.path / "results.csv", header, [",".join([value] * (header.count(",") + 1))])
+    with pytest.raises(pl.UserError, match=r"has (nan|-?inf) as level"):
+        old.results()
+
+
+def test_a_history_of_many_epochs_is_read_and_a_table_without_end_is_not(tmp_path):
+    path = tmp_path / "history.csv"
+    _first_table(path, "epoch,loss", [f"{epoch},0.5" for epoch in range(1, 1501)])
+    assert len(first_version._table(path)) == 1500
+    path.write_text("epoch,loss,crc32\n" + "\n" * 20_000)
+    with pytest.raises(pl.UserError, match="has 20000 rows; expected at most 10000"):
+        first_version._table(path)
