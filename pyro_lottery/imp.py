@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pyro_lottery import guides, masks, scores, tickets
+from pyro_lottery import guides, masks, scores, seeds, tickets
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.runs.cli import parse, run_command
@@ -21,8 +21,9 @@ from pyro_lottery.runs.loaded import Run
 from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.progress import show_results
 from pyro_lottery.runs.session import Session
+from pyro_lottery.threads import TURN
 from pyro_lottery.training.mask_check import check_used_weights
-from pyro_lottery.types import Ticket
+from pyro_lottery.types import Posterior, Sites, Ticket
 
 PROG = "python -m pyro_lottery.imp"
 
@@ -57,10 +58,17 @@ def next_ticket(session: Session, level: int) -> Ticket:
 
 def score_of(session: Session, level: int) -> scores.Score:
     """The score that prunes the ticket of ``level``."""
-    own = session.setup.own
-    if own is not None and own.score is not None:
-        return own.score
-    return scores.by_name(session.config.score, session.config.seed, level)
+    own, seed = session.setup.own, session.config.seed
+    if own is None or own.score is None:
+        return scores.by_name(session.config.score, seed, level)
+    given = own.score
+
+    def seeded(posterior: Posterior) -> Sites:
+        # Otherwise a score that draws random numbers would give a resumed run other tickets than it has.
+        with TURN, seeds.stream("cpu", seed, "score", level):
+            return given(posterior)
+
+    return seeded
 
 
 def _check_pruning(session: Session) -> None:

@@ -317,3 +317,17 @@ def test_a_run_goes_on_with_its_own_score_alone(tmp_path):
     smallest.__name__ = "largest"
     with pytest.raises(pl.UserError, match="started with another score"):
         find(smallest)
+
+
+def test_a_score_that_draws_random_numbers_trains_nothing_again(tmp_path, capsys):
+    """Its numbers follow the run's seed, whatever the state of torch's generator."""
+
+    def score(posterior):
+        return {name: torch.rand_like(posterior.loc[name]) for name in posterior.prunable}
+
+    for state in (1, 2):
+        data = table()
+        net = mlp()
+        torch.manual_seed(state)
+        pl.find_tickets(net, data, run_dir=tmp_path / "run", score=score, **QUICK | {"levels": 1, "epochs": 1})
+        assert len(capsys.readouterr().out.splitlines()) == (2 if state == 1 else 0)
