@@ -95,9 +95,8 @@ def result(level: int, ticket: Ticket, trained: TrainedLevel) -> LevelResult:
 
 
 def _columns(measured: dict[str, float], history: training.History) -> dict[str, Any]:
-    """The columns with the quality of a level; columns of the other task are None."""
-    of_classes = ("test_accuracy", "max_test_accuracy", "val_accuracy", "mace", "ece", "brier")
-    columns: dict[str, Any] = dict.fromkeys(of_classes) | measured
+    """The columns with the quality of a level; columns of the other task are left out."""
+    columns: dict[str, Any] = dict(measured)
     if "rmse" in measured:
         return columns | {"val_rmse": min((row["val_rmse"] for row in history if "val_rmse" in row), default=None)}
     columns["test_accuracy"] = columns.pop("accuracy")

@@ -12,6 +12,7 @@ import pandas as pd
 from pyro_lottery import masks
 from pyro_lottery.errors import UserError
 from pyro_lottery.runs.loaded import Run, check_levels, load_run
+from pyro_lottery.runs.manifest import COLUMNS
 
 OPTIONS = ("arch", "guide", "score", "rewind", "lr", "warmup_epochs", "train_samples", "seed")
 """The options that distinguish the runs of a study."""
@@ -50,7 +51,7 @@ def levels(runs: list[Run]) -> pd.DataFrame:
         for treatment, derived in with_derived(run)
         for row in derived.folder.results()
     ]
-    return pd.DataFrame(rows, columns=None if rows else ["run", "treatment", *OPTIONS, "level", "density"])
+    return pd.DataFrame(rows, columns=None if rows else ["run", "treatment", *OPTIONS, *COLUMNS])
 
 
 def layers(runs: list[Run], level: int | None = None) -> pd.DataFrame:

@@ -150,7 +150,7 @@ def _check(path: Path, posterior: Posterior, groups: Mapping[str, Sites], info: 
             must(all_finite(key, value, info), key, "holds values that are not finite")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LevelResult:
     """One row of ``results.csv``. Values that were not measured are None, such as accuracies for real targets."""
 
@@ -158,13 +158,13 @@ class LevelResult:
     density: float
     remaining: int
     total: int
-    test_accuracy: float | None
-    max_test_accuracy: float | None
-    val_accuracy: float | None
+    test_accuracy: float | None = None
+    max_test_accuracy: float | None = None
+    val_accuracy: float | None = None
     nll: float
-    mace: float | None
-    ece: float | None
-    brier: float | None
+    mace: float | None = None
+    ece: float | None = None
+    brier: float | None = None
     train_seconds: float
     step_ms: float
     selected_test_accuracy: float | None = None

@@ -1,4 +1,4 @@
-"""How long runs will take: from the steps of finished levels like theirs, or else from a step measured here and now."""
+"""How long runs will take: from the steps of similar finished levels, or else from a step measured now."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ from pyro_lottery.runs.config import Config
 from pyro_lottery.tables import list_runs, with_derived
 
 STEPS, ROUNDS = 4, 3
-"""Steps to measure, and how often, after as many to warm up."""
+"""Steps to measure, and how often, after the same number of steps of warm-up."""
+OF_A_STEP = (
+    "arch", "patch_size", "dataset", "data_dir", "image_size", "guide", "batch_size", "train_samples", "device", "precision",
+)  # fmt: skip
+"""The options that the cost of a step depends on."""
 
 
 def seconds_left(job: Job, levels: Collection[int], root: Path) -> float:
-    """Seconds that ``levels`` levels of ``job`` will take, from the steps of finished levels where there are some."""
+    """Seconds that ``levels`` of ``job`` will take, from the steps of finished levels if there are any."""
     step, forward = measure(like(job.config))
     return seconds_of(job.config, levels, _finished_step(job.config, root) or step, forward)
 
 
 def seconds_of(config: Config, levels: Collection[int], step: float, forward: float) -> float:
-    """Seconds of ``levels`` levels: epochs × steps × step, and the predictions after each epoch and at the end."""
+    """Seconds of ``levels``: epochs × steps × step, plus the predictions after each epoch and at the end."""
     train, test, *_ = sizes(config.dataset, config.data_dir, config.image_size)
     train, test = config.train_size or train, config.test_size or test
     samples = 1 if config.guide == "deterministic" else config.train_samples
@@ -60,7 +64,7 @@ def measure(config: Config) -> tuple[float, float]:
 
 def _random_images(config: Config, device: torch.device) -> Data:
     _, _, channels, size, classes = sizes(config.dataset, config.data_dir, config.image_size)
-    count = max(STEPS * config.batch_size, classes)  # classes: 1,000 of a folder, and more
+    count = max(STEPS * config.batch_size, classes)  # a folder may have 1,000 classes and more
     pixels = torch.randint(0, 256, (count, channels, *size), dtype=torch.uint8)
     labels, few = torch.arange(count) % classes, min(count, prediction.BATCH)
     return data.from_tensors(pixels, labels, pixels[:few], labels[:few]).to(device)
@@ -68,7 +72,7 @@ def _random_images(config: Config, device: torch.device) -> Data:
 
 @cache
 def sizes(dataset: str, data_dir: str, image_size: int | None = None) -> tuple[int, int, int, tuple[int, int], int]:
-    """Training and test images, channels, height and width, and classes; of downloads without downloading."""
+    """Training and test images, channels, height and width, and classes. Nothing is downloaded."""
     if dataset in data.DOWNLOADS:
         train, test, classes = data.DOWNLOADS[dataset]
         size = image_size or 32
@@ -78,20 +82,8 @@ def sizes(dataset: str, data_dir: str, image_size: int | None = None) -> tuple[i
 
 
 def like(config: Config) -> Config:
-    """What a step costs depends on no other options, so that one measurement serves many runs."""
-    names = (
-        "arch",
-        "patch_size",
-        "dataset",
-        "data_dir",
-        "image_size",
-        "guide",
-        "batch_size",
-        "train_samples",
-        "device",
-        "precision",
-    )
-    return Config(**{name: getattr(config, name) for name in names}, run_dir="")
+    """``config`` with only the options of ``OF_A_STEP``, so that one measurement serves many runs."""
+    return Config(**{name: getattr(config, name) for name in OF_A_STEP}, run_dir="")
 
 
 def _finished_step(config: Config, root: Path) -> float | None:
@@ -105,7 +97,7 @@ def _finished_step(config: Config, root: Path) -> float | None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them.
+    """Seconds in a readable unit.
 
     >>> duration(42), duration(600), duration(9000)
     ('42 s', '10 min', '2.5 h')

@@ -1,6 +1,6 @@
-"""The protocols under which the paper's experiments run: the one place that says what ``reduced`` leaves out.
+"""The protocols of the paper's experiments: the extent of a study, and what ``reduced`` leaves out.
 
-A protocol is a preset of ``python -m pyro_lottery.imp`` (pyro_lottery/runs/config.py: images, epochs, levels) and the extent
+A protocol is a preset of ``python -m pyro_lottery.imp`` (pyro_lottery/runs/presets.py: images, epochs, levels) and the extent
 of the study: which networks, how many seeds, which levels get controls, which learning rates are compared.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from pyro_lottery.errors import UserError
 from pyro_lottery.runs.config import RESUMABLE, Config, preset
+from pyro_lottery.tables import OPTIONS
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,16 @@ class Protocol:
     archs: tuple[str, ...] = ("resnet20", "vgg11", "vit_tiny")
     seeds: int = 3
     derived_levels: tuple[int, ...] | None = None
-    """Levels that get controls and transplants; None: all but the dense."""
+    """Levels that get controls and transplants; None: all except the dense level."""
     rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
     """Learning rates of figure 7; the paper names none."""
     warmup_epochs: int = 10
-    """Of figure 7's second set of runs."""
+    """Warm-up epochs of figure 7's second set of runs."""
     patch_size: int | None = None
-    """Of transformers; None: an eighth of the image."""
+    """Patch size of transformers in pixels; None: an eighth of the image."""
 
     def options(self, arch: str) -> dict[str, Any]:
-        """Options that hold for some networks alone."""
+        """Options that only some networks take."""
         return {"patch_size": self.patch_size} if self.patch_size and arch.startswith("vit_") else {}
 
 
@@ -40,21 +41,10 @@ PROTOCOLS = {
     "smoke": Protocol(archs=("lenet",), seeds=1, derived_levels=(2,), rates=(1e-3, 1e-2), warmup_epochs=1),
 }
 LARGER = {"resnet20": "resnet110", "vgg11": "vgg19", "vit_tiny": "vit_base", "lenet": "resnet20"}
-"""The larger network of each family (paper, appendix A). The smoke protocol's lenet has none, and resnet20 stands in."""
+"""The larger network of each family (paper, appendix A). The smoke protocol's lenet has none, so resnet20 is used."""
 
-FREE = RESUMABLE | {
-    "arch",
-    "patch_size",
-    "dataset",
-    "guide",
-    "score",
-    "rewind",
-    "lr",
-    "warmup_epochs",
-    "seed",
-    "precision",
-}
-"""Options that may differ between the runs of one protocol: what a study compares, and where it runs."""
+FREE = RESUMABLE | {*OPTIONS, "patch_size", "dataset", "precision"} - {"train_samples"}
+"""Options that may differ between the runs of one protocol: those that a study compares, the data and the machine."""
 
 
 def protocol_of(config: Config) -> str:
@@ -81,7 +71,7 @@ def base_rate(name: str) -> float:
 
 
 def describe(config: Config) -> str:
-    """What a protocol is, for a figure's title.
+    """The protocol in words, for a figure's title.
 
     >>> describe(preset("reduced"))
     'reduced protocol: 2,000 training images, 10 epochs a level, batch 50, 60 % pruned a level, weight samples: 1'
@@ -95,7 +85,7 @@ def describe(config: Config) -> str:
 
 
 def extent(name: str) -> Protocol:
-    """The protocol called ``name``; ``UserError`` if there is none."""
+    """The protocol called ``name``; raises ``UserError`` if there is none."""
     if name not in PROTOCOLS:
         raise UserError(f"--protocol {name}: choose among {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]

@@ -11,7 +11,10 @@ OPTIONS = {"arch": "lenet", "levels": 2, "milestones": (3, 4), "seed": 0, "run_d
 
 def row(level):
     """The row of a level of :func:`ticket`."""
-    return LevelResult(level, 0.6, 6, 10, 0.5, 0.6, None, 1.25, 0.1, 0.2, 0.3, 12.5, 3.25)
+    return LevelResult(
+        level=level, density=0.6, remaining=6, total=10, test_accuracy=0.5, max_test_accuracy=0.6,
+        nll=1.25, mace=0.1, ece=0.2, brier=0.3, train_seconds=12.5, step_ms=3.25,
+    )  # fmt: skip
 
 
 def finish(run, level, epochs=OPTIONS["epochs"], rewind=False):

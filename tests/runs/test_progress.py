@@ -28,7 +28,10 @@ def test_a_terminal_gets_a_bar_with_loss_accuracy_density_and_time_left():
 
 def test_the_table_shows_every_level_whole():
     screen = io.StringIO()
-    row = LevelResult(0, 1.0, 11_158_080, 11_158_080, 0.9917, 0.9944, None, 0.0338, 0.277, 0.0123, 0.3, 151.1, 538.8)
+    row = LevelResult(
+        level=0, density=1.0, remaining=11_158_080, total=11_158_080, test_accuracy=0.9917, max_test_accuracy=0.9944,
+        nll=0.0338, mace=0.277, ece=0.0123, brier=0.3, train_seconds=151.1, step_ms=538.8,
+    )  # fmt: skip
     Console(file=screen, width=80).print(results_table([row]))
     for cell in ("100.00", "11,158,080", "99.17", "99.44", "0.0338", "0.2770", "151", "539"):
         assert cell in screen.getvalue()
