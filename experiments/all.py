@@ -1,6 +1,6 @@
-"""Question: what of the paper holds? Every figure, the table, and a verdict on every claim, from one command.
+"""Question: which of the paper's results hold? Every figure, the table, and a verdict on every claim, from one command.
 
-Runs that figures share are trained once; a finished run is never run again.
+Runs that several figures need are trained once, and finished runs are not trained again.
 """
 
 import sys

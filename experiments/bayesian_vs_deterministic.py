@@ -1,7 +1,7 @@
-"""Question: does a Bayesian network keep the accuracy of its deterministic twin, dense and pruned, and how calibrated is each?
+"""Question: does a Bayesian network, dense and pruned, keep the accuracy of the deterministic one, and how calibrated is each?
 
-Takes the options of ``python -m pyro_lottery.imp``, runs them with both guides (a finished run is not run again) and
-prints the levels of both as one Markdown table.
+Takes the options of ``python -m pyro_lottery.imp``, trains with both guides unless finished, and prints the levels of both
+runs as one Markdown table.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Question: which of the paper's 14 claims hold here? ``python -m experiments.claims RUNS``.
 
-Each claim is a list of statistics, one number per seed, with a 95 % interval over seeds (Student's t) and a verdict: holds
-where the whole interval is on the claimed side, fails where it is on the other, not enough evidence otherwise, and with
-fewer than three seeds always. A claim holds if all its parts do and fails if one does. Complete runs alone count. Prints
-the table and writes ``claims.md`` and ``claims.json``. Accuracies are in percent, at the end of training unless
+Each claim is a list of statistics with one number per seed, a 95 % interval over seeds (Student's t) and a verdict: holds if
+the whole interval is on the claimed side, fails if it is on the other side, and not enough evidence otherwise or with fewer
+than three seeds. A claim holds if all its parts hold, and fails if one fails. Only complete runs count. Prints the table and writes ``claims.md`` and ``claims.json``. Accuracies are in percent, at the end of training unless
 ``--accuracy`` says otherwise.
 """
 
@@ -23,8 +22,8 @@ def parser() -> Parser:
     parser = Parser("python -m experiments.claims", str(__doc__))
     parser.add_argument("runs", type=Path, help="folder of runs")
     parser.add_argument("-o", "--output", type=Path, help="folder for claims.md and claims.json; default: RUNS/figures")
-    parser.add_argument("--protocol", help="judge the runs of one protocol alone")
-    parser.add_argument("--data", help="which runs, where the folder holds those of several data sets")
+    parser.add_argument("--protocol", help="judge only the runs of this protocol")
+    parser.add_argument("--data", help="which runs, if the folder holds several data sets")
     parser.add_argument("--accuracy", default="test_accuracy", help=f"{' or '.join(ACCURACIES)} (the paper's)")
     return parser
 

@@ -1,4 +1,4 @@
-"""The command line that all experiments share: run what is not finished of a study, then draw its figures."""
+"""The command line of all experiments: train what is not finished of a study, then plot its figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARED = ("dataset", "data_dir", "image_size", "device", "precision", "on_diverg
 
 
 def main(stem: str, arguments: Sequence[str] | None = None) -> int:
-    """``python -m experiments.STEM``: run what its figure needs and draw it; returns the exit code."""
+    """``python -m experiments.STEM``: train what its figure needs and plot it; returns the exit code."""
     module = importlib.import_module(f"experiments.{stem}")
     given = parser(stem, str(module.__doc__)).parse_args(arguments)
     return run_command(f"python -m experiments.{stem}", lambda: work([stem], given), arguments)
@@ -50,8 +50,8 @@ def parser(stem: str, description: str) -> Parser:
 
 
 def work(stems: Sequence[str], given: argparse.Namespace, then: Callable[[Path, str], object] | None = None) -> None:
-    """Run and draw ``stems``, and do ``then`` with the folder of figures and the name of the data; or print what there
-    is to do. Runs that failed are reported at the end, when all that is finished has been drawn.
+    """Train and plot ``stems``, then call ``then`` with the folder of figures and the name of the data; with ``--plan`` or
+    ``--dry-run`` only print what would be done. Failed runs are reported at the end, after the figures are plotted.
     """
     study = study_of(given)
     jobs = jobs_of(stems, study)
@@ -69,7 +69,7 @@ def work(stems: Sequence[str], given: argparse.Namespace, then: Callable[[Path, 
     if given.executor == "slurm":
         submitted = slurm.submit(jobs, given.runs, given)
         print(f"{len(submitted)} runs submitted{''.join(f', {job}' for job in submitted[:1])}; when they are")
-        print("finished, the same command with --executor none draws the figures")
+        print("finished, the same command with --executor none plots the figures")
         return
     failed: dict[Job, Exception] = {}
     if given.executor == "ray":
@@ -81,7 +81,7 @@ def work(stems: Sequence[str], given: argparse.Namespace, then: Callable[[Path, 
     folder, data = given.figures or given.runs / "figures", jobs[0].config.data_name
     try:
         for missing in plot_figures(stems, read(given.runs, study.protocol, data, only=study.archs), folder):
-            print(f"not drawn: {missing}")
+            print(f"not plotted: {missing}")
         if then:
             then(folder, data)
         print(f"figures: {folder}")
@@ -92,7 +92,7 @@ def work(stems: Sequence[str], given: argparse.Namespace, then: Callable[[Path, 
 
 
 def study_of(given: argparse.Namespace) -> Study:
-    """The study that a command line asks for."""
+    """The study that the options describe."""
     found = extent(given.protocol)
     count = found.seeds if given.seeds is None else given.seeds
     if count < 1:
@@ -104,13 +104,13 @@ def study_of(given: argparse.Namespace) -> Study:
 
 
 def jobs_of(stems: Iterable[str], study: Study) -> list[Job]:
-    """The runs that the figures need, each once, in the order of the figures."""
+    """The runs that the figures need, without duplicates, in the order of the figures."""
     modules = [importlib.import_module(f"experiments.{stem}") for stem in stems]
     return list(dict.fromkeys(job for module in modules for job in module.jobs(study)))
 
 
 def print_plan(jobs: Iterable[Job], root: Path) -> None:
-    """Print every run, what of it is finished, and the time left as estimated from a measured step."""
+    """Print every run with its finished levels, and the time left, estimated from a measured step."""
     total = 0.0
     for job in jobs:
         left = unfinished(job, root)

@@ -1,7 +1,7 @@
 """Question: which pruning score finds tickets that train to the dense network's accuracy and calibration?
 
-The paper's figure 1: test accuracy and MACE against weights remaining, for the scores snr, magnitude and squared_sum of a
-Bayesian network and for the deterministic one.
+The paper's figure 1: test accuracy and MACE against weights remaining, for a Bayesian network pruned by snr, magnitude and
+squared_sum, and for the deterministic network.
 """
 
 import sys

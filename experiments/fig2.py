@@ -1,4 +1,4 @@
-"""Question: which layers are pruned, and does a Bayesian network prune others than a deterministic one?
+"""Question: which layers are pruned, and are they others in a Bayesian than in a deterministic network?
 
 The paper's figure 2: sparsity per layer at the last level; the runs are those of figure 1.
 """
@@ -6,10 +6,10 @@ The paper's figure 2: sparsity per layer at the last level; the runs are those o
 import sys
 
 from experiments.command import main
-from experiments.study.jobs import Job, Study
+from experiments.study.jobs import Imp, Study
 
 
-def jobs(study: Study) -> list[Job]:
+def jobs(study: Study) -> list[Imp]:
     """The run pruned by snr and the deterministic run, per network and seed."""
     return [study.imp(arch, seed, guide) for seed, arch in study.each() for guide in ("mean_field", "deterministic")]
 

@@ -1,6 +1,6 @@
-"""Question: what do the randomised controls change of a ticket, and what do they keep?
+"""Question: what do the randomised controls change in a ticket, and what do they keep?
 
-The paper's figure 3: one layer of a ticket and of its four controls, as a picture; one run of figure 1 is enough.
+The paper's figure 3: one layer of a ticket and of its four controls, as images; one run of figure 1 is enough.
 """
 
 import sys
@@ -10,7 +10,7 @@ from experiments.study.jobs import Job, Study
 
 
 def jobs(study: Study) -> list[Job]:
-    """The run pruned by snr of the first network and seed."""
+    """The run of the first network and seed, pruned by snr."""
     return [study.imp(study.archs[0], study.seeds[0])]
 
 

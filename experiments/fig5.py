@@ -7,12 +7,12 @@ import sys
 
 from experiments import fig2
 from experiments.command import main
-from experiments.study.jobs import Imp, Job, Study, Transplant
+from experiments.study.jobs import Job, Study, Transplant
 
 
 def jobs(study: Study) -> list[Job]:
     """Figure 2's runs, and the transplants of the deterministic ones."""
-    runs = [job for job in fig2.jobs(study) if isinstance(job, Imp)]
+    runs = fig2.jobs(study)
     deterministic = [run for run in runs if run.config.guide == "deterministic"]
     return [*runs, *(Transplant(run, study.derived_levels(run)) for run in deterministic)]
 

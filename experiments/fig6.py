@@ -1,6 +1,6 @@
-"""Question: do larger networks of a family score higher, with the same shape of the curve?
+"""Question: are larger networks of a family more accurate, with the same shape of the curve?
 
-The paper's figure 6 (appendix A): accuracy of the tickets of a small and of a large network, by the score snr.
+The paper's figure 6 (appendix A): accuracy of the tickets of a small and a large network, pruned by snr.
 """
 
 import sys
@@ -11,7 +11,7 @@ from experiments.study.protocols import LARGER
 
 
 def jobs(study: Study) -> list[Job]:
-    """The run pruned by snr, and that of the larger network of its family."""
+    """The runs of each network and of the larger one of its family, pruned by snr."""
     return [study.imp(a, seed) for seed, arch in study.each() for a in (arch, LARGER.get(arch)) if a]
 
 

@@ -1,6 +1,6 @@
 """Question: does a lower learning rate, or a warm-up, give better tickets?
 
-The paper's figure 7: accuracy of the tickets at several base rates, each with and without a warm-up.
+The paper's figure 7: accuracy of the tickets at several learning rates, each with and without a warm-up.
 """
 
 import sys
@@ -10,7 +10,7 @@ from experiments.study.jobs import Job, Study
 
 
 def jobs(study: Study) -> list[Job]:
-    """Bayesian runs at every rate with and without a warm-up; deterministic ones, the inset, without."""
+    """Bayesian runs at every rate with and without a warm-up; deterministic runs, the paper's inset, without."""
     settings = [("mean_field", 0), ("mean_field", study.extent.warmup_epochs), ("deterministic", 0)]
     return [
         study.imp(arch, seed, guide, lr=rate, warmup_epochs=warmup)

@@ -1,4 +1,4 @@
-"""Question: is it better to keep the trained values and restart the learning rate alone (LRR) than to rewind (IMP)?
+"""Question: is it better to keep the trained values and restart only the learning rate (LRR), or to rewind the values (IMP)?
 
 The paper's figure 8: accuracy of both, Bayesian and deterministic.
 """
@@ -10,7 +10,7 @@ from experiments.study.jobs import Job, Study
 
 
 def jobs(study: Study) -> list[Job]:
-    """Figure 2's runs, rewound to the initial values and in the learning rate alone."""
+    """Figure 2's runs, with both kinds of rewinding."""
     return [
         study.imp(arch, seed, guide, rewind=rewind)
         for seed, arch in study.each()

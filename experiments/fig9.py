@@ -1,4 +1,4 @@
-"""Question: are transplanted tickets as well calibrated as those found by Bayesian training throughout?
+"""Question: are transplanted tickets as well calibrated as tickets found by Bayesian training?
 
 The paper's figure 9: MACE of transplanted and of fully Bayesian tickets; the runs are those of figure 5.
 """

@@ -5,7 +5,7 @@
     python -m experiments.own_data signal        Breiman's waveforms, 21 values long, 3 classes
     python -m experiments.own_data two_outputs   noisy oscillations from a DataLoader, two real targets
 
-Each prunes to a tenth of the weights in five levels and prints a row a level. A repeated command prints the finished run.
+Each prunes to a tenth of the weights in five levels and prints a row per level. If repeated, it prints the finished run.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ OF_A_SIGNAL = {"epochs": 10, "milestones": (8,), "lr": 0.01}
 
 @dataclass(frozen=True)
 class Example:
-    """A network, the data that it is pruned on, and what suits them."""
+    """A network, its data, and options that suit them."""
 
     network: nn.Module
     data: pl.data.Data
     options: dict[str, Any] = field(default_factory=dict)
     unit: float = 1.0
-    """What the targets were divided by: an RMSE times this is in their own unit."""
+    """The divisor of the targets. An RMSE times this is in the targets' own unit."""
 
 
 def table() -> Example:
-    """A perceptron that tells benign from malignant tumours by 30 measures of 569 biopsies."""
+    """A perceptron that classifies tumours as benign or malignant from 30 features of 569 biopsies."""
     found: Any = load_breast_cancer()
     train_x, test_x, train_y, test_y = train_test_split(
         found.data, found.target, test_size=0.3, stratify=found.target, random_state=0
@@ -55,35 +55,35 @@ def table() -> Example:
 
 
 def regression() -> Example:
-    """A perceptron that predicts the progress of diabetes in a year from ten measures of 442 patients."""
+    """A perceptron that predicts the progress of diabetes in a year from ten features of 442 patients."""
     found: Any = load_diabetes(scaled=False)
     train_x, test_x, train_y, test_y = train_test_split(found.data, found.target, test_size=0.3, random_state=0)
-    # Targets are the user's own: here in standard deviations, about their mean.
+    # The library does not scale targets; here they are standardised.
     mean, std = train_y.mean(), train_y.std()
     train_y, test_y = ((y[:, None] - mean) / std for y in (train_y, test_y))
     return Example(perceptron(10, 1), pl.data.from_tensors(train_x, train_y, test_x, test_y), OF_A_TABLE, float(std))
 
 
 def signal() -> Example:
-    """A one-dimensional convolution network that tells three kinds of waveforms apart; nothing does better than 86 %."""
+    """A one-dimensional convolution network that classifies three kinds of waveforms; the best possible accuracy is 86 %."""
     train, test = (waveforms(count, seed) for seed, count in enumerate((2000, 5000)))
     return Example(convolution(3), pl.data.from_tensors(*train, *test), OF_A_SIGNAL | {"batch_size": 64})
 
 
 def two_outputs() -> Example:
-    """A one-dimensional convolution network that reads frequency and decay off an oscillation, fed by DataLoaders."""
+    """A one-dimensional convolution network that predicts the frequency and decay of an oscillation, with data from DataLoaders."""
     train, test = (TensorDataset(*oscillations(count, seed)) for seed, count in enumerate((2000, 1000)))
     data = pl.data.from_loaders(DataLoader(train, batch_size=64, shuffle=True), DataLoader(test, batch_size=500))
     return Example(convolution(2), data, OF_A_SIGNAL | {"epochs": 20, "milestones": (15,)})
 
 
 def perceptron(features: int, outputs: int) -> nn.Module:
-    """Two hidden layers of 64."""
+    """Two hidden layers of 64 units."""
     return nn.Sequential(nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, outputs))
 
 
 def convolution(outputs: int) -> nn.Module:
-    """Two convolutions over time, the greatest values of five stretches of it, and a linear layer."""
+    """Two convolutions over time, maximum pooling to five values, and a linear layer."""
     return nn.Sequential(
         nn.Conv1d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool1d(2),
         nn.Conv1d(16, 32, 5, padding=2), nn.ReLU(), nn.AdaptiveMaxPool1d(5), nn.Flatten(),
@@ -94,7 +94,7 @@ def convolution(outputs: int) -> nn.Module:
 def waveforms(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Signals [count, 1, 21] of Breiman et al. (1984), Classification and Regression Trees, and their classes 0 to 2.
 
-    Each mixes two of three triangles at random and adds N(0, 1) to each value; the best classifier is right 86 times in 100.
+    Each mixes two of three triangles at random and adds N(0, 1) to each value; the best classifier is right in 86 % of cases.
     """
     generator = np.random.default_rng(seed)
     triangles = np.stack([np.maximum(6 - abs(np.arange(1, 22) - centre), 0) for centre in (7, 15, 11)])
@@ -119,14 +119,14 @@ EXAMPLES: dict[str, Callable[[], Example]] = {f.__name__: f for f in (table, reg
 
 
 def find(example: Example, run_dir: Path, **options: Any) -> Run:
-    """Prune the example's network to a tenth; ``options`` win over the example's."""
+    """Prune the example's network to a tenth; ``options`` take precedence over the example's."""
     usual = {"levels": LEVELS, "prune_fraction": 1 - DENSITY ** (1 / LEVELS), "kl_temperature": 1.0}
     return pl.find_tickets(example.network, example.data, run_dir=run_dir, **usual | example.options | options)
 
 
 def markdown(run: Run, unit: float = 1.0) -> str:
-    """A row a level: accuracy and NLL of classes; of real targets the RMSE in their unit, and how often the 95 % interval
-    holds them.
+    """A row per level: accuracy and NLL for classes; for real targets the RMSE in their unit and the coverage of the 95 %
+    interval.
     """
     rows = run.folder.finished()
     names = ("RMSE", "in 95 % interval") if rows[0].is_regression else ("test accuracy", "NLL")

@@ -1,6 +1,6 @@
-"""Question: is the collapse of the squared sum in the paper's figure 1 the formula's or the implementation's?
+"""Question: does the squared sum collapse in the paper's figure 1 because of its formula or of its implementation?
 
-The formulas as the paper writes them beside those of a public research fork that appears to hold the paper's code:
+Compares the paper's formulas with those of a public research fork that appears to hold the paper's code:
 snr |μ|/σ against mean_over_variance |μ|/(σ²+1e-6), squared_sum √(μ²+σ²) against squared_sum_log_scale μ²+(log σ)².
 """
 

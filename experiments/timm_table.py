@@ -31,10 +31,10 @@ from pyro_lottery.files import write_atomic
 from pyro_lottery.training.mask_check import used_weights
 
 SIZES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 384)
-"""Image sizes to try, in pixels: a model gets the smallest that it takes."""
+"""Image sizes to try, in pixels: the smallest that a model accepts is used."""
 CLASSES, TRAIN, TEST = 3, 4, 2
 STEPS = ("create", "weights", "local", "prune_50", "prune_99", "save", "predict")
-"""What is tried, in this order."""
+"""The steps, in this order."""
 COLUMNS = ("model", "size", "parameters", "prunable", *STEPS, "in_use_50", "in_use_1", "seconds", "note")
 WORKS, REFUSED, FAILED, SKIPPED = "works", "refused", "failed", ""
 
@@ -53,7 +53,7 @@ def try_out(name: str) -> dict[str, Any]:
         except UserError as error:
             row[which] = REFUSED if "\n" not in str(error) else FAILED
             said.append(f"{which}: {one_line(error)}")
-        except Exception as error:  # what the table is there to find
+        except Exception as error:  # the table shows any error
             row[which] = FAILED
             said.append(f"{which}: {type(error).__name__}: {one_line(error)}")
 
@@ -93,7 +93,7 @@ def try_out(name: str) -> dict[str, Any]:
 
 
 def _smallest(name: str) -> tuple[int, Callable[[], Any]]:
-    """The smallest image size that a plain network takes, and how a Bayesian one of that size is made."""
+    """The smallest image size that the plain network accepts, and a function that makes the Bayesian network for it."""
     reason: Exception = UserError("no size fits")
     for size in SIZES:
         try:
@@ -102,7 +102,7 @@ def _smallest(name: str) -> tuple[int, Callable[[], Any]]:
                 out = net(torch.zeros(1, 3, size, size))
             if out.shape == (1, CLASSES) and bool(out.isfinite().all()):
                 break
-        except Exception as error:  # each family has its own
+        except Exception as error:  # each family raises errors of its own
             reason = error
     else:
         raise reason
@@ -134,17 +134,17 @@ def _train(model: Any, guide: Any, data: Any, estimator: str) -> None:
 
 
 def _share_in_use(model: Any, guide: Any, mask: Any, images: Tensor) -> float:
-    """Of the prunable weights that convolutions and linear layers get, the share that is not 0."""
+    """Fraction of the prunable weights that convolutions and linear layers receive that is not 0."""
     values = masks.apply(mask, guides.posterior(guide)).loc
     uses: dict[Any, Any] = {}
     for use in used_weights(model, values, images):
-        if set(use.sites) <= set(mask):  # once each, though a shared module uses its weight several times
+        if set(use.sites) <= set(mask):  # counted once, even if a shared module uses its weight several times
             uses[use.sites] = max(use, uses.get(use.sites, use), key=lambda use: use.nonzero)
     return sum(use.nonzero for use in uses.values()) / sum(use.elements for use in uses.values())
 
 
 def _save_and_predict(model: Any, guide: Any, mask: Any, data: Any, make: Callable[[], Any], step: Any) -> None:
-    """Save the trained ticket, load it into a network made anew, and compare the bits of their predictions."""
+    """Save the trained ticket, load it into a new network, and compare their predictions bit for bit."""
 
     def predicted(model: Any, guide: Any, mask: Any) -> Tensor:
         with pl.handlers.sparsify(mask), seeds.stream("cpu", 0, "predict"):
@@ -168,7 +168,7 @@ def _save_and_predict(model: Any, guide: Any, mask: Any, data: Any, make: Callab
 
 
 def run(folder: Path, models: Sequence[str], timeout: float, again: bool) -> list[dict[str, Any]]:
-    """Try the models that have no row yet, one after the other, and write the tables after each."""
+    """Try the models without a row one after the other, and write the tables after each."""
     path = folder / "timm.csv"
     rows = {row["model"]: row for row in csv.DictReader(path.read_text("utf-8").splitlines() if path.exists() else ())}
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,9 @@ def run(folder: Path, models: Sequence[str], timeout: float, again: bool) -> lis
 
 def _in_a_process(name: str, timeout: float) -> dict[str, Any]:
     failed = dict.fromkeys(COLUMNS, SKIPPED) | {"model": name, "create": FAILED}
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # a fork need not import
+    context = multiprocessing.get_context(
+        "fork" if sys.platform == "linux" else "spawn"
+    )  # a fork imports nothing again
     answer, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, name))
     process.start()
@@ -238,7 +240,7 @@ HEADINGS = (
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table, with a sentence that counts its rows."""
+    """The table, after a sentence that counts its rows."""
     refused = sum(REFUSED in row.values() and FAILED not in row.values() for row in rows)
     failed = sum(FAILED in row.values() for row in rows)
     lines = [
@@ -266,12 +268,12 @@ def _number(value: Any, factor: float, form: str, unit: str = "") -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code, 1 where a model fails."""
+    """The command line; returns the exit code, 1 if a model fails."""
     parser = argparse.ArgumentParser(prog="python -m experiments.timm_table", description=str(__doc__))
     parser.add_argument("-o", "--output", type=Path, default=Path("figures"), help="folder for timm.csv and timm.md")
     parser.add_argument("--models", nargs="+", default=MODELS, help="names; default: one or more of each family")
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds a model may take")
-    parser.add_argument("--again", action="store_true", help="try those that failed once more")
+    parser.add_argument("--timeout", type=float, default=300.0, help="time limit of a model in seconds")
+    parser.add_argument("--again", action="store_true", help="retry the failed models")
     given = parser.parse_args(arguments)
     rows = run(given.output, given.models, given.timeout, given.again)
     return int(any(FAILED in row.values() for row in rows))

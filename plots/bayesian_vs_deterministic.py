@@ -12,7 +12,7 @@ from pyro_lottery.runs.loaded import load_run
 
 
 def draw(runs: list[str], path: str) -> None:
-    """Draw the runs into one figure at ``path`` (PNG, SVG or PDF by its ending)."""
+    """Plot the runs in one figure at ``path`` (PNG, SVG or PDF by its suffix)."""
     figure = Figure(figsize=(6, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     lowest = 100.0

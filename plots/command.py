@@ -1,4 +1,4 @@
-"""The command line that all figures of the paper share: read finished runs, draw, write PNG, SVG and CSV."""
+"""The command line of all figures of the paper: read finished runs, plot them, write PNG, SVG and CSV."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyro_lottery.runs.cli import Parser, run_command
 
 
 def main(stem: str, arguments: Sequence[str] | None = None) -> int:
-    """``python -m plots.STEM RUNS``: draw one figure; returns the exit code."""
+    """``python -m plots.STEM RUNS``: plot one figure; returns the exit code."""
     module = importlib.import_module(f"plots.{stem}")
     given = parser(stem, str(module.__doc__)).parse_args(arguments)
 
@@ -29,15 +29,15 @@ def parser(stem: str, description: str) -> Parser:
     parser = Parser(f"python -m plots.{stem}", description)
     parser.add_argument("runs", type=Path, help="folder of runs")
     parser.add_argument("-o", "--output", type=Path, default=Path("figures"), help="folder for the files")
-    parser.add_argument("--protocol", help="which runs, where the folder holds those of several protocols")
-    parser.add_argument("--data", help="which runs, where the folder holds those of several data sets, 'CIFAR-10' say")
+    parser.add_argument("--protocol", help="which runs, if the folder holds several protocols")
+    parser.add_argument("--data", help="which runs, if the folder holds several data sets, for example 'CIFAR-10'")
     parser.add_argument("--arch", nargs="+", default=(), help="networks to show; default: all")
     parser.add_argument("--accuracy", default="test_accuracy", help=f"{' or '.join(ACCURACIES)} (the paper's)")
     return parser
 
 
 def plot_figures(stems: Iterable[str], finished: Finished, folder: Path) -> list[str]:
-    """Draw several figures; one without runs of its own is left out, and why is returned."""
+    """Plot several figures; returns why each figure that cannot be plotted is left out."""
     left_out = []
     for stem in stems:
         try:

@@ -10,7 +10,7 @@ from plots.style import Drawing, Line, Panels, curves
 
 
 def lines(levels: pd.DataFrame) -> list[Line]:
-    """The three scores of a Bayesian network, and the deterministic one."""
+    """The three scores of a Bayesian network, and the deterministic network."""
     scores = ("snr", "magnitude", "squared_sum")
     bayesian = [Line(f"Bayesian, {s}", treated(levels, guide="mean_field", score=s), i) for i, s in enumerate(scores)]
     return [*bayesian, Line("deterministic", treated(levels, guide="deterministic", score="magnitude"), 6)]

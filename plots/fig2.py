@@ -18,7 +18,7 @@ GUIDES = {"mean_field": ("Bayesian, snr", 0), "deterministic": ("deterministic",
 
 def layers(finished: Finished) -> pd.DataFrame:
     """Per network, guide and layer: mean and standard deviation of the sparsity over seeds, and the rank correlation of
-    depth and sparsity (mean over seeds), at the last level that all runs pruned by snr and all deterministic ones have.
+    depth and sparsity (mean over seeds), at the last level that all runs pruned by snr and all deterministic runs have.
     """
     frame = finished.layers[finished.layers["arch"].isin(finished.archs)]
     if not len(frame):

@@ -1,4 +1,4 @@
-"""One layer of a ticket and of its controls as pictures (paper, figure 3): ``python -m plots.fig3 RUNS -o FOLDER``."""
+"""One layer of a ticket and of its controls as images (paper, figure 3): ``python -m plots.fig3 RUNS -o FOLDER``."""
 
 import sys
 
@@ -15,11 +15,11 @@ from pyro_lottery.errors import UserError
 from pyro_lottery.tickets import CONTROLS
 
 COLUMNS = 72
-"""Weights shown of each filter."""
+"""Number of weights shown per filter."""
 
 
 def draw(finished: Finished) -> Drawing:
-    """Initial locs of one layer, pruned weights white, at the level nearest to a density of a fifth."""
+    """Initial locs of one layer, pruned weights white, at the level whose density is nearest to 20 %."""
     rows = treated(finished.levels, guide="mean_field", score="snr")
     rows = rows[(rows["level"] > 0) & rows["arch"].isin(finished.archs)]
     if not len(rows):
@@ -28,7 +28,7 @@ def draw(finished: Finished) -> Drawing:
     run, level = next(r for r in finished.runs if str(r.folder.path) == row["run"]), int(row["level"])
     tickets = {"ticket": run.level(level).ticket} | {name: randomised(run, level, name) for name in CONTROLS}
     density = masks.density_per_site(tickets["ticket"].mask)
-    # A layer whose own density is far from the global one, so that even and layerwise shuffles look different.
+    # The layer whose density differs most from the global one, so that even and layerwise shuffles look different.
     middle = list(density)[1:-1] or list(density)
     site = max(middle, key=lambda name: abs(density[name] - row["density"]))
     pictures = {name: _picture(t.start.loc[site], t.mask[site]) for name, t in tickets.items()}

@@ -10,7 +10,7 @@ from pyro_lottery.errors import UserError
 
 
 def draw(finished: Finished) -> Drawing:
-    """One panel per family of which both networks are there."""
+    """One panel per family whose two networks both have runs."""
     levels = treated(finished.levels, guide="mean_field", score="snr")
     found = set(levels["arch"])
     families = {small: large for small, large in LARGER.items() if {small, large} <= found}

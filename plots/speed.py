@@ -1,4 +1,4 @@
-"""Cost of a training step and variance of its gradient: ``python -m plots.speed OUT -o FILE`` reads what experiments.benchmarks.steps wrote."""
+"""Cost of a training step and variance of its gradient: ``python -m plots.speed OUT -o FILE`` plots the output of experiments.benchmarks.steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyro_lottery.runs.figures import PALETTE, save
 
 
 def draw(folder: str, path: str) -> None:
-    """Draw ``folder``'s tables into one figure at ``path`` (PNG, SVG or PDF by its ending)."""
+    """Plot the tables in ``folder`` as one figure at ``path`` (PNG, SVG or PDF by its suffix)."""
     steps = pd.read_csv(Path(folder) / "steps.csv")
     file = Path(folder) / "variance.csv"
     variance = pd.read_csv(file) if file.exists() else None
@@ -47,7 +47,7 @@ def draw(folder: str, path: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m plots.speed", description=__doc__)
-    parser.add_argument("folder", nargs="?", default="runs/speed", help="what experiments.benchmarks.steps wrote")
+    parser.add_argument("folder", nargs="?", default="runs/speed", help="output folder of experiments.benchmarks.steps")
     parser.add_argument("-o", "--output", default="speed.png", help="file to write")
     arguments = parser.parse_args()
     draw(arguments.folder, arguments.output)

@@ -1,4 +1,4 @@
-"""The paper's formulas of the scores beside a public fork's: ``python -m plots.squared_sum RUNS -o FOLDER``."""
+"""The scores by the paper's formulas and by a public fork's: ``python -m plots.squared_sum RUNS -o FOLDER``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What all figures share: lines with bands over seeds, one look per kind of ticket, titles, and the files they end in."""
+"""What all figures share: lines with bands over seeds, a look per kind of ticket, titles, and the files."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ MARKERS = "osD^vP*"
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """One line of a panel: rows of ``Finished.levels``, and the look by its place in the palette."""
+    """One line of a panel: rows of ``Finished.levels``, and the index of its look in the palette."""
 
     label: str
     frame: pd.DataFrame
     look: int
     dense: bool = True
-    """Whether its dense level gets a dashed line."""
+    """Whether a dashed line shows its dense level."""
 
 
 @dataclass(frozen=True, eq=False)
 class Panels:
-    """A row of panels, one per network: what is on the y axis, and the lines for a network's levels."""
+    """A row of panels, one per network: the column and label of the y axis, and a function from a network's levels to lines."""
 
     column: str
     ylabel: str
@@ -89,7 +89,7 @@ def curves(finished: Finished, headline: str, rows: Sequence[Panels], levels: pd
 
 
 def grid(finished: Finished, headline: str, rows: Sequence[Panels], columns: dict[str, pd.DataFrame]) -> Drawing:
-    """``curves`` of given rows: a column per name in ``columns``."""
+    """A grid of panels as in ``curves``, with a column per name in ``columns``."""
     figure = Figure(figsize=(max(6.4, 4.2 * len(columns)), 1.2 + 3.0 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(columns), squeeze=False, sharex="col")
     tables = []
@@ -113,8 +113,8 @@ def grid(finished: Finished, headline: str, rows: Sequence[Panels], columns: dic
 
 
 def finish(figure: Figure, finished: Finished, headline: str, note: str, seeds: Iterable[int]) -> None:
-    """Put the title on, wrapped to the figure's width: the headline, then data set, protocol and the number of seeds
-    behind each point, then how to read it.
+    """Set the title, wrapped to the figure's width: the headline; data set, protocol and number of seeds; and how to read
+    the figure.
     """
     least, most = min(seeds), max(seeds)
     count = f"seeds: {least}" if least == most else f"seeds: {least} to {most}"

@@ -25,7 +25,7 @@ def times(levels: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(finished: Finished) -> Drawing:
-    """The table as a picture, with the hardware of the runs."""
+    """The table as a figure, with the hardware of the runs."""
     levels = finished.levels[finished.levels["arch"].isin(finished.archs)]
     table, seeds = times(levels), levels.groupby("arch")["seed"].nunique()
     figure = Figure(figsize=(7.5, 1.9 + 0.3 * len(table)), layout="constrained")

@@ -1,7 +1,7 @@
 """Question: which gradient estimator trains better: ten weight samples a batch (the paper's), one, or local reparameterization?
 
-Each trains the same dense network from the same seeds, once for equal epochs and once for about equal wall time: the
-epochs of the second are the measured cost of a step turned round. A finished run is not run again.
+Each trains the same dense network from the same seeds, once for equal epochs and once for about equal wall time, with
+epochs inversely proportional to the measured cost of a step. Finished runs are not trained again.
 
 Reduced protocol: 3,000 training and 2,000 test images, batch 64, no pruning, learning rate to a tenth after half and
 three quarters of the epochs.
@@ -26,7 +26,7 @@ EPOCHS = {
 
 
 def configs(arch: str, dataset: str, data_dir: str, seeds: int, shrink: int = 1) -> dict[tuple[str, str], list[Config]]:
-    """The runs by comparison and estimator, one a seed; ``shrink`` divides images and epochs for a try-out."""
+    """The runs by comparison and estimator, one per seed; ``shrink`` divides images and epochs, for a quick trial."""
     found = {}
     for comparison, epochs in EPOCHS.items():
         for name, (estimator, samples) in ESTIMATORS.items():
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is not finished and print the table."""
+    """Train what is not finished and print the table."""
     given = parser().parse_args(arguments)
     wanted = configs(given.arch, given.dataset, given.data_dir, given.seeds, given.shrink)
     print(markdown({key: [run_imp(config) for config in group] for key, group in wanted.items()}))

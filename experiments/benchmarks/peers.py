@@ -1,4 +1,4 @@
-"""One Bayesian training step with the peer libraries torch-blue and bayesian-torch, to time against our own.
+"""One Bayesian training step with the peer libraries torch-blue and bayesian-torch, to compare with ours.
 
 The random parameters are the weights and biases of Linear and Conv layers, as in pyro_lottery; normalisation layers,
 class tokens and position embeddings stay deterministic. Posterior means start at the network's own weights.
@@ -24,7 +24,7 @@ from torch_blue.vi.utils.convert import ban_convert
 
 Step = Callable[[], Tensor]  # one training step -> its loss, detached and still on the device
 Context = Callable[[], AbstractContextManager[Any]]  # what the forward pass runs in, such as autocast
-INIT_SCALE = 0.01  # initial posterior scale as a fraction of the weights' own, which only the first losses notice
+INIT_SCALE = 0.01  # initial scale relative to the weights'; it affects only the first losses
 
 
 def _training_step(net: nn.Module, loss: Callable[[], Tensor], context: Context) -> Step:
@@ -47,7 +47,7 @@ def torch_blue_step(plain: nn.Module, x: Tensor, y: Tensor, num_data: int, kl: s
     The latter also makes the library sample the outputs of Linear layers, not their weights (local reparameterisation).
     """
     plain.to(x.device)
-    # Else every other layer with parameters of its own would become random too, such as timm's LayerNorm.
+    # Otherwise every other layer with parameters of its own would become random too, such as timm's LayerNorm.
     random = (nn.Linear, nn.modules.conv._ConvNd)
     ban_convert([type(m) for m in plain.modules() if m._parameters and not isinstance(m, random)])
     torch.func.replace_all_batch_norm_modules_(plain)  # vmap cannot update running statistics

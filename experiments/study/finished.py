@@ -1,4 +1,4 @@
-"""The finished runs behind a figure: those of one protocol on one data set, as tables, with what a title must say."""
+"""The finished runs behind a figure: runs of one protocol on one data set, as tables, with the words for a title."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ ACCURACIES = {
     "test_accuracy": "test accuracy at the end (%)",
     "max_test_accuracy": "maximum test accuracy over epochs (%)",
 }
-"""The first is free of selection on test images; the second is the paper's."""
+"""The first involves no selection on test images; the second is the paper's."""
 
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """Runs that may stand in one figure."""
+    """Runs that may be compared in one figure."""
 
     runs: list[Run]
     protocol: str
@@ -35,9 +35,9 @@ class Finished:
 
     @cached_property
     def all_levels(self) -> pd.DataFrame:
-        """The finished levels of all runs, controls and transplants; accuracies in percent as ``accuracy``; ``base``
-        says that a run has the protocol's own learning rate and no warm-up. Raises ``UserError`` for two runs that are
-        one and the same, since a copy is no further seed.
+        """The finished levels of all runs, controls and transplants; ``accuracy`` is in
+        percent; ``base`` marks runs with the protocol's learning rate and no warm-up. Raises ``UserError`` for two copies
+        of a run, since a copy is not another seed.
         """
         frame = tables.levels(self.runs)
         key = ["treatment", *tables.OPTIONS, "level"]
@@ -49,13 +49,13 @@ class Finished:
 
     @property
     def levels(self) -> pd.DataFrame:
-        """The ``base`` rows of ``all_levels``: what every figure but the seventh shows."""
+        """The ``base`` rows of ``all_levels``, which all figures except figure 7 show."""
         return self.all_levels[self.all_levels["base"]]
 
     @cached_property
     def layers(self) -> pd.DataFrame:
-        """``tables.layers`` of the runs pruned by snr and of the deterministic ones, of each network at the last level
-        that all of them have finished.
+        """``tables.layers`` of the runs pruned by snr and of the deterministic runs, per network at the last level that
+        all of them have finished.
         """
         levels = treated(self.levels)
         snr = (levels["guide"] == "mean_field") & (levels["score"] == "snr")
@@ -73,13 +73,13 @@ class Finished:
 
     @property
     def description(self) -> str:
-        """Data set and protocol: what keeps a reduced figure from being taken for the paper's."""
+        """Data set and protocol, so that a reduced figure is not mistaken for the paper's."""
         config = max((run.config for run in self.runs), key=lambda config: config.patch_size or 0)
         return f"{config.data_name}, {describe(config)}"
 
 
 def treated(frame: pd.DataFrame, **options: Any) -> pd.DataFrame:
-    """Rows with these options; by default those of IMP's own tickets, rewound to their initial values."""
+    """Rows with these options; by default those of IMP tickets rewound to their initial values."""
     for name, value in ({"treatment": "imp", "rewind": "init"} | options).items():
         frame = frame[frame[name] == value]
     return frame
@@ -92,7 +92,7 @@ def read(
     accuracy: str = "test_accuracy",
     only: Sequence[str] = (),
 ) -> Finished:
-    """The finished runs in ``root`` of one protocol and data set; ``UserError`` if there are none, or it must be said which."""
+    """The finished runs in ``root`` of one protocol and data set; raises ``UserError`` if there are none, or several."""
     if accuracy not in ACCURACIES:
         raise UserError(f"--accuracy {accuracy}: choose {' or '.join(ACCURACIES)}")
     runs = [run for run in tables.list_runs(root) if run.folder.results()]
@@ -108,7 +108,7 @@ def read(
             if option not in FREE and getattr(run.config, option) != value:
                 raise UserError(
                     f"{run.folder.path} has {option} {getattr(run.config, option)} and {runs[0].folder.path} {value}; "
-                    "they cannot stand in one figure: keep them in folders of their own, or choose a --protocol"
+                    "they cannot be compared in one figure: keep them in separate folders, or choose a --protocol"
                 )
     return Finished(runs, protocol_of(runs[0].config), accuracy, tuple(only))
 

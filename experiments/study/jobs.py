@@ -1,5 +1,5 @@
-"""The trainings of a study as values: an IMP run, a control of its tickets, their transplant. Each knows its folder, what
-of it is finished, what must be finished before, and how to run.
+"""The jobs of a study: an IMP run, a control of its tickets, and their transplant. Each has a folder, levels, the job that it
+needs, and a way to run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pyro_lottery.transplant import transplant_run
 
 @dataclass(frozen=True)
 class Imp:
-    """Iterative pruning by a config, or what is left of it."""
+    """Iterative magnitude pruning with a config; continues an unfinished run."""
 
     config: Config
 
@@ -38,7 +38,7 @@ class Imp:
         return tuple(range(self.config.levels + 1))
 
     def folder(self, root: Path) -> RunFolder:
-        """The run in ``root`` with this config, whatever its name, or where it will be."""
+        """The folder in ``root`` of a run with this config, whatever its name; else the folder of the future run."""
         runs = list_runs(root) if root.is_dir() else []
         found = (run.folder for run in runs if _same(self.config, run.config))
         return next(found, RunFolder(root / self.config.name()))
@@ -125,15 +125,15 @@ def from_json(values: dict[str, Any]) -> Job:
 
 
 def unfinished(job: Job, root: Path) -> list[int]:
-    """The levels of ``job`` that are still to be trained, or to be trained again since their files are gone."""
+    """The levels of ``job`` that are not finished, or whose files are missing."""
     folder = job.folder(root)
     done = {row.level for row in folder.results() if folder.level(row.level).has_files()}
     return [level for level in job.levels if level not in done]
 
 
 def _same(wanted: Config, found: Config) -> bool:
-    """Whether ``found`` is the run that is ``wanted``, wherever and however far: on the same data, and at the wanted
-    precision, of which ``auto`` has become one or the other when a run is saved.
+    """Whether ``found`` is a run of ``wanted``, in any folder and with any number of levels. A saved run has a concrete
+    precision, so ``auto`` matches both.
     """
     free = RESUMABLE | ({"precision"} if wanted.precision == "auto" else set())
     options = [f.name for f in fields(Config) if f.name not in free]
@@ -142,7 +142,7 @@ def _same(wanted: Config, found: Config) -> bool:
 
 @dataclass(frozen=True)
 class Study:
-    """A protocol on some networks and seeds, with options that hold for every run (data, device)."""
+    """A protocol on some networks and seeds, with options for every run (data, device)."""
 
     protocol: str
     extent: Protocol
@@ -157,7 +157,7 @@ class Study:
         return Imp(preset(self.protocol, arch=arch, seed=seed, guide=guide, score=score, **options))
 
     def each(self) -> Iterator[tuple[int, str]]:
-        """``(seed, network)``, seed by seed, so that a study cut short has all networks."""
+        """``(seed, network)``, seed by seed, so that an unfinished study has runs of all networks."""
         return ((seed, arch) for seed in self.seeds for arch in self.archs)
 
     def derived_levels(self, run: Imp) -> tuple[int, ...]:

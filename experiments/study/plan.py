@@ -34,20 +34,20 @@ WORKERS = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class Cost:
-    """What a kind of run costs on this machine."""
+    """The cost of one kind of run on this machine."""
 
     step: float
     """Seconds of a training step."""
     forward: float
-    """Seconds of the prediction of one image from one weight sample."""
+    """Seconds to predict one image from one weight sample."""
     memory: float
-    """Bytes at the peak, of the process on a CPU, of tensors on a GPU."""
+    """Peak memory in bytes: of the process on a CPU, of the tensors on a GPU."""
     start: float
     """Seconds before the first step: imports and data."""
 
 
 def measure_together(config: Config, together: int, threads: int) -> Cost:
-    """The median cost of a run like ``config`` of ``together`` at once, with ``threads`` each; ``UserError`` if it cannot run."""
+    """The median cost of ``together`` simultaneous runs of ``config`` with ``threads`` each; raises ``UserError`` if they fail."""
     command = [sys.executable, "-m", "experiments.study.plan", json.dumps(like(config).options()), str(time.time())]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -62,7 +62,7 @@ def measure_together(config: Config, together: int, threads: int) -> Cost:
 
 
 def disk(config: Config, shape: Shape) -> int:
-    """Bytes of a finished level: its ticket (a byte of mask a prunable weight) and its posterior, loc and scale each."""
+    """Bytes of a finished level: its ticket (with one byte of mask per prunable weight) and its posterior."""
     net = sketch(config, shape)
     sites = {name: getattr(layer, attribute) for name, layer, attribute in random_parameters(net)}
     weights = sum(value.numel() for value in sites.values())
@@ -72,11 +72,11 @@ def disk(config: Config, shape: Shape) -> int:
 
 
 def makespan(seconds: Mapping[Job, float], workers: int) -> float:
-    """Seconds until all jobs are done by ``workers`` that take the next one whose ticket is there, as Ray's do."""
+    """Seconds until ``workers`` have finished all jobs. As in Ray, a free worker takes the next job whose ticket exists."""
     waiting, free, done = list(seconds), [0.0] * workers, dict[Job, float]()
     while waiting:
         now = heapq.heappop(free)
-        # When the ticket of each is there: at once, where it needs none or has it already.
+        # When the ticket of each job exists: at once if the job needs none or it is finished.
         there = {job: done.get(needed, math.inf) if (needed := job.needs()) in seconds else 0.0 for job in waiting}
         job = next((job for job in waiting if there[job] <= now), None)
         if job is None:
@@ -89,7 +89,7 @@ def makespan(seconds: Mapping[Job, float], workers: int) -> float:
 
 
 def critical_path(seconds: Mapping[Job, float]) -> float:
-    """Seconds of the longest chain: a run and what is made from its tickets."""
+    """Seconds of the longest chain: a run and a job that needs its tickets."""
     before = {job: 0.0 if (needed := job.needs()) is None else seconds.get(needed, 0.0) for job in seconds}
     return max((before[job] + own for job, own in seconds.items()), default=0.0)
 
@@ -100,7 +100,7 @@ def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Nam
     left = {job: found for job in jobs if (found := unfinished(job, root))}
     device = machine.resolve_device(jobs[0].config.device)
     share = given.gpus_per_run or 1.0
-    per_gpu = max(1, int(1 / share + 1e-9))  # as Ray places them: no run has parts of two
+    per_gpu = max(1, int(1 / share + 1e-9))  # as in Ray, where no run uses parts of two GPUs
     workers = max(1, given.gpus * per_gpu if share <= 1 else int(given.gpus / share))
     cores = os.cpu_count() or 1
     threads = max(1, int(given.cpus_per_run))
@@ -127,7 +127,7 @@ def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Nam
         levels = sum(len(left[job]) for job in chosen)
         wall, hours = duration(makespan(chosen, workers)), share * sum(chosen.values()) / 3600
         size = sum(bytes_of[job] for job in chosen) / 2**30
-        # The largest runs may all be at work at once.
+        # The largest runs may train at the same time.
         peaks = sorted((costs[like(job.config)].memory for job in chosen), reverse=True)[:workers]
         rows += [(name, len(chosen), levels, wall, f"{hours:.2f}", f"{sum(peaks) / 2**30:.2f}", f"{size:.2f}")]
     lines += markdown_table(("figure", "runs", "levels", "wall time", unit, "memory, GiB", "disk, GiB"), rows)
@@ -144,7 +144,7 @@ def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Nam
 
 
 def with_needs(jobs: Iterable[Job]) -> list[Job]:
-    """``jobs``, each after what it is made from."""
+    """``jobs``, each after the job that it needs."""
     return list(dict.fromkeys(each for job in jobs for each in (job.needs(), job) if each is not None))
 
 
@@ -154,7 +154,7 @@ def _shape(config: Config) -> Shape:
 
 
 def _peak() -> int:
-    """Bytes of memory that this process had at most; 0 where the system does not tell (Windows)."""
+    """Peak memory of this process in bytes; 0 if the system does not report it (Windows)."""
     try:
         import resource
     except ImportError:
@@ -164,9 +164,9 @@ def _peak() -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure one kind of run in a process of its own, so that its peak of memory is its own."""
+    """Measure one kind of run in this process, so that its peak memory is that of the run."""
     config = from_json(json.loads(arguments[0]))
-    sizes(config.dataset, config.data_dir, config.image_size)  # reads the data where they are here
+    sizes(config.dataset, config.data_dir, config.image_size)  # reads the data if they are here
     start = time.time() - float(arguments[1])
     machine.keep_memory()  # as in the commands
     step, forward = measure(config)

@@ -1,4 +1,4 @@
-"""How a claim is judged: a number per seed, its 95 % interval over seeds, and a verdict that small samples cannot force."""
+"""How a claim is judged: a number per seed, its 95 % interval over seeds, and a verdict, which too few seeds do not give."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Part:
 
     what: str
     wanted: str
-    """The relation that makes it hold, such as ``> 0``."""
+    """The relation for which it holds, such as ``> 0``."""
     values: tuple[float, ...]
     """One per seed."""
     verdict: str
@@ -58,14 +58,14 @@ def standard_error(values: Iterable[float]) -> float:
 
 
 MIN_SEEDS = 3
-"""Fewer seeds are not enough evidence: of two, the interval says next to nothing, and two equal accuracies, which come
-in steps of one test image, would make it nothing.
+"""Fewer seeds are not enough evidence. An interval from two values is very wide, or has no width if the two are equal, as
+accuracies on few test images can be.
 """
 
 
 def between(low: float, high: float, values: Iterable[float]) -> str:
-    """Holds if the 95 % interval lies within [low, high], fails if it lies outside, else not enough evidence; a finite
-    bound itself is inside only where both are finite.
+    """Holds if the 95 % interval lies within [low, high], fails if it lies outside, else not enough evidence. A bound
+    itself counts as inside only if both bounds are finite.
 
     >>> up = (0.0, math.inf)
     >>> between(*up, [1.0, 1.2, 1.1]), between(*up, [-1.0, -1.2, -1.1]), between(*up, [-1.0, 1.2, 0.5])
@@ -87,19 +87,19 @@ def between(low: float, high: float, values: Iterable[float]) -> str:
 
 
 def judged(what: str, low: float, high: float, values: Any, runs: Iterable[str]) -> Part:
-    """A part that holds where the interval of ``values`` (a series over seeds) lies within [low, high]."""
+    """A part that holds if the interval of ``values`` (a series over seeds) lies within [low, high]."""
     numbers = tuple(float(v) for v in pd.Series(values, dtype=float).dropna())
     wanted = f"> {low:g}" if high == math.inf else f"< {high:g}" if low == -math.inf else f"{low:g} to {high:g}"
     return Part(what, wanted, numbers, between(low, high, numbers), tuple(sorted(set(runs))))
 
 
 def above(what: str, values: Any, runs: Iterable[str], bound: float = 0.0) -> Part:
-    """A part that holds where ``values`` lie above ``bound``."""
+    """A part that holds if ``values`` lie above ``bound``."""
     return judged(what, bound, math.inf, values, runs)
 
 
 def below(what: str, values: Any, runs: Iterable[str], bound: float = 0.0) -> Part:
-    """A part that holds where ``values`` lie below ``bound``."""
+    """A part that holds if ``values`` lie below ``bound``."""
     return judged(what, -math.inf, bound, values, runs)
 
 
@@ -116,8 +116,8 @@ def together(verdicts: Iterable[str]) -> str:
 
 
 def rank_correlation(layers: pd.DataFrame) -> pd.Series:
-    """Per seed Spearman's ρ of depth and sparsity over the layers of the main path: the convolutions of shortcuts run
-    beside it and have no depth of their own.
+    """Spearman's ρ of depth and sparsity per seed, over the layers of the main path. The convolutions of shortcuts are
+    left out, since they have no depth of their own.
     """
     path = layers[~layers["site"].str.contains("shortcut|downsample")]
     groups = path.groupby("seed")[["depth", "sparsity"]]

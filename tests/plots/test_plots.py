@@ -126,7 +126,7 @@ def test_runs_that_do_not_belong_together_are_not_drawn_together(tmp_path):
     with pytest.raises(pl.UserError, match="are the same run; keep one of them"):
         twice.levels  # noqa: B018
     shutil.rmtree(tmp_path / "d")
-    with pytest.raises(pl.UserError, match=r"b has epochs 1 and .*a 2; they cannot stand in one figure"):
+    with pytest.raises(pl.UserError, match=r"b has epochs 1 and .*a 2; they cannot be compared in one figure"):
         read(tmp_path, "custom")
     assert len(read(tmp_path, "smoke").runs) == 1
 

@@ -36,7 +36,7 @@ class Evidence:
     def curve(
         self, arch: str, guide: str = "mean_field", score: str = "snr", treatment: str = "imp", rewind: str = "init"
     ) -> Curve:
-        """One kind of ticket of one network."""
+        """The curve of one kind of ticket of one network."""
         if guide == "deterministic" or treatment == "transplant":
             score = "magnitude"
         if treatment == "transplant":
