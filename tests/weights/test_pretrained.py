@@ -138,7 +138,7 @@ def test_the_command(tmp_path, capsys):
     for arguments, message in (
         (["--pretrained", str(tmp_path / "no.pt")], "no.pt does not exist"),
         (["--pretrained", str(tmp_path)], "it is a folder"),
-        (["--pretrained-key", "ema"], "give that too"),
+        (["--pretrained-key", "ema"], "give --pretrained too"),
         ([], "was started from the weights "),
     ):
         assert imp.main([*toy, *arguments]) == 2
