@@ -9,16 +9,12 @@ import re
 import warnings
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyro_lottery import files, untrusted
-from pyro_lottery.errors import Damaged, UserError, one_line
+from pyro_lottery.errors import UserError, one_line
 from pyro_lottery.runs.manifest import COLUMNS, checked_row
-from pyro_lottery.types import LevelResult, ticket_checksum
-
-if TYPE_CHECKING:
-    from pyro_lottery.runs.config import Config
-    from pyro_lottery.runs.folder import RunFolder
+from pyro_lottery.types import LevelResult
 
 ROWS = 10_000
 """Most rows of a table that are read: more levels or epochs than any run has."""
@@ -27,36 +23,12 @@ ROWS = 10_000
 def rows(path: Path) -> list[LevelResult]:
     """The rows of a ``results.csv`` of version 0.1.0; an empty list for any other file. Warns of each damaged row."""
     found = []
-    for values in _table(path, ",".join(COLUMNS)):
+    for values in table(path, ",".join(COLUMNS)):
         whole = {
             n: int(v) if COLUMNS.get(n) == "int" and v is not None and v.is_integer() else v for n, v in values.items()
         }
         found.append(checked_row(whole, path))
     return found
-
-
-def adopt(run: RunFolder, config: Config) -> None:
-    """Write the manifests of the finished levels of a folder of version 0.1.0; a damaged level is set aside with a warning."""
-    table = run.path / "results.csv"
-    for row in rows(table):
-        level = run.level(row.level)
-        if level.manifest() is not None:  # by an earlier call that was killed before it finished
-            continue
-        try:
-            epochs = config.epochs_of(row.level)
-            if len(_table(level.path / "history.csv")) != epochs:
-                raise Damaged(f"{level.path / 'history.csv'} has fewer than {epochs} undamaged epochs")
-            level.check_content(row, epochs)
-            rewind = row.level == 0 and run.rewinds_late
-            if rewind:
-                run.rewind_point.load_posterior()
-            level.finish(row, ticket_checksum(level.load_ticket()), rewind)
-        except (FileNotFoundError, Damaged) as error:
-            warnings.warn(f"{error}; level {row.level} is trained again", stacklevel=2)
-            if level.path.exists():
-                level.set_aside()
-    if _is_first(table):
-        table.unlink()  # the session then writes it from the manifests
 
 
 def _lines(path: Path) -> list[str]:
@@ -67,14 +39,14 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def _is_first(path: Path) -> bool:
+def is_first(path: Path) -> bool:
     """Whether ``path`` is a table of version 0.1.0: its rows, if not its header, have a checksum."""
     return any(re.search(rf",({files.CRC}|[0-9a-f]{{8}})$", line) for line in _lines(path)[:ROWS])
 
 
-def _table(path: Path, known: str = "") -> list[dict[str, Any]]:
+def table(path: Path, known: str = "") -> list[dict[str, Any]]:
     """The undamaged rows of a table of version 0.1.0, by column; an empty cell is None. A damaged header is taken as ``known``."""
-    if not _is_first(path):
+    if not is_first(path):
         return []
     header, *lines = _lines(path)
     header, found = header.removesuffix(f",{files.CRC}"), []

@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from pyro_lottery.errors import UserError
+from pyro_lottery.errors import Damaged, UserError
+from pyro_lottery.runs import first_version
 from pyro_lottery.runs.build import PRETRAINED
-from pyro_lottery.runs.config import LATER, RESUMABLE
+from pyro_lottery.runs.config import LATER, RESUMABLE, Config
 from pyro_lottery.runs.folder import ORIGINS, RunFolder
 from pyro_lottery.runs.lock import not_writable
+from pyro_lottery.types import ticket_checksum
 
 _OWN = {
     "initial_values": "network, or from other initial values", "log_joint": "network, prior or likelihood",
@@ -95,3 +97,27 @@ def _warn_of_changes(run: RunFolder, old: dict[str, Any], facts: dict[str, Any])
                 )
     if old.get("classes") not in (None, facts.get("classes")):
         warnings.warn(f"{run.path} was started when the classes were named {old['classes']}", stacklevel=2)
+
+
+def adopt(run: RunFolder, config: Config) -> None:
+    """Write the manifests of the finished levels of a folder of version 0.1.0; a damaged level is set aside with a warning."""
+    table = run.path / "results.csv"
+    for row in first_version.rows(table):
+        level = run.level(row.level)
+        if level.manifest() is not None:  # by an earlier call that was killed before it finished
+            continue
+        try:
+            epochs = config.epochs_of(row.level)
+            if len(first_version.table(level.path / "history.csv")) != epochs:
+                raise Damaged(f"{level.path / 'history.csv'} has fewer than {epochs} undamaged epochs")
+            level.check_content(row, epochs)
+            rewind = row.level == 0 and run.rewinds_late
+            if rewind:
+                run.rewind_point.load_posterior()
+            level.finish(row, ticket_checksum(level.load_ticket()), rewind)
+        except (FileNotFoundError, Damaged) as error:
+            warnings.warn(f"{error}; level {row.level} is trained again", stacklevel=2)
+            if level.path.exists():
+                level.set_aside()
+    if first_version.is_first(table):
+        table.unlink()  # the session then writes it from the manifests

@@ -12,14 +12,14 @@ from typing import Any
 from pyro_lottery import levels, seeds, tickets, training
 from pyro_lottery.errors import Damaged, Diverged, Stopped
 from pyro_lottery.levels import TrainedLevel
-from pyro_lottery.runs import figures, first_version
+from pyro_lottery.runs import figures
 from pyro_lottery.runs.build import Setup, prepare
 from pyro_lottery.runs.checkpoint import LevelHooks
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import MANIFEST, RunFolder
 from pyro_lottery.runs.loaded import Run, load_run
 from pyro_lottery.runs.own import Own
-from pyro_lottery.runs.resume import open_folder
+from pyro_lottery.runs.resume import adopt, open_folder
 from pyro_lottery.runs.signals import Received, signals
 from pyro_lottery.types import Posterior, Sites, Ticket, posterior_checksum, ticket_checksum
 
@@ -110,7 +110,7 @@ class Session:
         self._inside.enter_context(self.folder.lock())
         open_folder(self.folder, self.config.options(), self._facts)
         self.folder.drop_leftovers()
-        first_version.adopt(self.folder, self.config)
+        adopt(self.folder, self.config)
         for number in self.folder.levels():
             try:
                 self.folder.level(number).manifest()

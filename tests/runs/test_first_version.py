@@ -13,6 +13,7 @@ from pyro_lottery import files, imp, masks, scores
 from pyro_lottery.runs import first_version
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import RunFolder
+from pyro_lottery.runs.resume import adopt
 from tests.runs.made import replace_text
 
 KEPT = Path(__file__).parent / "first_version" / "run"
@@ -77,11 +78,11 @@ def test_a_damaged_row_and_a_damaged_file_are_trained_again(old):
 
 def test_adoption_that_was_killed_goes_on(old):
     config = pl.load_run(old.path).config
-    first_version.adopt(RunFolder(shutil.copytree(old.path, old.path.with_name("whole"))), config)
+    adopt(RunFolder(shutil.copytree(old.path, old.path.with_name("whole"))), config)
     whole = json.loads((old.path.with_name("whole") / "level_01" / "level.json").read_text())
     finish = old.level(0).finish
     finish(old.results()[0], 7, True)  # the first level has its manifest already
-    first_version.adopt(old, config)
+    adopt(old, config)
     assert old.level(0).manifest().ticket == 7, "a manifest that is there is left alone"
     assert json.loads((old.path / "level_01" / "level.json").read_text()) == whole
     assert [row.level for row in old.results()] == [0, 1]
@@ -99,7 +100,7 @@ def test_a_damaged_header_loses_no_level(old):
         assert [row.remaining for row in old.results()] == [18, 14]
     replace_text(old.path / "results.csv", "crc32", "crc3")
     with pytest.warns(UserWarning, match="damaged header"):
-        first_version.adopt(old, pl.load_run(old.path).config)
+        adopt(old, pl.load_run(old.path).config)
     assert [old.level(n).manifest().result.remaining for n in (0, 1)] == [18, 14]
     assert not (old.path / "results.csv").exists()
 
@@ -120,7 +121,7 @@ def test_a_row_of_impossible_numbers_is_refused(value, old):
 def test_a_history_of_many_epochs_is_read_and_a_table_without_end_is_not(tmp_path):
     path = tmp_path / "history.csv"
     _first_table(path, "epoch,loss", [f"{epoch},0.5" for epoch in range(1, 1501)])
-    assert len(first_version._table(path)) == 1500
+    assert len(first_version.table(path)) == 1500
     path.write_text("epoch,loss,crc32\n" + "\n" * 20_000)
     with pytest.raises(pl.UserError, match="has 20000 rows; expected at most 10000"):
-        first_version._table(path)
+        first_version.table(path)
