@@ -11,7 +11,7 @@ from pyro_lottery.runs.figures import PALETTE, percent_axis, save
 from pyro_lottery.runs.loaded import load_run
 
 
-def draw(runs: list[str], path: str) -> None:
+def plot(runs: list[str], path: str) -> None:
     """Plot the runs in one figure at ``path`` (PNG, SVG or PDF by its suffix)."""
     figure = Figure(figsize=(6, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
@@ -38,4 +38,4 @@ if __name__ == "__main__":
     parser.add_argument("runs", nargs="+", help="run folders")
     parser.add_argument("-o", "--output", default="bayesian_vs_deterministic.png", help="file to write")
     arguments = parser.parse_args()
-    draw(arguments.runs, arguments.output)
+    plot(arguments.runs, arguments.output)

@@ -18,7 +18,7 @@ def main(stem: str, arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         finished = read(given.runs, given.protocol, given.data, given.accuracy, given.arch)
-        for path in module.draw(finished).save(stem, given.output):
+        for path in module.plot(finished).save(stem, given.output):
             print(path)
 
     return run_command(f"python -m plots.{stem}", work, arguments)
@@ -41,7 +41,7 @@ def plot_figures(stems: Iterable[str], finished: Finished, folder: Path) -> list
     left_out = []
     for stem in stems:
         try:
-            importlib.import_module(f"plots.{stem}").draw(finished).save(stem, folder)
+            importlib.import_module(f"plots.{stem}").plot(finished).save(stem, folder)
         except UserError as error:
             left_out.append(f"{stem}: {error}")
     return left_out

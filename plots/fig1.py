@@ -6,7 +6,7 @@ import pandas as pd
 
 from experiments.study.finished import ACCURACIES, Finished, treated
 from plots.command import main
-from plots.style import Drawing, Line, Panels, curves
+from plots.style import Line, Panels, Plot, curves
 
 
 def lines(levels: pd.DataFrame) -> list[Line]:
@@ -16,7 +16,7 @@ def lines(levels: pd.DataFrame) -> list[Line]:
     return [*bayesian, Line("deterministic", treated(levels, guide="deterministic", score="magnitude"), 6)]
 
 
-def draw(finished: Finished) -> Drawing:
+def plot(finished: Finished) -> Plot:
     """One column per network."""
     rows = [Panels("accuracy", ACCURACIES[finished.accuracy], lines), Panels("mace", "MACE", lines)]
     return curves(finished, "Accuracy and calibration of tickets by pruning score", rows)

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from experiments.study.finished import Finished
 from experiments.study.statistics import rank_correlation
 from plots.command import main
-from plots.style import MARKERS, Drawing, finish
+from plots.style import MARKERS, Plot, finish
 from pyro_lottery.errors import UserError
 from pyro_lottery.runs.figures import PALETTE
 
@@ -31,7 +31,7 @@ def layers(finished: Finished) -> pd.DataFrame:
     return found.merge(pd.DataFrame(rho, columns=["arch", "guide", "spearman"]), on=["arch", "guide"])
 
 
-def draw(finished: Finished) -> Drawing:
+def plot(finished: Finished) -> Plot:
     """One panel per network."""
     frame = layers(finished)
     archs = [arch for arch in finished.archs if (frame["arch"] == arch).any()]
@@ -56,7 +56,7 @@ def draw(finished: Finished) -> Drawing:
         "ρ: rank correlation of depth and sparsity, without shortcuts"
     )
     finish(figure, finished, "Sparsity per layer", note, frame["seeds"])
-    return Drawing(figure, frame)
+    return Plot(figure, frame)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments.study.finished import Finished, treated
 from plots.command import main
-from plots.style import Drawing, finish
+from plots.style import Plot, finish
 from pyro_lottery import masks
 from pyro_lottery.controls import randomised
 from pyro_lottery.errors import UserError
@@ -18,7 +18,7 @@ COLUMNS = 72
 """Number of weights shown per filter."""
 
 
-def draw(finished: Finished) -> Drawing:
+def plot(finished: Finished) -> Plot:
     """Initial locs of one layer, pruned weights white, at the level whose density is nearest to 20 %."""
     rows = treated(finished.levels, guide="mean_field", score="snr")
     rows = rows[(rows["level"] > 0) & rows["arch"].isin(finished.archs)]
@@ -43,7 +43,7 @@ def draw(finished: Finished) -> Drawing:
     figure.colorbar(image, ax=figure.axes, shrink=0.8, label="initial loc")
     what = f"{run.config.arch}, layer {site}, level {level} ({100 * row['density']:.3g} % of all weights remaining)"
     finish(figure, finished, f"A ticket and its randomised controls: {what}", "white: pruned", [1])
-    return Drawing(figure, _table(tickets, site))
+    return Plot(figure, _table(tickets, site))
 
 
 def _picture(loc, mask):

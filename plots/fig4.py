@@ -6,7 +6,7 @@ import pandas as pd
 
 from experiments.study.finished import ACCURACIES, Finished, treated
 from plots.command import main
-from plots.style import Drawing, Line, Panels, curves
+from plots.style import Line, Panels, Plot, curves
 from pyro_lottery.tickets import CONTROLS
 
 
@@ -17,7 +17,7 @@ def lines(levels: pd.DataFrame, guide: str) -> list[Line]:
     return [Line("IMP ticket", treated(levels, **of), 0), *controls]
 
 
-def draw(finished: Finished) -> Drawing:
+def plot(finished: Finished) -> Plot:
     """One column per network; Bayesian above, deterministic below."""
     rows = [
         Panels("accuracy", f"{name}\n{ACCURACIES[finished.accuracy]}", lambda levels, guide=guide: lines(levels, guide))

@@ -6,7 +6,7 @@ import pandas as pd
 
 from experiments.study.finished import ACCURACIES, Finished, treated
 from plots.command import main
-from plots.style import Drawing, Line, Panels, curves
+from plots.style import Line, Panels, Plot, curves
 
 
 def lines(levels: pd.DataFrame) -> list[Line]:
@@ -18,7 +18,7 @@ def lines(levels: pd.DataFrame) -> list[Line]:
     ]
 
 
-def draw(finished: Finished) -> Drawing:
+def plot(finished: Finished) -> Plot:
     """One column per network."""
     return curves(finished, "Transplanted tickets", [Panels("accuracy", ACCURACIES[finished.accuracy], lines)])
 

@@ -5,11 +5,11 @@ import sys
 from experiments.study.finished import ACCURACIES, Finished, treated
 from experiments.study.protocols import LARGER
 from plots.command import main
-from plots.style import Drawing, Line, Panels, grid
+from plots.style import Line, Panels, Plot, grid
 from pyro_lottery.errors import UserError
 
 
-def draw(finished: Finished) -> Drawing:
+def plot(finished: Finished) -> Plot:
     """One panel per family whose two networks both have runs."""
     levels = treated(finished.levels, guide="mean_field", score="snr")
     found = set(levels["arch"])

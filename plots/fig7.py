@@ -6,7 +6,7 @@ import pandas as pd
 
 from experiments.study.finished import ACCURACIES, Finished, treated
 from plots.command import main
-from plots.style import Drawing, Line, Panels, curves
+from plots.style import Line, Panels, Plot, curves
 
 
 def lines(levels: pd.DataFrame, guide: str, score: str) -> list[Line]:
@@ -24,7 +24,7 @@ def lines(levels: pd.DataFrame, guide: str, score: str) -> list[Line]:
     ]
 
 
-def draw(finished: Finished) -> Drawing:
+def plot(finished: Finished) -> Plot:
     """One column per network; Bayesian above, deterministic below."""
     guides = (("mean_field", "snr", "Bayesian"), ("deterministic", "magnitude", "deterministic"))
     rows = [

@@ -7,7 +7,7 @@ import pandas as pd
 from experiments.study.finished import Finished
 from plots import fig5
 from plots.command import main
-from plots.style import Drawing, Line, Panels, curves
+from plots.style import Line, Panels, Plot, curves
 
 
 def lines(levels: pd.DataFrame) -> list[Line]:
@@ -15,7 +15,7 @@ def lines(levels: pd.DataFrame) -> list[Line]:
     return [line for line in fig5.lines(levels) if line.label != "deterministic"]
 
 
-def draw(finished: Finished) -> Drawing:
+def plot(finished: Finished) -> Plot:
     """One column per network."""
     return curves(finished, "Calibration of transplanted tickets", [Panels("mace", "MACE", lines)])
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from pyro_lottery.runs.figures import PALETTE, save
 
 
-def draw(folder: str, path: str) -> None:
+def plot(folder: str, path: str) -> None:
     """Plot the tables in ``folder`` as one figure at ``path`` (PNG, SVG or PDF by its suffix)."""
     steps = pd.read_csv(Path(folder) / "steps.csv")
     file = Path(folder) / "variance.csv"
@@ -50,4 +50,4 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", default="runs/speed", help="output folder of experiments.benchmarks.steps")
     parser.add_argument("-o", "--output", default="speed.png", help="file to write")
     arguments = parser.parse_args()
-    draw(arguments.folder, arguments.output)
+    plot(arguments.folder, arguments.output)

@@ -6,7 +6,7 @@ import pandas as pd
 
 from experiments.study.finished import ACCURACIES, Finished, treated
 from plots.command import main
-from plots.style import Drawing, Line, Panels, curves
+from plots.style import Line, Panels, Plot, curves
 
 SCORES = {
     "snr": "snr |μ|/σ",
@@ -24,7 +24,7 @@ def lines(levels: pd.DataFrame) -> list[Line]:
     ]
 
 
-def draw(finished: Finished) -> Drawing:
+def plot(finished: Finished) -> Plot:
     """One column per network."""
     panels = Panels("accuracy", ACCURACIES[finished.accuracy], lines)
     return curves(finished, "The scores as the paper and as a public fork write them", [panels])

@@ -41,7 +41,7 @@ class Panels:
 
 
 @dataclass(frozen=True, eq=False)
-class Drawing:
+class Plot:
     """A figure and the numbers in it."""
 
     figure: Figure
@@ -78,29 +78,29 @@ def plot_line(axes: Axes, line: Line, column: str) -> pd.DataFrame:
     return points.assign(series=line.label)
 
 
-def curves(finished: Finished, headline: str, rows: Sequence[Panels], levels: pd.DataFrame | None = None) -> Drawing:
+def curves(finished: Finished, headline: str, rows: Sequence[Panels], levels: pd.DataFrame | None = None) -> Plot:
     """A grid of panels of curves against the % of weights remaining: a column per network, a row per ``rows``."""
     levels = finished.levels if levels is None else levels
     columns = {arch: levels[levels["arch"] == arch] for arch in finished.archs}
-    drawn = {a: f for a, f in columns.items() if any(len(line.frame) for row in rows for line in row.lines(f))}
-    if not drawn:
+    shown = {a: f for a, f in columns.items() if any(len(line.frame) for row in rows for line in row.lines(f))}
+    if not shown:
         raise UserError("none of its runs is finished")
-    return grid(finished, headline, rows, drawn)
+    return grid(finished, headline, rows, shown)
 
 
-def grid(finished: Finished, headline: str, rows: Sequence[Panels], columns: dict[str, pd.DataFrame]) -> Drawing:
+def grid(finished: Finished, headline: str, rows: Sequence[Panels], columns: dict[str, pd.DataFrame]) -> Plot:
     """A grid of panels as in ``curves``, with a column per name in ``columns``."""
     figure = Figure(figsize=(max(6.4, 4.2 * len(columns)), 1.2 + 3.0 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(columns), squeeze=False, sharex="col")
     tables = []
     for place, (name, frame) in enumerate(columns.items()):
         for axes, row in zip(panels[:, place], rows, strict=True):
-            drawn = [line for line in row.lines(frame) if len(line.frame)]
-            for line in drawn:
+            shown = [line for line in row.lines(frame) if len(line.frame)]
+            for line in shown:
                 tables.append(plot_line(axes, line, row.column).assign(network=name, quantity=row.ylabel))
             axes.set_ylabel(row.ylabel)
             axes.grid(alpha=0.25, lw=0.5)
-            if drawn:
+            if shown:
                 axes.legend(frameon=False, fontsize=8)
         panels[0, place].set_title(name)
         percent_axis(panels[-1, place], frame["percent"].min())
@@ -109,7 +109,7 @@ def grid(finished: Finished, headline: str, rows: Sequence[Panels], columns: dic
     dashed = any(line.get_linestyle() == "--" for axes in panels.flat for line in axes.lines)
     note = "mean; band: ± one standard deviation" + ("; dashed: dense" if dashed else "")
     finish(figure, finished, headline, note, table["seeds"])
-    return Drawing(figure, table)
+    return Plot(figure, table)
 
 
 def finish(figure: Figure, finished: Finished, headline: str, note: str, seeds: Iterable[int]) -> None:

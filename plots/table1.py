@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments.study.finished import Finished, treated
 from plots.command import main
-from plots.style import Drawing, finish
+from plots.style import Plot, finish
 from pyro_lottery.errors import UserError
 
 
@@ -24,7 +24,7 @@ def times(levels: pd.DataFrame) -> pd.DataFrame:
     return found.assign(ratio=minutes["mean_field"] / minutes["deterministic"]).reset_index(names="network")
 
 
-def draw(finished: Finished) -> Drawing:
+def plot(finished: Finished) -> Plot:
     """The table as a figure, with the hardware of the runs."""
     levels = finished.levels[finished.levels["arch"].isin(finished.archs)]
     table, seeds = times(levels), levels.groupby("arch")["seed"].nunique()
@@ -36,7 +36,7 @@ def draw(finished: Finished) -> Drawing:
     axes.table(cells, colLabels=header, loc="center", cellLoc="center").scale(1, 1.4)
     hardware = {_hardware(run.folder.config) for run in finished.runs}
     finish(figure, finished, "Training time per level", f"on {'; '.join(sorted(hardware))}", seeds)
-    return Drawing(figure, table)
+    return Plot(figure, table)
 
 
 def _cell(value):

@@ -35,27 +35,27 @@ def test_mean_and_standard_deviation_over_seeds_by_hand():
 
 @pytest.mark.parametrize("stem", [*FIGURES, "squared_sum"])
 def test_every_figure_says_its_protocol_and_data(stem, finished):
-    drawing = __import__(f"plots.{stem}", fromlist=["draw"]).draw(finished)
-    title = " ".join(drawing.figure.get_suptitle().split())
+    plotted = __import__(f"plots.{stem}", fromlist=["plot"]).plot(finished)
+    title = " ".join(plotted.figure.get_suptitle().split())
     for part in ("digits (8×8)", "smoke protocol: 60 training images, 1 epochs a level", "seeds: 1"):
         assert part in title
 
 
 def test_the_numbers_are_those_of_the_runs(finished, smoke_study):
-    table = fig1.draw(finished).table
+    table = fig1.plot(finished).table
     rows = table[
         (table["series"] == "Bayesian, squared_sum") & (table["quantity"] == "MACE") & (table["network"] == "lenet")
     ]
     run = pl.load_run(smoke_study / "lenet-digits-mean_field-squared_sum-seed0-smoke")
     assert rows["mean"].tolist() == run.results["mace"].tolist()
     assert rows["percent"].tolist() == pytest.approx((100 * run.results["density"]).tolist())
-    moved = fig5.draw(finished).table.query("series == 'transplanted'")
+    moved = fig5.plot(finished).table.query("series == 'transplanted'")
     source = pl.load_run(smoke_study / "lenet-digits-deterministic-magnitude-seed0-smoke" / "transplant")
     assert moved["mean"].tolist() == (100 * source.results["test_accuracy"]).tolist()
 
 
 def test_the_dense_level_is_a_dashed_line(finished):
-    axes = fig1.draw(finished).figure.axes[0]
+    axes = fig1.plot(finished).figure.axes[0]
     dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
     solid = [line for line in axes.lines if line.get_linestyle() == "-"]
     assert len(dashed) == len(solid) == 4
@@ -70,7 +70,7 @@ def test_layers_have_their_rank_correlation(finished):
 
 
 def test_the_picture_shows_what_each_control_keeps(finished):
-    table = fig3.draw(finished).table.set_index("kind")
+    table = fig3.plot(finished).table.set_index("kind")
     assert table["remaining"].nunique() == 1, "all keep the total"
     assert table["remaining_in_layer"]["shuffle_layerwise"] == table["remaining_in_layer"]["ticket"]
     assert table["mask_is_the_tickets"].to_dict() == {
@@ -90,7 +90,7 @@ def test_training_times_by_hand():
 
 
 def test_equal_runs_give_equal_files(finished, tmp_path):
-    first, again = (fig1.draw(finished).save("fig1", tmp_path / name) for name in ("a", "b"))
+    first, again = (fig1.plot(finished).save("fig1", tmp_path / name) for name in ("a", "b"))
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
 
 
