@@ -16,7 +16,8 @@ from pyro_lottery.runs import figures
 from pyro_lottery.runs.build import Setup, prepare
 from pyro_lottery.runs.checkpoint import LevelHooks
 from pyro_lottery.runs.config import Config
-from pyro_lottery.runs.folder import MANIFEST, RunFolder
+from pyro_lottery.runs.folder import RunFolder
+from pyro_lottery.runs.level_folder import MANIFEST
 from pyro_lottery.runs.loaded import Run, load_run
 from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.resume import adopt, open_folder

@@ -7,7 +7,8 @@ import torch
 import pyro_lottery as pl
 from pyro_lottery import files, untrusted, weights
 from pyro_lottery.errors import Damaged
-from pyro_lottery.runs.folder import LevelFolder, RunFolder
+from pyro_lottery.runs.folder import RunFolder
+from pyro_lottery.runs.level_folder import LevelFolder
 from pyro_lottery.types import Posterior, infinite_info
 from tests.runs.made import OPTIONS, finish, opened, replace_text, row, truncate
 from tests.support import ticket
