@@ -41,13 +41,14 @@ def _scratch(name: str) -> Iterator[Path]:
 
 
 def soak(given: argparse.Namespace) -> Figures:
-    """Every part, printed as it ends."""
+    """The parts that are asked for, each printed as it ends."""
     amounts = {
         "kills": (given.kills,), "stops": (given.stops,), "faults": (given.every,), "damaged_files": (given.mutations,),
         "random_commands": (given.commands,), "together": (), "ranks": (given.ranks,),
     }  # fmt: skip
     figures: Figures = {}
-    for name, part in PARTS.items():
+    for name in given.only:
+        part = PARTS[name]
         began = time.monotonic()
         with _scratch(name) as root:
             figures[name] = part(root, *amounts[name])
@@ -65,6 +66,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--mutations", type=int, default=2000, help="changed files (default: 2000)")
     parser.add_argument("--commands", type=int, default=500, help="random command lines (default: 500)")
     parser.add_argument("--ranks", type=int, default=50, help="bad input on two ranks (default: 50)")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}"
+    )
     parser.add_argument("-o", "--output", type=Path, help="file for the figures as JSON")
     return parser
 
