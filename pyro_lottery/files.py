@@ -1,4 +1,4 @@
-"""Atomic writing, so that a kill or a full disk never leaves half a file, and reading that detects damage."""
+"""Atomic writing, so that a kill or a full disk never leaves half a file, and checksums, by which readers detect damage."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ def write_atomic(path: Path, data: bytes) -> None:
                     raise OSError(errno.EIO, f"only {size} of {len(data)} bytes were written")
             replace(temporary, path)
         finally:
-            with suppress(
-                OSError
-            ):  # it would hide the first error; a resumed run removes a temporary file that is left
+            with suppress(OSError):  # which would hide the first error; a resumed run removes what is left
                 temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
@@ -68,6 +66,7 @@ def replace(source: Path, target: Path) -> None:
 
 
 def check_regular(path: Path) -> None:
+    """Raise ``OSError`` if ``path`` exists and is not a regular file: a folder, a pipe or a device."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 

@@ -16,6 +16,11 @@ from pyro_lottery.errors import UserError, one_line
 from pyro_lottery.runs.manifest import COLUMNS, checked_row
 from pyro_lottery.types import LevelResult
 
+RESULTS = (
+    "level,density,remaining,total,test_accuracy,max_test_accuracy,val_accuracy,nll,mace,ece,brier,train_seconds,step_ms,"
+    "selected_test_accuracy,rmse,val_rmse,coverage_50,coverage_80,coverage_95"
+)
+"""Columns of a ``results.csv`` of version 0.1.0, without that of the checksum."""
 ROWS = 10_000
 """Most rows of a table that are read: more levels or epochs than any run has."""
 
@@ -23,7 +28,7 @@ ROWS = 10_000
 def rows(path: Path) -> list[LevelResult]:
     """The rows of a ``results.csv`` of version 0.1.0; an empty list for any other file. Warns of each damaged row."""
     found = []
-    for values in table(path, ",".join(COLUMNS)):
+    for values in table(path):
         whole = {
             n: int(v) if COLUMNS.get(n) == "int" and v is not None and v.is_integer() else v for n, v in values.items()
         }
@@ -40,21 +45,22 @@ def _lines(path: Path) -> list[str]:
 
 
 def is_first(path: Path) -> bool:
-    """Whether ``path`` is a table of version 0.1.0: its rows, if not its header, have a checksum."""
-    return any(re.search(rf",({files.CRC}|[0-9a-f]{{8}})$", line) for line in _lines(path)[:ROWS])
+    """Whether ``path`` is a table of version 0.1.0: its header, or a row of its ``results.csv``, has a checksum."""
+    header, *lines = _lines(path)[:ROWS] or [""]
+    return header.endswith(f",{files.CRC}") or any(_is_whole(RESULTS, line, len(lines)) for line in lines)
 
 
-def table(path: Path, known: str = "") -> list[dict[str, Any]]:
-    """The undamaged rows of a table of version 0.1.0, by column; an empty cell is None. A damaged header is taken as ``known``."""
+def table(path: Path) -> list[dict[str, Any]]:
+    """The undamaged rows of a table of version 0.1.0, by column; an empty cell is None. A damaged header of results is mended."""
     if not is_first(path):
         return []
     header, *lines = _lines(path)
     header, found = header.removesuffix(f",{files.CRC}"), []
     if len(lines) > ROWS:
         raise UserError(f"{path} has {len(lines)} rows; expected at most {ROWS}")
-    if known not in ("", header) and any(_is_whole(known, line, len(lines)) for line in lines):
+    if header != RESULTS and any(_is_whole(RESULTS, line, len(lines)) for line in lines):
         warnings.warn(f"{path} has a damaged header; its rows are read", stacklevel=2)
-        header = known
+        header = RESULTS
     for line in lines:
         if not _is_whole(header, line, len(lines)):
             warnings.warn(f"{path}: the row {line[:20]!r} is damaged", stacklevel=2)
@@ -70,5 +76,7 @@ def table(path: Path, known: str = "") -> list[dict[str, Any]]:
 def _is_whole(header: str, line: str, rows: int) -> bool:
     """Whether the row's checksum fits, whatever number of rows the table had when it was written."""
     values, _, crc = line.rpartition(",")
+    if not re.fullmatch("[0-9a-f]{8}", crc):
+        return False
     before = zlib.crc32(f"{header}{values}".encode())
     return any(crc == f"{zlib.crc32(str(count).encode(), before):08x}" for count in (rows, *range(1, 1000)))

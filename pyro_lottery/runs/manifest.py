@@ -40,9 +40,9 @@ class Manifest:
             return None
         try:
             found = untrusted.read_object(path)
-            if type(ticket := found.get("ticket")) is not int or not isinstance(files := found.get("files"), dict):
+            if type(ticket := found.get("ticket")) is not int or not isinstance(sums := found.get("files"), dict):
                 raise UserError(f"{path} is not the manifest of a level")
-            return cls(checked_row(found.get("result"), path), ticket, files)
+            return cls(checked_row(found.get("result"), path), ticket, sums)
         except UserError as error:
             raise Damaged(str(error)) from error
 

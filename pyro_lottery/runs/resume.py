@@ -104,9 +104,9 @@ def adopt(run: RunFolder, config: Config) -> None:
     table = run.path / "results.csv"
     for row in first_version.rows(table):
         level = run.level(row.level)
-        if level.manifest() is not None:  # by an earlier call that was killed before it finished
-            continue
         try:
+            if level.manifest() is not None:  # by an earlier call that was killed before it finished
+                continue
             epochs = config.epochs_of(row.level)
             if len(first_version.table(level.path / "history.csv")) != epochs:
                 raise Damaged(f"{level.path / 'history.csv'} has fewer than {epochs} undamaged epochs")

@@ -125,3 +125,21 @@ def test_a_history_of_many_epochs_is_read_and_a_table_without_end_is_not(tmp_pat
     path.write_text("epoch,loss,crc32\n" + "\n" * 20_000)
     with pytest.raises(pl.UserError, match="has 20000 rows; expected at most 10000"):
         first_version.table(path)
+
+
+def test_a_new_column_of_eight_digits_is_no_checksum(tmp_path):
+    """Later versions may add columns: a row that ends in a whole number is not taken for one of version 0.1.0."""
+    path = tmp_path / "results.csv"
+    path.write_text("level,density,flops\n0,1.0,12345678\n1,0.5,87654321\n")
+    assert not first_version.is_first(path)
+    assert first_version.rows(path) == []
+
+
+@OTHER_MACHINE
+def test_a_manifest_that_is_damaged_within_the_adoption_is_no_dead_end(old):
+    level = old.level(1)
+    level.finish(old.results()[1], 7)
+    replace_text(level.path / "level.json", "0.1", "0.2")
+    with pytest.warns(UserWarning, match=r"level\.json fails its checksum.*; level 1 is trained again"):
+        run = resumed(old)
+    assert run.results["level"].tolist() == [0, 1, 2, 3]
