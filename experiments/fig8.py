@@ -6,6 +6,7 @@ The paper's figure 8: accuracy of both, Bayesian and deterministic.
 import sys
 
 from experiments.command import main
+from experiments.study.finished import GUIDES
 from experiments.study.jobs import Job, Study
 
 
@@ -14,7 +15,7 @@ def jobs(study: Study) -> list[Job]:
     return [
         study.imp(arch, seed, guide, rewind=rewind)
         for seed, arch in study.each()
-        for guide in ("mean_field", "deterministic")
+        for guide in GUIDES
         for rewind in ("init", "lr")
     ]
 

@@ -4,21 +4,21 @@ import sys
 
 import pandas as pd
 
-from experiments.study.finished import ACCURACIES, Finished, treated
+from experiments.study.finished import Finished, of_guide
 from plots.command import main
-from plots.style import Line, Panels, Plot, curves
+from plots.style import Line, Panels, Plot, accuracies, curves
 
 
 def lines(levels: pd.DataFrame) -> list[Line]:
     """The three scores of a Bayesian network, and the deterministic network."""
     scores = ("snr", "magnitude", "squared_sum")
-    bayesian = [Line(f"Bayesian, {s}", treated(levels, guide="mean_field", score=s), i) for i, s in enumerate(scores)]
-    return [*bayesian, Line("deterministic", treated(levels, guide="deterministic", score="magnitude"), 6)]
+    bayesian = [Line(f"Bayesian, {score}", of_guide(levels, score=score), look) for look, score in enumerate(scores)]
+    return [*bayesian, Line("deterministic", of_guide(levels, "deterministic"), 6)]
 
 
 def plot(finished: Finished) -> Plot:
     """One column per network."""
-    rows = [Panels("accuracy", ACCURACIES[finished.accuracy], lines), Panels("mace", "MACE", lines)]
+    rows = [accuracies(finished, lines), Panels("mace", "MACE", lines)]
     return curves(finished, "Accuracy and calibration of tickets by pruning score", rows)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.study.finished import Finished, treated
+from experiments.study.finished import Finished, of_guide
 from plots.command import main
 from plots.style import Plot, finish
 from pyro_lottery import masks
@@ -20,7 +20,7 @@ COLUMNS = 72
 
 def plot(finished: Finished) -> Plot:
     """Initial locs of one layer, pruned weights white, at the level whose density is nearest to 20 %."""
-    rows = treated(finished.levels, guide="mean_field", score="snr")
+    rows = of_guide(finished.levels)
     rows = rows[(rows["level"] > 0) & rows["arch"].isin(finished.archs)]
     if not len(rows):
         raise UserError("no pruned level of a run by snr is finished; run python -m experiments.fig3")

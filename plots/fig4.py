@@ -4,24 +4,22 @@ import sys
 
 import pandas as pd
 
-from experiments.study.finished import ACCURACIES, Finished, treated
+from experiments.study.finished import GUIDES, Finished, of_guide
 from plots.command import main
-from plots.style import Line, Panels, Plot, curves
+from plots.style import Line, Plot, accuracies, curves
 from pyro_lottery.tickets import CONTROLS
 
 
 def lines(levels: pd.DataFrame, guide: str) -> list[Line]:
     """The tickets of one guide and their four controls."""
-    of = {"guide": guide, "score": "magnitude" if guide == "deterministic" else "snr"}
-    controls = [Line(c, treated(levels, treatment=c, **of), i) for i, c in enumerate(CONTROLS, start=1)]
-    return [Line("IMP ticket", treated(levels, **of), 0), *controls]
+    controls = [Line(c, of_guide(levels, guide, treatment=c), look) for look, c in enumerate(CONTROLS, start=1)]
+    return [Line("IMP ticket", of_guide(levels, guide), 0), *controls]
 
 
 def plot(finished: Finished) -> Plot:
     """One column per network; Bayesian above, deterministic below."""
     rows = [
-        Panels("accuracy", f"{name}\n{ACCURACIES[finished.accuracy]}", lambda levels, guide=guide: lines(levels, guide))
-        for guide, name in (("mean_field", "Bayesian"), ("deterministic", "deterministic"))
+        accuracies(finished, lambda levels, guide=guide: lines(levels, guide), name) for guide, name in GUIDES.items()
     ]
     return curves(finished, "Tickets and their randomised controls", rows)
 

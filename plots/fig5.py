@@ -4,23 +4,23 @@ import sys
 
 import pandas as pd
 
-from experiments.study.finished import ACCURACIES, Finished, treated
+from experiments.study.finished import Finished, of_guide, treated
 from plots.command import main
-from plots.style import Line, Panels, Plot, curves
+from plots.style import Line, Plot, accuracies, curves
 
 
 def lines(levels: pd.DataFrame) -> list[Line]:
     """The three kinds of ticket."""
     return [
-        Line("Bayesian, snr", treated(levels, guide="mean_field", score="snr"), 0),
-        Line("deterministic", treated(levels, guide="deterministic", score="magnitude"), 6),
+        Line("Bayesian, snr", of_guide(levels), 0),
+        Line("deterministic", of_guide(levels, "deterministic"), 6),
         Line("transplanted", treated(levels, treatment="transplant"), 3),
     ]
 
 
 def plot(finished: Finished) -> Plot:
     """One column per network."""
-    return curves(finished, "Transplanted tickets", [Panels("accuracy", ACCURACIES[finished.accuracy], lines)])
+    return curves(finished, "Transplanted tickets", [accuracies(finished, lines)])
 
 
 if __name__ == "__main__":

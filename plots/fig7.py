@@ -4,14 +4,14 @@ import sys
 
 import pandas as pd
 
-from experiments.study.finished import ACCURACIES, Finished, treated
+from experiments.study.finished import GUIDES, Finished, of_guide
 from plots.command import main
-from plots.style import Line, Panels, Plot, curves
+from plots.style import Line, Plot, accuracies, curves
 
 
-def lines(levels: pd.DataFrame, guide: str, score: str) -> list[Line]:
+def lines(levels: pd.DataFrame, guide: str) -> list[Line]:
     """One line per learning rate and warm-up."""
-    levels = treated(levels, guide=guide, score=score)
+    levels = of_guide(levels, guide)
     settings = sorted({(warmup, lr) for lr, warmup in zip(levels["lr"], levels["warmup_epochs"], strict=True)})
     return [
         Line(
@@ -26,12 +26,8 @@ def lines(levels: pd.DataFrame, guide: str, score: str) -> list[Line]:
 
 def plot(finished: Finished) -> Plot:
     """One column per network; Bayesian above, deterministic below."""
-    guides = (("mean_field", "snr", "Bayesian"), ("deterministic", "magnitude", "deterministic"))
     rows = [
-        Panels(
-            "accuracy", f"{name}\n{ACCURACIES[finished.accuracy]}", lambda levels, g=guide, s=score: lines(levels, g, s)
-        )
-        for guide, score, name in guides
+        accuracies(finished, lambda levels, guide=guide: lines(levels, guide), name) for guide, name in GUIDES.items()
     ]
     levels = finished.all_levels
     several = levels.groupby("arch")["lr"].transform("nunique") > 1

@@ -4,26 +4,27 @@ import sys
 
 import pandas as pd
 
-from experiments.study.finished import ACCURACIES, Finished, treated
+from experiments.study.finished import GUIDES, Finished, of_guide
 from plots.command import main
-from plots.style import Line, Panels, Plot, curves
+from plots.style import Line, Plot, accuracies, curves
 
 
 def lines(levels: pd.DataFrame) -> list[Line]:
     """IMP and LRR, Bayesian and deterministic."""
     return [
-        Line(f"{name}, {kind}", treated(levels, guide=guide, score=score, rewind=rewind), look)
-        for guide, score, name, looks in (
-            ("mean_field", "snr", "Bayesian", (0, 5)),
-            ("deterministic", "magnitude", "deterministic", (6, 1)),
+        Line(f"{GUIDES[guide]}, {kind}", of_guide(levels, guide, rewind=rewind), look)
+        for guide, rewind, kind, look in (
+            ("mean_field", "init", "IMP", 0),
+            ("mean_field", "lr", "LRR", 5),
+            ("deterministic", "init", "IMP", 6),
+            ("deterministic", "lr", "LRR", 1),
         )
-        for (rewind, kind), look in zip((("init", "IMP"), ("lr", "LRR")), looks, strict=True)
     ]
 
 
 def plot(finished: Finished) -> Plot:
     """One column per network."""
-    return curves(finished, "Learning-rate rewinding", [Panels("accuracy", ACCURACIES[finished.accuracy], lines)])
+    return curves(finished, "Learning-rate rewinding", [accuracies(finished, lines)])
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ import sys
 
 import pandas as pd
 
-from experiments.study.finished import ACCURACIES, Finished, treated
+from experiments.study.finished import Finished, of_guide
 from plots.command import main
-from plots.style import Line, Panels, Plot, curves
+from plots.style import Line, Plot, accuracies, curves
 
 SCORES = {
     "snr": "snr |μ|/σ",
@@ -18,16 +18,12 @@ SCORES = {
 
 def lines(levels: pd.DataFrame) -> list[Line]:
     """One line per formula."""
-    return [
-        Line(label, treated(levels, guide="mean_field", score=score), look)
-        for look, (score, label) in enumerate(SCORES.items())
-    ]
+    return [Line(label, of_guide(levels, score=s), look) for look, (s, label) in enumerate(SCORES.items())]
 
 
 def plot(finished: Finished) -> Plot:
     """One column per network."""
-    panels = Panels("accuracy", ACCURACIES[finished.accuracy], lines)
-    return curves(finished, "The scores as the paper and as a public fork write them", [panels])
+    return curves(finished, "The scores as the paper and as a public fork write them", [accuracies(finished, lines)])
 
 
 if __name__ == "__main__":

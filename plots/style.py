@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.study.finished import Finished
+from experiments.study.finished import ACCURACIES, Finished
 from pyro_lottery import files
 from pyro_lottery.errors import UserError
 from pyro_lottery.runs.figures import PALETTE, percent_axis, save
@@ -38,6 +38,12 @@ class Panels:
     column: str
     ylabel: str
     lines: Callable[[pd.DataFrame], Sequence[Line]]
+
+
+def accuracies(finished: Finished, lines: Callable[[pd.DataFrame], Sequence[Line]], name: str = "") -> Panels:
+    """A row of panels of the accuracy that ``finished`` shows; ``name`` is a first line of its label."""
+    label = ACCURACIES[finished.accuracy]
+    return Panels("accuracy", f"{name}\n{label}" if name else label, lines)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import sys
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.study.finished import Finished, treated
+from experiments.study.finished import GUIDES, Finished, of_guide
 from plots.command import main
 from plots.style import Plot, finish
 from pyro_lottery.errors import UserError
@@ -14,8 +14,7 @@ from pyro_lottery.errors import UserError
 
 def times(levels: pd.DataFrame) -> pd.DataFrame:
     """Minutes per level by network, mean over levels and seeds, and their ratio."""
-    kinds = [("mean_field", "snr"), ("deterministic", "magnitude")]
-    levels = pd.concat([treated(levels, guide=guide, score=score) for guide, score in kinds])
+    levels = pd.concat([of_guide(levels, guide) for guide in GUIDES])
     if not len(levels):
         raise UserError("no run pruned by snr and no deterministic one is finished; run python -m experiments.table1")
     minutes = levels.pivot_table(index="arch", columns="guide", values="train_seconds", aggfunc="mean") / 60

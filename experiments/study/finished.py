@@ -16,6 +16,8 @@ from pyro_lottery.errors import UserError
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.loaded import Run
 
+GUIDES = {"mean_field": "Bayesian", "deterministic": "deterministic"}
+"""The guides that the paper compares, and their names in figures and claims."""
 ACCURACIES = {
     "test_accuracy": "test accuracy at the end (%)",
     "max_test_accuracy": "maximum test accuracy over epochs (%)",
@@ -57,10 +59,7 @@ class Finished:
         """``tables.layers`` of the runs pruned by snr and of the deterministic runs, per network at the last level that
         all of them have finished.
         """
-        levels = treated(self.levels)
-        snr = (levels["guide"] == "mean_field") & (levels["score"] == "snr")
-        magnitude = (levels["guide"] == "deterministic") & (levels["score"] == "magnitude")
-        last = levels[snr | magnitude].groupby(["arch", "run"])["level"].max()
+        last = pd.concat([of_guide(self.levels, guide) for guide in GUIDES]).groupby(["arch", "run"])["level"].max()
         runs = {str(run.folder.path): run for run in self.runs}
         parts = [tables.layers([runs[run]], int(last[arch].min())) for arch, run in last.index]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arch", "run"])
@@ -83,6 +82,11 @@ def treated(frame: pd.DataFrame, **options: Any) -> pd.DataFrame:
     for name, value in ({"treatment": "imp", "rewind": "init"} | options).items():
         frame = frame[frame[name] == value]
     return frame
+
+
+def of_guide(frame: pd.DataFrame, guide: str = "mean_field", score: str = "snr", **options: Any) -> pd.DataFrame:
+    """``treated`` rows of one guide and score; a deterministic network has no scales, so its score is the magnitude."""
+    return treated(frame, guide=guide, score="magnitude" if guide == "deterministic" else score, **options)
 
 
 def read(

@@ -152,7 +152,6 @@ class Study:
 
     def imp(self, arch: str, seed: int, guide: str = "mean_field", score: str = "snr", **more: Any) -> Imp:
         """One run of the study."""
-        score = "magnitude" if guide == "deterministic" else score
         options = self.extent.options(arch) | self.options | more
         return Imp(preset(self.protocol, arch=arch, seed=seed, guide=guide, score=score, **options))
 

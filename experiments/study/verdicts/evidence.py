@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.study.finished import read, treated
+from experiments.study.finished import of_guide, read
 from experiments.study.protocols import protocol_of
 from experiments.study.statistics import Curve
 from pyro_lottery import tables
@@ -17,7 +17,6 @@ from pyro_lottery.errors import UserError
 SMALL = {"resnet": ("resnet18", "resnet20"), "vgg": ("vgg11",), "vit": ("vit_tiny",)}
 """The networks of the paper's main figures by family."""
 SCORES = ("snr", "magnitude", "squared_sum")
-GUIDES = {"mean_field": "Bayesian", "deterministic": "deterministic"}
 CLOSE, CALIBRATED = 1.0, 0.01
 """Points of accuracy, and of MACE, within which two curves count as the same; the paper names no margin."""
 PAPER_SAMPLES = 10
@@ -37,12 +36,9 @@ class Evidence:
         self, arch: str, guide: str = "mean_field", score: str = "snr", treatment: str = "imp", rewind: str = "init"
     ) -> Curve:
         """The curve of one kind of ticket of one network."""
-        if guide == "deterministic" or treatment == "transplant":
-            score = "magnitude"
         if treatment == "transplant":
-            guide = "mean_field"
-        frame = treated(self.levels, arch=arch, guide=guide, score=score, treatment=treatment, rewind=rewind, base=True)
-        return Curve(frame)
+            guide, score = "mean_field", "magnitude"  # of the run that the tickets come from
+        return Curve(of_guide(self.levels, guide, score, arch=arch, treatment=treatment, rewind=rewind, base=True))
 
     def networks(self, family: str) -> list[str]:
         """The networks of a family that have runs, or the family's first."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from experiments.study.finished import GUIDES
 from experiments.study.statistics import Part, above, judged, rank_correlation
-from experiments.study.verdicts.evidence import CLOSE, GUIDES, SMALL, Evidence, worst
+from experiments.study.verdicts.evidence import CLOSE, SMALL, Evidence, worst
 from pyro_lottery.tickets import CONTROLS
 
 
@@ -18,7 +19,8 @@ def claim_6(e: Evidence) -> list[Part]:
     parts = []
     for arch in e.all_networks():
         rho, runs = {}, {}
-        for name, curve in (("Bayesian", e.curve(arch)), ("deterministic", e.curve(arch, "deterministic"))):
+        for guide, name in GUIDES.items():
+            curve = e.curve(arch, guide)
             rho[name], runs[name] = rank_correlation(e.layers[e.layers["run"].isin(curve.runs)]), curve.runs
             parts.append(above(f"{arch}: ρ of depth and sparsity, {name}", rho[name], curve.runs))
         both = [*runs["Bayesian"], *runs["deterministic"]]

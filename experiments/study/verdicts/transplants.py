@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pandas as pd
 
+from experiments.study.finished import GUIDES
 from experiments.study.statistics import UNKNOWN, Part, above, below, judged
-from experiments.study.verdicts.evidence import CALIBRATED, CLOSE, GUIDES, PAPER_SAMPLES, SMALL, Evidence
+from experiments.study.verdicts.evidence import CALIBRATED, CLOSE, PAPER_SAMPLES, SMALL, Evidence
 
 
 def claim_9(e: Evidence) -> list[Part]:
