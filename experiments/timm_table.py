@@ -28,6 +28,7 @@ from experiments.timm_models import MODELS
 from pyro_lottery import guides, masks, scores, seeds
 from pyro_lottery.errors import UserError, one_line
 from pyro_lottery.files import write_atomic
+from pyro_lottery.runs.level_folder import as_csv
 from pyro_lottery.training.mask_check import used_weights
 
 SIZES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 384)
@@ -183,9 +184,8 @@ def run(folder: Path, models: Sequence[str], timeout: float, again: bool) -> lis
 
 def _in_a_process(name: str, timeout: float) -> dict[str, Any]:
     failed = dict.fromkeys(COLUMNS, SKIPPED) | {"model": name, "create": FAILED}
-    context = multiprocessing.get_context(
-        "fork" if sys.platform == "linux" else "spawn"
-    )  # a fork imports nothing again
+    # A fork imports nothing again.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     answer, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, name))
     process.start()
@@ -208,14 +208,8 @@ def _send(sender: Any, name: str) -> None:
 
 
 def _write(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    lines = [",".join(COLUMNS)]
-    lines += [",".join(_quoted(str(row[column])) for column in COLUMNS) for row in rows]
-    write_atomic(folder / "timm.csv", ("\n".join(lines) + "\n").encode())
+    write_atomic(folder / "timm.csv", as_csv(COLUMNS, rows))
     write_atomic(folder / "timm.md", markdown(rows).encode())
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\n') else text
 
 
 HEAD = """# timm models, one line each

@@ -124,9 +124,8 @@ def candidates(arch: str, x: Tensor, y: Tensor, precision: str, with_peers: bool
         "stock Pyro": stock(arch, x, y, precision),
     }
     for name, options in OURS.items():
-        if options[1] == 1 and (
-            "compiled" not in options or has_compiled(x.device)
-        ):  # ten samples are in the variance alone
+        # Ten samples are in the variance alone.
+        if options[1] == 1 and ("compiled" not in options or has_compiled(x.device)):
             found[name] = ours(arch, x, y, precision, *options)
     if with_peers:
         found |= {name: peer(name, arch, x, y, precision) for name in PEERS}

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     precision = resolve_precision(given.precision, device)
     pyro.enable_validation(False)
     machine.keep_memory()  # for every candidate, so that no candidate is slower without it
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine.processor_name()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.python_version()}\n")
     measure_networks(given, device, precision)
     if given.kernels:
@@ -101,14 +101,6 @@ def report(given: argparse.Namespace, name: str, rows: Sequence[dict[str, Any]],
     """Write a table as CSV and print it as Markdown."""
     write(Path(given.out) / name, rows)
     print(markdown(rows, columns), end="\n\n", flush=True)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -79,21 +79,20 @@ def first_half(suffix: str) -> Build:
     return build
 
 
-def beside(path: str, grey: int = 99) -> Build:
+def beside(path: str) -> Build:
     """The plain folder with one more image."""
-    return with_(lambda root: save(root / path, grey, format="PNG"))
+    return with_(lambda root: save(root / path, 99, format="PNG"))
 
 
 def text_beside(*paths: str) -> Build:
     """The plain folder with files of text."""
 
-    def build(root: Path) -> None:
-        plain(root)
+    def change(root: Path) -> None:
         for path in paths:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text("text")
 
-    return build
+    return with_(change)
 
 
 def link(path: str, to: str) -> Build:
@@ -104,12 +103,11 @@ def link(path: str, to: str) -> Build:
 def moved(path: str, to: str) -> Build:
     """The plain folder with one thing moved."""
 
-    def build(root: Path) -> None:
-        plain(root)
+    def change(root: Path) -> None:
         (root / to).parent.mkdir(parents=True, exist_ok=True)
         (root / path).rename(root / to)
 
-    return build
+    return with_(change)
 
 
 def after_reading(change: Build, image_size: int | None = None) -> Build:

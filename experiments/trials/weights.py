@@ -24,12 +24,12 @@ from pyro_lottery.runs import build
 class Network(nn.Module):
     """A convolution with BatchNorm, a linear layer and a classifier of three classes; 132 prunable weights."""
 
-    def __init__(self, classes: int = 3):
+    def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(1, 4, 3, padding=1)
         self.bn = nn.BatchNorm2d(4)
         self.hidden = nn.Linear(16, 6)
-        self.out = nn.Linear(6, classes)
+        self.out = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.avg_pool2d(torch.relu(self.bn(self.conv(x))), 2).flatten(1)
@@ -101,11 +101,11 @@ def cut(write: Write, at: int) -> Write:
     return work
 
 
-def archive(*names: str, compressed: bool = False) -> Write:
+def archive(*names: str) -> Write:
     """Writes a zip archive of small files."""
 
     def work(path: Path) -> None:
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as opened:
+        with zipfile.ZipFile(path, "w") as opened:
             for name in names:
                 opened.writestr(name, b"\0" * 100)
 
@@ -176,7 +176,7 @@ def tarred(path: Path) -> None:
 
 def own_ticket(path: Path) -> pl.Ticket:
     """Writes a ticket of this library, and returns it."""
-    ticket = tickets.transplant(pruned(), {name: value for name, value in mask().items()}, into())
+    ticket = tickets.transplant(pruned(), mask(), into())
     ticket.save(path)
     return ticket
 
@@ -214,11 +214,10 @@ def adam(state: State) -> dict[str, Any]:
 
 def torch_pruned() -> State:
     """A state_dict of ``torch.nn.utils.prune``, with ``weight_orig`` and ``weight_mask``."""
-    network = Network()
-    network.load_state_dict(dense())
+    pruned_network = network(dense())
     for name, value in mask().items():
-        prune.custom_from_mask(network.get_submodule(name.partition(".")[0]), "weight", value)
-    return network.state_dict()
+        prune.custom_from_mask(pruned_network.get_submodule(name.partition(".")[0]), "weight", value)
+    return pruned_network.state_dict()
 
 
 def weight_norm(new: bool) -> State:
@@ -245,15 +244,12 @@ def quantised() -> State:
 
 def averaged() -> State:
     """A state_dict of ``AveragedModel``."""
-    network = Network()
-    network.load_state_dict(pruned())
-    return torch.optim.swa_utils.AveragedModel(network).state_dict()
+    return torch.optim.swa_utils.AveragedModel(network(pruned())).state_dict()
 
 
 def pruned_with(**changed: Any) -> State:
     """:func:`pruned` with other values, by names with two underscores for each dot; None removes a value."""
-    given = {name.replace("__", "."): value for name, value in changed.items()}
-    return {name: value for name, value in (pruned() | given).items() if value is not None}
+    return _changed(pruned(), changed)
 
 
 def cast(dtype: torch.dtype, state: State) -> State:
@@ -270,8 +266,12 @@ class Code:
 
 def mask_with(**changed: Any) -> Write:
     """Writes :func:`mask` with other values, named as in :func:`pruned_with`."""
+    return saved(lambda: _changed(mask(), changed))
+
+
+def _changed(state: State, changed: dict[str, Any]) -> State:
     given = {name.replace("__", "."): value for name, value in changed.items()}
-    return saved(lambda: {name: value for name, value in (mask() | given).items() if value is not None})
+    return {name: value for name, value in (state | given).items() if value is not None}
 
 
 def network(state: State) -> Network:
