@@ -73,14 +73,8 @@ def reliability(run: Run, level: int, probs: Tensor | None = None, axes: Axes | 
     mean, right, count = metrics.reliability(probs, test.labels)
     axes.plot([0, 1], [0, 1], color="0.7", lw=1, label="calibrated")
     axes.plot(mean.numpy(), right.numpy(), "o-", color=PALETTE[0], label=f"level {level}")
-    axes.bar(
-        mean.numpy(),
-        (count / len(probs)).numpy(),
-        width=0.8 / metrics.BINS,
-        color=PALETTE[1],
-        alpha=0.5,
-        label="share of images",
-    )
+    shares, width = (count / len(probs)).numpy(), 0.8 / metrics.BINS
+    axes.bar(mean.numpy(), shares, width=width, color=PALETTE[1], alpha=0.5, label="share of images")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False)
     return axes
@@ -158,9 +152,8 @@ def weight(run: Run, level: int, site: str, index: Sequence[int] | int, axes: Ax
     axes, network = _axes(axes), run.level(level).load_model()
     posterior = run.level(level).posterior
     (site,) = _known([site], posterior.loc)
-    place = tuple(
-        int(i) for i in (index if isinstance(index, Iterable) else (index,))
-    )  # also converts NumPy's integers
+    # int() also converts NumPy's integers.
+    place = tuple(int(i) for i in (index if isinstance(index, Iterable) else (index,)))
     if posterior.scale is None:
         raise UserError("a deterministic run has no posterior density to plot; use a Bayesian run")
     try:
@@ -174,12 +167,8 @@ def weight(run: Run, level: int, site: str, index: Sequence[int] | int, axes: Ax
         )
     wide = torch.linspace(loc - 6 * scale, loc + 6 * scale, 400)
     own = torch.distributions.Normal(loc, scale).log_prob(wide)
-    axes.plot(
-        wide.numpy(),
-        own.exp().numpy(),
-        color=PALETTE[0],
-        label="posterior" + (" (Normal of its loc and scale)" if posterior.draws else ""),
-    )
+    label = "posterior" + (" (Normal of its loc and scale)" if posterior.draws else "")
+    axes.plot(wide.numpy(), own.exp().numpy(), color=PALETTE[0], label=label)
     prior = network.model.prior_of(site)
     if prior.batch_shape:  # each weight has its own prior
         prior = prior.expand(posterior.loc[site].shape)

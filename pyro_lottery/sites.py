@@ -22,17 +22,8 @@ from pyro_lottery.runs.presets import PRESET_HELP
 
 PROG = "python -m pyro_lottery.sites"
 OPTIONS = (
-    "arch",
-    "patch_size",
-    "dataset",
-    "data_dir",
-    "image_size",
-    "guide",
-    "prior",
-    "prior_scale",
-    "init_scale",
-    "seed",
-)
+    "arch", "patch_size", "dataset", "data_dir", "image_size", "guide", "prior", "prior_scale", "init_scale", "seed",
+)  # fmt: skip
 
 
 def describe(model: BayesianNetwork, guide: Any) -> list[dict[str, Any]]:

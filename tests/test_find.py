@@ -20,14 +20,9 @@ from pyro_lottery.runs import progress as console
 from pyro_lottery.transplant import transplant_run
 
 QUICK = {
-    "levels": 2,
-    "prune_fraction": 0.5,
-    "epochs": 3,
-    "milestones": (2,),
-    "batch_size": 32,
-    "lr": 0.01,
-    "eval_samples": 3,
-}
+    "levels": 2, "prune_fraction": 0.5, "epochs": 3, "milestones": (2,), "batch_size": 32, "lr": 0.01, "eval_samples":
+    3,
+}  # fmt: skip
 
 
 def table(count=120):

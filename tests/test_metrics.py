@@ -126,14 +126,8 @@ def test_accuracy_agrees_with_torchmetrics():
 
 
 MEASURES = (
-    metrics.accuracy,
-    metrics.nll,
-    metrics.brier,
-    metrics.ece,
-    metrics.mace,
-    metrics.all_metrics,
-    metrics.reliability,
-)
+    metrics.accuracy, metrics.nll, metrics.brier, metrics.ece, metrics.mace, metrics.all_metrics, metrics.reliability,
+)  # fmt: skip
 NEITHER = torch.full((4,), 2)
 
 

@@ -359,15 +359,8 @@ def test_its_claims_are_those_that_were_judged():
 
 def test_every_option_it_names_exists():
     fields = {f"--{name.replace('_', '-')}" for name in Config.__dataclass_fields__} | {"--help", "--preset"}
-    parsers = [
-        steps.parser(),
-        estimators.parser(),
-        claims.parser(),
-        soak.parser(),
-        evaluate.parser(),
-        experimenting.parser("all", ""),
-        plotting.parser("fig1", ""),
-    ]
+    parsers = [module.parser() for module in (steps, estimators, claims, soak, evaluate)]
+    parsers += [experimenting.parser("all", ""), plotting.parser("fig1", "")]
     fields |= {"--control", "--key", "--mask", "--save", "--compare"}
     fields = fields.union(*(parser._option_string_actions for parser in parsers))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - fields == set()

@@ -66,18 +66,15 @@ class Split:
 
         Raises ``UserError`` if dtype or shape differ from those of the split's examples.
         """
-        if (inputs.dtype == torch.uint8) != (self.inputs.dtype == torch.uint8) or inputs.shape[1:] != self.inputs.shape[
-            1:
-        ]:
-            own, given = ([t.dtype, *t.shape[1:]] for t in (self.inputs, inputs))
+        own, given = ([t.dtype, *t.shape[1:]] for t in (self.inputs, inputs))
+        if (given[0] == torch.uint8) != (own[0] == torch.uint8) or given[1:] != own[1:]:
             raise UserError(f"inputs have dtype and shape {given}, but those of the split have {own}; give the same")
         per_channel = (-1, *(1,) * (inputs.ndim - 2))
         mean, std = self.mean.view(per_channel), self.std.view(per_channel)
         if inputs.dtype == torch.uint8:
             return (inputs.float() / 255 - mean) / std
-        return (
-            (inputs.double() - mean) / std
-        ).float()  # in float32, differences of large numbers would lose all digits
+        # In float32, differences of large numbers would lose all digits.
+        return ((inputs.double() - mean) / std).float()
 
 
 def check_augment(augment: str, inputs: Tensor) -> None:

@@ -81,9 +81,8 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return (
-        Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
-    )  # Path.is_dir() is False for circular links
+    # Path.is_dir() is False for circular links.
+    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
 def _folders(part: Path, notes: list[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -73,13 +72,9 @@ def out_of_distribution(test: Split, name: str, data_dir: str | Path, image_size
         flat = pixels.cpu().flatten(2)
         order = torch.rand((len(flat), 1, flat.shape[2]), generator=generator).argsort(2).expand_as(flat)
         return _like(test, flat.gather(2, order).view(pixels.shape))
-    kinds: dict[str, Callable[[], Tensor]] = {
-        "svhn": lambda: sources.present("SVHN", Path(data_dir)),
-        "cifar100": lambda: sources.present("CIFAR100", Path(data_dir)),
-    }
-    if name not in kinds:
+    if name not in OOD:
         raise unknown("--ood", name, OOD)
-    others = kinds[name]()[: len(pixels)]
+    others = sources.present(name.upper(), Path(data_dir))[: len(pixels)]
     if image_size is not None and others.shape[-2:] != (image_size, image_size):
         others = resize(others, image_size)
     if others.shape[1:] != pixels.shape[1:]:

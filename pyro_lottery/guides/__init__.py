@@ -19,25 +19,7 @@ from pyro_lottery.guides.state import (
 )
 
 __all__ = [
-    "DRAWS",
-    "MeanField",
-    "Point",
-    "active_masks",
-    "auto",
-    "by_name",
-    "check_guide",
-    "check_name",
-    "check_sites",
-    "compressed",
-    "deterministic",
-    "is_point",
-    "locs",
-    "made_by",
-    "mean_field",
-    "not_finite",
-    "parameter_groups",
-    "posterior",
-    "set_posterior_",
-    "values_at_loc",
-    "zero_pruned_",
-]
+    "DRAWS", "MeanField", "Point", "active_masks", "auto", "by_name", "check_guide", "check_name", "check_sites",
+    "compressed", "deterministic", "is_point", "locs", "made_by", "mean_field", "not_finite", "parameter_groups",
+    "posterior", "set_posterior_", "values_at_loc", "zero_pruned_",
+]  # fmt: skip

@@ -74,12 +74,10 @@ class SparsifyMessenger(OwnHandler):
 
     def __init__(self, mask: Mask):
         super().__init__()
-        self.mask = {
-            name: m.bool().clone() for name, m in mask.items()
-        }  # copied, so later changes to the caller's mask have no effect
-        self._joined: dict[
-            str, tuple[Tensor, Tensor]
-        ] = {}  # an inner handler's mask, and its conjunction with this one
+        # Copied, so later changes to the caller's mask have no effect.
+        self.mask = {name: m.bool().clone() for name, m in mask.items()}
+        # For each site, an inner handler's mask, and its conjunction with this one.
+        self._joined: dict[str, tuple[Tensor, Tensor]] = {}
         self._sites: set[str] = set()  # all random sites seen, to detect names in the mask that match none
         self._draws: dict[str, str] = {}  # the auxiliary draw of the running guide for each site
 

@@ -117,15 +117,11 @@ def _use(layer: Any, name: str, value: Tensor) -> Use | None:
     if isinstance(layer, nn.Linear):
         size: tuple[int, ...] = (2, layer.in_features)
     else:
-        size = (
-            2,
-            layer.in_channels,
-            *(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)),
-        )
+        field = (d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+        size = (2, layer.in_channels, *field)
     value = value.detach().requires_grad_()
-    others = {
-        n: torch.ones_like(p) for n, p in layer.named_parameters()
-    }  # a gain that starts at 0 would hide every weight
+    # A gain that starts at 0 would hide every weight.
+    others = {n: torch.ones_like(p) for n, p in layer.named_parameters()}
     others |= {n: b.clone() for n, b in layer.named_buffers()}
     with torch.enable_grad(), UsedWeights({name: value}) as used:
         try:

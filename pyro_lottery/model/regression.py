@@ -53,9 +53,8 @@ class BayesianRegressor(BayesianNetwork):
         if isinstance(noise, nn.Parameter):
             self.own_noise_scale = noise
         elif isinstance(noise, Tensor):
-            self.register_buffer(
-                "own_noise_scale", noise, persistent=False
-            )  # part of the model's definition, like a number
+            # Not in the state dict: it is part of the model's definition, like a number.
+            self.register_buffer("own_noise_scale", noise, persistent=False)
         elif noise == "learned":
             like: Any = next(iter(self.initial_values().values()))
             self.log_noise_scale = nn.Parameter(like.new_zeros(d))

@@ -18,21 +18,6 @@ from pyro_lottery.priors.site_prior import SitePrior
 from pyro_lottery.priors.tensors import detached
 
 __all__ = [
-    "KINDS",
-    "AnyPrior",
-    "Flat",
-    "OneSite",
-    "Prior",
-    "SitePrior",
-    "by_name",
-    "detached",
-    "fan_in",
-    "flat",
-    "from_posterior",
-    "laplace",
-    "mixture",
-    "normal",
-    "of_site",
-    "of_sites",
-    "student_t",
-]
+    "KINDS", "AnyPrior", "Flat", "OneSite", "Prior", "SitePrior", "by_name", "detached", "fan_in", "flat",
+    "from_posterior", "laplace", "mixture", "normal", "of_site", "of_sites", "student_t",
+]  # fmt: skip

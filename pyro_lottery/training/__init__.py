@@ -15,19 +15,6 @@ from pyro_lottery.training.state import TrainState
 from pyro_lottery.training.step import step
 
 __all__ = [
-    "COLUMNS",
-    "History",
-    "Hooks",
-    "TrainState",
-    "check_batches",
-    "check_data",
-    "columns",
-    "epoch",
-    "kl_factor",
-    "learning_rate",
-    "measure_name",
-    "step",
-    "steps_in",
-    "steps_per_epoch",
-    "train",
-]
+    "COLUMNS", "History", "Hooks", "TrainState", "check_batches", "check_data", "columns", "epoch", "kl_factor",
+    "learning_rate", "measure_name", "step", "steps_in", "steps_per_epoch", "train",
+]  # fmt: skip

@@ -30,14 +30,8 @@ _MAKES_TENSORS = re.compile(
 _ENCODE = "_codecs encode"
 """Function by which pickle protocol 2 stores bytes, as text in latin1."""
 _MODELS = (
-    "torch.nn.modules",
-    "torch.nn.parallel",
-    "torchvision.models",
-    "timm.",
-    "torch.ao.nn",
-    "torch.fx",
-    "torch.jit",
-)
+    "torch.nn.modules", "torch.nn.parallel", "torchvision.models", "timm.", "torch.ao.nn", "torch.fx", "torch.jit",
+)  # fmt: skip
 
 
 class Ignored:

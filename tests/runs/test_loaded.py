@@ -16,7 +16,7 @@ from pyro_lottery.errors import Damaged
 from pyro_lottery.runs import build
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import RunFolder
-from tests.support import SMALL, tree
+from tests.support import SMALL, TinyNet, tree
 
 GUIDES = ["mean_field", "deterministic", "pyro.infer.autoguide.AutoNormal"]
 
@@ -272,8 +272,6 @@ def test_nothing_is_written_where_a_run_folder_says_that_data_are(tmp_path):
 
 
 def test_trying_a_network_out_leaves_a_frozen_batchnorm_frozen():
-    from tests.support import TinyNet
-
     net = TinyNet()
     net.bn.eval()
     build._try_out(net, "mine", build.Shape(3, 1, (4, 4), 60, 0))
@@ -307,14 +305,7 @@ def test_every_command_takes_a_network_of_the_users_own(tmp_path, capsys):
 
 
 def test_a_network_of_the_users_own_must_give_a_logit_a_class(tmp_path, capsys):
-    arguments = [
-        "--arch",
-        "tests.nets.test_nets:logits_too_few",
-        "--dataset",
-        "digits",
-        "--run-dir",
-        str(tmp_path / "x"),
-    ]
-    assert imp.main(arguments) == 2
+    arguments = ["--arch", "tests.nets.test_nets:logits_too_few", "--dataset", "digits", "--run-dir"]
+    assert imp.main([*arguments, str(tmp_path / "x")]) == 2
     assert "returns (1, 3) for one image; expected (1, 10)" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

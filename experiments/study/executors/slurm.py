@@ -87,19 +87,13 @@ def batch_script(wave: Sequence[Job], root: Path, given: argparse.Namespace, aft
         options["partition"] = given.partition
     if after:
         options["dependency"] = f"afterany:{after}"
-    command = [
-        "srun",
-        "--unbuffered",
-        sys.executable,
-        "-u",
-        "-m",
-        "experiments.study.executors.slurm",
-        str(jobs_file(wave, root)),
-    ]
+    work = ["-u", "-m", "experiments.study.executors.slurm", str(jobs_file(wave, root))]
     lines = ["#!/bin/bash", "#SBATCH --requeue"]
     lines += [f"#SBATCH --{name}={shlex.quote(str(value))}" for name, value in options.items()]
     lines += [f"# {number}: {job}" for number, job in enumerate(wave)]
-    return "\n".join([*lines, f'exec {shlex.join(command)} "$SLURM_ARRAY_TASK_ID"', ""])
+    return "\n".join(
+        [*lines, f'exec {shlex.join(["srun", "--unbuffered", sys.executable, *work])} "$SLURM_ARRAY_TASK_ID"', ""]
+    )
 
 
 def jobs_file(wave: Sequence[Job], root: Path) -> Path:
