@@ -47,28 +47,49 @@ def _load() -> tuple[Any, str | None]:
     program = shutil.which(compiler[0])
     try:
         known = repr((SOURCE.read_bytes(), FLAGS, compiler, program, processor()))
-        library = cache_folder() / f"kernels-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
-        for _ in range(2):
-            if library.exists():
-                try:
-                    # torch is already loaded, so the library uses torch's OpenMP threads and does not start its own.
-                    return ctypes.CDLL(str(library)), None
-                except OSError:  # half a file, after a power cut: build it again
-                    library.unlink()
+        key = f"kernels-{_digest(known.encode())}"
+        library = _undamaged(key)
+        if library is None:
             if program is None:
                 return None, "there is no C compiler (cc, or the one that CC names) to build the fast kernels"
-            library.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-                built = Path(folder) / library.name
-                command = [*compiler, *FLAGS, str(SOURCE), "-o", str(built), "-lm"]
-                done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-                if done.returncode:
-                    reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[0]
-                    return None, f"the fast kernels cannot be built ({reason})"
-                os.replace(built, library)  # atomic, since two processes may build it at the same time
-        return None, f"the fast kernels cannot be loaded from {library}"
+            library = _build(key, compiler)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         return None, f"the fast kernels cannot be built ({error})"
+    try:
+        # torch is already loaded, so the library uses torch's OpenMP threads and does not start its own.
+        return ctypes.CDLL(str(library)), None
+    except OSError as error:
+        return None, f"the fast kernels cannot be loaded ({error})"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _undamaged(key: str) -> Path | None:
+    """The built library in the cache whose content has the checksum in its name; damaged ones are removed.
+
+    The check comes before loading, because loading a library that lost its end, say in a power cut, may crash the interpreter.
+    """
+    for library in cache_folder().glob(f"{key}-*.so"):
+        if library.stem == f"{key}-{_digest(library.read_bytes())}":
+            return library
+        library.unlink(missing_ok=True)
+    return None
+
+
+def _build(key: str, compiler: Sequence[str]) -> Path:
+    """Build the library and put it into the cache as ``KEY-CHECKSUM.so``; raises ``RuntimeError`` if the compiler fails."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+        built = Path(folder) / "kernels.so"
+        command = [*compiler, *FLAGS, str(SOURCE), "-o", str(built), "-lm"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode:
+            raise RuntimeError((done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[0])
+        library = cache_folder() / f"{key}-{_digest(built.read_bytes())}.so"
+        os.replace(built, library)  # atomic, since two processes may build it at the same time
+    return library
 
 
 def _call(name: str, *arguments: Any) -> None:
