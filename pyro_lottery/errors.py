@@ -52,10 +52,10 @@ def one_line(error: BaseException) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Return a ``UserError`` for a name that is not in ``known``; the message suggests close matches first.
+    """Return a ``UserError`` for a ``name`` of this ``kind``, say ``--arch``, that is not ``known``; it suggests close matches first.
 
-    >>> str(unknown("arch", "resnet19", ["vgg11", "resnet18"]))
-    "unknown arch 'resnet19': did you mean resnet18? Known: vgg11 resnet18"
+    >>> str(unknown("--arch", "resnet19", ["vgg11", "resnet18"]))
+    "unknown --arch 'resnet19': did you mean resnet18? Known: vgg11 resnet18"
     """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3)

@@ -79,7 +79,7 @@ def by_name(name: str, seed: int = 0, level: int = 0) -> Score:
     if name in _SCORES:
         return _SCORES[name]
     if "." not in name:
-        raise unknown("score", name, [*_SCORES, "package.module.function"])
+        raise unknown("--score", name, [*_SCORES, "package.module.function"])
     return load_callable(name, "--score")
 
 

@@ -298,10 +298,10 @@ def test_the_run_folder_is_as_promised(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--arch", "resnet17"], "unknown arch 'resnet17': did you mean"),
+        (["--arch", "resnet17"], "unknown --arch 'resnet17': did you mean"),
         (["--dataset", "digit"], "did you mean digits"),
         (["--score", "snrr"], "did you mean snr"),
-        (["--prior", "gauss"], "unknown prior"),
+        (["--prior", "gauss"], "unknown --prior"),
         (["--guide", "no.such.Guide"], "--guide no.such.Guide cannot be imported"),
         (["--prune-fraction", "1.5"], "between 0 and 1"),
         (["--dataset", "folder", "--data-dir", "/no/such/folder"], "no folder train/"),

@@ -131,7 +131,7 @@ def check_name(name: str) -> Any:
     if name in known:
         return known[name]
     if "." not in name:
-        raise unknown("guide", name, [*known, "package.module.AutoGuide"])
+        raise unknown("--guide", name, [*known, "package.module.AutoGuide"])
     return load_callable(name, "--guide")
 
 

@@ -40,11 +40,11 @@ def check_name(name: str) -> None:
         import timm  # takes a second, which other networks do not need
 
         if not timm.is_model(name[5:]):
-            raise unknown("timm model", name[5:], timm.list_models())
+            raise unknown("--arch", name, [f"timm:{model}" for model in timm.list_models()])
     elif name not in _NETS:
         if "." in name and is_own(path := ":".join(name.rsplit(".", 1))):
-            raise UserError(f"unknown arch {name!r}: import paths are written package.module:function; use {path}")
-        raise unknown("arch", name, [*list_models(), "timm:NAME", "package.module:function"])
+            raise UserError(f"unknown --arch {name!r}: import paths are written package.module:function; use {path}")
+        raise unknown("--arch", name, [*list_models(), "timm:NAME", "package.module:function"])
 
 
 def create_model(
@@ -69,7 +69,7 @@ def create_model(
     """
     check_name(name)
     if patch_size is not None and not name.startswith("vit_"):
-        raise UserError(f"patch_size is an option of vit_tiny and vit_base only; {name} has no patches")
+        raise UserError(f"--patch-size is for --arch vit_tiny and vit_base; --arch {name} has no patches")
     if isinstance(image_size, tuple) and image_size[0] == image_size[1]:
         image_size = image_size[0]
     if is_own(name):

@@ -23,5 +23,5 @@ def by_name(name: str, scale: float) -> AnyPrior:
     if name in KINDS:
         return KINDS[name](scale)
     if "." not in name:
-        raise unknown("prior", name, [*KINDS, "package.module.function"])
+        raise unknown("--prior", name, [*KINDS, "package.module.function"])
     return load_callable(name, "--prior", Mapping)

@@ -231,7 +231,7 @@ def preset(name: str, **options: Any) -> Config:
     2
     """
     if name not in PRESETS:
-        raise unknown("preset", name, PRESETS)
+        raise unknown("--preset", name, PRESETS)
     return Config(**(PRESETS[name] | options))
 
 

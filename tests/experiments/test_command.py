@@ -63,7 +63,10 @@ def test_one_failed_run_does_not_stop_the_others(tmp_path, monkeypatch):
 def test_what_no_run_can_do_is_bad_input(tmp_path, capsys):
     more = ["--protocol", "reduced", "--dataset", "folder", "--data-dir", str(tmp_path), "--runs", str(tmp_path / "r")]
     assert main("fig5", more) == 2
-    assert "no folder train/" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "no folder train/" in said.err
+    assert said.out == "", "the line comes before the first run"
+    assert not (tmp_path / "r").exists()
 
 
 def test_what_failed_is_said_whatever_can_be_drawn(tmp_path, monkeypatch, capsys):

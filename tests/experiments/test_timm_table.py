@@ -36,4 +36,4 @@ def test_what_is_refused_says_why_in_the_table():
     assert row["create"] == "refused"
     text = timm_table.markdown([row])
     assert "1 models: 0 work, 1 are refused in one line, 0 fail" in text
-    assert "| no_such_model |  |  |  | no | – | – | – | – | – | – |  |  | create: unknown timm model" in text
+    assert "| no_such_model |  |  |  | no | – | – | – | – | – | – |  |  | create: unknown --arch" in text

@@ -9,18 +9,23 @@ from pathlib import Path
 
 from experiments.study.executors.worker import WAIT_SECONDS, logging
 from experiments.study.jobs import Job, unfinished
+from pyro_lottery import data, machine
 from pyro_lottery.errors import Busy, Failed, Stopped, UserError, one_line
+from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.signals import signals
 
 
 def carry_out(jobs: Iterable[Job], root: Path) -> dict[Job, Exception]:
     """Run every job that is not finished; returns the failed ones with their errors.
 
-    Several processes may share the work: a run on which another process is working is tried again later. Raises the
-    ``UserError`` of the first run if all runs fail and one of them by bad input.
+    Several processes may share the work: a run on which another process is working is tried again later. Raises
+    ``UserError`` before the first run if the device or the data that all runs share are missing, and that of the first run
+    if all runs fail and one of them by bad input.
     """
-    root.mkdir(parents=True, exist_ok=True)
     waiting, failed = [job for job in jobs if unfinished(job, root)], dict[Job, Exception]()
+    if waiting:
+        _check_shared(waiting[0].config)
+    root.mkdir(parents=True, exist_ok=True)
     refused, count = list[UserError](), len(waiting)
     with signals() as received, received.heeded():
         while waiting:
@@ -51,6 +56,12 @@ def carry_out(jobs: Iterable[Job], root: Path) -> dict[Job, Exception]:
     if refused and len(failed) == count:  # none could begin: the mistake is in the options that all share
         raise refused[0]
     return failed
+
+
+def _check_shared(config: Config) -> None:
+    """Raise ``UserError`` if the device or the data of a study cannot be used here."""
+    machine.resolve_device(config.device)
+    data.load(config.dataset, config.data_dir, image_size=config.image_size)
 
 
 def _logged(error: Exception, job: Job, root: Path) -> Failed:
