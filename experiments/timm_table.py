@@ -148,7 +148,7 @@ def _save_and_predict(model: Any, guide: Any, mask: Any, data: Any, make: Callab
     """Save the trained ticket, load it into a new network, and compare their predictions bit for bit."""
 
     def predicted(model: Any, guide: Any, mask: Any) -> Tensor:
-        with pl.handlers.sparsify(mask), seeds.stream("cpu", 0, "predict"):
+        with pl.handlers.sparsify(mask), seeds.rng("cpu", 0, "predict"):
             return pl.predict(model, guide, data.test, 2)
 
     probs = loaded = None

@@ -37,7 +37,7 @@ class Ranks:
 
     @property
     def path(self) -> tuple[int, ...]:
-        """Path that makes this rank's random streams its own; it is empty on rank 0, whose streams are those of one process."""
+        """Path that makes this rank's random streams its own; it is empty on rank 0, whose random streams are those of one process."""
         return (self.rank,) if self.rank else ()
 
     def share(self, batch: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def score_of(session: Session, level: int) -> scores.Score:
 
     def seeded(posterior: Posterior) -> Sites:
         # Otherwise a score that draws random numbers would give a resumed run other tickets than it has.
-        with TURN, seeds.stream("cpu", seed, "score", level):
+        with TURN, seeds.rng("cpu", seed, "score", level):
             return given(posterior)
 
     return seeded

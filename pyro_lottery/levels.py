@@ -62,7 +62,7 @@ def train_level(
             hooks=hooks, ranks=ranks, **options,
         )  # fmt: skip
         device = next(guide.parameters()).device
-        with hooks.measuring(), seeds.stream(device, seed, "predict", level):
+        with hooks.measuring(), seeds.rng(device, seed, "predict", level):
             measured = measure(model, guide, data, eval_samples, precision)
     posterior = masks.apply(ticket.mask, guides.posterior(guide))
     steps = training.steps_in(data.train, batch_size, ranks.least)

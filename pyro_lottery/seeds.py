@@ -1,4 +1,4 @@
-"""Independent streams of random numbers from one seed: numbers taken by one stage never shift those of another."""
+"""Independent random streams from one seed: numbers that one stage draws never shift those of another."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pyro_lottery.errors import UserError, one_line
 from pyro_lottery.threads import TURN
 
 STREAMS = "full keys"
-"""Method that makes the streams, as written to ``config.json``. Early runs, with 32 bits per stream, lack the entry."""
+"""The method that makes the random streams, as written to ``config.json``. Early runs, with 32 bits each, lack the entry."""
 _WORDS = slice(24, 24 + 624 * 8)
 """Bytes of a CPU generator's state that hold the 624 words of its Mersenne Twister, 8 bytes each."""
 
 
 def derive(seed: int, *path: str | int) -> int:
-    """Return a 63-bit seed for the stream named by ``path``: the BLAKE2 hash of ``seed`` and ``path``.
+    """Return a 63-bit seed for the random stream named by ``path``: the BLAKE2 hash of ``seed`` and ``path``.
 
     >>> derive(0, "noise", 1) == derive(0, "noise", 1) != derive(0, "noise", 2)
     True
@@ -30,9 +30,9 @@ def derive(seed: int, *path: str | int) -> int:
 
 
 def generator(device: torch.device | str, seed: int, *path: str | int) -> torch.Generator:
-    """Return a generator on ``device`` for the stream named by ``path``.
+    """Return a generator on ``device`` for the random stream named by ``path``.
 
-    On a CPU, ``manual_seed`` keeps only the low 32 bits of a seed, so among 77,000 streams two are equal with probability
+    On a CPU, ``manual_seed`` keeps only the low 32 bits of a seed, so among 77,000 random streams two are equal with probability
     1/2. Therefore all 624 words of the state are filled from SHAKE-256 of the seed and the path. A GPU's generator (Philox)
     keeps all bits of a seed.
     """
@@ -53,12 +53,12 @@ def _key(seed: int, *path: str | int) -> bytes:
 
 
 @contextmanager
-def stream(device: torch.device | str, seed: int, *path: str | int) -> Iterator[None]:
-    """Let torch's global generators follow the stream named by ``path`` within this context, and restore them after it.
+def rng(device: torch.device | str, seed: int, *path: str | int) -> Iterator[None]:
+    """Let torch's global generators follow the random stream named by ``path`` within this context, and restore them after it.
 
-    Pyro samples from the global generators; this context gives the noise of the weights a stream of its own.
+    Pyro samples from the global generators; this context gives the noise of the weights a random stream of its own.
     """
-    with Stream(device, seed, *path):
+    with Rng(device, seed, *path):
         yield
 
 
@@ -86,8 +86,8 @@ def deterministic(on: bool = True) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-class Stream:
-    """A :func:`stream` that can be entered several times; each time it continues where it was left."""
+class Rng:
+    """An :func:`rng` that can be entered several times; each time it continues where it was left."""
 
     def __init__(self, device: torch.device | str, seed: int, *path: str | int):
         self.device = torch.device(device)
@@ -107,7 +107,7 @@ class Stream:
                 torch.set_rng_state(self._states[place])
             self._states[place] = state
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> Rng:
         with TURN:  # another thread may be predicting with the global generators
             self._swap()
         return self
@@ -117,8 +117,8 @@ class Stream:
             self._swap()
 
 
-class Replay(Stream):
-    """A :class:`Stream` that starts at the state of the global generators and can repeat its own numbers.
+class Replay(Rng):
+    """An :class:`Rng` that starts at the state of the global generators and can repeat its own numbers.
 
     The first :meth:`mark` of a number records the state; later marks of the same number restore it.
     """
@@ -132,7 +132,7 @@ class Replay(Stream):
         return [torch.get_rng_state() if d.type == "cpu" else torch.cuda.get_rng_state(d) for d in self._devices]
 
     def mark(self, number: int) -> None:
-        """Record the current state under ``number``, or restore it if ``number`` is known. Call it within the stream."""
+        """Record the current state under ``number``, or restore it if ``number`` is known. Call it within this context."""
         if number not in self._marks:
             self._marks[number] = self._now()
             return
@@ -143,5 +143,5 @@ class Replay(Stream):
                 torch.set_rng_state(state)
 
     def keep(self) -> None:
-        """Set the global generators to the stream's state. Call it outside the stream."""
+        """Set the global generators to this state. Call it outside this context."""
         self._swap()

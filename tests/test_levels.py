@@ -28,13 +28,13 @@ def train(model, guide, data, ticket, epochs=2, hooks=None, **options):
 
 
 def test_a_level_is_its_ticket_trained_and_measured(tiny_model, guide, tiny_data, ticket):
-    """The same by hand: start, train under the mask, measure with the stream of the level's predictions."""
+    """The same by hand: start, train under the mask, measure with the random stream of the level's predictions."""
     trained = train(tiny_model, guide, tiny_data, ticket)
     by_hand = pl.guides.mean_field(tiny_model)
     with pl.handlers.sparsify(ticket.mask):
         tiny_model.start_from_(by_hand, ticket)
         history = pl.train(tiny_model, by_hand, tiny_data, epochs=2, level=1, **OPTIONS)
-        with pl.seeds.stream("cpu", 3, "predict", 1):
+        with pl.seeds.rng("cpu", 3, "predict", 1):
             probs = pl.predict(tiny_model, by_hand, tiny_data.test, num_samples=3)
     assert trained.measured == pl.metrics.all_metrics(probs, tiny_data.test.targets)
     assert [row["loss"] for row in trained.history] == [row["loss"] for row in history]

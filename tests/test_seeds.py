@@ -8,18 +8,18 @@ import pyro_lottery as pl
 from pyro_lottery import seeds
 
 
-def test_a_stream_repeats_and_leaves_the_outside_alone():
+def test_a_random_stream_repeats_and_leaves_the_outside_alone():
     torch.manual_seed(1)
     outside = torch.rand(4)
     torch.manual_seed(1)
-    with seeds.stream("cpu", 0, "noise", 3):
+    with seeds.rng("cpu", 0, "noise", 3):
         inside = torch.rand(4)
     assert torch.equal(torch.rand(4), outside)
-    with seeds.stream("cpu", 0, "noise", 3):
+    with seeds.rng("cpu", 0, "noise", 3):
         assert torch.equal(torch.rand(4), inside)
 
 
-def test_streams_differ_by_seed_and_by_name():
+def test_random_streams_differ_by_seed_and_by_name():
     named = {seeds.derive(s, n, i) for s in range(3) for n in ("noise", "batches") for i in range(3)}
     assert len(named) == 18
     assert seeds.derive(1, 23) != seeds.derive(12, 3)
@@ -40,7 +40,7 @@ def test_draws_follow_all_624_words_of_the_key():
     assert drawn.tolist() == [int(word) % 2**24 for word in twister.random_raw(2000)]
 
 
-def test_streams_that_agreed_in_32_bits_are_others():
+def test_random_streams_that_agreed_in_32_bits_are_others():
     """Among 200,000 streams, a tenth of a paper-length study's, torch's own seeding had these pairs equal."""
     by_low_bits, pairs = {}, []
     for epoch in range(200_000):
@@ -58,7 +58,7 @@ def test_two_seeds_that_gave_one_network_give_two():
     nets = []
     for seed in (29168, 43999):
         assert seeds.derive(seed, "init") % 2**32 == seeds.derive(29168, "init") % 2**32
-        with seeds.stream("cpu", seed, "init"):
+        with seeds.rng("cpu", seed, "init"):
             nets.append(pl.create_model("lenet"))
     assert not any(torch.equal(a, b) for a, b in zip(*(net.parameters() for net in nets), strict=True) if a.ndim > 1)
 

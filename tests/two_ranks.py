@@ -68,7 +68,7 @@ def find_out(several):
     found["sums"] = difference(*nll_and_correct)
 
     model, guide = network(False)
-    with seeds.stream("cpu", 5, "noise", *several.path):
+    with seeds.rng("cpu", 5, "noise", *several.path):
         noise = torch.rand(3)
         draws = [step(model, guide, x, y, several) for _ in range(DRAWS)]
         single = [step(model, guide, x, y, ranks.ALONE) for _ in range(2 * DRAWS)]

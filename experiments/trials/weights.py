@@ -45,14 +45,14 @@ PRUNABLE = ("conv.weight", "hidden.weight")
 @cache
 def into() -> pl.Ticket:
     """The dense ticket of the network that all files are for."""
-    with seeds.stream("cpu", 0, "odd weights"):
+    with seeds.rng("cpu", 0, "odd weights"):
         model = pl.BayesianClassifier(Network(), num_data=60)
         return build.dense_ticket(model, guides.mean_field(model))
 
 
 def dense(seed: int = 1) -> State:
     """A state_dict without a zero, and with statistics of BatchNorm as after training."""
-    with seeds.stream("cpu", seed, "odd weights"):
+    with seeds.rng("cpu", seed, "odd weights"):
         return {
             name: torch.tensor(100 * seed) if t.ndim == 0 else t + torch.rand_like(t)
             for name, t in Network().state_dict().items()

@@ -24,7 +24,7 @@ class Shuffled:
 
     def __init__(self, loader: Any, seed: int, *path: str | int, epoch: int = 0):
         self._loader, self._epoch = loader, epoch
-        self._torch = seeds.Stream("cpu", seed, "loader", *path)
+        self._torch = seeds.Rng("cpu", seed, "loader", *path)
         number = seeds.derive(seed, "loader", *path)
         self._python: Any = random.Random(number).getstate()
         self._numpy: Any = np.random.RandomState(number % 2**32).get_state()

@@ -50,7 +50,7 @@ def check_guide(guide: Any) -> None:
 
 def _drawn_shapes(guide: Any, *args: Any, **kwargs: Any) -> dict[str, Size]:
     """The shapes of the values that a guide draws for sites of its model."""
-    with TURN, seeds.stream(device_of(guide), 0, "check"), torch.no_grad(), poutine.block():
+    with TURN, seeds.rng(device_of(guide), 0, "check"), torch.no_grad(), poutine.block():
         trace = poutine.trace(guide).get_trace(*args, **kwargs)
     return {
         name: site["value"].shape

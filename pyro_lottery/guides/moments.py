@@ -25,7 +25,7 @@ def moments(guide: AutoGuide, places: Mapping[str, Place], draws: int) -> tuple[
         raise UserError(f"draws must be at least 2 for a standard deviation, got {draws}")
     mean: dict[str, Tensor] = {}
     square: dict[str, Tensor] = {}
-    with TURN, seeds.stream(device_of(guide), 0, "posterior"), poutine.block():
+    with TURN, seeds.rng(device_of(guide), 0, "posterior"), poutine.block():
         for count in range(1, draws + 1):
             for name, drawn in guide().items():
                 value = places[name].real_of(drawn)

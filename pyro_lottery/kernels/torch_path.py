@@ -38,7 +38,7 @@ def normal(count: int, like: Tensor) -> Tensor:
 
 
 def fill_(out: Tensor, seed: int) -> Tensor:
-    """Fill ``out`` [count] with standard normal numbers that depend only on ``seed``; each chunk has its own stream."""
+    """Fill ``out`` [count] with standard normal numbers that depend only on ``seed``; each chunk has its own random stream."""
 
     def fill(start: int) -> None:
         out[start : start + CHUNK].normal_(generator=seeds.generator("cpu", seed, "chunk", start))

@@ -106,7 +106,7 @@ class Mixture:
 
     def _sampled_quantiles(self, probabilities: tuple[float, float]) -> list[Tensor]:
         count = max(200, min(SAMPLES, 2**27 // max(1, self._means[0].numel())))
-        with seeds.stream(self.like.device, 0, "interval"):
+        with seeds.rng(self.like.device, 0, "interval"):
             ordered = self.samples(count).sort(0).values
         return [ordered[math.ceil(p * count) - 1] for p in probabilities]
 

@@ -107,7 +107,7 @@ def build(
     """
     if own is None:
         sketch(config, shape)
-    with TURN, seeds.stream("cpu", config.seed, "init"):
+    with TURN, seeds.rng("cpu", config.seed, "init"):
         point = config.guide == "deterministic"
         named = not config.prior.startswith(f"{data.OWN}-")
         prior = priors.flat() if point or not named else priors.by_name(config.prior, config.prior_scale)
@@ -160,7 +160,7 @@ def sketch(config: Config, shape: Shape) -> nn.Module:
     A network by import path is built in memory, because its code may compute with the values.
     """
     if nets.is_own(config.arch):
-        with TURN, seeds.stream("cpu", config.seed, "init"):  # so that the global stream does not change
+        with TURN, seeds.rng("cpu", config.seed, "init"):  # so that the global stream does not change
             return _create(config, shape)
     with torch.device("meta"):
         net = _create(config, shape)

@@ -78,8 +78,8 @@ class TrainedNetwork:
                 return
             yield predictive
 
-    def _draws(self, seed: int) -> seeds.Stream:
-        return seeds.Stream(next(iter(self.guide.parameters())).device, seed, "predict", self.level)
+    def _draws(self, seed: int) -> seeds.Rng:
+        return seeds.Rng(next(iter(self.guide.parameters())).device, seed, "predict", self.level)
 
     def predict_mean(self, x: prediction.Inputs) -> Tensor:
         """Class probabilities [n, classes] for ``x``, or E[y | x], with the mean weights."""
@@ -219,7 +219,7 @@ class Run:
         config, cpu = replace(self.config, seed=seed), torch.device("cpu")
         if self.own is None:
             return dense_ticket(*build(config, self.shape, cpu))
-        with TURN, seeds.stream("cpu", seed, "init"):
+        with TURN, seeds.rng("cpu", seed, "init"):
             own = self.own.drawn_anew()
         return dense_ticket(*build(config, self.shape, cpu, own=own))
 

@@ -136,7 +136,7 @@ def fingerprint(model: BayesianNetwork, guide: Any, data: Data, score: Score | N
         "log_scales": sum(float(t.double().log().sum()) for t in scale.values()),
     }
     if score is not None:
-        with TURN, torch.no_grad(), seeds.stream("cpu", 0, "score"):
+        with TURN, torch.no_grad(), seeds.rng("cpu", 0, "score"):
             values = score(guides.posterior(guide))
         tensors = values.values() if isinstance(values, dict) else ()  # shrinking a mask reports any other type
         found["score"] = sum(

@@ -66,7 +66,7 @@ def check_data(model: BayesianNetwork, data: Data) -> Any:
 
 def _run_once(model: BayesianNetwork, x: Any) -> Tensor:
     try:
-        with seeds.stream("cpu", 0, "try out"), inference(model), poutine.condition(data=dict(model.initial_values())):
+        with seeds.rng("cpu", 0, "try out"), inference(model), poutine.condition(data=dict(model.initial_values())):
             return model.outputs(trees.map_tensors(channels_last, x))
     except UserError:
         raise

@@ -49,7 +49,7 @@ def epoch(
     device = data.train.device
     order = seeds.generator(device, seed, "batches", level, state.epoch)
     with (
-        seeds.stream(device, seed, "noise", level, state.epoch, *ranks.path),
+        seeds.rng(device, seed, "noise", level, state.epoch, *ranks.path),
         pyro.validation_enabled(False),
         training_mode(model, samples),
         _batches(data, batch_size, order, ranks.least, (seed, level, state.epoch)) as batches,

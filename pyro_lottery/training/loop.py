@@ -212,7 +212,7 @@ class _Loop:
         row, device = {}, self.data.train.device
         for name, split in (("test", self.data.test), ("val", self.data.val)):
             if split is not None:
-                with TURN, seeds.stream(device, self.seed, f"history-{name}", self.level, self.state.epoch):
+                with TURN, seeds.rng(device, self.seed, f"history-{name}", self.level, self.state.epoch):
                     found = measure_of(self.model, self.guide, split, self.history_samples, self.precision)
                     row[f"{name}_{measure_name(self.model)}"] = found
         return row

@@ -54,7 +54,7 @@ def test_a_loop_of_ones_own_has_the_bits_of_train(samples, tiny_data):
     optimizer = torch.optim.Adam(pl.guides.parameter_groups(own_model, own_guide, 1e-4), 1e-3, fused=True)
     order = seeds.generator("cpu", 3, "batches", 1, 0)
     batches = Epoch(tiny_data.train, 16, "none", order)
-    with seeds.stream("cpu", 3, "noise", 1, 0), training_mode(own_model, samples):
+    with seeds.rng("cpu", 3, "noise", 1, 0), training_mode(own_model, samples):
         for number in range(len(batches)):
             training.step(own_model, own_guide, elbo, optimizer, *batches.batch(number), samples=samples, sums=sums)
 
