@@ -18,7 +18,7 @@ from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.runs.progress import LevelDisplay
 from pyro_lottery.runs.signals import Received
 from pyro_lottery.training import TrainState
-from pyro_lottery.types import Ticket, infinite_info, ticket_checksum
+from pyro_lottery.types import Posterior, Sites, Ticket, infinite_info, ticket_checksum
 
 CHECKPOINT_SECONDS = 5.0
 """Shortest time between two checkpoints at the ends of epochs. Slow saving makes them rarer, so that saving takes at most
@@ -39,6 +39,7 @@ class LevelHooks(training.Hooks):
         self.columns |= {f"{part}_{self.measure}" for part in ("test", *(["val"] if setup.data.val else []))}
         self.rewind_point, self.rewind_epoch = run.rewind_point, config.rewind_epoch if level == 0 else 0
         self.ticket = ticket_checksum(ticket)
+        self.rewind: str | None = None  # the checksum of the rewind point's file, once it is written
         self.display = LevelDisplay(level, config.levels, masks.density(ticket.mask), config.epochs)
         self.next_save = time.monotonic() + CHECKPOINT_SECONDS
 
@@ -49,15 +50,10 @@ class LevelHooks(training.Hooks):
         self.display.__exit__(*exception)
 
     def start(self, state: TrainState) -> None:
-        loaded = self.ranks.first(self.folder.load_checkpoint)
+        loaded = self.ranks.first(self._load)
         if loaded is None:
             return
         tensors, info = loaded
-        if info.get("ticket", self.ticket) != self.ticket:
-            warnings.warn(
-                f"{self.folder.checkpoint} belongs to another ticket; the level is trained from its start", stacklevel=2
-            )
-            return
         try:
             state.load_state_dict(info | tensors)
             self._check(state)
@@ -68,6 +64,22 @@ class LevelHooks(training.Hooks):
                 f"{self.folder.checkpoint} belongs to another training ({one_line(error)}); remove the level's checkpoints to "
                 "train it from its start"
             ) from error
+
+    def _load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """The checkpoint to resume from; None, with a warning, if it belongs to another ticket or the rewind point has changed."""
+        loaded = self.folder.load_checkpoint()
+        if loaded is None:
+            return None
+        _, info = loaded
+        if info.get("ticket", self.ticket) != self.ticket:
+            problem = f"{self.folder.checkpoint} belongs to another ticket"
+        elif "rewind" in info and info["rewind"] != self.rewind_point.posterior_crc():
+            problem = f"{self.rewind_point.path} is not the rewind point that this training wrote"
+        else:
+            self.rewind = info.get("rewind")
+            return loaded
+        warnings.warn(f"{problem}; the level is trained from its start", stacklevel=2)
+        return None
 
     def _check(self, state: TrainState) -> None:
         """Raise ``UserError`` unless the state lies within this level."""
@@ -108,11 +120,15 @@ class LevelHooks(training.Hooks):
         self.display.update(state.epoch, f"loss {row['loss']:.4f}, nll {row['nll']:.4f}, {test}", last)
         if state.epoch == self.rewind_epoch:
             posterior = guides.posterior(self.guide), self.model.net_state()
-            self.ranks.first(self.rewind_point.save_posterior, *posterior)
+            self.ranks.first(self._save_rewind_point, *posterior)
         if self.ranks.any(bool(self.received)):
             self.stop(state)
         if self.ranks.first(self._due, last):
             self.ranks.first(self._save, state.state_dict())
+
+    def _save_rewind_point(self, posterior: Posterior, net: Sites) -> None:
+        self.rewind_point.save_posterior(posterior, net)
+        self.rewind = self.rewind_point.posterior_crc()
 
     def _due(self, last: bool) -> bool:
         """Whether this end of an epoch is saved; the first rank's clock decides. The ``last`` epoch's always is."""
@@ -130,6 +146,7 @@ class LevelHooks(training.Hooks):
         began = time.monotonic()
         tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
         info = {name: value for name, value in state.items() if name not in tensors} | {"ticket": self.ticket}
+        info |= {} if self.rewind is None else {"rewind": self.rewind}
         tensors |= {f"guide/{name}": value for name, value in self.guide.state_dict().items()}
         tensors |= {f"net/{name}": value for name, value in self.model.net_state().items()}
         self.folder.save_checkpoint(tensors, info | infinite_info(tensors))

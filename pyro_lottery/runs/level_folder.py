@@ -49,6 +49,13 @@ class LevelFolder:
         """Read ``posterior.safetensors``: the posterior, and the network's values that are not random."""
         return Posterior.load(self.path / POSTERIOR)
 
+    def posterior_crc(self) -> str | None:
+        """The CRC-32 of ``posterior.safetensors``; None if the file does not exist."""
+        try:
+            return files.crc32_of(self.path / POSTERIOR)
+        except FileNotFoundError:
+            return None
+
     def save_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Write ``history.csv``: one row per epoch."""
         files.write_atomic(self.path / HISTORY, as_csv(list(history[0]), history))
@@ -150,6 +157,8 @@ class LevelFolder:
             if found != expected:
                 raise Damaged(f"{self.path / name} does not have the checksum that {MANIFEST} gives")
         self.check_content(manifest.result, epochs)
+        if REWIND in manifest.files:  # it may have been damaged before the manifest was written
+            Posterior.load(self.path / REWIND)
         return manifest
 
     def check_content(self, row: LevelResult, epochs: int) -> None:

@@ -1,5 +1,8 @@
 """A checkpoint within a level: its names, and what is read of one that an earlier version wrote."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,16 +18,21 @@ OPTIONS = {
 }  # fmt: skip
 
 
+def stop(monkeypatch, options):
+    """Start a run, and stop it after the first step of its second epoch; returns the path of its checkpoint."""
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(LevelHooks, "stopping", lambda self: asked.append(0) or len(asked) == 2)
+        with pytest.raises(Stopped):
+            imp.run_imp(options)
+    return RunFolder(options.run_dir).level(0).checkpoint
+
+
 @pytest.fixture
 def stopped(tmp_path, monkeypatch):
-    """A run that was stopped after the first step of its second epoch: its options, and the path of its checkpoint."""
-    asked = []
-    monkeypatch.setattr(LevelHooks, "stopping", lambda self: asked.append(0) or len(asked) == 2)
+    """A run that was stopped within its second epoch: its options, and the path of its checkpoint."""
     options = Config(**OPTIONS, run_dir=str(tmp_path / "stopped"))
-    with pytest.raises(Stopped):
-        imp.run_imp(options)
-    monkeypatch.undo()
-    return options, RunFolder(options.run_dir).level(0).checkpoint
+    return options, stop(monkeypatch, options)
 
 
 def test_a_checkpoint_is_as_promised_and_one_of_an_earlier_version_goes_on(stopped, tmp_path):
@@ -52,3 +60,19 @@ def test_a_checkpoint_of_other_parameters_is_refused(stopped):
     files.save_tensors(checkpoint, tensors, info | {"belongs": info["belongs"] + 1})
     with pytest.raises(Damaged, match=r"belongs to another training .*Adam's moments of another network"):
         imp.run_imp(options)
+
+
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda path: shutil.copy(path.parents[1] / "level_00/ticket.safetensors", path)]
+)
+def test_a_rewind_point_that_changed_while_level_0_trained_is_made_again(damage, tmp_path, monkeypatch):
+    options = OPTIONS | {"rewind": "epoch:1"}
+    config = Config(**options, run_dir=str(tmp_path / "stopped"))
+    stop(monkeypatch, config)
+    rewind = tmp_path / "stopped" / "rewind" / "posterior.safetensors"
+    written = rewind.read_bytes()
+    damage(rewind)
+    with pytest.warns(UserWarning, match=r"rewind is not the rewind point that this training wrote; .* from its start"):
+        imp.run_imp(config)
+    assert rewind.read_bytes() == written
+    assert RunFolder(config.run_dir).level(0).check(OPTIONS["epochs"])

@@ -242,6 +242,12 @@ def test_a_late_rewind_point_is_part_of_level_0(tmp_path):
     run.rewind_point.save_posterior(ticket().start, {})
     finish(run, 0, rewind=True)
     assert run.level(0).check(OPTIONS["epochs"])
+    truncate(run.rewind_point.path / "posterior.safetensors")
+    with pytest.raises(Damaged, match=r"rewind.*does not have the checksum"):
+        run.level(0).check(OPTIONS["epochs"])
+    finish(run, 0, rewind=True)  # with the checksum of the damaged file
+    with pytest.raises(Damaged, match=r"rewind.*cannot be read"):
+        run.level(0).check(OPTIONS["epochs"])
     (run.rewind_point.path / "posterior.safetensors").unlink()
     with pytest.raises(Damaged, match=r"rewind.*is missing"):
         run.level(0).check(OPTIONS["epochs"])
