@@ -86,6 +86,19 @@ def deterministic(on: bool = True) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
+def state_of(device: torch.device) -> Tensor:
+    """Return the state of torch's global generator on ``device``."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_state(device: torch.device, state: Tensor) -> None:
+    """Set torch's global generator on ``device`` to ``state``."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
 class Rng:
     """An :func:`rng` that can be entered several times; each time it continues where it was left."""
 
@@ -97,15 +110,14 @@ class Rng:
     def _devices(self) -> list[torch.device]:
         return [torch.device("cpu"), *([self.device] if self.device.type == "cuda" else [])]
 
+    def _now(self) -> list[Tensor]:
+        return [state_of(device) for device in self._devices]
+
     def _swap(self) -> None:
-        for place, device in enumerate(self._devices):
-            on_gpu = device.type == "cuda"
-            state = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
-            if on_gpu:
-                torch.cuda.set_rng_state(self._states[place], device)
-            else:
-                torch.set_rng_state(self._states[place])
-            self._states[place] = state
+        before = self._now()
+        for device, state in zip(self._devices, self._states, strict=True):
+            set_state(device, state)
+        self._states = before
 
     def __enter__(self) -> Rng:
         with TURN:  # another thread may be predicting with the global generators
@@ -128,19 +140,13 @@ class Replay(Rng):
         self._states = self._now()
         self._marks: dict[int, list[Tensor]] = {0: self._now()}
 
-    def _now(self) -> list[Tensor]:
-        return [torch.get_rng_state() if d.type == "cpu" else torch.cuda.get_rng_state(d) for d in self._devices]
-
     def mark(self, number: int) -> None:
         """Record the current state under ``number``, or restore it if ``number`` is known. Call it within this context."""
         if number not in self._marks:
             self._marks[number] = self._now()
             return
-        for state, device in zip(self._marks[number], self._devices, strict=True):
-            if device.type == "cuda":
-                torch.cuda.set_rng_state(state, device)
-            else:
-                torch.set_rng_state(state)
+        for device, state in zip(self._devices, self._marks[number], strict=True):
+            set_state(device, state)
 
     def keep(self) -> None:
         """Set the global generators to this state. Call it outside this context."""

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from pyro_lottery import files, guides
+from pyro_lottery import files, guides, seeds
 from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.errors import UserError, one_line
 from pyro_lottery.names import under
@@ -86,11 +86,7 @@ class TrainState:
             )
         elif self.generators:
             order.set_state(self.generators["order"])
-            noise = self.generators[noise_of(self._ranks.rank)]
-            if order.device.type == "cuda":
-                torch.cuda.set_rng_state(noise, order.device)
-            else:
-                torch.set_rng_state(noise)
+            seeds.set_state(order.device, self.generators[noise_of(self._ranks.rank)])
         self.sums = self.sums.to(order.device) * (self._ranks.rank == 0)
         self.device, self._order = order.device.type, order
 
@@ -149,9 +145,7 @@ class TrainState:
     def _live_generators(self) -> dict[str, Tensor]:
         if self._order is None or not self.step:
             return {}
-        device = self._order.device
-        noise = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-        states = enumerate(self._ranks.gather(noise))
+        states = enumerate(self._ranks.gather(seeds.state_of(self._order.device)))
         return {"order": self._order.get_state()} | {noise_of(rank): state for rank, state in states}
 
     def _foreign(self) -> UserError:
