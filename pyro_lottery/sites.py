@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyro_lottery import data, guides
+from pyro_lottery.distributions import base
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.runs.build import Shape, build, check_names, load_data, shape_of
 from pyro_lottery.runs.cli import Parser, run_command
@@ -71,11 +72,10 @@ def _prior(model: BayesianNetwork, site: str) -> str:
 
 
 def _text(each: Any) -> str:
+    each = base(each)
     if isinstance(each, torch.distributions.MixtureSameFamily):
         shares = " ".join(f"{share:.4g}" for share in each.mixture_distribution.probs.flatten().tolist()[:4])
         return f"mixture({shares}) of {_text(each.component_distribution)}"
-    if isinstance(each, torch.distributions.Independent):
-        return _text(each.base_dist)
     numbers = {n: getattr(each, n) for n in each.arg_constraints if isinstance(getattr(each, n, None), torch.Tensor)}
     return f"{type(each).__name__}({', '.join(f'{n} {_range(t)}' for n, t in numbers.items())})"
 

@@ -5,7 +5,7 @@ from torch import Size
 from torch.distributions import kl_divergence
 
 from pyro_lottery import kernels
-from pyro_lottery.distributions import Draw, Pruned, SiteNormal, base, one_number
+from pyro_lottery.distributions import Draw, Pruned, SiteNormal, base, elementary, one_number
 from pyro_lottery.kernels import Layout
 
 SHAPES = [Size((4, 3, 3, 3)), Size((4,)), Size((6, 5))]
@@ -179,3 +179,10 @@ def test_second_derivatives_are_refused(draw):
 def test_a_sample_without_gradient_leaves_the_shared_draw_alone(draw):
     SiteNormal(draw, 0).sample()
     assert SiteNormal(draw, 1).rsample().requires_grad
+
+
+def test_elements_are_found_inside_events_and_masks():
+    inner = dist.Normal(torch.zeros(3, 2), 1.0)
+    masked = inner.to_event(1).mask(torch.tensor([True, False, True]))
+    assert elementary(masked) is base(inner.to_event(1).to_event(1)) is inner
+    assert base(masked) is masked

@@ -11,8 +11,17 @@ from pyro_lottery.distributions.pruned import Pruned
 
 
 def base(fn: Any) -> Any:
-    """Return the distribution inside ``.to_event()``, or ``fn`` itself."""
-    return fn.base_dist if isinstance(fn, dist.Independent) else fn
+    """Return the distribution per weight, inside any ``.to_event()``."""
+    while isinstance(fn, dist.Independent):
+        fn = fn.base_dist
+    return fn
+
+
+def elementary(fn: Any) -> Any:
+    """Return the distribution of one element, inside any ``.to_event()`` and ``.mask()``."""
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn
 
 
 def one_number(fn: Any, kept: Tensor | None = None) -> tuple[Tensor, Tensor] | None:

@@ -7,8 +7,8 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor
 
+from pyro_lottery.distributions import elementary
 from pyro_lottery.errors import UserError
-from pyro_lottery.model.likelihoods import elementary
 from pyro_lottery.model.network import BayesianNetwork
 
 

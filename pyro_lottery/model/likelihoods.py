@@ -10,14 +10,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from pyro_lottery.distributions import elementary
 from pyro_lottery.errors import UserError
-
-
-def elementary(likelihood: Any) -> Any:
-    """The distribution of one element of a target, inside ``.to_event()`` and ``.mask()``."""
-    while isinstance(likelihood, dist.Independent | dist.MaskedDistribution):
-        likelihood = likelihood.base_dist
-    return likelihood
 
 
 def one_per_example(found: Any, output: Tensor, count: int) -> Any:
@@ -71,11 +65,6 @@ def _remedy(y: Tensor, wanted: tuple[int, ...]) -> str:
     if y.ndim and len(y) != wanted[0]:
         return f"; there are {len(y)} targets for {wanted[0]} examples"
     return ""
-
-
-def mean_of(likelihood: Any, like: Tensor) -> Tensor:
-    """E[y] [n, ...]; NaN, with dtype and device of ``like``, if the likelihood has no known mean."""
-    return moment(likelihood, "mean", like)
 
 
 _CIRCULAR = (dist.VonMises, dist.VonMises3D, dist.SineBivariateVonMises, dist.SineSkewed, dist.ProjectedNormal)

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_lottery import seeds
+from pyro_lottery.distributions import elementary
 from pyro_lottery.errors import UserError
-from pyro_lottery.model.likelihoods import checked_targets, elementary, mean_of, moment
+from pyro_lottery.model.likelihoods import checked_targets, moment
 from pyro_lottery.trees import as_real
 
 SAMPLES = 4000
@@ -63,7 +64,7 @@ class Mixture:
 
     @cached_property
     def _means(self) -> Tensor:
-        return torch.stack([mean_of(each, self.like).double() for each in self.likelihoods])
+        return torch.stack([moment(each, "mean", self.like).double() for each in self.likelihoods])
 
     @torch.no_grad()
     def samples(self, k: int = 1) -> Tensor:

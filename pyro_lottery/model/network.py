@@ -26,7 +26,7 @@ from pyro_lottery.model.layers import (
     second_names,
     what_density_is_of,
 )
-from pyro_lottery.model.likelihoods import checked_targets, mean_of, one_per_example
+from pyro_lottery.model.likelihoods import checked_targets, moment, one_per_example
 from pyro_lottery.model.outputs import call
 from pyro_lottery.names import LIKELIHOOD, check_finite, check_same
 from pyro_lottery.priors import AnyPrior, OneSite, SitePrior, detached, normal, of_sites
@@ -237,7 +237,7 @@ class BayesianNetwork(nn.Module):
 
         For a classifier these are the class probabilities [n, classes].
         """
-        return mean_of(self.checked_likelihood(output, len(output)), output)
+        return moment(self.checked_likelihood(output, len(output)), "mean", output)
 
     def tally(self, output: Tensor, targets: Tensor) -> Tensor:
         """A scalar that training sums over batches to report how good predictions are.

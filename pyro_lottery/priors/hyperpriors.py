@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from itertools import zip_longest
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Size, nn
 
+from pyro_lottery.distributions import base
 from pyro_lottery.errors import UserError
 from pyro_lottery.priors.by_site import Prior, of_site
 from pyro_lottery.priors.tensors import tensors_of
@@ -66,11 +66,4 @@ def traced(prior: Prior, site: str, shape: Size) -> tuple[Any, dict[str, Any]]:
             raise UserError(
                 f"the prior of {site!r} calls pyro.param({name!r}); use an nn.Parameter, which the model can own"
             )
-    return per_weight(trace.nodes["_RETURN"]["value"]), found
-
-
-def per_weight(distribution: Any) -> Any:
-    """The distribution per weight, without any enclosing ``.to_event()``."""
-    while isinstance(distribution, dist.Independent):
-        distribution = distribution.base_dist
-    return distribution
+    return base(trace.nodes["_RETURN"]["value"]), found

@@ -8,9 +8,10 @@ import pyro.distributions as dist
 from pyro.nn import PyroModule
 from torch import Size, Tensor, nn
 
+from pyro_lottery.distributions import base
 from pyro_lottery.errors import UserError
 from pyro_lottery.priors.by_site import Always, Prior, of_site
-from pyro_lottery.priors.hyperpriors import per_weight, traced
+from pyro_lottery.priors.hyperpriors import traced
 from pyro_lottery.priors.own_parameters import keep_parameters_
 from pyro_lottery.priors.tensors import copied, leaf_of, leaves_of, tensors_of
 
@@ -54,7 +55,7 @@ class SitePrior(nn.Module):
     @property
     def distribution(self) -> Any:
         """The distribution of each weight, which broadcasts to the site's shape."""
-        return self._constant if self._asked is None else per_weight(of_site(self._asked, self.site, self.shape))
+        return self._constant if self._asked is None else base(of_site(self._asked, self.site, self.shape))
 
     def learned_names(self) -> set[str]:
         """The names, in this module's state dict, of the tensors that training changes."""

@@ -5,7 +5,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import pyro_lottery as pl
-from pyro_lottery.model.likelihoods import elementary
 
 
 class Labels(pl.BayesianNetwork):
@@ -92,8 +91,3 @@ def test_several_labels_count_as_their_cross_entropies():
     torch.testing.assert_close(
         model.tally(terms.output, y), (terms.output.sigmoid() - y.float()).square().mean(1).sum()
     )
-
-
-def test_elements_are_found_inside_events_and_masks():
-    inner = dist.Normal(torch.zeros(3, 2), 1.0)
-    assert elementary(inner.to_event(1).mask(torch.tensor([True, False, True]))) is inner
