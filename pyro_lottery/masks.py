@@ -54,8 +54,10 @@ def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
             f"no weight would survive: {len(survivors)} are left, and --prune-fraction {fraction:g} prunes {count}; use "
             "fewer --levels or a smaller --prune-fraction"
         )
-    lowest = values.sort(stable=True).indices[:count]
-    flat[survivors[lowest]] = False
+    last = values.kthvalue(count).values  # faster than sorting
+    below, equal = values < last, (values == last).nonzero().squeeze(1)
+    flat[survivors[below]] = False
+    flat[survivors[equal[: count - int(below.sum())]]] = False
     smaller = _unflat(flat, mask)
     emptied = [name for name, m in mask.items() if bool(m.any()) and not bool(smaller[name].any())]
     if emptied:

@@ -247,7 +247,7 @@ def test_the_learned_noise_is_kept_with_a_level_and_rewound_with_a_ticket(regres
     assert len(noise) == 1
     start, later = regressed.level(0).ticket.net[noise[0]], regressed.level(2).ticket.net[noise[0]]
     assert torch.equal(start, later)
-    trained = regressed.level(2)._folder.load_posterior()[1][noise[0]]
+    trained = regressed.level(2)._contents.net[noise[0]]
     assert not torch.equal(trained, start)
     assert torch.equal(regressed.level(2).load_model().model.net_state()[noise[0]], trained)
 

@@ -58,6 +58,19 @@ def test_ties_fall_in_order_every_time():
     assert mask["b"].tolist() == [False, True, True, True]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_pruned_is_the_head_of_a_stable_sort_of_the_survivors(seed):
+    random = torch.Generator().manual_seed(seed)
+    choice = torch.tensor([0.0, -0.0, 1.0, 1.0, 2.0, -1.0, math.inf, -math.inf])
+    score = choice[torch.randint(8, (3, 40), generator=random)]
+    mask = torch.rand(3, 40, generator=random) < 0.8
+    smaller = pl.masks.shrink({"w": mask}, {"w": score}, 0.3)["w"].flatten()
+    survivors = mask.flatten().nonzero().squeeze(1)
+    count = math.ceil(0.3 * len(survivors))
+    expected = survivors[score.flatten()[survivors].sort(stable=True).indices[count:]].sort().values
+    assert torch.equal(smaller.nonzero().squeeze(1), expected)
+
+
 def test_a_layer_is_told_of_once_when_its_last_weight_goes():
     p = posterior(a=[1.0], b=[2.0, 3.0, 4.0, 5.0, 6.0], c=[7.0])
     with pytest.warns(UserWarning, match="no weight is left of 'a'"):

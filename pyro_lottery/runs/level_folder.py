@@ -6,6 +6,7 @@ import csv
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket, all_finite
 TICKET, POSTERIOR, HISTORY, MANIFEST = "ticket.safetensors", "posterior.safetensors", "history.csv", "level.json"
 REWIND = f"../rewind/{POSTERIOR}"
 """The posterior that late rewinding goes back to, as a path from ``level_00/``, whose training saves it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What the files of a level hold."""
+
+    ticket: Ticket
+    posterior: Posterior
+    net: Sites
+    """The network's values that are not random, as trained."""
+    history: list[dict[str, float]]
 
 
 class LevelFolder:
@@ -136,11 +148,19 @@ class LevelFolder:
         return found
 
     def check(self, epochs: int) -> Manifest | None:
-        """Check all files of a finished level and return its manifest; None if the level is not finished.
+        """Check the files and contents of a finished level and return its manifest; None if the level is not finished.
 
-        Raises ``Damaged`` unless each file has the checksum in the manifest and their contents agree: the mask with the row,
-        the posterior with the mask, and the history with the number of ``epochs``.
+        Raises ``Damaged`` as :meth:`check_files` and :meth:`read` do.
         """
+        manifest = self.check_files()
+        if manifest is not None:
+            self.read(manifest.result, epochs)
+            if REWIND in manifest.files:  # it may have been damaged before the manifest was written
+                Posterior.load(self.path / REWIND)
+        return manifest
+
+    def check_files(self) -> Manifest | None:
+        """The manifest of a finished level, or None; raises ``Damaged`` unless each file has the checksum that it gives."""
         manifest = self.manifest()
         if manifest is None:
             return None
@@ -156,16 +176,17 @@ class LevelFolder:
                 raise Damaged(f"{self.path / name} is missing") from error
             if found != expected:
                 raise Damaged(f"{self.path / name} does not have the checksum that {MANIFEST} gives")
-        self.check_content(manifest.result, epochs)
-        if REWIND in manifest.files:  # it may have been damaged before the manifest was written
-            Posterior.load(self.path / REWIND)
         return manifest
 
-    def check_content(self, row: LevelResult, epochs: int) -> None:
-        """Raise ``Damaged`` unless the level's files agree with its row and with each other."""
+    def read(self, row: LevelResult, epochs: int) -> Contents:
+        """Read a level's files.
+
+        Raises ``Damaged`` unless they agree: the mask with the level's ``row`` of results, the posterior with the mask, and
+        the history with the number of ``epochs``.
+        """
         try:
-            ticket, (posterior, _) = self.load_ticket(), self.load_posterior()
-            self.load_history(epochs)
+            ticket, (posterior, net) = self.load_ticket(), self.load_posterior()
+            history = self.load_history(epochs)
         except (FileNotFoundError, UserError) as error:
             raise Damaged(str(error)) from error
         kept = masks.remaining(ticket.mask), masks.total(ticket.mask)
@@ -177,6 +198,7 @@ class LevelFolder:
             raise Damaged(f"{self.path}'s posterior has other sites than its ticket")
         if any(bool(posterior.loc[name][~mask].any()) for name, mask in ticket.mask.items()):
             raise Damaged(f"{self.path}'s posterior has weights that its ticket has pruned")
+        return Contents(ticket, posterior, net, history)
 
     def has_files(self) -> bool:
         """Whether all files of a finished level exist; :meth:`check` reads them."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from pyro_lottery.model import BayesianNetwork, layers
 from pyro_lottery.names import check_same
 from pyro_lottery.runs.config import from_json
 from pyro_lottery.runs.folder import RunFolder
+from pyro_lottery.runs.level_folder import Contents
 from pyro_lottery.runs.own import Own
 from pyro_lottery.threads import TURN
 from pyro_lottery.types import LevelResult, Mask, Posterior, Ticket
@@ -90,25 +90,25 @@ class TrainedNetwork:
 class Level:
     """One finished level of a run."""
 
-    def __init__(self, number: int, run: Run):
-        self.number, self._run, self._folder = number, run, run.folder.level(number)
+    def __init__(self, number: int, run: Run, contents: Contents):
+        self.number, self._run, self._contents = number, run, contents
 
-    @cached_property
+    @property
     def ticket(self) -> Ticket:
         """The ticket that the level was trained from."""
-        return self._folder.load_ticket()
+        return self._contents.ticket
 
-    @cached_property
+    @property
     def posterior(self) -> Posterior:
         """The posterior after training: ``.loc[site]``, ``.scale[site]``."""
-        return self._folder.load_posterior()[0]
+        return self._contents.posterior
 
-    @cached_property
+    @property
     def history(self) -> pd.DataFrame:
         """The level's ``history.csv``, one row per epoch."""
         import pandas as pd
 
-        return pd.DataFrame(self._folder.load_history(self._run.config.epochs_of(self.number)))
+        return pd.DataFrame(self._contents.history)
 
     def load_model(self, device: torch.device | str = "cpu") -> TrainedNetwork:
         """The trained network, bit for bit as saved.
@@ -116,23 +116,22 @@ class Level:
         Raises ``UserError`` as :meth:`Run.vet` does, and ``Damaged`` if the saved values do not fit the network.
         """
         self._run.vet()
-        self._run.row(self.number)
-        config, shape, ticket = self._run.config, self._run.shape, self.ticket
-        (posterior, net), where = self._folder.load_posterior(), resolve_device(str(device))
+        config, shape, where = self._run.config, self._run.shape, resolve_device(str(device))
+        posterior, net = self.posterior, self._contents.net
         if self._run.own is None:
             self._check_shapes(sketch(config, shape), {**posterior.loc, **net})
         model, guide = build(config, shape, where, own=self._run.own)
         guides.set_posterior_(guide, posterior)
         model.load_net_state(net)
         channels_last_(model)
-        return TrainedNetwork(model, guide, ticket.mask, self.number, config.precision, self._run.classes)
+        return TrainedNetwork(model, guide, self.ticket.mask, self.number, config.precision, self._run.classes)
 
     def _check_shapes(self, net: nn.Module, saved: Mapping[str, Tensor]) -> None:
         """Raise ``Damaged`` unless the saved values have the names and shapes of ``net``, before memory is allocated for it."""
         second = layers.second_names(net)
         expected = {name: value for name, value in net.state_dict().items() if name not in second}
         whose = f"network of --arch {self._run.config.arch}"
-        check_same(saved, expected, f"{self._folder.path}: ", whose, error=Damaged)
+        check_same(saved, expected, f"{self._run.folder.level(self.number).path}: ", whose, error=Damaged)
 
 
 class Run:
@@ -196,22 +195,23 @@ class Run:
         )
 
     def level(self, number: int) -> Level:
-        """Level ``number``; raises ``UserError`` if it is not finished."""
-        self.row(number)
-        return Level(number, self)
+        """Level ``number``, read from its files; raises as :meth:`row`."""
+        return Level(number, self, self._read(number)[1])
 
     def row(self, number: int) -> LevelResult:
         """A finished level's row of ``results.csv``.
 
         Raises ``UserError`` if the level is not finished, and ``Damaged`` if its files are damaged or do not agree.
         """
+        return self._read(number)[0]
+
+    def _read(self, number: int) -> tuple[LevelResult, Contents]:
         rows = {row.level: row for row in self.folder.results()}
         if number not in rows:
             raise UserError(f"{self.folder.path} has no finished level {number}; finished: {list(rows)}")
-        folder, epochs = self.folder.level(number), self.config.epochs_of(number)
-        if folder.check(epochs) is None:  # a folder of version 0.1.0 has no manifests
-            folder.check_content(rows[number], epochs)
-        return rows[number]
+        folder = self.folder.level(number)
+        folder.check_files()  # in a folder of version 0.1.0, levels have no checksums
+        return rows[number], folder.read(rows[number], self.config.epochs_of(number))
 
     def initial(self, seed: int) -> Ticket:
         """The dense ticket of the run's network at the random initial values of ``seed``, even if the run used ``--pretrained``."""

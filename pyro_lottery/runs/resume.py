@@ -110,11 +110,11 @@ def adopt(run: RunFolder, config: Config) -> None:
             epochs = config.epochs_of(row.level)
             if len(first_version.table(level.path / "history.csv")) != epochs:
                 raise Damaged(f"{level.path / 'history.csv'} has fewer than {epochs} undamaged epochs")
-            level.check_content(row, epochs)
+            found = level.read(row, epochs)
             rewind = row.level == 0 and run.rewinds_late
             if rewind:
                 run.rewind_point.load_posterior()
-            level.finish(row, ticket_checksum(level.load_ticket()), rewind)
+            level.finish(row, ticket_checksum(found.ticket), rewind)
         except (FileNotFoundError, Damaged) as error:
             warnings.warn(f"{error}; level {row.level} is trained again", stacklevel=2)
             if level.path.exists():

@@ -127,8 +127,11 @@ class Session:
         """The ticket in the level's folder if it equals ``ticket`` up to the rounding of another processor, else ``ticket``."""
         if self._trained:  # the ticket in the folder comes from an earlier level that has been trained again since
             return ticket
+        folder = self.folder.level(level)
         try:
-            begun = self.folder.level(level).load_ticket()
+            if (manifest := folder.manifest()) is not None and manifest.ticket == ticket_checksum(ticket):
+                return ticket  # no need to read the large file
+            begun = folder.load_ticket()
         except (FileNotFoundError, Damaged):
             return ticket
         return begun if tickets.close(begun, ticket) else ticket

@@ -2,13 +2,14 @@
 
 import signal
 import warnings
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 
 import pyro_lottery as pl
-from pyro_lottery import imp
+from pyro_lottery import imp, untrusted
 from pyro_lottery.errors import Busy, Stopped
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import RunFolder
@@ -45,6 +46,17 @@ def test_a_finished_run_trains_nothing(config, capsys):
     assert trained(capsys) == [0, 1, 2]
     assert bits(imp.run_imp(config)) == once
     assert trained(capsys) == []
+
+
+def test_a_finished_run_reads_each_ticket_and_posterior_a_few_times(config, monkeypatch):
+    imp.run_imp(config)
+    read, real = Counter(), untrusted.load_tensors
+    monkeypatch.setattr(untrusted, "load_tensors", lambda path: read.update([path.name]) or real(path))
+    imp.run_imp(config)
+    levels = config.levels + 1
+    # Each is checked once; all posteriors but the last are scored, and level 0's ticket is where tickets are rewound to.
+    assert read["posterior.safetensors"] == 2 * levels - 1
+    assert read["ticket.safetensors"] == levels + 2 * (levels - 1) + levels  # the last: the figure of densities
 
 
 @pytest.mark.parametrize("name", ["posterior.safetensors", "ticket.safetensors", "history.csv", "level.json"])
