@@ -157,18 +157,25 @@ class Session:
 
     def _train(self, level: int, ticket: Ticket) -> TrainedLevel:
         """Train the level; if it diverges, ``--on-divergence retry`` trains it once more with half the learning rate."""
-        folder, lr = self.folder.level(level), self.config.lr / 2
+        setup, config, folder = self.setup, self.config, self.folder.level(level)
         halved = self._ranks.first(self._halved, level)
+        lr = config.lr / 2 if halved else config.lr
+        hooks = LevelHooks(self.folder, level, setup, ticket, self._received)
+        options = _train_options(config) | {"lr": lr, "epochs": config.epochs_of(level)}
         try:
-            return self._train_at(lr if halved else self.config.lr, level, ticket)
+            with seeds.deterministic(config.deterministic), hooks:
+                return levels.train_level(
+                    setup.model, setup.guide, setup.data, ticket, level, first_epoch=config.first_epoch(level),
+                    eval_samples=config.eval_samples, hooks=hooks, ranks=setup.ranks, **options,
+                )  # fmt: skip
         except Diverged as error:
-            if self.config.on_divergence != "retry" or halved:
+            if config.on_divergence != "retry" or halved:
                 raise
             self._ranks.first(folder.drop_checkpoints)
-            what = {"epoch": error.epoch, "step": error.step, "sites": error.sites, "lr": lr}
+            what = {"epoch": error.epoch, "step": error.step, "sites": error.sites, "lr": config.lr / 2}
             self._ranks.first(folder.save_divergence, what)
-            warnings.warn(f"{error}; level {level} starts again with --lr {lr:g}", stacklevel=2)
-            return self._train_at(lr, level, ticket)
+            warnings.warn(f"{error}; level {level} starts again with --lr {config.lr / 2:g}", stacklevel=2)
+        return self._train(level, ticket)
 
     def _halved(self, level: int) -> bool:
         """Whether the level trains with half the learning rate because its first training diverged."""
@@ -179,16 +186,6 @@ class Session:
                 f"{folder.path / 'diverged.json'} has lr {diverged.get('lr')}, expected half of --lr {self.config.lr:g}; remove the file"
             )
         return diverged is not None
-
-    def _train_at(self, lr: float, level: int, ticket: Ticket) -> TrainedLevel:
-        setup, config = self.setup, self.config
-        hooks = LevelHooks(self.folder, level, setup, ticket, self._received)
-        options = _train_options(config) | {"lr": lr, "epochs": config.epochs_of(level)}
-        with seeds.deterministic(config.deterministic), hooks:
-            return levels.train_level(
-                setup.model, setup.guide, setup.data, ticket, level, first_epoch=config.first_epoch(level),
-                eval_samples=config.eval_samples, hooks=hooks, ranks=setup.ranks, **options,
-            )  # fmt: skip
 
     def _finish(self, level: int, ticket: Ticket, trained: TrainedLevel) -> None:
         """Save the trained level; its manifest is written last, since it is the commit point."""

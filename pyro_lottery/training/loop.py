@@ -68,17 +68,17 @@ def train(
 ) -> History:
     """Train ``guide`` and the network's own parameters by Adam on the ELBO (paper §3, §4); returns one row per epoch.
 
-    Minimised per example: nll + kl·T/N, averaged over ``train_samples`` noise samples a batch. ``estimator`` says whether the
-    noise is on the weights or on the outputs of layers (see :class:`ELBO`). T is the model's ``kl_temperature``, times
-    :func:`kl_factor` over the first ``kl_warmup_epochs``; N is the number of training examples. To prune, call this under
-    :func:`pyro_lottery.handlers.sparsify`.
+    Minimises nll + f·T·KL/N per example, averaged over ``train_samples`` noise samples a batch: T is the model's
+    ``kl_temperature``, f the :func:`kl_factor` of the epoch (1 after ``kl_warmup_epochs``), and N the number of training
+    examples. ``estimator`` says whether the noise is on the weights or on the outputs of layers (see :class:`ELBO`). To
+    prune, call this under :func:`pyro_lottery.handlers.sparsify`.
 
     ``data`` is a :class:`Data`, or a bare loader of (x, y) batches, then without test columns: see
     :func:`pyro_lottery.data.from_loaders`. A loader makes its own batches, whatever ``batch_size`` is, and training on one
     stops only at the ends of epochs.
 
-    A row holds ``epoch`` (from 1), ``loss = nll + kl_weight·kl`` in nats (``nll`` per example, ``kl`` whole, ``kl_weight`` =
-    T/N), ``train_accuracy``, ``test_accuracy`` and, with a validation split, ``val_accuracy`` from ``history_samples``
+    A row holds ``epoch`` (from 1), ``loss = nll + kl_weight·kl`` in nats (``nll`` per example, ``kl`` without T, ``kl_weight`` =
+    f·T/N), ``train_accuracy``, ``test_accuracy`` and, with a validation split, ``val_accuracy`` from ``history_samples``
     posterior samples (default: ``train_samples``), ``lr``, and ``seconds`` of training. Where targets are not classes,
     ``rmse`` replaces ``accuracy``, and is NaN for a likelihood without a mean.
 
@@ -164,26 +164,26 @@ class _Loop:
             level=self.level, ranks=self.ranks,
         ) as batches:  # fmt: skip
             while state.step < len(batches):
-                self._step(batches, factor)
+                self._set_rate(len(batches))
+                with TURN:  # a thread that predicts meanwhile waits for the step's end
+                    # All ranks draw the augmentation of the whole batch, so that it is that of one process.
+                    x, y = batches.batch(state.step)
+                    if isinstance(batches, StreamEpoch):
+                        check_batch(self.model, self.likelihood, y)
+                    step(
+                        self.model, self.guide, self.elbo, self.optimizer, x, y, samples=self.samples,
+                        precision=self.precision, kl_factor=factor, sums=state.sums, ranks=self.ranks,
+                    )  # fmt: skip
                 state.step += 1
                 state.seconds = time.perf_counter() - began
                 seen = self._check_or_stop(batches)
         rate, seconds = self.optimizer.param_groups[0]["lr"], time.perf_counter() - began
         return row_of(state.epoch, seen, len(batches), self.model, factor, rate, seconds) | self._of_other_splits()
 
-    def _step(self, batches: Epoch | StreamEpoch, factor: float) -> None:
-        rate = learning_rate(self.state.epoch, self.state.step, len(batches), *self.rates)
+    def _set_rate(self, steps: int) -> None:
+        rate = learning_rate(self.state.epoch, self.state.step, steps, *self.rates)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with TURN:  # a thread that predicts meanwhile waits for the step's end
-            # All ranks draw the augmentation of the whole batch, so that it is that of one process.
-            x, y = batches.batch(self.state.step)
-            if isinstance(batches, StreamEpoch):
-                check_batch(self.model, self.likelihood, y)
-            step(
-                self.model, self.guide, self.elbo, self.optimizer, x, y, samples=self.samples,
-                precision=self.precision, kl_factor=factor, sums=self.state.sums, ranks=self.ranks,
-            )  # fmt: skip
 
     def _check_or_stop(self, batches: Epoch | StreamEpoch) -> Tensor:
         """After a step: check the epoch's sums if it is time to, and stop if the hooks ask to.
