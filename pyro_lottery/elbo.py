@@ -26,11 +26,18 @@ ESTIMATORS = ("weights", "local")
 
 @dataclass(frozen=True)
 class Terms:
-    """The negative ELBO for one weight sample, in nats: scalars ``nll`` (scaled up to N) and ``kl`` (times T), and the output."""
+    """The negative ELBO, nll + T·KL, for one weight sample: two scalars in nats, and the model's return value."""
 
     nll: Tensor
-    kl: Tensor
+    """Scaled up from the batch to N examples."""
+    tempered_kl: Tensor
+    """T·KL. Model and guide multiply by the KL temperature T, or by another factor, in ``poutine.scale``."""
     output: Any
+
+    @property
+    def kl(self) -> Tensor:
+        """The former name of ``tempered_kl``."""
+        return self.tempered_kl
 
 
 class ELBO(Trace_ELBO):
@@ -61,7 +68,7 @@ class ELBO(Trace_ELBO):
 
     @in_turn
     def terms(self, model: Any, guide: Any, *args: Any, closed_forms: float = 1.0, **kwargs: Any) -> Terms:
-        """The terms of one weight sample: scalar tensors ``nll`` and ``kl``, and the model's return value.
+        """The :class:`Terms` of one weight sample.
 
         ``closed_forms`` multiplies the closed-form KL of a mean-field guide from priors N(m, s²). This KL is the same for
         all of S samples, so S for the first sample and 0 for the others gives the same mean at the cost of one. Raises
@@ -82,7 +89,7 @@ class ELBO(Trace_ELBO):
                     f"the guide's site {name!r} has no reparameterised sample; use loss_and_grads, like SVI"
                 )
         nll: Any = 0.0
-        kl: Any = 0.0
+        tempered_kl: Any = 0.0
         shared: dict[Draw, list[tuple[int, Tensor, Tensor, Any]]] = {}
         for name, site in model_trace.nodes.items():
             if not _is_random(site):
@@ -101,16 +108,16 @@ class ELBO(Trace_ELBO):
                     continue
             closed = _closed_form(q, site) if apart else None
             if closed is not None:
-                kl = kl + closed
+                tempered_kl = tempered_kl + closed
                 del posteriors[name]
                 continue
-            kl = kl - _log_prob(site)
+            tempered_kl = tempered_kl - _log_prob(site)
         if closed_forms:
             for draw, sites in shared.items():
-                kl = kl + closed_forms * _shared_kl(draw, sites)
+                tempered_kl = tempered_kl + closed_forms * _shared_kl(draw, sites)
         for site in posteriors.values():  # sites without a closed form, and the auxiliary draw of a joint guide
-            kl = kl + _log_prob(site)
-        return Terms(torch.as_tensor(nll), torch.as_tensor(kl), model_trace.nodes["_RETURN"]["value"])
+            tempered_kl = tempered_kl + _log_prob(site)
+        return Terms(torch.as_tensor(nll), torch.as_tensor(tempered_kl), model_trace.nodes["_RETURN"]["value"])
 
     @in_turn
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -118,7 +125,7 @@ class ELBO(Trace_ELBO):
         if not self._own(model, guide):
             return super().differentiable_loss(model, guide, *args, **kwargs)
         terms = [self.terms(model, guide, *args, **kwargs) for _ in range(self.num_particles)]
-        return torch.stack([t.nll + t.kl for t in terms]).mean()
+        return torch.stack([t.nll + t.tempered_kl for t in terms]).mean()
 
     @in_turn
     @torch.no_grad()

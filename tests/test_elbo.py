@@ -48,8 +48,10 @@ def test_conjugate_linear_regression_meets_the_exact_posterior():
 def test_analytic_and_monte_carlo_kl_have_the_same_expectation(tiny_model, tiny_data):
     guide = pl.guides.mean_field(tiny_model, init_scale=0.5)
     x, y = tiny_data.test[:2], tiny_data.test.labels[:2]
-    exact = pl.ELBO("analytic").terms(tiny_model, guide, x, y).kl.item()
-    draws = torch.stack([pl.ELBO("monte_carlo").terms(tiny_model, guide, x, y).kl for _ in range(400)]).detach()
+    exact = pl.ELBO("analytic").terms(tiny_model, guide, x, y).tempered_kl.item()
+    draws = torch.stack(
+        [pl.ELBO("monte_carlo").terms(tiny_model, guide, x, y).tempered_kl for _ in range(400)]
+    ).detach()
     assert abs(draws.mean() - exact) < 4 * draws.std() / 400**0.5
 
 
@@ -73,8 +75,8 @@ def test_equals_a_stock_elbo_draw_by_draw(kl, stock_elbo, init_scale, tiny_model
 def test_closed_forms_are_counted_once_for_several_samples(tiny_model, tiny_data):
     guide = pl.guides.mean_field(tiny_model)
     x, y = tiny_data.test[:4], tiny_data.test.labels[:4]
-    elbo, whole = pl.ELBO(), pl.ELBO().terms(tiny_model, guide, x, y).kl
-    shares = [elbo.terms(tiny_model, guide, x, y, closed_forms=c).kl.item() for c in (3, 0, 0)]
+    elbo, whole = pl.ELBO(), pl.ELBO().terms(tiny_model, guide, x, y).tempered_kl
+    shares = [elbo.terms(tiny_model, guide, x, y, closed_forms=c).tempered_kl.item() for c in (3, 0, 0)]
     assert sum(shares) / 3 == pytest.approx(whole.item())
     assert shares[1] == 0
 
@@ -82,7 +84,7 @@ def test_closed_forms_are_counted_once_for_several_samples(tiny_model, tiny_data
 def test_a_prior_without_closed_form_is_sampled():
     def value(kl):
         torch.manual_seed(4)
-        return pl.ELBO(kl).terms(model, guide, torch.ones(2, 3), torch.zeros(2).long()).kl.item()
+        return pl.ELBO(kl).terms(model, guide, torch.ones(2, 3), torch.zeros(2).long()).tempered_kl.item()
 
     model = pl.BayesianClassifier(nn.Linear(3, 2), pl.priors.student_t(), num_data=2)
     guide = pl.guides.mean_field(model)
@@ -94,9 +96,9 @@ def test_closed_forms_are_exact_and_do_not_jitter(prior):
     model = pl.BayesianClassifier(nn.Linear(3, 2), prior, num_data=2)
     guide = pl.guides.mean_field(model, init_scale=1.0)
     args = torch.ones(2, 3), torch.zeros(2).long()
-    values = [pl.ELBO().terms(model, guide, *args).kl.item() for _ in range(3)]
+    values = [pl.ELBO().terms(model, guide, *args).tempered_kl.item() for _ in range(3)]
     assert len(set(values)) == 1
-    draws = torch.stack([pl.ELBO("monte_carlo").terms(model, guide, *args).kl for _ in range(1000)]).detach()
+    draws = torch.stack([pl.ELBO("monte_carlo").terms(model, guide, *args).tempered_kl for _ in range(1000)]).detach()
     assert abs(draws.mean() - values[0]) < 4 * draws.std() / 1000**0.5
 
 
@@ -105,19 +107,20 @@ def test_a_flat_prior_and_a_point_guide_are_maximum_likelihood(tiny_data):
 
     model = pl.BayesianClassifier(TinyNet(), pl.priors.flat(), num_data=60)
     terms = pl.ELBO().terms(model, pl.guides.deterministic(model), tiny_data.test[:4], tiny_data.test.labels[:4])
-    assert terms.kl.item() == 0
+    assert terms.tempered_kl.item() == 0
 
 
 def test_honours_poutine_scale_and_mask(tiny_model, tiny_data):
     guide = pl.guides.mean_field(tiny_model)
     args = tiny_data.test[:4], tiny_data.test.labels[:4]
     whole = pl.ELBO().terms(tiny_model, guide, *args)
+    assert whole.kl is whole.tempered_kl, "its former name"
     with poutine.scale(scale=3.0):
         scaled = pl.ELBO().terms(tiny_model, guide, *args)
-    assert scaled.kl.item() == pytest.approx(3 * whole.kl.item())
+    assert scaled.tempered_kl.item() == pytest.approx(3 * whole.tempered_kl.item())
     with poutine.mask(mask=False):
         masked = pl.ELBO().terms(tiny_model, guide, *args)
-    assert masked.kl.item() == masked.nll.item() == 0
+    assert masked.tempered_kl.item() == masked.nll.item() == 0
 
 
 def test_a_guide_without_the_temperature_is_refused(tiny_model, tiny_data):

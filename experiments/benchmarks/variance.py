@@ -39,7 +39,7 @@ def variance_rows(path: str, batch: int, draws: int, precision: str, device: tor
             for sample in range(samples):
                 with kernels.using(kernel_path), autocast(device, precision):
                     terms = elbo.terms(model, guide, x, y, closed_forms=0 if sample else samples)
-                ((terms.nll + terms.kl) / (model.num_data * samples)).backward()
+                ((terms.nll + terms.tempered_kl) / (model.num_data * samples)).backward()
 
         variance = _variance(guide, backward, draws, device)
         rows.append({"arch": run.config.arch, "batch": batch, "precision": precision, "candidate": name} | variance)

@@ -9,7 +9,7 @@ from pyro_lottery import metrics
 from pyro_lottery.data import Split, Stream, recorded
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.prediction import predict
-from pyro_lottery.training.step import EXAMPLES, KL, NLL, TALLY
+from pyro_lottery.training.step import EXAMPLES, NLL, TALLY, TEMPERED_KL
 
 History = list[dict[str, float]]
 COLUMNS = ("epoch", "loss", "nll", "kl", "kl_weight", "train_accuracy", "lr", "seconds")
@@ -30,7 +30,7 @@ def row_of(
     epoch: int, sums: Tensor, steps: int, model: BayesianNetwork, factor: float, rate: float, seconds: float
 ) -> dict[str, float]:
     """The row of an epoch of ``steps`` steps, from the sums of :func:`step` over it."""
-    nll, kl = float(sums[NLL] / sums[EXAMPLES]), float(sums[KL]) / steps / model.kl_temperature
+    nll, kl = float(sums[NLL] / sums[EXAMPLES]), float(sums[TEMPERED_KL]) / steps / model.kl_temperature
     weight = factor * model.kl_temperature / model.num_data
     values = (epoch + 1, nll + weight * kl, nll, kl, weight, measured(model, sums), rate, seconds)
     return dict(zip(columns(model), values, strict=True))

@@ -15,7 +15,7 @@ from pyro_lottery.elbo import ELBO
 from pyro_lottery.machine import autocast, channels_last
 from pyro_lottery.model import BayesianNetwork
 
-NLL, KL, TALLY, EXAMPLES, FINITE_STEPS = range(5)
+NLL, TEMPERED_KL, TALLY, EXAMPLES, FINITE_STEPS = range(5)
 """Places in the sums that :func:`step` adds to."""
 
 
@@ -52,12 +52,13 @@ def step(
     optimizer.zero_grad()
     for sample in range(samples):  # one backward pass a sample, so that memory does not grow with the samples
         with autocast(y.device, precision):
+            # The closed-form KL is the same for all samples, so the first computes it for all of them.
             terms = elbo.terms(model, guide, x, y, closed_forms=0 if sample else samples)
-        ((share * terms.nll + kl_factor * terms.kl) / (model.num_data * samples)).backward()
+        ((share * terms.nll + kl_factor * terms.tempered_kl) / (model.num_data * samples)).backward()
         with torch.no_grad():
             tally = model.tally(terms.output, y)
             nll = terms.nll * (len(y) / model.num_data)
-            sums[:EXAMPLES] += torch.stack([nll, terms.kl / ranks.world, tally]).float() / samples
+            sums[:EXAMPLES] += torch.stack([nll, terms.tempered_kl / ranks.world, tally]).float() / samples
         del terms  # or its graph would live until the next sample's is complete
     ranks.mean_(p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
     optimizer.step()

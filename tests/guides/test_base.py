@@ -24,7 +24,7 @@ def test_the_temperature_scales_guide_and_prior_alike(tiny_model, tiny_data):
 def test_the_temperature_may_change_after_the_guide_was_built(kind, tiny_model, tiny_data):
     def kl(model, guide):
         torch.manual_seed(0)
-        return pl.ELBO().terms(model, guide, tiny_data.test[:5], tiny_data.test.labels[:5]).kl.item()
+        return pl.ELBO().terms(model, guide, tiny_data.test[:5], tiny_data.test.labels[:5]).tempered_kl.item()
 
     guide = pl.guides.mean_field(tiny_model) if kind is None else pl.guides.auto(kind, tiny_model)
     kl_of_a_tenth = kl(tiny_model, guide)

@@ -34,7 +34,7 @@ def test_kl_equals_the_sum_of_torch_kls(tiny_model, tiny_data):
         for s in posterior.loc
     )
     terms = pl.ELBO().terms(tiny_model, guide, tiny_data.test[:2], tiny_data.test.labels[:2])
-    assert terms.kl.item() == pytest.approx(0.1 * expected.item(), rel=1e-5)
+    assert terms.tempered_kl.item() == pytest.approx(0.1 * expected.item(), rel=1e-5)
 
 
 def test_same_family_as_stock_autonormal(tiny_model, tiny_data):
@@ -129,7 +129,7 @@ def pulled(scale, tiny_model, tiny_data, **options):
     optimizer = torch.optim.Adam(guide.parameters(), 0.1)
     for _ in range(40):
         optimizer.zero_grad()
-        pl.ELBO().terms(tiny_model, guide, tiny_data.test[:4], tiny_data.test.labels[:4]).kl.backward()
+        pl.ELBO().terms(tiny_model, guide, tiny_data.test[:4], tiny_data.test.labels[:4]).tempered_kl.backward()
         optimizer.step()
     return pl.posterior(guide).scale, guide
 
@@ -151,7 +151,7 @@ def test_no_scale_exceeds_its_bound_and_one_at_the_bound_may_return(tiny_model, 
     optimizer = torch.optim.Adam(guide.parameters(), 0.1)
     for _ in range(20):
         optimizer.zero_grad()
-        pl.ELBO().terms(tiny_model, guide, tiny_data.test[:4], tiny_data.test.labels[:4]).kl.backward()
+        pl.ELBO().terms(tiny_model, guide, tiny_data.test[:4], tiny_data.test.labels[:4]).tempered_kl.backward()
         optimizer.step()
     assert all((s < 0.2).all() for s in pl.posterior(guide).scale.values())
 

@@ -180,8 +180,8 @@ def test_elbo_is_the_same_in_expectation_and_the_kl_exactly(tiny_model, tiny_dat
             elbo = pl.ELBO(estimator=name)
             terms = [elbo.terms(tiny_model, guide, x, y) for _ in range(600)]
             nll[name] = torch.stack([t.nll for t in terms])
-            assert len({t.kl.item() for t in terms}) == 1
-            assert terms[0].kl == pl.ELBO().terms(tiny_model, guide, x, y).kl
+            assert len({t.tempered_kl.item() for t in terms}) == 1
+            assert terms[0].tempered_kl == pl.ELBO().terms(tiny_model, guide, x, y).tempered_kl
     a, b = nll["weights"], nll["local"]
     assert abs(a.mean() - b.mean()) < 4 * ((a.var() + b.var()) / 600) ** 0.5
 
@@ -194,7 +194,7 @@ def test_a_prior_without_closed_form_gets_a_weight_sample_for_its_kl(prior):
     x, y = torch.randn(8, 4), torch.randn(8, 2)
     with torch.no_grad():
         local, weights = (
-            torch.stack([pl.ELBO("monte_carlo", estimator=e).terms(model, guide, x, y).kl for _ in range(800)])
+            torch.stack([pl.ELBO("monte_carlo", estimator=e).terms(model, guide, x, y).tempered_kl for _ in range(800)])
             for e in ("local", "weights")
         )
     assert local.std() > 0
@@ -211,7 +211,7 @@ def test_a_users_own_normal_guide_works_and_stock_autonormal_samples(tiny_model,
     mask = {"hidden.weight": torch.zeros(6, 16, dtype=torch.bool)}
     with torch.no_grad(), sparsify(mask):
         terms = pl.ELBO(estimator="local").terms(tiny_model, guide, x, y)
-        assert terms.kl == pl.ELBO().terms(tiny_model, guide, x, y).kl
+        assert terms.tempered_kl == pl.ELBO().terms(tiny_model, guide, x, y).tempered_kl
 
 
 @pytest.mark.parametrize("path", ["auto", "torch"])

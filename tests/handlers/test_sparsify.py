@@ -72,7 +72,7 @@ def test_pruned_weights_add_exactly_nothing_to_the_kl(name, kl, tiny_model, tiny
     def value():
         torch.manual_seed(3)
         with pl.handlers.sparsify(half_mask):
-            return pl.ELBO(kl).terms(tiny_model, guide, x, y).kl.item()
+            return pl.ELBO(kl).terms(tiny_model, guide, x, y).tempered_kl.item()
 
     before = value()
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_pruned_weights_get_no_gradient(name, tiny_model, tiny_data, half_mask):
     guide = GUIDES[name](tiny_model)
     with pl.handlers.sparsify(half_mask):
         terms = pl.ELBO().terms(tiny_model, guide, tiny_data.test[:4], tiny_data.test.labels[:4])
-    (terms.nll + terms.kl).backward()
+    (terms.nll + terms.tempered_kl).backward()
     gradients = {id(p): p.grad for p in guide.parameters()}
     if name in ("mean_field", "deterministic"):
         for parameter in guide.parameters():
@@ -105,7 +105,7 @@ def test_masked_kl_is_the_sum_of_torch_kls_over_survivors(tiny_model, tiny_data,
         kl = kl_divergence(q, torch.distributions.Normal(0.0, 1.0))
         expected += kl[half_mask[site]].sum() if site in half_mask else kl.sum()
     with pl.handlers.sparsify(half_mask):
-        kl = pl.ELBO().terms(tiny_model, guide, tiny_data.test[:4], tiny_data.test.labels[:4]).kl
+        kl = pl.ELBO().terms(tiny_model, guide, tiny_data.test[:4], tiny_data.test.labels[:4]).tempered_kl
     assert kl.item() == pytest.approx(0.1 * expected.item(), rel=1e-5)
 
 
@@ -176,8 +176,8 @@ def test_a_mask_around_the_prior_alone_counts_in_the_kl(tiny_model, half_mask, t
     guide = pl.guides.mean_field(tiny_model)
     x, y = tiny_data.test[:4], tiny_data.test.labels[:4]
     with pl.handlers.sparsify(half_mask):
-        both = pl.ELBO().terms(tiny_model, guide, x, y).kl
-    one = pl.ELBO().terms(pl.handlers.sparsify(half_mask)(tiny_model), guide, x, y).kl
+        both = pl.ELBO().terms(tiny_model, guide, x, y).tempered_kl
+    one = pl.ELBO().terms(pl.handlers.sparsify(half_mask)(tiny_model), guide, x, y).tempered_kl
     torch.testing.assert_close(one, both)
 
 
@@ -284,7 +284,7 @@ def test_two_nested_masks_keep_the_closed_form(tiny_model, half_mask, tiny_data)
             return pl.ELBO().terms(tiny_model, guide, *args)
 
     for masks in ((half_mask, other), (other, half_mask), (half_mask, half_mask, other)):
-        assert terms(*masks).kl.item() == terms(both).kl.item()
+        assert terms(*masks).tempered_kl.item() == terms(both).tempered_kl.item()
         assert terms(*masks).nll.item() == terms(both).nll.item()
 
 

@@ -57,7 +57,7 @@ def test_attention_trains_as_sites():
     model = pl.BayesianClassifier(Attention(), num_data=6)
     guide = pl.guides.mean_field(model)
     terms = pl.ELBO().terms(model, guide, torch.randn(6, 5, 4), torch.arange(6) % 3)
-    (terms.nll + terms.kl).backward()
+    (terms.nll + terms.tempered_kl).backward()
     assert all((g != 0).any() for g in guide.unpack(guide.loc.grad).values())
 
 
@@ -179,4 +179,6 @@ def test_what_the_network_does_not_use_costs_its_kl(estimator):
     prior, found = torch.distributions.Normal(0.0, 0.5), pl.posterior(guide)
     each = [torch.distributions.Normal(found.loc[site], found.scale[site]) for site in model.sites]
     assert len(each) == 4
-    torch.testing.assert_close(terms.kl.detach(), sum(torch.distributions.kl_divergence(q, prior).sum() for q in each))
+    torch.testing.assert_close(
+        terms.tempered_kl.detach(), sum(torch.distributions.kl_divergence(q, prior).sum() for q in each)
+    )

@@ -124,7 +124,7 @@ def test_no_device_is_guessed():
             guide = make(model)
             x, y = torch.zeros(4, 1, 4, 4, device="cuda"), torch.zeros(4, dtype=torch.long, device="cuda")
             terms = pl.ELBO().terms(model, guide, x, y)  # a fake tensor has no value: any .item() would raise
-            assert (terms.nll + terms.kl).device.type == "cuda"
+            assert (terms.nll + terms.tempered_kl).device.type == "cuda"
 
 
 def test_a_ticket_drops_into_a_fresh_network_and_says_what_differs(tmp_path):
@@ -177,9 +177,9 @@ def test_a_network_in_float64_is_trained_in_float64():
     x, y = torch.tensor([[1.0], [2.0], [-1.0]]), torch.tensor([[0.5], [0.0], [0.25]], dtype=torch.double)
     for estimator in ("weights", "local"):
         terms = pl.ELBO(estimator=estimator).terms(model, guide, x, y)
-        assert {t.dtype for t in (terms.nll, terms.kl, terms.output, guide.loc)} == {torch.double}
+        assert {t.dtype for t in (terms.nll, terms.tempered_kl, terms.output, guide.loc)} == {torch.double}
         m, s = guide.loc.item(), guide.log_scale.exp().item()
-        assert terms.kl.item() == pytest.approx((m**2 + s**2 - 1) / 2 - math.log(s), rel=1e-14)
+        assert terms.tempered_kl.item() == pytest.approx((m**2 + s**2 - 1) / 2 - math.log(s), rel=1e-14)
         normal = torch.distributions.Normal(terms.output.detach(), 0.5)
         assert terms.nll.item() == pytest.approx(-normal.log_prob(y).sum().item(), rel=1e-14)
     w = poutine.trace(poutine.replay(model, poutine.trace(guide).get_trace())).get_trace(x).nodes

@@ -33,7 +33,7 @@ def test_the_posterior_of_one_half_as_prior_of_the_other_gives_the_posterior_of_
 
     learn(x[:20], y[:20])
     model.set_prior_(priors.from_posterior(pl.posterior(guide)))
-    assert pl.ELBO().terms(model, guide, x[20:], y[20:]).kl.item() == pytest.approx(0, abs=1e-5)
+    assert pl.ELBO().terms(model, guide, x[20:], y[20:]).tempered_kl.item() == pytest.approx(0, abs=1e-5)
     learn(x[20:], y[20:])
     precision = (x**2).sum(0) / noise**2 + 1 / width**2
     loc = (x.mT @ y).squeeze(1) / noise**2 / precision
@@ -49,7 +49,7 @@ def test_the_posterior_of_a_pruned_network_is_a_prior(half_mask, tiny_model, tin
     with pl.handlers.sparsify(half_mask):
         pruned = pl.masks.apply(half_mask, pl.posterior(guide))
         tiny_model.set_prior_(priors.from_posterior(pruned))
-        assert pl.ELBO().terms(tiny_model, guide, *args).kl.item() == pytest.approx(0, abs=1e-4)
+        assert pl.ELBO().terms(tiny_model, guide, *args).tempered_kl.item() == pytest.approx(0, abs=1e-4)
         pl.train(tiny_model, guide, tiny_data, epochs=1, milestones=())
     prior = tiny_model.prior_of("conv.weight")
     kept = half_mask["conv.weight"]
@@ -67,9 +67,9 @@ def test_a_prior_replaced_in_place_is_the_one_that_counts(tiny_model, tiny_data)
         tiny_model.set_prior_(prior)
         other.set_prior_(prior)
         torch.manual_seed(0)
-        kl = pl.ELBO().terms(tiny_model, guide, *args).kl
+        kl = pl.ELBO().terms(tiny_model, guide, *args).tempered_kl
         torch.manual_seed(0)
-        assert kl == pl.ELBO().terms(other, guide, *args).kl
+        assert kl == pl.ELBO().terms(other, guide, *args).tempered_kl
     before = scales(tiny_model)
     for wrong, message in [
         ({"conv.*": priors.normal(0.5)}, "no glob of the prior matches"),

@@ -17,7 +17,7 @@ def test_pruned_weights_stay_exactly_zero_through_adam_and_weight_decay(make, ti
     with pl.handlers.sparsify(half_mask):
         pl.train(tiny_model, guide, tiny_data, **QUICK | {"epochs": 25, "weight_decay": 1e-2})  # 100 steps
         samples = [guide() for _ in range(5)]
-        kl = pl.ELBO().terms(tiny_model, guide, tiny_data.test[:2], tiny_data.test.labels[:2]).kl
+        kl = pl.ELBO().terms(tiny_model, guide, tiny_data.test[:2], tiny_data.test.labels[:2]).tempered_kl
     loc = pl.posterior(guide).loc
     for site, mask in half_mask.items():
         assert (loc[site][~mask] == 0).all()

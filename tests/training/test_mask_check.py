@@ -93,7 +93,7 @@ def test_the_gradient_under_a_mask_is_that_of_what_a_standardised_convolution_co
         torch.manual_seed(1)
         with pl.handlers.sparsify(half_mask):
             terms = pl.ELBO(estimator=estimator).terms(model, guide, tiny_data.test[:8], tiny_data.test.labels[:8])
-            (terms.nll + terms.kl).backward()
+            (terms.nll + terms.tempered_kl).backward()
         gradients.append(guide.unpack(guide.loc.grad))
     for name, value in gradients[0].items():
         torch.testing.assert_close(value, gradients[1][name])
