@@ -1,6 +1,7 @@
 """Shared fixtures. Warnings are errors (pyproject.toml) and Pyro validates everything but the hot loop."""
 
 import os
+import re
 
 # Before torch is imported: these networks are too small for threads, and some tests run two processes at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -65,6 +66,23 @@ def half_mask(tiny_model):
     mask = {n: (torch.arange(values[n].numel()) % 2 == 0).view(values[n].shape) for n in tiny_model.prunable}
     mask["conv.weight"][1] = False
     return mask
+
+
+@pytest.fixture
+def refused(capsys):
+    """Asserts that a command ends with exit code 2 (or ``code``) and one line on stderr with ``message``.
+
+    ``.*`` in ``message`` stands for any text.
+    """
+
+    def check(main, arguments, message, code=2):
+        capsys.readouterr()
+        assert main(arguments) == code, arguments
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1, error
+        assert re.search(".*".join(map(re.escape, message.split(".*"))), error), error
+
+    return check
 
 
 @pytest.fixture(scope="session")

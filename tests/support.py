@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from pyro_lottery.imp import run_imp
+from pyro_lottery.runs.config import Config
 from pyro_lottery.types import Posterior, Ticket
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +25,11 @@ QUICK = {"epochs": 2, "batch_size": 16, "train_samples": 1, "milestones": ()}
 """Options of ``pl.train``."""
 TIMES = ("train_seconds", "step_ms", "seconds")
 """Columns that differ between equal runs."""
+
+
+def small_run(folder, **options):
+    """A run in ``folder`` of the ``SMALL`` options and others."""
+    return run_imp(Config(**SMALL | {"run_dir": str(folder)} | options))
 
 
 def wait_for(condition, process=None):

@@ -112,14 +112,12 @@ def test_two_ranks_stopped_within_an_epoch_end_with_the_same_bits(tmp_path):
     assert fingerprint(broken) == fingerprint(whole)
 
 
-def test_ranks_that_would_train_each_by_itself_are_told(tmp_path, capsys, monkeypatch):
+def test_ranks_that_would_train_each_by_itself_are_told(tmp_path, refused, monkeypatch):
     """Started by torchrun without --devices."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert imp.main([*command(tmp_path / "run")[3:], "--devices", "1"]) == 2
-    error = capsys.readouterr().err
-    assert "2 processes were started together; give --devices" in error
-    assert error.count("\n") == 1
+    arguments = [*command(tmp_path / "run")[3:], "--devices", "1"]
+    refused(imp.main, arguments, "2 processes were started together; give --devices")
 
 
 def test_what_a_shell_was_given_by_ranks_mutes_nothing(capsys, monkeypatch):

@@ -2,15 +2,14 @@ import pandas as pd
 import pytest
 
 import pyro_lottery as pl
-from pyro_lottery import evaluate, imp
-from pyro_lottery.runs.config import Config
-from tests.support import SMALL
+from pyro_lottery import evaluate
+from tests.support import small_run
 
 
 @pytest.fixture(scope="module", params=["mean_field", "deterministic"])
 def run(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    return imp.run_imp(Config(**SMALL | {"guide": request.param, "levels": 1, "epochs": 3, "run_dir": str(path)}))
+    return small_run(path, guide=request.param, levels=1, epochs=3)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,7 @@ def test_levels_are_added_to_what_is_there(run, tables):
     assert set(pd.read_csv(folder / "corruptions.csv")["level"]) == {0, 1}
 
 
-def test_the_command(run, capsys):
+def test_the_command(run, capsys, refused):
     assert evaluate.main([str(run.folder.path), "--levels", "1", "--samples", "3"]) == 0
     drawn = 3 if run.config.guide == "mean_field" else 1
     assert f"level 1, density 0.8, num_samples {drawn}, accuracy " in capsys.readouterr().out
@@ -104,9 +103,6 @@ def test_the_command(run, capsys):
         (["--ood", "digits"], "--ood digits: the run was trained on these images; choose others"),
         (["--ood", "cats"], "unknown --ood 'cats'"),
     ]:
-        assert evaluate.main([str(run.folder.path), *arguments]) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        assert message in error
+        refused(evaluate.main, [str(run.folder.path), *arguments], message)
     with pytest.raises(pl.UserError, match="is not a run folder"):
         pl.load_run("/nowhere")

@@ -20,7 +20,7 @@ from pyro_lottery.runs import build
 from pyro_lottery.runs.checkpoint import LevelHooks
 from pyro_lottery.runs.config import Config, preset
 from pyro_lottery.runs.folder import RunFolder
-from tests.support import DEADLOCK, SMALL, fingerprint
+from tests.support import DEADLOCK, SMALL, fingerprint, small_run
 
 
 class TenWeights(nn.Module):
@@ -80,7 +80,7 @@ def test_the_whole_loop_on_ten_weights_counted_by_hand(guide, tmp_path, ten_weig
 
 
 def test_the_score_decides_by_the_trained_posterior(tmp_path, ten_weights):
-    run = imp.run_imp(Config(**SMALL | {"arch": "ten", "levels": 1, "run_dir": str(tmp_path / "run")}))
+    run = small_run(tmp_path / "run", arch="ten", levels=1)
     posterior = run.level(0).posterior
     snr = (posterior.loc["layer.weight"].abs() / posterior.scale["layer.weight"]).flatten()
     pruned = set((~run.level(1).ticket.mask["layer.weight"]).flatten().nonzero().flatten().tolist())
@@ -88,7 +88,7 @@ def test_the_score_decides_by_the_trained_posterior(tmp_path, ten_weights):
 
 
 def test_learning_rate_rewinding_keeps_the_trained_values(tmp_path, ten_weights):
-    run = imp.run_imp(Config(**SMALL | {"arch": "ten", "levels": 2, "rewind": "lr", "run_dir": str(tmp_path / "run")}))
+    run = small_run(tmp_path / "run", arch="ten", levels=2, rewind="lr")
     for level in (1, 2):
         mask = run.level(level).ticket.mask["layer.weight"]
         before, ticket = run.level(level - 1).posterior, run.level(level).ticket
@@ -150,9 +150,9 @@ def test_controls_and_transplants_of_a_late_rewind_train_the_epochs_of_their_lev
 
 
 def test_same_seed_gives_equal_files_and_more_levels_extend(tmp_path):
-    once = imp.run_imp(Config(**SMALL, run_dir=str(tmp_path / "a")))
+    once = small_run(tmp_path / "a")
     imp.run_imp(Config(**SMALL | {"levels": 1}, run_dir=str(tmp_path / "b")))
-    imp.run_imp(Config(**SMALL, run_dir=str(tmp_path / "b")))
+    small_run(tmp_path / "b")
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
     assert len(once.results) == 3
 
@@ -260,7 +260,7 @@ def test_a_signal_while_a_level_is_measured_stops_at_once_and_loses_no_epoch(tmp
     assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "whole")
 
 
-def test_the_run_folder_is_as_promised(tmp_path, capsys):
+def test_the_run_folder_is_as_promised(tmp_path, capsys, refused):
     path = tmp_path / "run"
     arguments = [
         f"--{n.replace('_', '-')}={v}"
@@ -288,10 +288,8 @@ def test_the_run_folder_is_as_promised(tmp_path, capsys):
 
     before = fingerprint(path)
     assert imp.main([*arguments, "--milestones", "1", "--run-dir", str(path)]) == 0, "a finished run is not run again"
-    assert imp.main([*arguments, "--milestones", "1", "--run-dir", str(path), "--lr", "0.1"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "lr was 0.001, now it is 0.1" in error
+    arguments += ["--milestones", "1", "--run-dir", str(path), "--lr", "0.1"]
+    refused(imp.main, arguments, "lr was 0.001, now it is 0.1")
     assert fingerprint(path) == before
 
 
@@ -323,12 +321,10 @@ def test_the_run_folder_is_as_promised(tmp_path, capsys):
         (["--device", "meta"], "--device meta is not available"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(arguments, message, tmp_path, capsys, monkeypatch):
+def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(arguments, message, tmp_path, refused, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert imp.main(["--preset", "quick", "--arch", "lenet", "--epochs", "1", "--milestones", "1", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    usual = ["--preset", "quick", "--arch", "lenet", "--epochs", "1", "--milestones", "1"]
+    refused(imp.main, [*usual, *arguments], message)
     assert os.listdir(tmp_path) == []
 
 
@@ -342,14 +338,12 @@ class Poisoned(TenWeights):
         return super().forward(x) * (math.nan if self.steps > 3 else 1.0)
 
 
-def test_a_diverging_run_names_the_step_keeps_its_checkpoint_and_exits_1(tmp_path, capsys, monkeypatch):
+def test_a_diverging_run_names_the_step_keeps_its_checkpoint_and_exits_1(tmp_path, refused, monkeypatch):
     monkeypatch.setitem(nets._NETS, "poisoned", lambda classes, channels, size, patch: Poisoned())
     monkeypatch.setattr("pyro_lottery.runs.checkpoint.CHECKPOINT_SECONDS", 0.0)
     arguments = ["--preset", "quick", "--arch", "poisoned", "--train-size", "128", "--run-dir", str(tmp_path / "run")]
-    assert imp.main(arguments) == 1
-    error = capsys.readouterr().err
-    assert "not finite at epoch 2, step 2 (not finite by then: layer.weight, layer.bias, head.weight and" in error
-    assert error.count("\n") == 1
+    where = "not finite at epoch 2, step 2 (not finite by then: layer.weight, layer.bias, head.weight and"
+    refused(imp.main, arguments, where, code=1)
     tensors, info = untrusted.load_tensors(tmp_path / "run" / "level_00" / "checkpoint.safetensors")
     assert info["epoch"] == 1
     assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
@@ -401,7 +395,7 @@ def test_a_checkpoint_of_another_training_is_named(tmp_path, monkeypatch):
     for arch in ("lenet", "resnet20"):
         monkeypatch.setattr(LevelHooks, "stopping", lambda self: True)
         with pytest.raises(Stopped):
-            imp.run_imp(Config(**SMALL | {"arch": arch, "run_dir": str(tmp_path / arch)}))
+            small_run(tmp_path / arch, arch=arch)
     monkeypatch.undo()
     foreign, checkpoint = (RunFolder(tmp_path / arch).level(0).checkpoint for arch in ("resnet20", "lenet"))
     tensors, info = untrusted.load_tensors(checkpoint)
@@ -412,7 +406,7 @@ def test_a_checkpoint_of_another_training_is_named(tmp_path, monkeypatch):
         pytest.warns(UserWarning, match="belongs to another ticket; the level is trained from its start"),
         pytest.raises(Stopped),
     ):
-        imp.run_imp(Config(**SMALL | {"run_dir": str(tmp_path / "lenet")}))
+        small_run(tmp_path / "lenet")
     monkeypatch.undo()
     tensors, info = untrusted.load_tensors(checkpoint)
     assert info["epoch"] == 0
@@ -435,9 +429,9 @@ def test_a_checkpoint_of_another_training_is_named(tmp_path, monkeypatch):
     ):
         files.save_tensors(checkpoint, *made)
         with pytest.raises(Damaged, match="belongs to another training"):
-            imp.run_imp(Config(**SMALL | {"run_dir": str(tmp_path / "lenet")}))
+            small_run(tmp_path / "lenet")
     files.save_tensors(checkpoint, tensors, info)
-    imp.run_imp(Config(**SMALL | {"run_dir": str(tmp_path / "lenet")}))
+    small_run(tmp_path / "lenet")
 
 
 def test_presets_reach_the_run(tmp_path):
@@ -475,11 +469,11 @@ def test_a_level_that_nothing_would_be_left_of_is_refused_before_anything_is_tra
     with pytest.raises(
         pl.UserError, match=r"--levels 200 would prune every weight: .* 10 prunable .* at most --levels 6"
     ):
-        imp.run_imp(Config(**SMALL | {"arch": "ten", "levels": 200, "run_dir": str(run_dir)}))
+        small_run(run_dir, arch="ten", levels=200)
     monkeypatch.setitem(nets._NETS, "one", lambda *args: OneLayer())
     with pytest.raises(pl.UserError, match="nothing can be pruned"):
-        imp.run_imp(Config(**SMALL | {"arch": "one", "run_dir": str(run_dir)}))
+        small_run(run_dir, arch="one")
     assert not run_dir.exists()
-    dense = imp.run_imp(Config(**SMALL | {"arch": "one", "levels": 0, "epochs": 1, "run_dir": str(run_dir)}))
+    dense = small_run(run_dir, arch="one", levels=0, epochs=1)
     assert dense.results[["density", "remaining", "total"]].values.tolist() == [[1, 0, 0]]
     assert dense.level(0).load_model().predict(dense.load_data().test, 2).shape[1] == 10

@@ -7,16 +7,14 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 import pyro_lottery as pl
-from pyro_lottery import imp
 from pyro_lottery.controls import run_control
-from pyro_lottery.runs.config import Config
-from tests.support import SMALL
+from tests.support import small_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    return imp.run_imp(Config(**SMALL | {"run_dir": str(path)}))
+    return small_run(path)
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +95,7 @@ def test_a_weight_against_its_prior(run):
 
 def test_what_cannot_be_plotted_is_named(run, tmp_path):
     pruned = tuple((~run.level(2).ticket.mask["fc1.weight"]).nonzero()[0].tolist())
-    point = imp.run_imp(Config(**SMALL | {"levels": 0, "guide": "deterministic", "run_dir": str(tmp_path / "d")}))
+    point = small_run(tmp_path / "d", levels=0, guide="deterministic")
     (tmp_path / "u").mkdir()
     (tmp_path / "u" / "config.json").write_bytes((run.folder.path / "config.json").read_bytes())
     unfinished = pl.load_run(tmp_path / "u")

@@ -7,12 +7,11 @@ from html.parser import HTMLParser
 import pytest
 
 import pyro_lottery as pl
-from pyro_lottery import imp, report
+from pyro_lottery import report
 from pyro_lottery.controls import run_control
 from pyro_lottery.runs.cli import parse
-from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import RunFolder
-from tests.support import SMALL
+from tests.support import small_run
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -23,7 +22,7 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     names = {"mean_field": "bayesian", "deterministic": "<img src=x onerror=alert(2)> $x$"}
     for guide, name in names.items():
-        imp.run_imp(Config(**SMALL | {"guide": guide, "run_dir": str(root / name)}))
+        small_run(root / name, guide=guide)
     folder = RunFolder(root / names["deterministic"])
     config = folder.config
     config["hardware"]["name"] = HOSTILE
@@ -86,16 +85,13 @@ def test_the_command_of_a_control_and_of_a_transplant(runs):
     assert html.escape(name) in report.report([control])
 
 
-def test_bad_input_is_one_line(runs, tmp_path, capsys):
+def test_bad_input_is_one_line(runs, tmp_path, refused):
     for arguments, message in [
         ([str(tmp_path)], "is not a run folder"),
         ([runs[0], "-o", str(tmp_path / "no" / "r.html")], "does not exist; create it"),
         ([runs[0], "-o", str(tmp_path)], "is a folder; name a file"),
     ]:
-        assert report.main(arguments) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        assert message in error
+        refused(report.main, arguments, message)
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,15 @@
 import pytest
 
 import pyro_lottery as pl
-from pyro_lottery import controls, imp, tables, transplant
-from pyro_lottery.runs.config import Config
-from tests.support import SMALL
+from pyro_lottery import controls, tables, transplant
+from tests.support import small_run
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for guide in ("mean_field", "deterministic"):
-        run = imp.run_imp(Config(**SMALL | {"guide": guide, "run_dir": str(root / guide)}))
+        run = small_run(root / guide, guide=guide)
     controls.run_control(run, "shuffle_even", [2])
     transplant.transplant_run(run, [1])
     (root / "figures").mkdir()

@@ -3,16 +3,16 @@ import safetensors.torch
 import torch
 
 import pyro_lottery as pl
-from pyro_lottery import imp, levels, nets, prediction, tickets, transplant
+from pyro_lottery import levels, nets, prediction, tickets, transplant
 from pyro_lottery.runs.build import prepare
 from pyro_lottery.runs.config import Config
-from tests.support import SMALL
+from tests.support import SMALL, small_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    return imp.run_imp(Config(**SMALL | {"guide": "deterministic", "run_dir": str(path)}))
+    return small_run(path, guide="deterministic")
 
 
 def plain_network(ticket):
@@ -114,7 +114,7 @@ class Bomb:
         return (exec, ("raise SystemExit('code of the file was run')",))
 
 
-def test_bad_input_is_one_line(run, tmp_path, capsys):
+def test_bad_input_is_one_line(run, tmp_path, refused):
     state = plain_network(run.level(1).ticket).state_dict()
     files = {
         "missing": {n: t for n, t in state.items() if n != "fc1.weight"},
@@ -130,7 +130,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
     for name, content in files.items():
         torch.save(content, tmp_path / f"{name}.pt")
     (tmp_path / "half.safetensors").write_bytes(b"half")
-    bayesian = imp.run_imp(Config(**SMALL | {"levels": 0, "epochs": 1, "run_dir": str(tmp_path / "bayes")}))
+    bayesian = small_run(tmp_path / "bayes", levels=0, epochs=1)
     options = ["--arch", "lenet", "--preset", "smoke", "--run-dir", str(tmp_path / "never")]
     path = str(run.folder.path)
     for arguments, message in [
@@ -155,16 +155,12 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
         ([path, "--guide", "deterministic"], "a transplant needs a Bayesian guide"),
         ([str(bayesian.folder.path)], "transplants need a run with --guide deterministic"),
     ]:
-        assert transplant.main(arguments) == 2, arguments
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1, error
-        assert message in error
+        refused(transplant.main, arguments, message)
     torch.save(state, tmp_path / "w.pt")
     masks = {name: torch.ones_like(state[name]) for name in run.level(1).ticket.mask}
     for value, message in ((0.3, "must hold only 0 and 1"), (0.0, "the mask keeps no weight")):
         torch.save({name: value * mask for name, mask in masks.items()}, tmp_path / "m.pt")
-        assert transplant.main([str(tmp_path / "w.pt"), *options, "--mask", str(tmp_path / "m.pt")]) == 2
-        assert message in capsys.readouterr().err
+        refused(transplant.main, [str(tmp_path / "w.pt"), *options, "--mask", str(tmp_path / "m.pt")], message)
     assert not (tmp_path / "never").exists(), "nothing is written for a ticket that cannot be made"
 
 

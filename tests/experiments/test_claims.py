@@ -30,15 +30,8 @@ class World:
         self.rows, self.seeds, self.noise = [], range(seeds), np.random.default_rng(0)
 
     def add(self, arch, accuracy, mace=(0.05,) * 6, seconds=10.0, levels=range(6), **options):
-        base = {
-            "guide": "mean_field",
-            "score": "snr",
-            "treatment": "imp",
-            "rewind": "init",
-            "lr": 1e-3,
-            "warmup_epochs": 0,
-        }
-        options = base | options
+        base = {"guide": "mean_field", "score": "snr", "treatment": "imp", "rewind": "init"}
+        options = base | {"lr": 1e-3, "warmup_epochs": 0} | options
         if options["guide"] == "deterministic":
             options["score"] = "magnitude"
         for seed in self.seeds:
@@ -104,15 +97,8 @@ def contrary_world():
             for control in CONTROLS:
                 world.add(arch, [95] * 6, levels=range(1, 6), guide=guide, treatment=control)
             world.add(arch, [50] * 6, guide=guide, rewind="lr")
-        world.add(
-            arch,
-            [95 if arch == "vit_tiny" else 20] * 6,
-            [0.3] * 6,
-            10,
-            range(1, 6),
-            treatment="transplant",
-            score="magnitude",
-        )
+        moved = [95 if arch == "vit_tiny" else 20] * 6
+        world.add(arch, moved, [0.3] * 6, 10, range(1, 6), treatment="transplant", score="magnitude")
         world.add(LARGE[arch], shifted(ticket, -2, range(6)))
         world.add(arch, [99, 90, 90, 90, 90, 90], lr=1e-4)
         world.add(arch, [50] * 6, lr=1e-2)
@@ -200,20 +186,14 @@ def test_one_level_far_off_is_not_averaged_away():
 
 def test_the_cost_is_judged_with_the_papers_samples_alone():
     world = World()
-    world.add("resnet20", [90] * 6, seconds=10)
-    world.add("resnet20", [90] * 6, seconds=10, guide="deterministic")
-    assert one(transplants.claim_11, world, "resnet20: seconds").verdict == FAILS
-    for row in world.rows:
-        row["train_samples"] = 1
-    assert one(transplants.claim_11, world, "resnet20: seconds").verdict == UNKNOWN
-    world = World()
     world.add("resnet20", [90] * 6)
     world.add("resnet20", [90] * 6, guide="deterministic")
     world.add("resnet20", [90] * 6, treatment="transplant", score="magnitude")
-    assert one(transplants.claim_11, world, "resnet20: compute saved").verdict == FAILS
-    for row in world.rows:
-        row["train_samples"] = 1
-    assert one(transplants.claim_11, world, "resnet20: compute saved").verdict == UNKNOWN
+    for samples, verdict in ((10, FAILS), (1, UNKNOWN)):
+        for row in world.rows:
+            row["train_samples"] = samples
+        for what in ("seconds", "compute saved"):
+            assert one(transplants.claim_11, world, f"resnet20: {what}").verdict == verdict
 
 
 def test_shortcuts_have_no_depth():

@@ -9,7 +9,7 @@ import pyro_lottery as pl
 from pyro_lottery import imp, nets, sites, tickets, transplant
 from pyro_lottery.model import layers
 from pyro_lottery.runs.config import Config
-from tests.support import SMALL, TinyNet
+from tests.support import SMALL, TinyNet, small_run
 
 LATE = {"conv1.*": None, "*": pl.priors.normal(1.0)}
 """A prior by import path, for LeNet."""
@@ -147,7 +147,7 @@ def test_a_partly_bayesian_network_in_a_run_folder(tmp_path):
 
 
 def test_a_deterministic_ticket_into_a_partly_bayesian_network(tmp_path):
-    run = imp.run_imp(Config(**SMALL | {"guide": "deterministic", "run_dir": str(tmp_path / "run")}))
+    run = small_run(tmp_path / "run", guide="deterministic")
     dense, pruned = (run.level(level).ticket for level in (0, 1))
     found = transplant.transplant_run(run, [0], prior="tests.model.test_layers.LATE").level(0).ticket
     assert torch.equal(found.net["conv1.weight"], dense.start.loc["conv1.weight"])

@@ -16,7 +16,7 @@ from pyro_lottery.errors import Damaged
 from pyro_lottery.runs import build
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import RunFolder
-from tests.support import SMALL, TinyNet, tree
+from tests.support import SMALL, TinyNet, small_run, tree
 
 GUIDES = ["mean_field", "deterministic", "pyro.infer.autoguide.AutoNormal"]
 
@@ -24,7 +24,7 @@ GUIDES = ["mean_field", "deterministic", "pyro.infer.autoguide.AutoNormal"]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    return {g: imp.run_imp(Config(**SMALL | {"guide": g, "levels": 1, "run_dir": str(root / g)})) for g in GUIDES}
+    return {g: small_run(root / g, guide=g, levels=1) for g in GUIDES}
 
 
 @pytest.fixture(params=GUIDES)
@@ -131,7 +131,7 @@ def test_a_prior_that_no_run_folder_can_keep_is_refused_on_the_command_line(prio
 
 def test_code_that_a_run_folder_names_runs_only_where_it_is_trusted(tmp_path, capsys):
     """A run folder from somebody else: its config.json is not the reader's command line."""
-    made = imp.run_imp(Config(**SMALL | {"levels": 1, "epochs": 1, "run_dir": str(tmp_path / "run")}))
+    made = small_run(tmp_path / "run", levels=1, epochs=1)
     path, saved = str(made.folder.path), json.loads((tmp_path / "run/config.json").read_text())
     code = {"prior": "os.system", "guide": "os.system", "score": "os.system", "arch": "os:system"}
     for option, named in code.items():
@@ -184,7 +184,7 @@ def test_a_run_on_another_machine_is_told_where_its_data_are_and_checks_them(tmp
     here, there, other = tmp_path / "here", tmp_path / "there", tmp_path / "other"
     tree(here, sizes=((8, 8), (8, 8)))
     options = {"dataset": "folder", "data_dir": str(here), "train_size": None, "levels": 1, "epochs": 1}
-    run = imp.run_imp(Config(**SMALL | options | {"run_dir": str(tmp_path / "run")}))
+    run = small_run(tmp_path / "run", **options)
     shutil.copytree(here, there)
     shutil.move(here, other)
     with pytest.raises(pl.UserError, match="no folder train/"):
@@ -240,13 +240,13 @@ def test_files_that_do_not_belong_together_make_no_network(run, tmp_path):
 
 def test_scales_of_zero_are_refused_before_training(tmp_path):
     with pytest.raises(pl.UserError, match="--init-scale 1e-50 gives scales of 0"):
-        imp.run_imp(Config(**SMALL | {"init_scale": 1e-50, "run_dir": str(tmp_path / "run")}))
+        small_run(tmp_path / "run", init_scale=1e-50)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_level_whose_files_do_not_agree_is_named_by_whoever_reads_it(tmp_path, capsys):
     path = tmp_path / "run"
-    imp.run_imp(Config(**SMALL | {"levels": 1, "epochs": 1, "run_dir": str(path)}))
+    small_run(path, levels=1, epochs=1)
     (path / "level_01" / "posterior.safetensors").unlink()
     with pytest.raises(Damaged, match="posterior"):
         pl.load_run(path).level(1)

@@ -9,7 +9,7 @@ from pyro_lottery import controls, imp, nets, report, transplant, weights
 from pyro_lottery.runs.build import prepare
 from pyro_lottery.runs.config import Config
 from pyro_lottery.weights import pretrained
-from tests.support import SMALL, TinyNet, same
+from tests.support import SMALL, TinyNet, same, small_run
 
 
 def trained(net):
@@ -149,7 +149,7 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_a_ticket_of_ones_own_is_a_start_without_its_mask(tmp_path):
-    run = imp.run_imp(Config(**SMALL | {"levels": 1, "epochs": 1, "run_dir": str(tmp_path / "run")}))
+    run = small_run(tmp_path / "run", levels=1, epochs=1)
     path = run.level(1)._folder.path / "ticket.safetensors"
     options = {"levels": 0, "epochs": 1, "pretrained": str(path), "run_dir": str(tmp_path / "other")}
     found = imp.run_imp(Config(**SMALL | options)).level(0).ticket
@@ -160,6 +160,6 @@ def test_a_ticket_of_ones_own_is_a_start_without_its_mask(tmp_path):
 def test_a_transplant_of_a_pretrained_run_needs_no_file(tmp_path):
     torch.save(trained(nets.create_model("lenet", 10, 1, 8)), tmp_path / "w.pt")
     options = {"levels": 1, "epochs": 1, "guide": "deterministic", "pretrained": str(tmp_path / "w.pt")}
-    run = imp.run_imp(Config(**SMALL | options | {"run_dir": str(tmp_path / "run")}))
+    run = small_run(tmp_path / "run", **options)
     (tmp_path / "w.pt").unlink()
     assert same(transplant.transplant_run(run).level(1).ticket.start.loc, run.level(1).ticket.start.loc)
