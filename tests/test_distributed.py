@@ -130,10 +130,9 @@ def test_what_a_shell_was_given_by_ranks_mutes_nothing(capsys, monkeypatch):
 @pytest.mark.slow
 def test_torchrun_starts_the_ranks_too(tmp_path):
     more = ["--levels", "0", "--epochs", "1", "--milestones", "1", "--train-size", "100", "--test-size", "50"]
-    torchrun = [sys.executable, *["-m", "torch.distributed.run", "--nproc-per-node", "2"]]
-    done = subprocess.run(
-        [*torchrun, *command(tmp_path / "run", *more)[1:]], capture_output=True, text=True, timeout=DEADLOCK
-    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun += command(tmp_path / "run", *more)[1:]
+    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=DEADLOCK)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("results, tickets") == 1
     assert len(pl.load_run(tmp_path / "run").results) == 1
@@ -155,10 +154,8 @@ def test_nothing_of_it_is_imported_with_one_device(tmp_path):
         "import sys; from pyro_lottery import imp; code = imp.main(sys.argv[1:]); "
         "sys.exit(code or 'lightning_fabric' in sys.modules or 'torch.distributed.run' in sys.modules)"
     )
-    arguments = [
-        *command(tmp_path / "run")[3:],
-        *["--devices", "1", "--levels", "0", "--epochs", "1", "--milestones", "1"],
-    ]
+    more = ["--devices", "1", "--levels", "0", "--epochs", "1", "--milestones", "1"]
+    arguments = [*command(tmp_path / "run")[3:], *more]
     assert subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True).returncode == 0
 
 

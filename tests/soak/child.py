@@ -19,21 +19,9 @@ from pyro_lottery import imp
 from pyro_lottery.runs import checkpoint
 
 RUN = [
-    "--arch",
-    "lenet",
-    "--preset",
-    "quick",
-    "--levels",
-    "3",
-    "--epochs",
-    "6",
-    "--milestones",
-    "4",
-    "--train-size",
-    "300",
-    "--eval-samples",
-    "2",
-]
+    "--arch", "lenet", "--preset", "quick", "--levels", "3", "--epochs", "6", "--milestones", "4", "--train-size", "300",
+    "--eval-samples", "2",
+]  # fmt: skip
 KINDS = ("count", "no space", "I/O error", "short write", "lost write", "full disk", "kill")
 """In the order of faults.c. A short write says so and is to be repeated; of a lost one half is missing that was reported written."""
 SAVE_SECONDS = 0.2

@@ -91,9 +91,8 @@ def batch_script(wave: Sequence[Job], root: Path, given: argparse.Namespace, aft
     lines = ["#!/bin/bash", "#SBATCH --requeue"]
     lines += [f"#SBATCH --{name}={shlex.quote(str(value))}" for name, value in options.items()]
     lines += [f"# {number}: {job}" for number, job in enumerate(wave)]
-    return "\n".join(
-        [*lines, f'exec {shlex.join(["srun", "--unbuffered", sys.executable, *work])} "$SLURM_ARRAY_TASK_ID"', ""]
-    )
+    command = shlex.join(["srun", "--unbuffered", sys.executable, *work])
+    return "\n".join([*lines, f'exec {command} "$SLURM_ARRAY_TASK_ID"', ""])
 
 
 def jobs_file(wave: Sequence[Job], root: Path) -> Path:
