@@ -76,7 +76,7 @@ What `python -m pyro_lottery.transplant FILE` makes of weight files as people ha
 a linear layer and a classifier, with 132 prunable weights.
 
 - "Read": every value of the ticket is right, and its density is the given one. Messages follow; "zeros" stands for the message
-  that says how many zeros are taken for pruned.
+  that says how many zeros count as pruned.
 - Otherwise the command ends with exit code 2 and the given line. FILE is the path; … is the rest of a line of another library.
 
 Each row is a test.

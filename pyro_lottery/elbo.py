@@ -86,7 +86,7 @@ class ELBO(Trace_ELBO):
             fn: Any = q["fn"]
             if not fn.has_rsample:
                 raise UserError(
-                    f"the guide's site {name!r} has no reparameterised sample; use loss_and_grads, like SVI"
+                    f"the guide's site {name!r} has no reparameterised sample; call loss_and_grads, as SVI does, which needs none"
                 )
         nll: Any = 0.0
         tempered_kl: Any = 0.0
@@ -192,7 +192,9 @@ def _check_traces(model_trace: Any, guide_trace: Any, tempered: bool) -> None:
     drawn = {n: s for n, s in guide_trace.nodes.items() if _is_random(s) and not s["is_observed"]}
     for name, p in latent.items():
         if name not in drawn:
-            raise UserError(f"the guide does not sample site {name!r} of the model")
+            raise UserError(
+                f"the guide does not sample site {name!r} of the model; sample it in the guide, or hide it with poutine.block"
+            )
         q = drawn[name]
         if tempered and q["scale"] is not p["scale"] and not _equal(q["scale"], p["scale"]):
             raise UserError(
@@ -201,7 +203,9 @@ def _check_traces(model_trace: Any, guide_trace: Any, tempered: bool) -> None:
             )
     for name, q in drawn.items():
         if name not in latent and not q["infer"].get("is_auxiliary"):
-            raise UserError(f"the guide samples site {name!r}, which the model does not sample")
+            raise UserError(
+                f"the guide samples site {name!r}, which the model does not sample; remove it from the guide"
+            )
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -35,7 +35,7 @@ def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
     the mask, or if no weight would survive.
     """
     if not 0 < fraction < 1:
-        raise UserError(f"prune fraction must be between 0 and 1, got {fraction}")
+        raise UserError(f"fraction must be between 0 and 1, both excluded, got {fraction}")
     if not total(mask):
         raise UserError(NOTHING_PRUNABLE)
     if not (isinstance(score, Mapping) and all(isinstance(value, Tensor) for value in score.values())):

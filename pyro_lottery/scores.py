@@ -85,5 +85,7 @@ def by_name(name: str, seed: int = 0, level: int = 0) -> Score:
 
 def _scale(posterior: Posterior, name: str) -> Sites:
     if posterior.scale is None:
-        raise UserError(f"score {name} needs scales, but a point guide has none; use magnitude")
+        raise UserError(
+            f"--score {name} needs scales, which a point guide (--guide deterministic) lacks; use magnitude"
+        )
     return posterior.scale

@@ -76,7 +76,7 @@ def read(path: Path, mask: Path | None = None, key: str | None = None) -> tuple[
 
 def ticket_of(source: Weights, masked: Weights | None, into: Ticket) -> Ticket:
     """The ticket that a file's weights make, with the mask of another file, of its own, or of its zeros; ``into`` is the
-    network's dense ticket. How many zeros are taken for pruned is printed.
+    network's dense ticket. Prints how many zeros count as pruned.
     """
     wanted = {**into.start.loc, **into.net}
     values, half = weights.fit(source.path, source.values, wanted), weights.in_half_precision(source.values)
@@ -98,14 +98,14 @@ def ticket_of(source: Weights, masked: Weights | None, into: Ticket) -> Ticket:
 def _say_zeros(path: Path, zeros: int, ticket: Ticket, half: str) -> None:
     if is_first():
         print(
-            f"{path}: {zeros:,} of {masks.total(ticket.mask):,} prunable weights are 0, and taken for pruned: density "
+            f"{path}: {zeros:,} of {masks.total(ticket.mask):,} prunable weights are 0 and count as pruned: density "
             f"{masks.density(ticket.mask):.4%}"
         )
     if empty := [name for name, mask in ticket.mask.items() if mask.numel() and not bool(mask.any())]:
-        warnings.warn(f"{path}: all weights of {', '.join(empty)} are 0, and pruned", stacklevel=2)
+        warnings.warn(f"{path}: all weights of {', '.join(empty)} are 0 and count as pruned", stacklevel=2)
     if half:
         warnings.warn(
-            f"{path} is in {half}, in which small weights become 0 and would be taken for pruned; --mask tells them apart",
+            f"{path} is in {half}, in which small weights become 0 and would count as pruned; give --mask to tell them apart",
             stacklevel=2,
         )
 
@@ -168,7 +168,7 @@ def _transplant(
                 raise UserError(f"--{name} is for files; {source} is a run folder, which has its own")
         return transplant_run(load_run(source, trust), levels, **options)
     if levels:
-        raise UserError(f"--levels is for run folders; {source} is a file, which gives one level")
+        raise UserError(f"--levels is for run folders; {source} is a file, which gives one level; leave it out")
     return transplant_file(source, mask, config_of(preset, **options), key)
 
 

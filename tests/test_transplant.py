@@ -183,7 +183,7 @@ def test_the_command_reads_a_checkpoint_of_a_wrapped_network(run, tmp_path, caps
     out, err = capsys.readouterr()
     kept, total = run.results["remaining"][1], run.results["total"][1]
     assert (
-        f"{total - kept:,} of {total:,} prunable weights are 0, and taken for pruned: density {kept / total:.4%}" in out
+        f"{total - kept:,} of {total:,} prunable weights are 0 and count as pruned: density {kept / total:.4%}" in out
     )
     assert "warning: " in err
     assert "names are read without the prefix module." in err

@@ -102,7 +102,9 @@ def read(
     runs = [run for run in tables.list_runs(root) if run.folder.results()]
     for arch in only:
         if runs and all(run.config.arch != arch for run in runs):
-            raise UserError(f"--arch {arch}: {root} holds finished runs of {', '.join({r.config.arch for r in runs})}")
+            raise UserError(
+                f"--arch {arch}: {root} holds finished runs of {', '.join({r.config.arch for r in runs})}; choose one"
+            )
     wanted = {*only, *(LARGER[arch] for arch in only if arch in LARGER)}
     runs = [run for run in runs if not only or run.config.arch in wanted]
     runs = _only(runs, "--data", data, lambda config: config.data_name, root)

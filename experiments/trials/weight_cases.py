@@ -80,7 +80,7 @@ class Case:
         return self.name.partition(" ")[2]
 
 
-ZEROS = "FILE: 66 of 132 prunable weights are 0, and taken for pruned: density 50.0000%"
+ZEROS = "FILE: 66 of 132 prunable weights are 0 and count as pruned: density 50.0000%"
 
 
 def without(names: str) -> str:
@@ -117,7 +117,7 @@ def _read() -> list[Case]:
     averages = {"state_dict": p, "state_dict_ema": pruned(2)}
     timm = averages | {"epoch": 3, "arch": "tiny", "optimizer": adam(p), "metric": 0.9}
     beside = "; the key can name another entry: state_dict_ema"
-    tiny = "in which small weights become 0 and would be taken for pruned; --mask tells them apart"
+    tiny = "in which small weights become 0 and would count as pruned; give --mask to tell them apart"
     return [
         Case("a.pt a state_dict by torch.save", saved(p), p, ZEROS),
         Case("a.pt of torch before 1.6, no zip archive", saved(p, _use_new_zipfile_serialization=False), p, ZEROS),
@@ -148,7 +148,7 @@ def _read() -> list[Case]:
         Case("a.safetensors of a wrapper in a wrapper", safe(lambda: prefixed("model.net.backbone.", p)), p, without("the prefix model.net.backbone.")),
         Case("a.pt of torch.compile on one layer", saved({n.replace("hidden.", "hidden._orig_mod."): t for n, t in p.items()}), p, without("_orig_mod.")),
         Case("a.pt of AveragedModel", saved(averaged), p, without("the prefix module.")),
-        Case("a.pt with a layer of zeros", saved(dense() | {"hidden.weight": torch.zeros(6, 16)}), dense() | {"hidden.weight": torch.zeros(6, 16)}, "FILE: all weights of hidden.weight are 0, and pruned; FILE: 96 of 132 prunable weights are 0, and taken for pruned: density 27.2727%", 36 / 132),
+        Case("a.pt with a layer of zeros", saved(dense() | {"hidden.weight": torch.zeros(6, 16)}), dense() | {"hidden.weight": torch.zeros(6, 16)}, "FILE: all weights of hidden.weight are 0 and count as pruned; FILE: 96 of 132 prunable weights are 0 and count as pruned: density 27.2727%", 36 / 132),
         Case("a.pt without num_batches_tracked", saved(pruned_with(bn__num_batches_tracked=None)), p | {"bn.num_batches_tracked": torch.tensor(0)}, ZEROS),
         Case("a.pt with entries that are no tensors", saved(p | {"epoch": 3, "note": "best"}), p, f"FILE: epoch, note are not tensors and are ignored; {ZEROS}"),
         Case("a.pt in float64", saved(cast(torch.float64, p)), p, ZEROS),

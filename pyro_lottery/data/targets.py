@@ -77,7 +77,7 @@ def _check_labels(labels: Parts, classes: Sequence[str] | None) -> int:
     present = labels["train_y"].unique().tolist()
     if classes is not None and len(classes) <= present[-1]:
         raise UserError(
-            f"train_y holds the label {present[-1]}, but classes= names {len(classes)} classes, 0 to {len(classes) - 1}"
+            f"train_y holds the label {present[-1]}, but classes= names {len(classes)} classes, 0 to {len(classes) - 1}; name all"
         )
     if len(present) < 2:
         raise UserError("the data have one class; a classifier needs at least two")

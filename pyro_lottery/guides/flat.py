@@ -63,7 +63,7 @@ class FlatGuide(Tempered, Family):
     @torch.no_grad()
     def set_(self, posterior: Posterior) -> None:
         if self.layout.index is not None:
-            raise UserError("a guide that keeps only surviving weights while it trains cannot be set; do so before")
+            raise UserError("a guide cannot be set while it trains under a mask; set it before or after the training")
         for name, loc in self.locs().items():
             loc.copy_(posterior.loc[name])
 
@@ -90,7 +90,9 @@ class FlatGuide(Tempered, Family):
             self.layout.masks = masks  # so that the next comparison is of objects, and a GPU is not waited for
             return self.layout, parameters
         if self.layout.index is not None:
-            raise UserError("this guide keeps only the weights of another mask until its training ends")
+            raise UserError(
+                "this guide trains under another mask and has only its weights; call it under that mask, or after the training"
+            )
         if not _same(masks, self._masked.masks):
             self._masked = Layout(self.layout.shapes, masks, self.loc.device)
         self._masked.masks = masks

@@ -65,6 +65,6 @@ class AdaptedList(Copyable, AutoGuideList):
         for name in family(part).sites():
             if name in taken or name not in self.places:
                 raise UserError(
-                    f"site {name!r} is {'in another part already' if name in taken else 'not in the model'}"
+                    f"site {name!r} is {'in another part already' if name in taken else 'not in the model'}; give each site of the model to one part"
                 )
         super().append(part)

@@ -145,7 +145,7 @@ def continuous_sites(model: Callable[..., Any], *prototype_args: Any) -> dict[st
     weights = getattr(model, "kaiming_scale", {})  # of a network; any of them may be pruned
     sites = dict(traced_sites(model, *prototype_args))
     if not sites:
-        raise UserError("the model samples no site for a guide to cover")
+        raise UserError("the model has no latent sites for a guide; give it at least one pyro.sample without obs")
     for name, site in sites.items():
         if name in weights:
             check_real(name, site["fn"])
@@ -160,4 +160,4 @@ def check_unmasked(masks: Mapping[str, Tensor | None], unprunable: Mapping[str, 
     """Raise ``UserError`` with the reason for a mask of a site that cannot have one."""
     for name, reason in unprunable.items():
         if masks[name] is not None:
-            raise UserError(f"site {name!r} {reason}, so its values cannot be pruned to exactly 0")
+            raise UserError(f"site {name!r} {reason}, so it cannot be pruned; leave it out of the mask")

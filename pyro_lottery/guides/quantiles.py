@@ -15,7 +15,7 @@ def probabilities(quantiles: Any, like: Tensor) -> Tensor:
     """Numbers between 0 and 1 as a vector [n] of the dtype and device of ``like``; ``UserError`` for other numbers."""
     numbers = torch.as_tensor(quantiles, dtype=like.dtype, device=like.device).reshape(-1)
     if not bool(((numbers >= 0) & (numbers <= 1)).all()):
-        raise UserError(f"quantiles are between 0 and 1, got {quantiles}")
+        raise UserError(f"quantiles must be between 0 and 1, got {quantiles}")
     return numbers
 
 

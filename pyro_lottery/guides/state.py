@@ -100,7 +100,9 @@ def set_posterior_(guide: AutoGuide, posterior: Posterior) -> None:
     else:
         wanted = {name: place.real_shape for name, place in own.sites().items()}
     if own.takes_scales and posterior.scale is None:
-        raise UserError(f"guide {type(guide).__name__} needs scales, and this posterior has none")
+        raise UserError(
+            f"guide {type(guide).__name__} needs scales, and this posterior has none; give one of a guide that is not a point"
+        )
     for what, sites in (("loc", posterior.loc), ("scale", posterior.scale)):
         if sites is not None:
             check_same(sites, wanted, prefix=f"{what}/")

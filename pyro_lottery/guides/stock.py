@@ -46,7 +46,7 @@ class Stock(Family):
             self.guide.load_state_dict(dict(posterior.extra))
         else:
             raise UserError(
-                f"loc and scale do not determine guide {type(self.guide).__name__}; its raw parameters are missing"
+                f"loc and scale do not determine guide {type(self.guide).__name__}; give a posterior that pl.posterior read from such a guide, whose extra holds its parameters"
             )
 
     def median(self, masks: Masks, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ def slices(x: Any, batch_size: int, device: torch.device) -> Iterator[Any]:
     split = not isinstance(x, Tensor | tuple | list | Mapping)
     count = len(x) if split else trees.count(x)
     if not count:
-        raise UserError("there are no examples to predict")
+        raise UserError("there are no examples to predict; give at least one")
     for start in range(0, count, batch_size):
         index = slice(start, start + batch_size)
         part = x[index] if split else trees.map_tensors(lambda t: t[index], x)  # noqa: B023
@@ -57,7 +57,7 @@ def batches(loader: Any, device: torch.device) -> Iterator[Any]:
         trees.count(x)
         yield trees.map_tensors(lambda t: t.to(device), x)
     if empty:
-        raise UserError("the loader yields no batch to predict")
+        raise UserError("the loader yields no batch to predict; give at least one")
 
 
 def _inputs(batch: Any) -> Any:

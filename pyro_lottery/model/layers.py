@@ -57,7 +57,9 @@ def random_sites(net: nn.Module, prior: AnyPrior) -> dict[str, Prior]:
     _check_network(net)
     parameters = {site: getattr(layer, name) for site, layer, name in random_parameters(net)}
     if not parameters:
-        raise UserError("the network has no Linear, Conv or MultiheadAttention layer that could become Bayesian")
+        raise UserError(
+            "the network has no layer that could become Bayesian; it needs a Linear, Conv or MultiheadAttention layer"
+        )
     said = of_sites(prior, parameters)
     chosen = {site: own for site, own in said.items() if own is not None and parameters[site].requires_grad}
     for site, own in said.items():

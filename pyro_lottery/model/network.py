@@ -109,7 +109,7 @@ class BayesianNetwork(nn.Module):
         prior = self._priors()[site]
         if prior.hyper_sites:
             raise UserError(
-                f"the prior of {site!r} depends on {', '.join(prior.hyper_sites)}, so it is not a single distribution"
+                f"the prior of {site!r} depends on {', '.join(prior.hyper_sites)}, so no one distribution is its prior; take it from a trace of the model"
             )
         return detached(prior.distribution)
 
@@ -207,7 +207,9 @@ class BayesianNetwork(nn.Module):
         check_same(_by_group(given), _by_group(own), "the ticket belongs to another network: ")
         for name, value in (*ticket.start.loc.items(), *(ticket.start.scale or {}).items()):
             if not value.is_floating_point() or not bool(value.isfinite().all()):
-                raise UserError(f"the ticket's {name} holds {value.dtype} values that are not all finite real numbers")
+                raise UserError(
+                    f"the ticket's {name} holds {value.dtype} values that are not all finite; expected finite real numbers"
+                )
         guides.set_posterior_(guide, ticket.start)
         self.load_net_state(ticket.net)
         return ticket.mask

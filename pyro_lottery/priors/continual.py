@@ -27,7 +27,9 @@ def from_posterior(posterior: Posterior) -> Prior:
 
     def prior(site: str, shape: Size) -> dist.TorchDistribution:
         if site not in known:
-            raise UserError(f"the posterior used as the prior has no site {site!r}; it belongs to another network")
+            raise UserError(
+                f"the posterior used as the prior has no site {site!r}; give the posterior of a network with the same sites"
+            )
         return dist.Normal(*known[site])
 
     return prior

@@ -48,7 +48,9 @@ class SitePrior(nn.Module):
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"the prior of {site!r} does not broadcast to {tuple(shape)} ({error})") from error
+            raise UserError(
+                f"the prior of {site!r} does not broadcast to {tuple(shape)} ({error}); give numbers, or tensors of this shape"
+            ) from error
         if not fits:
             raise UserError(f"the prior of {site!r} must be a distribution per weight, not over vectors")
 
@@ -77,7 +79,7 @@ class SitePrior(nn.Module):
             whose = "an nn.Parameter created outside the prior function"
         if not set(leaves) <= own:
             raise UserError(
-                f"the prior of {self.site!r} depends on a tensor that requires a gradient and is not {whose}"
+                f"the prior of {self.site!r} depends on a tensor that requires a gradient; such a tensor must be {whose}"
             )
         self._asked = prior  # a module becomes a submodule here
         if not isinstance(prior, nn.Module):

@@ -239,8 +239,10 @@ def from_json(options: dict[str, Any]) -> Config:
     """The options in a ``config.json``; ignores its facts. Raises ``UserError`` if an option is missing or has a bad value."""
     known = {f.name for f in fields(Config)}
     if missing := sorted(known - options.keys() - LATER.keys() - RESUMABLE - {"run_dir"}):
-        raise UserError(f"config.json has no option {missing[0]}")
+        raise UserError(f"config.json has no option {missing[0]}; restore the file, or choose another --run-dir")
     try:
         return Config(**{name: value for name, value in options.items() if name in known})
     except TypeError as error:
-        raise UserError(f"config.json has an option of a wrong type ({error})") from error
+        raise UserError(
+            f"config.json has an option of a wrong type ({error}); restore the file, or choose another --run-dir"
+        ) from error

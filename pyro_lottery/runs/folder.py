@@ -48,7 +48,9 @@ class RunFolder:
         """The contents of ``config.json``; raises ``UserError`` if the file is missing or damaged."""
         path = self.path / "config.json"
         if not path.exists():
-            raise UserError(f"{self.path} is not a run folder: it has no config.json")
+            raise UserError(
+                f"{self.path} is not a run folder: it has no config.json; name a folder that a command of pyro_lottery made"
+            )
         config = untrusted.read_object(path)
         for name in ("data", "versions", "hardware"):
             if not isinstance(value := config.get(name, {}), dict):
@@ -114,7 +116,7 @@ class RunFolder:
         """The rows of all finished levels, in order; raises ``UserError`` if no level is finished."""
         rows = self.results()
         if not rows:
-            raise UserError(f"{self.path} has no finished level yet")
+            raise UserError(f"{self.path} has no finished level yet; repeat its command to train one")
         return rows
 
     def write_results(self) -> None:

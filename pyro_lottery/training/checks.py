@@ -50,7 +50,9 @@ def check_data(model: BayesianNetwork, data: Data) -> Any:
         if getattr(module, "sparse", False) is True:  # nn.Embedding, nn.EmbeddingBag
             raise UserError(f"{name!r} gives sparse gradients, which Adam does not take; build it with sparse=False")
     if model.num_data != len(data.train):
-        raise UserError(f"the model's num_data is {model.num_data}, but there are {len(data.train)} training examples")
+        raise UserError(
+            f"the model's num_data is {model.num_data}, but there are {len(data.train)} training examples; make them equal"
+        )
     likelihoods = []
     for part, split in (("training", data.train), ("test", data.test), ("validation", data.val)):
         if split is None:
@@ -109,14 +111,16 @@ def check_batches(model: nn.Module, data: Data, batch_size: int, ranks: Ranks = 
         _check_stream(model, data.train, ranks)
         return
     if min(batch_size, len(data.train)) < ranks.least and ranks.world > 1:
-        raise UserError(f"--batch-size and --train-size must be at least {ranks.least}, two images a device")
+        raise UserError(f"--batch-size and --train-size must be at least {ranks.least}: each device needs two images")
     if min(batch_size, len(data.train)) < 2 and any(is_batch_norm(m) for m in model.modules()):
         raise UserError("--batch-size and --train-size must be at least 2: BatchNorm cannot normalise a batch of one")
 
 
 def _check_stream(model: nn.Module, stream: Stream, ranks: Ranks) -> None:
     if ranks.world > 1:
-        raise UserError("several devices share batches of data that are held in memory; train on one from a loader")
+        raise UserError(
+            "a loader's data cannot be shared by several devices; use one device, or hold the data in memory: pl.data.from_tensors"
+        )
     if stream.last_batch == 1 and any(is_batch_norm(m) for m in model.modules()):
         raise UserError(
             "the loader's last batch has one example, which BatchNorm cannot normalise; give the DataLoader drop_last=True, or "

@@ -74,8 +74,9 @@ def check_used_weights(model: BayesianNetwork, x: Any) -> None:
         allowed = sum(survivors[name] for name in use.sites) * max(1.0, use.elements / elements)
         if use.nonzero > allowed:
             raise UserError(
-                f"{use.sites[0]!r} is transformed before its layer uses it: of the pruned weights {use.nonzero:,} of "
-                f"{use.elements:,} are not 0 where {int(allowed):,} survive; give it no mask, or train the network dense"
+                f"{use.sites[0]!r} is transformed before its layer uses it, so pruned weights do not stay 0: the layer computes "
+                f"with {use.nonzero:,} of {use.elements:,} weights, but {int(allowed):,} survive; give it no mask, or train the "
+                "network dense"
             )
 
 

@@ -123,7 +123,9 @@ class TrainState:
         try:
             state = _read(saved, self._ranks.world)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"this is no state of a training: {one_line(error)}") from error
+            raise UserError(
+                f"this is no state of a training: {one_line(error)}; expected the dict that TrainState.state_dict returned"
+            ) from error
         if self._optimizer is not None:
             if None not in (state.belongs, self.belongs) and state.belongs != self.belongs:
                 raise state._foreign()

@@ -399,7 +399,7 @@ def test_several_devices_do_not_share_a_loader():
         world = 2
 
     model, _ = linear()
-    with pytest.raises(pl.UserError, match="several devices share batches of data that are held in memory"):
+    with pytest.raises(pl.UserError, match="a loader's data cannot be shared by several devices"):
         training.check_batches(model, pl.data.from_loaders(DataLoader(regression(), 16)), 16, Two())
 
 

@@ -55,7 +55,7 @@ def test_quantiles_equal_autonormals_and_obey_masks(tiny_model, half_mask):
         mask = half_mask.get(name, torch.ones(value.shape[1:], dtype=torch.bool))
         assert torch.equal(value, torch.where(mask, before[name], 0.0))
         assert torch.equal(value, inside[name])
-    with pytest.raises(pl.UserError, match=r"quantiles are between 0 and 1, got \[2\.0\]"):
+    with pytest.raises(pl.UserError, match=r"quantiles must be between 0 and 1, got \[2\.0\]"):
         ours.quantiles([2.0])
 
 

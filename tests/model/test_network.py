@@ -83,7 +83,7 @@ def test_bad_numbers_are_named():
         with pytest.raises(pl.UserError, match="kl_temperature must be greater than 0"):
             model.kl_temperature = wrong
     assert model.kl_temperature == 1.0
-    with pytest.raises(pl.UserError, match="no Linear, Conv"):
+    with pytest.raises(pl.UserError, match="it needs a Linear, Conv"):
         pl.BayesianClassifier(nn.BatchNorm1d(2), num_data=1)
 
 

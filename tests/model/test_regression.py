@@ -105,7 +105,7 @@ def test_scales_that_do_not_fit_the_outputs_are_named():
         model = pl.BayesianRegressor(net, num_data=4, noise_scale=noise_scale)
         with pytest.raises(pl.UserError, match=message):
             model(x)
-    with pytest.raises(pl.UserError, match="no Linear, Conv"):
+    with pytest.raises(pl.UserError, match="it needs a Linear, Conv"):
         pl.BayesianRegressor(nn.Upsample(5), num_data=4, noise_scale="learned")
     one = pl.BayesianRegressor(nn.Linear(3, 2), num_data=4, noise_scale=[0.5])  # on purpose for both
     assert one.likelihood(torch.zeros(4, 2)).base_dist.scale.tolist() == [[0.5, 0.5]] * 4

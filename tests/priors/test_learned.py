@@ -152,13 +152,13 @@ def test_a_learnable_prior_that_cannot_be_learned_is_refused():
         (dist.Normal(0.0, free), r"conv\.weight' has a tensor that requires a gradient; make it an nn\.Parameter"),
         (
             lambda site, shape: dist.Normal(0.0, free.exp()),
-            r"is not an nn\.Parameter created outside the prior function",
+            r"must be an nn\.Parameter created outside the prior function",
         ),
         (
             lambda site, shape: dist.Normal(0.0, nn.Parameter(torch.tensor(0.0)).exp()),
-            r"is not an nn\.Parameter created outside the prior function",
+            r"must be an nn\.Parameter created outside the prior function",
         ),
-        (Stray(), "is not a parameter of the prior module"),
+        (Stray(), "must be a parameter of the prior module"),
         (lambda site, shape: dist.Normal(0.0, pyro.param("s", torch.tensor(1.0))), r"calls pyro\.param\('s'\)"),
         (
             lambda site, shape: dist.Normal(0.0, pyro.sample("s", dist.HalfNormal(1.0), obs=torch.tensor(1.0))),

@@ -39,7 +39,9 @@ def carry_out(jobs: Sequence[Job], root: Path, given: argparse.Namespace) -> dic
             gpus = 1.0 if there.get("GPU", 0) else 0.0
         for name, kind, wanted in (("cpus", "CPU", given.cpus_per_run), ("gpus", "GPU", gpus)):
             if wanted > there.get(kind, 0):
-                raise UserError(f"--{name}-per-run is {wanted:g}, and the cluster has {there.get(kind, 0):g} {kind}s")
+                raise UserError(
+                    f"--{name}-per-run is {wanted:g}, but the cluster has {there.get(kind, 0):g} {kind}s; ask for no more"
+                )
         # A process that has used a GPU stays on it, even if Ray gives its next task another; hence one task a process.
         options = {"max_retries": TRIES, "retry_exceptions": [Stopped], "max_calls": 1 if gpus else 0}
         task = ray.remote(num_cpus=given.cpus_per_run, num_gpus=gpus, **options)(train)
