@@ -1,6 +1,8 @@
 """Two real ranks on one processor, started as users start them."""
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import torch
 import pyro_lottery as pl
 from pyro_lottery import imp, untrusted
 from pyro_lottery.distributed import ALONE, is_first
-from tests.support import DEADLOCK, fingerprint, wait_for
+from tests.support import DEADLOCK, ROOT, fingerprint, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +75,29 @@ def test_no_thread_of_the_group_is_left_when_the_interpreter_ends(both):
 
 
 def command(folder, *more):
-    return [
-        sys.executable, "-m", "pyro_lottery.imp", "--arch", "lenet", "--preset", "quick", "--levels", "3", "--epochs", "4",
-        "--devices", "2", "--device", "cpu", "--run-dir", str(folder), *more,
-    ]  # fmt: skip
+    """The command of pyro_lottery/README.md on two devices, with fewer epochs."""
+    text = (ROOT / "pyro_lottery" / "README.md").read_text()
+    written = re.search(r"^python (-m pyro_lottery\.imp [^#\n]*--devices 2)\b", text, re.M).group(1)
+    fewer = ["--levels", "3", "--epochs", "4", "--device", "cpu", "--run-dir", str(folder)]
+    return [sys.executable, *shlex.split(written), *fewer, *more]
+
+
+BATCHNORM = [
+    "--arch", "resnet20", "--levels", "0", "--epochs", "1", "--milestones", "1", "--train-size", "240", "--batch-size", "4",
+    "--test-size", "50", "--eval-samples", "1",
+]  # fmt: skip
+"""Options of a run on a network with BatchNorm, whose statistics are of each rank's images."""
+
+
+@pytest.fixture(scope="module")
+def by_torchrun(tmp_path_factory):
+    """The folder and the process of a small run whose ranks torchrun has started."""
+    folder = tmp_path_factory.mktemp("torchrun") / "whole"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, *command(folder, *BATCHNORM)[1:]], capture_output=True, text=True, timeout=DEADLOCK
+    )
+    return folder, done
 
 
 @pytest.mark.slow
@@ -93,14 +114,12 @@ def test_three_levels_on_two_ranks(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_stopped_within_an_epoch_end_with_the_same_bits(tmp_path):
-    """On a network with BatchNorm, whose statistics are of each rank's images."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    more = ["--arch", "resnet20", "--levels", "0", "--epochs", "1", "--milestones", "1", "--train-size", "240"]
-    more += ["--batch-size", "4", "--test-size", "50", "--eval-samples", "1"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": DEADLOCK}
-    assert subprocess.run(command(whole, *more), **quiet).returncode == 0
-    process = subprocess.Popen(command(broken, *more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def test_two_ranks_stopped_within_an_epoch_end_with_the_same_bits(by_torchrun, tmp_path):
+    """Other ranks than those that trained the whole run, which torchrun started."""
+    (whole, _), broken = by_torchrun, tmp_path / "broken"
+    process = subprocess.Popen(
+        command(broken, *BATCHNORM), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     wait_for((broken / "level_00" / "ticket.safetensors").exists, process)
     process.send_signal(signal.SIGTERM)
     error = process.communicate(timeout=DEADLOCK)[1]
@@ -108,7 +127,8 @@ def test_two_ranks_stopped_within_an_epoch_end_with_the_same_bits(tmp_path):
     assert error.count("to resume: ") == 1
     _, info = untrusted.load_tensors(broken / "level_00" / "checkpoint.safetensors")
     assert info["step"] in range(10, 60, 10)
-    assert subprocess.run(command(broken, *more), **quiet).returncode == 0
+    again = subprocess.run(command(broken, *BATCHNORM), capture_output=True, text=True, timeout=DEADLOCK)
+    assert again.returncode == 0, again.stderr
     assert fingerprint(broken) == fingerprint(whole)
 
 
@@ -128,35 +148,11 @@ def test_what_a_shell_was_given_by_ranks_mutes_nothing(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_ranks_too(tmp_path):
-    more = ["--levels", "0", "--epochs", "1", "--milestones", "1", "--train-size", "100", "--test-size", "50"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    torchrun += command(tmp_path / "run", *more)[1:]
-    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=DEADLOCK)
+def test_torchrun_starts_the_ranks_too(by_torchrun):
+    folder, done = by_torchrun
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("results, tickets") == 1
-    assert len(pl.load_run(tmp_path / "run").results) == 1
-
-
-@pytest.mark.slow
-def test_bad_input_is_said_once(tmp_path):
-    done = subprocess.run(
-        command(tmp_path / "run", "--batch-size", "3"), capture_output=True, text=True, timeout=DEADLOCK
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("--batch-size and --train-size must be at least 4, two images a device") == 1
-    assert len(done.stderr.splitlines()) == 1
-
-
-@pytest.mark.slow
-def test_nothing_of_it_is_imported_with_one_device(tmp_path):
-    code = (
-        "import sys; from pyro_lottery import imp; code = imp.main(sys.argv[1:]); "
-        "sys.exit(code or 'lightning_fabric' in sys.modules or 'torch.distributed.run' in sys.modules)"
-    )
-    more = ["--devices", "1", "--levels", "0", "--epochs", "1", "--milestones", "1"]
-    arguments = [*command(tmp_path / "run")[3:], *more]
-    assert subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True).returncode == 0
+    assert len(pl.load_run(folder).results) == 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -28,7 +27,7 @@ from pyro_lottery.machine import resolve_precision
 from pyro_lottery.runs.config import Config, preset
 from tests import fingerprint
 from tests.soak import __main__ as soak
-from tests.support import DEADLOCK, ROOT, tree
+from tests.support import ROOT, tree
 
 FRONT, LIBRARY, EXPERIMENTS, BENCHMARKS, GALLERY, TESTS = (
     ROOT / folder / "README.md"
@@ -56,7 +55,8 @@ COMMANDS = list(dict.fromkeys(command for text in READMES.values() for command i
 KINDS = {  # of commands, by the test that runs them
     "set up": r"pip |pytest",
     "list": r"python -m pyro_lottery$",
-    "runs": r"python -m pyro_lottery\.imp ",
+    "runs": r"python -m pyro_lottery\.imp (?!.*--devices)",
+    "two ranks": r"python -m pyro_lottery\.imp .*--devices",  # by test_distributed.py
     "of runs": r"python -m pyro_lottery\.(controls|transplant|evaluate|report|sites) ",
     "side by side": r"python -m (experiments|plots)\.bayesian_vs_deterministic ",
     "own data": r"python -m experiments\.own_data ",
@@ -194,9 +194,7 @@ def test_the_list_of_commands(capsys):
     assert capsys.readouterr().out.count("python -m pyro_lottery.") == len(listing.COMMANDS)
 
 
-@pytest.mark.parametrize(
-    "command", [pytest.param(c, marks=pytest.mark.slow) if "--devices" in c else c for c in OF["runs"]]
-)
+@pytest.mark.parametrize("command", OF["runs"])
 def test_runs(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = shlex.split(command)[3:]
@@ -207,11 +205,6 @@ def test_runs(command, tmp_path, monkeypatch, capsys):
     else:
         arguments += ["--train-size", "40"]
     arguments += [*SHORT, "--arch", "lenet"]
-    if "--devices" in arguments:  # each rank starts the process's own command line
-        monkeypatch.setenv("PYTHONPATH", str(ROOT))
-        command = [sys.executable, "-m", "pyro_lottery.imp", *arguments]
-        assert subprocess.run(command, timeout=DEADLOCK, check=True, capture_output=True, text=True).stderr == ""
-        return
     assert imp.main(arguments) == 0
     assert "results, tickets" in capsys.readouterr().out
 

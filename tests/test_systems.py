@@ -69,11 +69,12 @@ pl.train(model, pl.guides.mean_field(model), data, epochs=1)
 assert not machine.keep_memory.cache_info().misses
 assert imp.main(["--arch", "lenet", "--preset", "smoke", "--levels", "1", "--run-dir", sys.argv[1]]) == 0
 assert machine.keep_memory.cache_info().misses == 1
+assert not sys.modules.keys() & {"lightning_fabric", "torch.distributed.run"}, "imported with one device"
 """
 
 
 @pytest.mark.slow
-def test_memory_is_kept_by_commands_and_not_by_the_library(tmp_path):
+def test_memory_is_kept_by_commands_and_ranks_are_not_imported_for_one_device(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", LIBRARY, str(tmp_path / "run")], capture_output=True, text=True, check=False
     )

@@ -50,16 +50,29 @@ def main(path):
     if os.environ.get("LOCAL_RANK", "0") == "0":
         atexit.register(note_threads, path)
     several = ranks.start("cpu", 2, 1, "ddp", "data")
-    found = {each.parallel: find_out(each) for each in (several, ranks.Several(several.fabric, "samples"))}
+    single = steps(ranks.ALONE, 2 * DRAWS, 6, several.path)
+    found = {each.parallel: find_out(each, single) for each in (several, ranks.Several(several.fabric, "samples"))}
     if several.rank == 0:
         with open(path, "w") as file:
             json.dump(found, file, default=lambda value: value.tolist())
 
 
-def find_out(several):
-    """Compare ``several`` ranks with one that has the joined batch."""
+def joined():
+    """The joined batch."""
     generator = torch.Generator().manual_seed(1)
-    x, y = torch.randn(IMAGES, 1, 4, 4, generator=generator), torch.randint(0, 3, (IMAGES,), generator=generator)
+    return torch.randn(IMAGES, 1, 4, 4, generator=generator), torch.randint(0, 3, (IMAGES,), generator=generator)
+
+
+def steps(who, count, seed, path):
+    """Steps of ``who``, each with weight noise of its own."""
+    (model, guide), batch = network(False), joined()
+    with seeds.rng("cpu", seed, "noise", *path):
+        return [step(model, guide, *batch, who) for _ in range(count)]
+
+
+def find_out(several, single):
+    """Compare ``several`` ranks with one that has the joined batch, of which ``single`` are steps."""
+    x, y = joined()
     found = {"world": several.world, "images": several.gather(torch.tensor(len(several.share(y))))}
 
     together, alone = step(*network(True), x, y, several), step(*network(True), x, y, ranks.ALONE)
@@ -67,11 +80,9 @@ def find_out(several):
     nll_and_correct = [sums[[0, 2]] / sums[3] for _, sums in (together, alone)]
     found["sums"] = difference(*nll_and_correct)
 
-    model, guide = network(False)
     with seeds.rng("cpu", 5, "noise", *several.path):
         noise = torch.rand(3)
-        draws = [step(model, guide, x, y, several) for _ in range(DRAWS)]
-        single = [step(model, guide, x, y, ranks.ALONE) for _ in range(2 * DRAWS)]
+    draws = steps(several, DRAWS, 5, several.path)
     found["noise"] = [n.tolist() for n in several.gather(noise)]
     # Minus the ELBO per image, without what does not differ: nll of all images. Two ranks of data are one draw each.
     a, b = (torch.stack([s[0] / s[3] for _, s in found]) for found in (draws, single))

@@ -13,48 +13,10 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from pyro_lottery import files
-from tests.soak.child import Figures
-from tests.soak.commands import random_commands
-from tests.soak.damaged import damaged_files
-from tests.soak.ranks import ranks
-from tests.soak.signals import kills, stops
-from tests.soak.together import together
-from tests.soak.writes import faults
-
-PARTS = {part.__name__: part for part in (kills, stops, faults, damaged_files, random_commands, together, ranks)}
-
-
-@contextmanager
-def _scratch(name: str) -> Iterator[Path]:
-    here = os.getcwd()
-    with tempfile.TemporaryDirectory(prefix=f"soak-{name}-") as folder:
-        try:
-            yield Path(folder)
-        finally:
-            os.chdir(here)
-
-
-def soak(given: argparse.Namespace) -> Figures:
-    """The parts that are asked for, each printed as it ends."""
-    amounts = {
-        "kills": (given.kills,), "stops": (given.stops,), "faults": (given.every,), "damaged_files": (given.mutations,),
-        "random_commands": (given.commands,), "together": (), "ranks": (given.ranks,),
-    }  # fmt: skip
-    figures: Figures = {}
-    for name in given.only:
-        part = PARTS[name]
-        began = time.monotonic()
-        with _scratch(name) as root:
-            figures[name] = part(root, *amounts[name])
-        figures[name]["seconds"] = round(time.monotonic() - began)
-        print(f"{name}: {', '.join(f'{k} {v}' for k, v in figures[name].items())}", flush=True)
-    return figures
+PARTS = ("kills", "stops", "faults", "damaged_files", "random_commands", "together", "ranks")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             again = [sys.executable, "-m", "tests.soak", *(sys.argv[1:] if arguments is None else arguments)]
             preload = {"LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}  # a forked OpenMP has no threads
             return subprocess.run(again, env=os.environ | preload).returncode
-    figures = soak(given)
-    if given.output:
-        files.write_json(given.output, figures)
+    from tests.soak.parts import soak  # not before the second start: it takes seconds to import
+
+    soak(given)
     return 0
 
 

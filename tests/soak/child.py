@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import importlib
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ KINDS = ("count", "no space", "I/O error", "short write", "lost write", "full di
 """In the order of faults.c. A short write says so and is to be repeated; of a lost one half is missing that was reported written."""
 SAVE_SECONDS = 0.2
 """Between checkpoints here, so that kills and faults meet them; ordinarily 5."""
+LATE = ("matplotlib.backends.backend_agg", "sklearn.datasets", "torchmetrics.functional.classification")
 Figures = dict[str, Any]
 
 
@@ -86,6 +88,12 @@ class Child:
         if any(line.startswith("Traceback") for line in lines):
             return lines
         return [line for line in lines if line.startswith("python -m") and "warning:" not in line]
+
+
+def import_all() -> None:
+    """Import what a run imports only when it needs it, which takes every child as long as its training."""
+    for name in LATE:
+        importlib.import_module(name)
 
 
 def _shim() -> Any:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from tests.soak.child import RUN, Figures
 
+TOLD = "--batch-size and --train-size must be at least 4, two images a device"
+
 
 def ranks(root: Path, count: int) -> Figures:
-    """Bad input on two ranks, ``count`` times beside two busy loops: each command must say it in one line and exit with 2."""
+    """Bad input on two ranks, ``count`` times beside two busy loops: each command must say so in one line and exit with 2."""
     bad = ["--devices", "2", "--device", "cpu", "--batch-size", "3", "--run-dir", str(root / "run")]
     command = [sys.executable, "-m", "pyro_lottery.imp", *RUN, *bad]
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
@@ -22,7 +24,7 @@ def ranks(root: Path, count: int) -> Figures:
         for _ in range(count):
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
             found[f"exit {done.returncode}"] += 1
-            if done.returncode != 2 or done.stderr.count("\n") != 1:
+            if done.returncode != 2 or done.stderr.count("\n") != 1 or TOLD not in done.stderr:
                 otherwise.append(f"exit {done.returncode}: {done.stderr[-500:]}")
     finally:
         for process in busy:
