@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class UserError(ValueError):
@@ -49,6 +50,18 @@ def one_line(error: BaseException) -> str:
     ('one', 'MemoryError')
     """
     return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def check_counts(least: int, **counts: Any) -> None:
+    """Raise ``UserError`` for a value that is not a whole number of at least ``least``.
+
+    >>> check_counts(1, epochs=2.5)
+    Traceback (most recent call last):
+    pyro_lottery.errors.UserError: epochs must be a whole number, at least 1, got 2.5
+    """
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{name} must be a whole number, at least {least}, got {value!r}")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_lottery.errors import UserError
+from pyro_lottery.errors import UserError, check_counts
 from pyro_lottery.trees import as_real
 
 LEVELS = (50, 80, 95)
@@ -55,7 +55,7 @@ def ece(probs: Tensor, labels: Tensor, bins: int = BINS) -> float:
     from torchmetrics.functional.classification import multiclass_calibration_error  # takes two seconds to import
 
     probs, labels = _checked(probs, labels)
-    _check_bins(bins)
+    check_counts(1, **{"the number of bins": bins})
     if probs.isnan().any():  # torchmetrics would put it into a bin
         return math.nan
     # torchmetrics works in float32, and has a separate bin for a confidence of exactly 1.
@@ -78,7 +78,7 @@ def reliability(probs: Tensor, labels: Tensor, bins: int = BINS) -> tuple[Tensor
     Returns the mean confidence, the accuracy and the number of examples of each non-empty bin, all [non-empty bins].
     """
     probs, labels = _checked(probs, labels)
-    _check_bins(bins)
+    check_counts(1, **{"the number of bins": bins})
     confidence, predicted = probs.double().max(1)
     # float32, as in torchmetrics: 0.7 in float32 lies on an edge, but converted to double below it
     edges = torch.linspace(0, 1, bins + 1, device=probs.device)
@@ -244,11 +244,6 @@ def _alike(**given: Any) -> list[Tensor]:
     if not first.numel():
         raise UserError("there are no targets to measure; give at least one")
     return [value.to(first.device).double() for value in found.values()]
-
-
-def _check_bins(bins: int) -> None:
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-        raise UserError(f"the number of bins must be a whole number, at least 1, got {bins!r}")
 
 
 def _scores(value: Any, name: str) -> Tensor:

@@ -142,31 +142,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_options(but={"levels", "pretrained", "pretrained_key"})
     parser.add_trust_option()
     given = vars(parser.parse_args(arguments))
-    source, levels, trust = (given.pop(name) for name in ("source", "levels", "trust_code"))
-    of_files = {name: given.pop(name) for name in ("mask", "key", "preset")}
-
-    def work() -> None:
-        show_results(_transplant(source, levels, trust, **of_files, options=given).folder)
-
-    return run_command(PROG, work, arguments)
+    return run_command(PROG, lambda: show_results(_transplant(**given).folder), arguments)
 
 
 def _transplant(
-    source: Path,
-    levels: list[int] | None,
-    trust: bool,
-    *,
-    mask: Path | None,
-    key: str | None,
-    preset: str,
-    options: dict[str, Any],
-) -> Run:
+    source: Path, levels: list[int] | None, mask: Path | None, key: str | None, preset: str, trust_code: bool,
+    **options: Any,
+) -> Run:  # fmt: skip
     if os.path.isdir(source):  # Path.is_dir may raise an error for a name that is too long
         weights.check_folder(source)
         for name, given in (("mask", mask), ("key", key), ("preset", preset != "default")):
             if given:
                 raise UserError(f"--{name} is for files; {source} is a run folder, which has its own")
-        return transplant_run(load_run(source, trust), levels, **options)
+        return transplant_run(load_run(source, trust_code), levels, **options)
     if levels:
         raise UserError(f"--levels is for run folders; {source} is a file, which gives one level; leave it out")
     return transplant_file(source, mask, config_of(preset, **options), key)

@@ -12,7 +12,7 @@ from pyro_lottery import files, trees
 from pyro_lottery.data.batches import Split
 from pyro_lottery.data.splits import Data
 from pyro_lottery.data.streams import Stream, checked, measured_stream, stream_of
-from pyro_lottery.errors import UserError
+from pyro_lottery.errors import UserError, check_counts
 
 
 def from_loaders(
@@ -26,9 +26,8 @@ def from_loaders(
     from the loader. An epoch is one pass over ``train``. The random numbers of a pass, including those of numpy, Python and
     workers, follow the seed of the training. Raises ``UserError`` if the loaders or their first batches are not usable.
     """
-    for name, number in (("num_data", num_data), ("num_classes", num_classes)):
-        if number is not None and (type(number) is not int or number < 1):
-            raise UserError(f"{name} must be a whole number of at least 1, got {number!r}")
+    given = {"num_data": num_data, "num_classes": num_classes}
+    check_counts(1, **{name: number for name, number in given.items() if number is not None})
     stream = stream_of(train, "train", num_data)
     x, y = stream.head()
     if num_classes and y.is_floating_point():

@@ -123,11 +123,5 @@ def mean_field(
     ``create_plates`` is as in Pyro. No scale exceeds ``max_scale``. With ``train_scale=False`` the scales stay fixed.
     Raises ``UserError`` for scales that are not positive or above ``max_scale``, and for sites that are not continuous.
     """
-    return MeanField(
-        model,
-        init_scale,
-        *prototype_args,
-        create_plates=create_plates,
-        max_scale=max_scale,
-        train_scale=train_scale,
-    )
+    options: Any = {"create_plates": create_plates, "max_scale": max_scale, "train_scale": train_scale}
+    return MeanField(model, init_scale, *prototype_args, **options)

@@ -14,12 +14,9 @@ def vit(name: str, num_classes: int, in_channels: int, image_size: int, patch_si
     import timm  # takes a second, which other networks do not need
 
     net = timm.create_model(
-        name,
-        img_size=image_size,
-        patch_size=patch_size or max(1, image_size // 8),
-        in_chans=in_channels,
+        name, img_size=image_size, patch_size=patch_size or max(1, image_size // 8), in_chans=in_channels,
         num_classes=num_classes,
-    )
+    )  # fmt: skip
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.reset_parameters()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from types import TracebackType
 from typing import Any
 
 import pyro
@@ -58,17 +57,12 @@ class OwnParameters(_Context):
         self.active += 1
         self.used = True
 
-    def __exit__(
-        self,
-        type: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: Any) -> None:
         global _inside
         self.active -= 1
         if not self.active:
             self.cache.clear()
-            self._handler.__exit__(type, value, traceback)
+            self._handler.__exit__(*exception)
             del self._handler
             _inside -= 1
             if not _inside:

@@ -83,18 +83,9 @@ def check_names(config: Config, own: Own | None = None) -> None:
 
 def load_data(config: Config, device: torch.device, write: bool = True) -> Data:
     """The data set of a config, on ``device``; with ``write=False``, nothing is written to its folder."""
-    return data.load(
-        config.dataset,
-        config.data_dir,
-        device=device,
-        train_size=config.train_size,
-        test_size=config.test_size,
-        val_fraction=config.val_fraction,
-        augment=config.augment,
-        image_size=config.image_size,
-        seed=config.seed,
-        write=write,
-    )
+    names = ("train_size", "test_size", "val_fraction", "augment", "image_size", "seed")
+    options: dict[str, Any] = {name: getattr(config, name) for name in names}
+    return data.load(config.dataset, config.data_dir, device=device, write=write, **options)
 
 
 def build(

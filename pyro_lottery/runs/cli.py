@@ -48,25 +48,14 @@ class Parser(argparse.ArgumentParser):
                 continue
             meta = f.metadata
             shown = "" if f.default is None else f" (default: {as_text(f.default)})"
+            shared: dict[str, Any] = {"dest": f.name, "default": argparse.SUPPRESS}
             if meta["kind"] is bool:
-                self.add_argument(
-                    f"--{dashed(f.name)}",
-                    dest=f.name,
-                    action="store_true",
-                    default=argparse.SUPPRESS,
-                    help=meta["help"],
-                )
+                self.add_argument(f"--{dashed(f.name)}", action="store_true", help=meta["help"], **shared)
                 continue
             choices = f": {', '.join(meta['choices'])}" if meta["choices"] else ""
-            self.add_argument(
-                f"--{dashed(f.name)}",
-                dest=f.name,
-                type=meta["kind"],
-                nargs="*" if meta["many"] else None,
-                default=argparse.SUPPRESS,
-                metavar=f.name.upper(),
-                help=(meta["help"] + choices + shown).replace("%", "%%"),
-            )
+            text = (meta["help"] + choices + shown).replace("%", "%%")
+            shared |= {"metavar": f.name.upper(), "nargs": "*" if meta["many"] else None}
+            self.add_argument(f"--{dashed(f.name)}", type=meta["kind"], help=text, **shared)
 
 
 def parse(prog: str, description: str, arguments: Sequence[str] | None = None) -> Config:

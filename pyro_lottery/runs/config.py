@@ -37,10 +37,9 @@ class Config:
         None, str, "file with a state_dict that the network starts from; default: random initial values"
     )
     pretrained_key: str | None = option(
-        None,
-        str,
+        None, str,
         "key of the state_dict in a --pretrained file that has several, such as state_dict_ema; default: common names",
-    )
+    )  # fmt: skip
     dataset: str = option("cifar10", str, "data set", choices=data.list_datasets())
     data_dir: str = option("data", str, "folder for downloads, or the folder with train/ and test/")
     image_size: int | None = option(
@@ -94,11 +93,9 @@ class Config:
     )
     init_scale: float = option(0.01, float, "initial scale as a fraction of the layer's Kaiming scale", POSITIVE)
     estimator: str = option(
-        "weights",
-        str,
-        "where noise is added: to the weights, or to the outputs of layers (local)",
+        "weights", str, "where noise is added: to the weights, or to the outputs of layers (local)",
         choices=elbo.ESTIMATORS,
-    )
+    )  # fmt: skip
     train_samples: int = option(1, int, "weight samples per training batch; the paper uses 10", AT_LEAST_1)
     eval_samples: int = option(10, int, "posterior samples per prediction at a level's end", AT_LEAST_1)
     history_samples: int | None = option(
@@ -115,11 +112,9 @@ class Config:
     )  # fmt: skip
     sync_batchnorm: bool = option(False, bool, "BatchNorm over the images of all GPUs instead of each GPU's own")
     precision: str = option(
-        "32",
-        str,
-        "32 (float32), bf16 (autocast), or auto (bf16 if the device supports it)",
+        "32", str, "32 (float32), bf16 (autocast), or auto (bf16 if the device supports it)",
         choices=(*machine.PRECISIONS, "auto"),
-    )
+    )  # fmt: skip
     deterministic: bool = option(
         False, bool, "on a GPU, use only algorithms that give the same bits every time; training on a CPU always does"
     )
@@ -129,10 +124,9 @@ class Config:
     )  # fmt: skip
     seed: int = option(0, int, "seed of every random stream", AT_LEAST_0)
     run_dir: str | None = option(
-        None,
-        str,
+        None, str,
         "run folder; default: runs/NAME, where NAME lists the main options and those that differ from the defaults",
-    )
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for f in fields(self):

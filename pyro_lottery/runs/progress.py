@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -43,7 +42,7 @@ class LevelDisplay:
         self.bar.start()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.bar.stop()
 
     def update(self, epochs_done: float, state: str, always: bool = False) -> None:
@@ -78,10 +77,8 @@ def results_table(rows: list[LevelResult]) -> Table:
 def _measured(r: LevelResult) -> list[str]:
     if r.is_regression:
         return [f"{r.rmse:.4g}", f"{r.nll:.4f}", f"{100 * (r.coverage_95 or 0.0):.1f}"]
-    return [f"{100 * (v or 0.0):.2f}" for v in (r.test_accuracy, r.max_test_accuracy)] + [
-        f"{r.nll:.4f}",
-        f"{r.mace:.4f}",
-    ]
+    accuracies = [f"{100 * (v or 0.0):.2f}" for v in (r.test_accuracy, r.max_test_accuracy)]
+    return [*accuracies, f"{r.nll:.4f}", f"{r.mace:.4f}"]
 
 
 def show_results(run: RunFolder) -> None:

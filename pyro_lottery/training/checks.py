@@ -26,13 +26,6 @@ from pyro_lottery.types import Sites
 _REMEDY = "try a lower --lr, a smaller --init-scale or --precision 32"
 
 
-def check_counts(least: int, **counts: Any) -> None:
-    """Raise ``UserError`` for a value that is not a whole number of at least ``least``."""
-    for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UserError(f"{name} must be a whole number, at least {least}, got {value!r}")
-
-
 def check_rates(**rates: Any) -> None:
     """Raise ``UserError`` for a value that is not a finite number of at least 0."""
     for name, value in rates.items():

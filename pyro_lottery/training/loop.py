@@ -14,13 +14,13 @@ from pyro_lottery import guides, seeds
 from pyro_lottery.data import Data, Epoch, StreamEpoch, stream_of
 from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.elbo import ELBO
+from pyro_lottery.errors import check_counts
 from pyro_lottery.machine import channels_last_
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.threads import TURN, in_one_thread
 from pyro_lottery.training.checks import (
     check_batch,
     check_batches,
-    check_counts,
     check_data,
     check_finite,
     check_rates,

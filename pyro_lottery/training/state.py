@@ -15,7 +15,7 @@ from torch.optim import Adam
 
 from pyro_lottery import files, guides, seeds
 from pyro_lottery.distributed import ALONE, Ranks
-from pyro_lottery.errors import UserError, one_line
+from pyro_lottery.errors import UserError, check_counts, one_line
 from pyro_lottery.names import under
 from pyro_lottery.training.history import History
 
@@ -57,8 +57,7 @@ class TrainState:
 
     def check(self, model: nn.Module, guide: AutoGuide) -> None:
         """Raise ``UserError`` unless this state is of ``model`` and ``guide`` under the masks around this call."""
-        if type(self.epoch) is not int or self.epoch < 0:
-            raise UserError(f"the epoch of a TrainState must be a whole number, at least 0, got {self.epoch!r}")
+        check_counts(0, **{"the epoch of a TrainState": self.epoch})
         named = (*guide.named_parameters(), *model.named_parameters())
         shapes = [(name, tuple(p.shape), p.requires_grad) for name, p in named]
         masks = {name: mask.cpu() for name, mask in guides.active_masks(guide).items()}

@@ -19,13 +19,9 @@ _COUNTS = ("n_averaged",)
 _IN_PARTS = (
     (r"(.*)_g", "{}_v", "weight norm, {}_g and {}_v", "torch.nn.utils.remove_weight_norm"),
     (r"(.*)_orig", "{}_u", "spectral norm, {}_orig and {}_u", "torch.nn.utils.remove_spectral_norm"),
-    (
-        r"(?:(.*)\.)?parametrizations\.(\w+)\.original\d*",
-        "",
-        "a parametrization",
-        "torch.nn.utils.parametrize.remove_parametrizations",
-    ),
-)
+    (r"(?:(.*)\.)?parametrizations\.(\w+)\.original\d*", "", "a parametrization",
+     "torch.nn.utils.parametrize.remove_parametrizations"),
+)  # fmt: skip
 _HALF = (torch.float16, torch.bfloat16)
 
 

@@ -515,7 +515,7 @@ def test_a_checksum_is_of_all_that_loaders_hold_in_memory():
 @pytest.mark.parametrize(
     ("numbers", "line"),
     [
-        ({"num_data": -3}, "num_data must be a whole number of at least 1, got -3"),
+        ({"num_data": -3}, "num_data must be a whole number, at least 1, got -3"),
         ({"num_data": 48.0}, "num_data must be a whole number"),
         ({"num_classes": -2}, "num_classes must be a whole number"),
         ({"num_classes": 2}, "num_classes is 2, but the targets are real"),
