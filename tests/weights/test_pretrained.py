@@ -150,7 +150,7 @@ def test_the_command(tmp_path, capsys):
 
 def test_a_ticket_of_ones_own_is_a_start_without_its_mask(tmp_path):
     run = small_run(tmp_path / "run", levels=1, epochs=1)
-    path = run.level(1)._folder.path / "ticket.safetensors"
+    path = run.folder.level(1).path / "ticket.safetensors"
     options = {"levels": 0, "epochs": 1, "pretrained": str(path), "run_dir": str(tmp_path / "other")}
     found = imp.run_imp(Config(**SMALL | options)).level(0).ticket
     assert same(found.start.loc, run.level(1).ticket.start.loc)
