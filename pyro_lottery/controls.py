@@ -44,6 +44,8 @@ def run_control(
         raise UserError(f"{run.folder.path} is itself a {run.folder.origin}; give the run that it was made from")
     run.vet()
     chosen = check_levels(run, levels, lowest=1)
+    if control != "reinit":
+        run.row(0)  # a shuffle takes values of the rewind point, which is one of the files of level 0
     folder = run.folder.derived("controls", control)
     config = replace(run.config, device=device, run_dir=str(folder.path), data_dir=data_dir or run.config.data_dir)
     config = replace(config, pretrained=None, pretrained_key=None)  # the tickets hold all values

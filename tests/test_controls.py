@@ -1,8 +1,11 @@
+import shutil
+
 import pytest
 import torch
 
 import pyro_lottery as pl
 from pyro_lottery import controls, masks, tickets
+from pyro_lottery.errors import Damaged
 from tests.support import small_run
 
 
@@ -83,3 +86,13 @@ def test_late_rewinding_shuffles_over_the_late_values(tmp_path):
     late = small_run(tmp_path / "late", levels=1, rewind="epoch:1")
     ticket = controls.run_control(late, "shuffle_even").level(1).ticket
     assert torch.equal(ticket.start.loc["fc3.weight"], late.level(1).ticket.start.loc["fc3.weight"])
+    shutil.copy(late.folder.path / "level_00/posterior.safetensors", late.folder.rewind_point.path)
+    with pytest.raises(Damaged, match=r"rewind/posterior\.safetensors does not have the checksum"):
+        controls.run_control(late, "shuffle_even")
+
+
+def test_another_ticket_in_the_place_of_the_dense_one_is_not_shuffled(run, tmp_path):
+    copied = pl.load_run(shutil.copytree(run.folder.path, tmp_path / "run"))
+    shutil.copy(copied.folder.path / "level_01/ticket.safetensors", copied.folder.path / "level_00")
+    with pytest.raises(Damaged, match=r"level_00/ticket\.safetensors does not have the checksum"):
+        controls.run_control(copied, "shuffle_even")

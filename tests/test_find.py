@@ -326,3 +326,10 @@ def test_a_score_that_draws_random_numbers_trains_nothing_again(tmp_path, capsys
         torch.manual_seed(state)
         pl.find_tickets(net, data, run_dir=tmp_path / "run", score=score, **QUICK | {"levels": 1, "epochs": 1})
         assert len(capsys.readouterr().out.splitlines()) == (2 if state == 1 else 0)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_nothing_is_begun(mode, tmp_path):
+    with mode(), pytest.raises(pl.UserError, match=r"training needs gradients; call it outside torch\.no_grad\(\)"):
+        pl.find_tickets(mlp(), table(), run_dir=tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()

@@ -135,6 +135,12 @@ class RunFolder:
                 if _TEMPORARY.fullmatch(leftover.name):
                     leftover.unlink()
 
+    def check_places(self) -> None:
+        """Raise ``UserError`` if a file or a broken link stands where the run writes a folder, before any level is trained."""
+        for folder in (self.rewind_point.path, *(self.level(number).path for number in self.levels())):
+            if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+                raise UserError(f"{folder} is not a folder, which the run needs there; move it away")
+
     def derived(self, *names: str) -> RunFolder:
         """The subfolder ``names`` for tickets made from this run's, such as ``controls/reinit``; raises ``UserError`` if it is
         a symbolic link.

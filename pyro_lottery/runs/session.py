@@ -110,6 +110,7 @@ class Session:
     def _open(self) -> None:
         self._inside.enter_context(self.folder.lock())
         open_folder(self.folder, self.config.options(), self._facts)
+        self.folder.check_places()
         self.folder.drop_leftovers()
         adopt(self.folder, self.config)
         for number in self.folder.levels():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
@@ -99,7 +100,9 @@ def check_batch(model: BayesianNetwork, likelihood: Any, y: Tensor) -> None:
 
 
 def check_batches(model: nn.Module, data: Data, batch_size: int, ranks: Ranks = ALONE) -> None:
-    """Raise a one-line ``UserError`` for batches on which the network cannot be trained."""
+    """Raise a one-line ``UserError`` for batches on which the network cannot be trained, or if torch's gradients are off."""
+    if not torch.is_grad_enabled():
+        raise UserError("training needs gradients; call it outside torch.no_grad() and torch.inference_mode()")
     if isinstance(data.train, Stream):
         _check_stream(model, data.train, ranks)
         return

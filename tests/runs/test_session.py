@@ -170,3 +170,15 @@ def test_results_that_were_changed_are_those_of_the_manifests_again(config, caps
         imp.run_imp(config)
     assert table.read_bytes() == before
     assert trained(capsys) == []
+
+
+def test_a_file_in_the_place_of_a_folder_is_named_before_anything_is_trained(config, capsys):
+    run = imp.run_imp(replace(config, levels=0)).folder
+    (run.level(0).path / "level.json").unlink()
+    trained(capsys)
+    for name in ("level_01", "rewind"):
+        (run.path / name).symlink_to("nowhere")
+        with pytest.raises(pl.UserError, match=f"{name} is not a folder, which the run needs there; move it away"):
+            imp.run_imp(config)
+        (run.path / name).unlink()
+    assert trained(capsys) == []
