@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import pyro_lottery as pl
 from pyro_lottery.imp import run_imp
 from pyro_lottery.runs.config import Config
 from pyro_lottery.types import Posterior, Ticket
@@ -81,6 +82,13 @@ class TinyNet(nn.Module):
         x = torch.relu(self.bn(self.conv(x)))
         x = nn.functional.avg_pool2d(x, 2).flatten(1)
         return self.out(torch.relu(self.hidden(x)))
+
+
+def tiny(make=pl.guides.mean_field, seed=0, **options):
+    """A classifier of a tiny network for ``tiny_data``, and its guide; the same ones for the same seed."""
+    torch.manual_seed(seed)
+    model = pl.BayesianClassifier(TinyNet(), num_data=60, **options)
+    return model, make(model)
 
 
 def ticket(kept=6):

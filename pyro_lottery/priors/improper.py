@@ -24,11 +24,11 @@ class Flat(dist.TorchDistribution):
     support = constraints.real
     has_rsample = False
 
-    def __init__(self, batch_shape: Any = (), validate_args: bool | None = None):
-        super().__init__(Size(batch_shape), validate_args=validate_args)
+    def __init__(self, batch_shape: Any = ()):
+        super().__init__(Size(batch_shape))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Flat:
-        return Flat(Size(batch_shape))
+        return Flat(batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """0, with the shape of ``value``."""

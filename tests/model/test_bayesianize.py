@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import pyro_lottery as pl
 from pyro_lottery.model import prunable_sites, random_parameters
-from tests.support import TinyNet
+from tests.support import TinyNet, tiny
 
 
 class Attention(nn.Module):
@@ -70,22 +70,17 @@ def test_a_model_is_sampled_without_data_and_batchnorm_does_not_notice(tiny_mode
 
 
 def test_two_networks_with_the_same_names_share_nothing(tiny_data):
-    def fresh(seed):
-        torch.manual_seed(seed)
-        model = pl.BayesianClassifier(TinyNet(), num_data=60)
-        return model, pl.guides.mean_field(model)
-
     def trained(pair):
         return pl.posterior(pair[1]).loc["conv.weight"]
 
     options = {"epochs": 1, "train_samples": 1}
     alone = []
     for seed in (1, 2):
-        pair = fresh(seed)
+        pair = tiny(seed=seed)
         for level in (0, 1):
             pl.train(*pair, tiny_data, level=level, **options)
         alone.append(trained(pair))
-    together = [fresh(1), fresh(2)]
+    together = [tiny(seed=1), tiny(seed=2)]
     for level in (0, 1):
         for pair in together:
             pl.train(*pair, tiny_data, level=level, **options)

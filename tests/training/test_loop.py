@@ -5,7 +5,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 import pyro_lottery as pl
-from tests.support import QUICK, TinyNet
+from tests.support import QUICK, TinyNet, tiny
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,7 @@ def test_learns_and_writes_a_consistent_history(tiny_model, tiny_data):
 
 def test_same_seed_same_bits_and_another_seed_others(tiny_data):
     def trained(seed, level=0):
-        torch.manual_seed(0)
-        model = pl.BayesianClassifier(TinyNet(), num_data=60)
-        guide = pl.guides.mean_field(model)
+        model, guide = tiny()
         torch.manual_seed(torch.randint(1000, (1,)).item() + seed)  # the global generator must not matter
         pl.train(model, guide, tiny_data, **QUICK, seed=seed, level=level)
         return pl.posterior(guide).loc["hidden.weight"]
@@ -64,9 +62,7 @@ def test_the_global_generator_is_left_alone(tiny_model, tiny_data):
 def test_bf16_trains_to_the_same_accuracy(tiny_data):
     accuracies = {}
     for precision in ("32", "bf16"):
-        torch.manual_seed(0)
-        model = pl.BayesianClassifier(TinyNet(), num_data=60)
-        guide = pl.guides.mean_field(model)
+        model, guide = tiny()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch warns where bf16 is emulated
             history = pl.train(model, guide, tiny_data, **QUICK | {"epochs": 20, "lr": 0.02}, precision=precision)

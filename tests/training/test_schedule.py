@@ -4,7 +4,7 @@ from pyro.infer.autoguide import AutoNormal
 
 import pyro_lottery as pl
 from pyro_lottery import training
-from tests.support import QUICK, TinyNet
+from tests.support import QUICK, tiny
 
 
 def test_learning_rate_by_hand():
@@ -15,9 +15,7 @@ def test_learning_rate_by_hand():
 
 
 def test_the_kl_column_is_the_untempered_kl(tiny_data):
-    torch.manual_seed(0)
-    model = pl.BayesianClassifier(TinyNet(), num_data=60, kl_temperature=0.1)
-    guide = pl.guides.mean_field(model)
+    model, guide = tiny(kl_temperature=0.1)
     q = pl.posterior(guide)
     before = sum(
         torch.distributions.kl_divergence(
@@ -44,9 +42,7 @@ def test_an_epoch_of_the_kl_warm_up_has_the_bits_of_its_own_temperature(family, 
     """A quarter of T in the first of two epochs: a power of two, by which no bit is rounded."""
 
     def trained(temperature, warmup):
-        torch.manual_seed(0)
-        model = pl.BayesianClassifier(TinyNet(), num_data=60, kl_temperature=temperature)
-        guide = family(model)
+        model, guide = tiny(family, kl_temperature=temperature)
         pl.train(model, guide, tiny_data, **QUICK | {"epochs": 1}, estimator=estimator, kl_warmup_epochs=warmup)
         return pl.posterior(guide).loc["hidden.weight"]
 

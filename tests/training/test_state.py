@@ -6,13 +6,7 @@ import torch
 
 import pyro_lottery as pl
 from pyro_lottery import training
-from tests.support import QUICK, TinyNet
-
-
-def made(make):
-    torch.manual_seed(0)
-    model = pl.BayesianClassifier(TinyNet(), num_data=60)
-    return model, make(model)
+from tests.support import QUICK, same, tiny
 
 
 @pytest.mark.parametrize("make", [pl.guides.mean_field, pl.guides.deterministic])
@@ -21,7 +15,7 @@ def test_three_calls_with_one_state_have_the_bits_of_one_call_of_three_epochs(ma
     options = QUICK | {"milestones": (2,), "warmup_epochs": 2, "kl_warmup_epochs": 2, "train_samples": 2}
 
     def trained(calls, epochs):
-        (model, guide), state, history = made(make), pl.TrainState(), []
+        (model, guide), state, history = tiny(make), pl.TrainState(), []
         for _ in range(calls):
             with pl.handlers.sparsify(half_mask if masked else {}):
                 history += pl.train(model, guide, tiny_data, **options | {"epochs": epochs}, state=state)
@@ -38,7 +32,7 @@ def test_three_calls_with_one_state_have_the_bits_of_one_call_of_three_epochs(ma
 
 
 def test_a_state_of_another_training_is_refused_before_the_first_step(tiny_data, half_mask):
-    (model, guide), state = made(pl.guides.mean_field), pl.TrainState()
+    (model, guide), state = tiny(), pl.TrainState()
     pl.train(model, guide, tiny_data, **QUICK, state=state)
     before = pl.posterior(guide).loc
     other = {name: ~mask for name, mask in half_mask.items()}  # as many weights, others
@@ -51,7 +45,7 @@ def test_a_state_of_another_training_is_refused_before_the_first_step(tiny_data,
     assert [row["epoch"] for row in rows] == [3, 4]
     with pl.handlers.sparsify(other), pytest.raises(pl.UserError, match="Adam's moments of another network, guide or"):
         pl.train(model, guide, tiny_data, **QUICK, state=state)
-    point = made(pl.guides.deterministic)
+    point = tiny(pl.guides.deterministic)
     with pl.handlers.sparsify(half_mask), pytest.raises(pl.UserError, match="Adam's moments of another network"):
         pl.train(*point, tiny_data, **QUICK, state=state)
     with pytest.raises(pl.UserError, match="whole number, at least 0, got -1"):
@@ -77,10 +71,6 @@ def own_loop(model, guide, data, state, stop=None):
     return guide.state_dict(), model.net_state(), state.state_dict()
 
 
-def same(found, expected):
-    return found.keys() == expected.keys() and all(torch.equal(value, expected[name]) for name, value in found.items())
-
-
 def kept(values, mask):
     """A guide's parameters, with 0 where ``mask`` prunes."""
     sites = {name: name.partition(".")[2] for name in values}
@@ -93,15 +83,15 @@ def kept(values, mask):
 def test_a_saved_state_goes_on_within_an_epoch_with_the_same_bits(stop, masked, finish, tiny_data, half_mask, tmp_path):
     data = replace(tiny_data, augment="crop")  # whose random numbers are of the order's generator
     with pl.handlers.sparsify(half_mask if masked else {}):
-        model, guide = made(pl.guides.mean_field)
+        model, guide = tiny()
         history = pl.train(model, guide, data, **QUICK, seed=3)
         whole = guide.state_dict(), model.net_state()
 
-        in_one_go = own_loop(*made(pl.guides.mean_field), data, pl.TrainState())
-        torch.save(own_loop(*made(pl.guides.mean_field), data, pl.TrainState(), stop), tmp_path / "saved.pt")
+        in_one_go = own_loop(*tiny(), data, pl.TrainState())
+        torch.save(own_loop(*tiny(), data, pl.TrainState(), stop), tmp_path / "saved.pt")
         values, net, saved = torch.load(tmp_path / "saved.pt", weights_only=True)
         assert (saved["epoch"], saved["step"]) == stop
-        (model, guide), state = made(pl.guides.mean_field), pl.TrainState()
+        (model, guide), state = tiny(), pl.TrainState()
         torch.manual_seed(99)
         guide.load_state_dict(values)
         model.load_net_state(net)
@@ -128,9 +118,9 @@ def test_another_call_goes_on_in_the_epoch_in_which_one_was_interrupted(tiny_dat
         def stop(self, state):
             raise KeyboardInterrupt
 
-    model, guide = made(pl.guides.mean_field)
+    model, guide = tiny()
     whole = pl.train(model, guide, tiny_data, **QUICK)
-    (again, other), state = made(pl.guides.mean_field), pl.TrainState()
+    (again, other), state = tiny(), pl.TrainState()
     with pytest.raises(KeyboardInterrupt):
         pl.train(again, other, tiny_data, **QUICK, state=state, hooks=Interrupting())
     assert (state.epoch, state.step) == (0, 1)
@@ -140,7 +130,7 @@ def test_another_call_goes_on_in_the_epoch_in_which_one_was_interrupted(tiny_dat
 
 
 def test_what_is_no_state_is_refused_and_changes_nothing(tiny_data):
-    saved = own_loop(*made(pl.guides.mean_field), tiny_data, pl.TrainState(), (1, 2))[2]
+    saved = own_loop(*tiny(), tiny_data, pl.TrainState(), (1, 2))[2]
     state = pl.TrainState(7)
     short = {"optimizer/0/exp_avg": saved["optimizer/0/exp_avg"][:-1]}
     for wrong in (
@@ -167,19 +157,19 @@ def test_what_is_no_state_is_refused_and_changes_nothing(tiny_data):
     ):
         state.load_state_dict(saved | wrong)
         with pytest.raises(pl.UserError, match="Adam's moments of another network"):
-            pl.train(*made(pl.guides.mean_field), tiny_data, **QUICK, state=state)
+            pl.train(*tiny(), tiny_data, **QUICK, state=state)
     state.load_state_dict(saved | {"step": 4})
     with pytest.raises(pl.UserError, match=r"step 4 of an epoch of 4 steps; call its next_epoch\(\)"):
-        pl.train(*made(pl.guides.mean_field), tiny_data, **QUICK, state=state)
+        pl.train(*tiny(), tiny_data, **QUICK, state=state)
     loader = [(tiny_data.train[:30], tiny_data.train.labels[:30]), (tiny_data.train[30:], tiny_data.train.labels[30:])]
     state.load_state_dict(saved | {"step": 1})
     with pytest.raises(pl.UserError, match=r"a loader is read from its start; give TrainState\(1\)"):
-        pl.train(*made(pl.guides.mean_field), loader, **QUICK, state=state)
+        pl.train(*tiny(), loader, **QUICK, state=state)
 
 
 def test_a_state_of_another_kind_of_device_draws_other_noise(tiny_data):
-    saved = own_loop(*made(pl.guides.mean_field), tiny_data, pl.TrainState(), (1, 2))[2]
+    saved = own_loop(*tiny(), tiny_data, pl.TrainState(), (1, 2))[2]
     state = pl.TrainState()
     state.load_state_dict(saved | {"device": "cuda"})
     with pytest.warns(UserWarning, match="this epoch began on cuda; its random numbers begin anew on cpu"):
-        own_loop(*made(pl.guides.mean_field), tiny_data, state)
+        own_loop(*tiny(), tiny_data, state)

@@ -6,7 +6,7 @@ import pyro_lottery as pl
 from pyro_lottery import seeds, training
 from pyro_lottery.data import Epoch
 from pyro_lottery.training.epoch import training_mode
-from tests.support import QUICK, TinyNet
+from tests.support import QUICK, TinyNet, tiny
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -42,12 +42,7 @@ def test_several_samples_average_the_gradient(tiny_model, tiny_data):
 
 @pytest.mark.parametrize("samples", [1, 2])
 def test_a_loop_of_ones_own_has_the_bits_of_train(samples, tiny_data):
-    def made():
-        torch.manual_seed(0)
-        model = pl.BayesianClassifier(TinyNet(), num_data=60)
-        return model, pl.guides.mean_field(model)
-
-    (model, guide), (own_model, own_guide) = made(), made()
+    (model, guide), (own_model, own_guide) = tiny(), tiny()
     row = pl.train(model, guide, tiny_data, **QUICK | {"epochs": 1, "train_samples": samples}, seed=3, level=1)[0]
 
     elbo, sums = pl.ELBO(), torch.zeros(5)
