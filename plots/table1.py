@@ -33,7 +33,8 @@ def plot(finished: Finished) -> Plot:
     cells = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
     header = ["network", "deterministic (min)", "Bayesian (min)", "ratio"]
     axes.table(cells, colLabels=header, loc="center", cellLoc="center").scale(1, 1.4)
-    hardware = {_hardware(run.folder.config) for run in finished.runs}
+    machines = [run.folder.config["hardware"] for run in finished.runs]
+    hardware = {f"{found['device']} {found['name']}, threads: {found['threads']}" for found in machines}
     finish(figure, finished, "Training time per level", f"on {'; '.join(sorted(hardware))}", seeds)
     return Plot(figure, table)
 
@@ -42,11 +43,6 @@ def _cell(value):
     if isinstance(value, str):
         return value
     return "–" if math.isnan(value) else f"{value:.3g}"
-
-
-def _hardware(config):
-    found = config["hardware"]
-    return f"{found['device']} {found['name']}, threads: {found['threads']}"
 
 
 if __name__ == "__main__":

@@ -73,14 +73,10 @@ def batch_script(wave: Sequence[Job], root: Path, given: argparse.Namespace, aft
     options: dict[str, object] = {
         "job-name": "pyro_lottery",
         "array": f"0-{len(wave) - 1}%{min(len(wave), given.max_parallel)}",
-        "nodes": 1,
-        "ntasks": 1,
-        "cpus-per-task": max(1, round(given.cpus_per_run)),
-        "time": given.time_limit,
-        "signal": f"USR1@{WARNING_SECONDS}",
-        "output": root / "logs" / "slurm" / "%A_%a.log",
-        "open-mode": "append",
-    }
+        "nodes": 1, "ntasks": 1, "cpus-per-task": max(1, round(given.cpus_per_run)),
+        "time": given.time_limit, "signal": f"USR1@{WARNING_SECONDS}",
+        "output": root / "logs" / "slurm" / "%A_%a.log", "open-mode": "append",
+    }  # fmt: skip
     if given.gpus_per_run != 0 and (given.gpus_per_run or getattr(given, "device", "auto") != "cpu"):
         options["gpus-per-node"] = max(1, round(given.gpus_per_run or 1))
     if given.partition:
