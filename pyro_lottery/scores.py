@@ -85,7 +85,5 @@ def by_name(name: str, seed: int = 0, level: int = 0) -> Score:
 
 def _scale(posterior: Posterior, name: str) -> Sites:
     if posterior.scale is None:
-        raise UserError(
-            f"--score {name} needs scales, which a point guide (--guide deterministic) lacks; use magnitude"
-        )
+        raise UserError(f"--score {name} needs scales, but a point guide has none; use --score magnitude")
     return posterior.scale

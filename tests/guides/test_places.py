@@ -175,7 +175,7 @@ def test_sequential_plates_need_no_handling_unless_they_are_subsampled():
 
 def test_a_model_without_sites_is_refused():
     for make in (pl.guides.mean_field, lambda model: pl.guides.auto(AutoNormal, model)):
-        with pytest.raises(pl.UserError, match="the model samples no site"):
+        with pytest.raises(pl.UserError, match="the model has no latent sites"):
             make(lambda: None)
 
 
@@ -188,7 +188,7 @@ def test_a_site_that_is_not_over_all_real_numbers_cannot_be_pruned():
     for make in (pl.guides.mean_field, pl.guides.deterministic):
         guide = make(supports)
         with (
-            pytest.raises(pl.UserError, match="'a' is not over all real numbers, so its values cannot be pruned"),
+            pytest.raises(pl.UserError, match="'a' is not over all real numbers, so it cannot be pruned"),
             pl.handlers.sparsify({"a": torch.tensor([True, False, True])}),
         ):
             guide()

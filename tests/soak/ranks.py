@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.soak.child import RUN, Figures
 
-TOLD = "--batch-size and --train-size must be at least 4, two images a device"
+TOLD = "--batch-size and --train-size must be at least 4: each device needs two images"
 
 
 def ranks(root: Path, count: int) -> Figures:
