@@ -1,6 +1,6 @@
 """Ranks: several processes that train one network together.
 
-``Ranks`` says what is asked of them, and answers for the usual case of one process. ``Several`` is a process group that
+``Ranks`` is the interface, and implements it for the usual case of one process. ``Several`` is a process group that
 Lightning Fabric starts, or joins if torchrun or SLURM started it; with one device, Fabric is not imported. Gradients are
 averaged after the backward pass: all weights of a guide are one vector, whose gradient is complete only at the end, so
 averaging cannot overlap with the backward pass.

@@ -50,10 +50,11 @@ def next_ticket(session: Session, level: int) -> Ticket:
     """
     if level == 0:
         return session.dense
-    config, trained = session.config, session.posterior(level - 1)
-    score = score_of(session, level)(trained[0])
-    mask = masks.shrink(session.ticket(level - 1).mask, score, config.prune_fraction)
-    return tickets.rewind(mask, *(trained if config.rewind == "lr" else session.rewind_point()))
+    config, (posterior, net) = session.config, session.posterior(level - 1)
+    mask = masks.shrink(session.ticket(level - 1).mask, score_of(session, level)(posterior), config.prune_fraction)
+    if config.rewind != "lr":
+        posterior, net = session.rewind_point()
+    return tickets.rewind(mask, posterior, net)
 
 
 def score_of(session: Session, level: int) -> scores.Score:

@@ -1,4 +1,4 @@
-"""What a stranger may have written: files are read here, and names of code are vetted, so that nothing of theirs runs unasked."""
+"""Safe reading of files that somebody else may have written, and of the names of code in them, so that none of it runs unasked."""
 
 from __future__ import annotations
 

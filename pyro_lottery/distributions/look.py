@@ -1,4 +1,4 @@
-"""What is inside a distribution."""
+"""Functions that look inside a distribution."""
 
 from __future__ import annotations
 

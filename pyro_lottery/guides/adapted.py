@@ -1,4 +1,4 @@
-"""What guides.auto adds to each of Pyro's guides: the temperature, masks, medians and quantiles."""
+"""Pyro's guides with the KL temperature, masks, medians and quantiles, which ``guides.auto`` adds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_lottery.handlers import active_mask
 
 
 class Adapted(Tempered):
-    """A guide of Pyro's under the KL temperature and masks."""
+    """A guide of Pyro that applies the KL temperature and obeys masks."""
 
     places: Mapping[str, Place] = MappingProxyType({})
 
@@ -49,5 +49,5 @@ class Adapted(Tempered):
 
 
 def adapted(kind: type[AutoGuide], by: type[AutoGuide]) -> Any:
-    """One of Pyro's guides as a class of the same name with what ``by`` adds to it."""
+    """A class with the name of ``kind``, one of Pyro's guides, that inherits from ``by`` and then from ``kind``."""
     return type(kind.__name__, (by, kind), {})

@@ -1,4 +1,4 @@
-"""What all guides of this package share, those adapted from Pyro included."""
+"""Base classes of all guides of this package, including those adapted from Pyro."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Copyable(AutoGuide):
 
 
 class Tempered(Copyable):
-    """A guide with the KL temperature on its sites."""
+    """A guide that scales its sites by the KL temperature of its model."""
 
     @property
     def _temperature(self) -> float:

@@ -35,7 +35,7 @@ def check_sites(model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any
 
 
 def check_guide(guide: Any) -> None:
-    """Raise ``UserError`` for what is no AutoGuide, whose parameters are complete before the first batch."""
+    """Raise ``UserError`` unless ``guide`` is an AutoGuide, whose parameters are complete before the first batch."""
     if not isinstance(guide, AutoGuide):
         raise UserError(
             f"expected a guide of pyro_lottery.guides or of Pyro's AutoGuides, got a {type(guide).__name__}, whose "

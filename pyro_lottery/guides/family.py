@@ -1,4 +1,4 @@
-"""What a guide answers, whatever its family: the one place that tells families apart."""
+"""The interface of every guide, whatever its family, and the function that finds a guide's family."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pyro_lottery.types import Posterior
 
 
 class Family:
-    """What is asked of a guide of any family.
+    """The interface of every guide, whatever its family.
 
-    The guides of this package answer it themselves; those of Pyro are wrapped by :func:`family`, since AutoNormal and
-    AutoStructured have attributes of their own that are called ``locs`` and ``scales``. All tensors are named by site and
+    This package's guides implement it themselves. :func:`family` wraps Pyro's, since AutoNormal and AutoStructured have other
+    attributes that are called ``locs`` and ``scales``. All tensors are named by site and
     shaped like the site's parameters, which are unconstrained (see :class:`Place`).
     """
 
@@ -73,5 +73,5 @@ class Family:
 
 @singledispatch
 def family(guide: Any) -> Family:
-    """The :class:`Family` of ``guide``. Each family registers itself in its own file, for the class of guides that it is of."""
+    """The :class:`Family` of ``guide``. Each family registers itself, for a class of guides, in its own file."""
     raise NotImplementedError  # ``stock.Drawn`` is registered for whatever has no other family

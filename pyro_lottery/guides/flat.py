@@ -1,4 +1,4 @@
-"""What the families of this package share: one independent site per weight tensor, with flat parameters over all."""
+"""The base class of this package's guides: one independent site per weight tensor, in flat parameters over all sites."""
 
 from __future__ import annotations
 
@@ -99,8 +99,10 @@ class FlatGuide(Tempered, Family):
         return self._masked, [self._masked.keep(p) for p in parameters]
 
     def draw(self, distribution: Callable[[int, Select], Any], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Sample every site inside its plates. ``distribution(number, select)`` is that of each parameter of the site with
-        this number; ``select`` takes the subsample's part of the parameters.
+        """Sample every site inside its plates; returns the values by site.
+
+        ``distribution(number, select)`` returns the distribution of site ``number``, per parameter; ``select`` takes the
+        subsample's part of a tensor of parameters.
         """
         # A user's plates are made even if no site is in them: they say which part of the data the model sees.
         plates = self._create_plates(*args, **kwargs) if self._prototype_frames or self.create_plates else {}

@@ -17,7 +17,7 @@ from pyro_lottery.guides.stock import Drawn
 
 
 class StockList(Drawn):
-    """An AutoGuideList, which answers what its parts answer together."""
+    """An AutoGuideList, whose sites, locs and scales are those of all its parts."""
 
     def __init__(self, guide: AutoGuideList):
         super().__init__(guide)
@@ -53,7 +53,7 @@ family.register(AutoGuideList, StockList)
 
 
 class AdaptedList(Copyable, AutoGuideList):
-    """A list of guides that bring the KL temperature and obey masks themselves."""
+    """A list of guides that apply the KL temperature and masks themselves."""
 
     places: Mapping[str, Place] = MappingProxyType({})
 

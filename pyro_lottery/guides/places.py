@@ -29,7 +29,7 @@ Select = Callable[[Tensor], Tensor] | None
 
 @dataclass(frozen=True)
 class Place:
-    """Where a site of a guide is in its model: its plates, its support, and which of its dimensions are one event."""
+    """A site's plates, support and event dimensions in the model of a guide."""
 
     shape: Size
     """Shape of a value; of a subsample's values, if its plates are subsampled."""
@@ -117,7 +117,7 @@ class Place:
 
 
 def whole(frame: CondIndepStackFrame) -> int:
-    """The size of a plate, of which a subsample may be smaller."""
+    """The size of a whole plate; a subsample of it may be smaller."""
     return frame.full_size or frame.size
 
 
@@ -141,7 +141,7 @@ def traced_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[t
 
 
 def continuous_sites(model: Callable[..., Any], *prototype_args: Any) -> dict[str, Any]:
-    """The random sites of a model at their initial values; ``UserError`` for one that no guide can cover, a discrete one say."""
+    """The random sites of a model at their initial values; raises ``UserError`` for one that is not continuous."""
     weights = getattr(model, "kaiming_scale", {})  # of a network; any of them may be pruned
     sites = dict(traced_sites(model, *prototype_args))
     if not sites:

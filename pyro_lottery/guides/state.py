@@ -138,7 +138,7 @@ def active_masks(guide: AutoGuide) -> dict[str, Tensor]:
 
 @contextmanager
 def compressed(guide: AutoGuide) -> Iterator[None]:
-    """Within this context a pruned weight costs ``guide`` nothing, under the ``sparsify`` that encloses it.
+    """Let only the weights that the enclosing ``sparsify`` keeps cost memory and time within this context.
 
     A mean-field or point guide has only the surviving weights as its parameters, so build the optimizer inside; what was
     trained goes back to the full parameters at the end. In every guide the loc of a pruned weight becomes 0.

@@ -64,7 +64,7 @@ class Stock(Family):
 
 
 class Drawn(Stock):
-    """A guide of which only draws are known, a normalising flow say: its marginals are estimated from them."""
+    """A guide without closed-form marginals, such as a normalising flow: they are estimated from draws."""
 
     has_marginals = False
     is_determined = False
@@ -134,7 +134,7 @@ family.register(AutoDelta, StockDelta)
 
 
 class StockStructured(Drawn):
-    """AutoStructured: what a site depends on adds something symmetric about 0, so that its median is its loc."""
+    """AutoStructured: the sites that a site depends on add terms symmetric about 0, so its median is its loc."""
 
     def __init__(self, guide: AutoStructured):
         super().__init__(guide)

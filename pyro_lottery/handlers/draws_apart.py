@@ -18,7 +18,7 @@ _HARMLESS = {"__get__", "dim", "size", "numel", "__len__", "__hash__", "__repr__
 
 
 class DrawsApart(Messenger):
-    """Finds the sites of the enclosed guide whose drawn values the guide computes nothing with.
+    """Finds the sites of the enclosed guide whose drawn values the guide uses in no computation.
 
     A drawn value can influence another site's distribution only through a torch operation on it: ``if``, ``item()``, an
     in-place write, scripted code and custom autograd functions all need one. This handler sees every such operation.

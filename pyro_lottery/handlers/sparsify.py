@@ -61,7 +61,7 @@ def not_hidden() -> Iterator[None]:
 
 @contextmanager
 def left_out() -> Iterator[None]:
-    """Switch ``not_hidden`` off within this context, for a guide that traces a model's sites and needs all weights."""
+    """Leave all masks out of models traced within this context, inside ``poutine.block``: ``not_hidden`` has no effect here."""
     hidden, _mine.entered = _mine.entered, []
     try:
         yield

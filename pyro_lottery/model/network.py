@@ -158,7 +158,7 @@ class BayesianNetwork(nn.Module):
         }
 
     def likelihood_parameters(self) -> dict[str, nn.Parameter]:
-        """The learned parameters, by name, of neither the network nor its priors, such as a noise scale."""
+        """The learned parameters, by name, that belong neither to the network nor to its priors, such as a noise scale."""
         found = {name: p for name, p in self._parameters.items() if p is not None}
         for child, module in self._modules.items():
             if module is not None and module is not self.net:

@@ -1,4 +1,4 @@
-"""Priors that sample: what they sample, and one sample for all sites that name the same hyperprior."""
+"""Hyperpriors: the sites that priors sample themselves, each of them once for all priors that name it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training refuses: wrong options, data and batches before the first step, and values that are not finite later."""
+"""Checks of options, data and batches before the first step, and checks for finite values after it."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _check_stream(model: nn.Module, stream: Stream, ranks: Ranks) -> None:
 
 
 def infinite_buffers(model: nn.Module) -> Sites:
-    """Copies of the buffers that hold infinite numbers before the first step: attention masks do."""
+    """Copies of the buffers that hold infinite numbers before the first step, such as attention masks."""
     statistics = {name for name, m in model.named_modules() if is_batch_norm(m)}  # infinite only after divergence
     return {
         name: value.clone()

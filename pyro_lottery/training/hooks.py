@@ -1,4 +1,4 @@
-"""What a caller may do while a level trains."""
+"""Functions of the caller that training calls."""
 
 from __future__ import annotations
 

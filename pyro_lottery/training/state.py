@@ -40,9 +40,9 @@ class TrainState:
     history: History = field(default_factory=list)
     """One row per finished epoch."""
     sums: Tensor = field(default_factory=lambda: torch.zeros(5))
-    """Of that epoch's steps: see :func:`step`."""
+    """Sums over the finished steps of that epoch; see :func:`step`."""
     moments: Moments = field(default_factory=dict)
-    """Adam's, as in the optimizer's state dict; under a mask, of the surviving weights."""
+    """Adam's moments as in the optimizer's state dict; under a mask, only those of the surviving weights."""
     generators: dict[str, Tensor] = field(default_factory=dict)
     """States of the random generators within an epoch. The start of an epoch needs none, since it is seeded by name."""
     device: str = "cpu"
@@ -115,7 +115,7 @@ class TrainState:
         return state | {"history": self.history, "sums": self.sums} | tensors
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Become the state that :meth:`state_dict` gave; raises ``UserError``, and changes nothing, for what is none.
+        """Become the state that :meth:`state_dict` returned. Raises ``UserError``, and changes nothing, for anything else.
 
         Tensors are copied. ``belongs`` may be missing, and is then not compared.
         """
