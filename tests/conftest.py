@@ -20,7 +20,8 @@ pyro.enable_validation(True)
 def pytest_collection_modifyitems(items):
     """Tests that share a costly fixture go to one process: ``smoke_study``, or a fixture of their module.
 
-    Tests of ``smoke_study`` are slow, because the study trains for many seconds.
+    Tests of ``smoke_study`` are slow, because the study trains for many seconds. Slow tests come first, so that no process
+    has a long one left when the other has nothing more to do; pytest-xdist keeps this order (--no-loadscope-reorder).
     """
     for item in items:
         definitions = item._fixtureinfo.name2fixturedefs.values() if hasattr(item, "_fixtureinfo") else ()
@@ -29,6 +30,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
         elif any(found[-1].scope == "module" for found in definitions):
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)

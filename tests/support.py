@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 import pyro_lottery as pl
+from experiments.trials.weights import Network as TinyNet
 from pyro_lottery.imp import run_imp
 from pyro_lottery.runs.config import Config
 from pyro_lottery.types import Posterior, Ticket
@@ -66,22 +66,6 @@ def _manifest(path: Path) -> list[list[str]]:
 def same(one, other):
     """Whether two dictionaries hold equal tensors under the same names."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-class TinyNet(nn.Module):
-    """A convolution with BatchNorm, a hidden linear layer and a classifier, for [n, 1, 4, 4] images."""
-
-    def __init__(self, classes: int = 3):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3, padding=1)
-        self.bn = nn.BatchNorm2d(4)
-        self.hidden = nn.Linear(16, 6)
-        self.out = nn.Linear(6, classes)
-
-    def forward(self, x):
-        x = torch.relu(self.bn(self.conv(x)))
-        x = nn.functional.avg_pool2d(x, 2).flatten(1)
-        return self.out(torch.relu(self.hidden(x)))
 
 
 def tiny(make=pl.guides.mean_field, seed=0, **options):

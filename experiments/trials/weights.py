@@ -22,14 +22,14 @@ from pyro_lottery.runs import build
 
 
 class Network(nn.Module):
-    """A convolution with BatchNorm, a linear layer and a classifier of three classes; 132 prunable weights."""
+    """A convolution with BatchNorm, a linear layer and a classifier, for [n, 1, 4, 4] images; 132 prunable weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 3) -> None:
         super().__init__()
         self.conv = nn.Conv2d(1, 4, 3, padding=1)
         self.bn = nn.BatchNorm2d(4)
         self.hidden = nn.Linear(16, 6)
-        self.out = nn.Linear(6, 3)
+        self.out = nn.Linear(6, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.avg_pool2d(torch.relu(self.bn(self.conv(x))), 2).flatten(1)

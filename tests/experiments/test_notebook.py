@@ -27,6 +27,9 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     monkeypatch.setenv("PYTHONPATH", str(PATH.parent.parent))
     notebook = read()
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    first.source, long = first.source.replace("epochs=6, milestones=(4,)", "epochs=1, milestones=()"), first.source
+    assert first.source != long, "shorter than what a reader runs"
     nbclient.NotebookClient(notebook, timeout=int(DEADLOCK), resources={"metadata": {"path": str(tmp_path)}}).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     pictures = [o for cell in code for o in cell.outputs if "image/png" in o.get("data", {})]

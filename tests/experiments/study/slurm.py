@@ -2,10 +2,12 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 
+from experiments.study.executors import slurm
 from tests.support import DEADLOCK, ROOT
 
 PROGRAMS = {
@@ -39,6 +41,12 @@ class Slurm:
         """Start one job of an array; its process is the one that SLURM signals."""
         variables = {"SLURM_ARRAY_JOB_ID": str(job), "SLURM_ARRAY_TASK_ID": str(number)}
         return subprocess.Popen(["bash", self.queue / f"{job}.sh"], env=os.environ | variables, cwd=ROOT)
+
+    def call(self, job, number):
+        """What one job of an array does, in this process, with the arguments of the script; returns the exit code."""
+        *_, arguments = self.script(job).partition(" experiments.study.executors.slurm ")
+        jobs, _ = shlex.split(arguments)
+        return slurm.main([jobs, str(number)])
 
     def run(self, job, interrupt=None):
         """Run an array, each job again as often as it is requeued; returns the exit codes by job.

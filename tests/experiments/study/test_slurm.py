@@ -34,7 +34,7 @@ def test_arrays_train_the_same_bits_and_a_job_that_is_signalled_is_requeued(tmp_
     ticket = long.folder(root).path / "level_00" / "ticket.safetensors"
     assert cluster.run(1, interrupt=lambda process: wait_for(ticket.exists, process)) == {0: [75, 0], 1: [0]}
     assert cluster.requeued() == ["1_0"]
-    assert cluster.run(2) == {0: [0]}
+    assert cluster.call(2, 0) == 0
     assert here.carry_out(jobs, tmp_path / "here") == {}
     assert same_as(tmp_path / "here", root) == 3
     log = log_of(long, root).read_text()
@@ -43,15 +43,15 @@ def test_arrays_train_the_same_bits_and_a_job_that_is_signalled_is_requeued(tmp_
     assert submit(jobs, root, given()) == [], "finished jobs are not submitted again"
 
 
-def test_a_job_that_fails_ends_with_1_and_so_does_what_is_made_from_it(jobs, tmp_path, cluster, capfd):
+def test_a_job_that_fails_ends_with_1_and_so_does_what_is_made_from_it(jobs, tmp_path, cluster, capsys):
     folder = jobs[1].folder(tmp_path).path
     folder.mkdir(parents=True)
     (folder / "thesis.tex").write_text("")
     assert submit(jobs, tmp_path, given()) == ["1_0", "1_1", "2_0"]
-    assert cluster.start(1, 1).wait() == 1
-    assert f"see {log_of(jobs[1], tmp_path)}" in capfd.readouterr().err
-    assert cluster.start(2, 0).wait() == 1
-    assert "the run that it is made from failed" in capfd.readouterr().err
+    assert cluster.call(1, 1) == 1
+    assert f"see {log_of(jobs[1], tmp_path)}" in capsys.readouterr().err
+    assert cluster.call(2, 0) == 1
+    assert "the run that it is made from failed" in capsys.readouterr().err
     assert not cluster.requeued()
 
 
