@@ -50,6 +50,14 @@ def is_refused(error: OSError) -> bool:
     )  # fmt: skip
 
 
+def may_be_good(error: OSError) -> bool:
+    """Return whether the file that could not be read may be undamaged: without permission, or on a disk that fails.
+
+    Other errors say that it is missing, is a folder or a pipe, or is too long.
+    """
+    return error.errno not in (errno.ENOENT, errno.EINVAL, errno.EFBIG)
+
+
 def replace(source: Path, target: Path) -> None:
     """Rename ``source`` to ``target`` in the same folder and flush the folder, so that the rename survives a power cut."""
     os.replace(source, target)

@@ -37,10 +37,15 @@ def rows(path: Path) -> list[LevelResult]:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a table, the header first; none of a missing file, or of one that cannot be read."""
+    """The lines of a table, the header first; none of a missing file, or of a folder or pipe in its place.
+
+    Raises ``OSError`` for a table that may be whole but cannot be read now: it says which levels are finished.
+    """
     try:
         return untrusted.read_text(path, "replace").splitlines()
-    except OSError:
+    except OSError as error:
+        if files.may_be_good(error):
+            raise
         return []
 
 

@@ -35,7 +35,10 @@ class Manifest:
 
     @classmethod
     def load(cls, path: Path) -> Manifest | None:
-        """Read a manifest; None if the file does not exist. Raises ``Damaged`` if it is damaged."""
+        """Read a manifest; None if the file does not exist.
+
+        Raises ``Damaged`` if it is damaged, and ``OSError`` if it cannot be read now, since it may be whole.
+        """
         if not path.exists():
             return None
         try:
@@ -44,6 +47,8 @@ class Manifest:
                 raise UserError(f"{path} is not the manifest of a level")
             return cls(checked_row(found.get("result"), path), ticket, sums)
         except UserError as error:
+            if isinstance(error.__cause__, OSError) and files.may_be_good(error.__cause__):
+                raise error.__cause__ from None
             raise Damaged(str(error)) from error
 
 

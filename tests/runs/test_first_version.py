@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pyro_lottery as pl
-from pyro_lottery import files, imp, masks, scores
+from pyro_lottery import files, imp, masks, scores, untrusted
 from pyro_lottery.runs import first_version
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import RunFolder
@@ -86,6 +86,24 @@ def test_adoption_that_was_killed_goes_on(old):
     assert old.level(0).manifest().ticket == 7, "a manifest that is there is left alone"
     assert json.loads((old.path / "level_01" / "level.json").read_text()) == whole
     assert [row.level for row in old.results()] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["results.csv", "level_01/history.csv"])
+def test_a_table_that_cannot_be_read_now_loses_no_level(name, old, monkeypatch):
+    config, read = pl.load_run(old.path).config, untrusted.read_text
+
+    def denied(path, *rest):
+        if path == old.path / name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *rest)
+
+    with monkeypatch.context() as context:
+        context.setattr(untrusted, "read_text", denied)
+        with pytest.raises(PermissionError):
+            adopt(old, config)
+    adopt(old, config)
+    assert [old.level(level).manifest().result for level in (0, 1)] == old.results()
+    assert not list(old.path.glob("*.damaged"))
 
 
 def test_a_table_of_this_version_says_nothing_of_what_is_finished(tmp_path):

@@ -273,9 +273,11 @@ def test_a_damaged_level_is_set_aside_and_keeps_its_learning_rate(tmp_path):
 def test_a_disk_that_fails_for_a_moment_does_not_make_a_level_damaged(tmp_path, monkeypatch):
     run = opened(tmp_path)
     finish(run, 0)
-    for name, error in (("checksum", MemoryError()), ("crc32_of", OSError(5, "Input/output error"))):
+    failing = OSError(5, "Input/output error")
+    cases = ((files, "checksum", MemoryError()), (files, "crc32_of", failing), (untrusted, "read_text", failing))
+    for where, name, error in cases:
         with monkeypatch.context() as context:
-            context.setattr(files, name, lambda *_, error=error: (_ for _ in ()).throw(error))
+            context.setattr(where, name, lambda *_, error=error: (_ for _ in ()).throw(error))
             with pytest.raises((OSError, MemoryError)):
                 run.level(0).check(OPTIONS["epochs"])
     assert run.level(0).check(OPTIONS["epochs"])
