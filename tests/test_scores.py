@@ -32,7 +32,7 @@ def test_random_follows_seed_and_level():
 
 
 def test_a_point_guide_has_no_snr():
-    with pytest.raises(pl.UserError, match="use magnitude"):
+    with pytest.raises(pl.UserError, match="use --score magnitude"):
         scores.snr(Posterior(P.loc, None, ("w",)))
 
 
