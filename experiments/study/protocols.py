@@ -1,4 +1,4 @@
-"""The protocols of the paper's experiments: the extent of a study, and what ``reduced`` leaves out.
+"""The protocols of the paper's experiments: the extent of a study, and what the smaller ones leave out.
 
 A protocol is a preset of ``python -m pyro_lottery.imp`` (pyro_lottery/runs/presets.py: images, epochs, levels) and the extent
 of the study: which networks, how many seeds, which levels get controls, which learning rates are compared.
@@ -36,6 +36,7 @@ class Protocol:
 
 PROTOCOLS = {
     "paper": Protocol(),
+    "fast": Protocol(derived_levels=(3, 6, 9)),
     "reduced": Protocol(archs=("resnet20",), seeds=3, derived_levels=(1, 3, 5), warmup_epochs=1),
     "minimal": Protocol(archs=("vgg11", "vit_tiny"), seeds=1, derived_levels=(1, 3, 5), warmup_epochs=1, patch_size=8),
     "smoke": Protocol(archs=("lenet",), seeds=1, derived_levels=(2,), rates=(1e-3, 1e-2), warmup_epochs=1),
@@ -75,6 +76,8 @@ def describe(config: Config) -> str:
 
     >>> describe(preset("reduced"))
     'reduced protocol: 2,000 training images, 10 epochs a level, batch 50, 60 % pruned a level, weight samples: 1'
+    >>> describe(preset("fast"))
+    'fast protocol: all training images, 160 epochs a level, batch 128, 40 % pruned a level, weight samples: 1'
     """
     images = f"{config.train_size:,} training images" if config.train_size else "all training images"
     return (

@@ -203,7 +203,8 @@ class Config:
             expected = usual | PRESETS[base]
             return [f.name for f in fields(self) if f.name not in hidden and getattr(self, f.name) != expected[f.name]]
 
-        base = min(PRESETS, key=lambda name: len(differing(name)))
+        # A run of the fast preset is named by its prune fraction, as every run with that fraction is.
+        base = min((name for name in PRESETS if name != "fast"), key=lambda name: len(differing(name)))
         parts = [self.arch, self.dataset, self.guide, self.score, f"seed{self.seed}"]
         parts += [base] if base != "default" else []
         given = (self.pretrained and Path(self.pretrained).stem, self.pretrained_key)

@@ -33,6 +33,13 @@ def test_options_beside_a_preset_win():
         preset("qick")
 
 
+def test_the_fast_preset_reaches_one_percent_in_nine_levels():
+    fast = preset("fast")
+    assert fast == Config(levels=9, prune_fraction=0.4)
+    assert (1 - fast.prune_fraction) ** fast.levels == pytest.approx(0.01, rel=0.01)
+    assert fast.name() == Config(prune_fraction=0.4).name() == "resnet18-cifar10-mean_field-snr-seed0-prune_fraction0.4"
+
+
 def test_every_option_has_help(capsys):
     with pytest.raises(SystemExit) as stopped:
         parse("p", "d", ["--help"])
