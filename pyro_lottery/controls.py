@@ -48,7 +48,7 @@ def run_control(
         run.row(0)  # a shuffle takes values of the rewind point, which is one of the files of level 0
     folder = run.folder.derived("controls", control)
     config = replace(run.config, device=device, run_dir=str(folder.path), data_dir=data_dir or run.config.data_dir)
-    config = replace(config, pretrained=None, pretrained_key=None)  # the tickets hold all values
+    config = replace(config, pretrained=None, pretrained_key=None, level0_from=None)  # the tickets hold all values
     with Session.open(config, run.own, control=control) as session:
         run.check_data(session.setup.data)
         for level in chosen:

@@ -20,6 +20,10 @@ class Busy(UserError):
     """Another process is using the run folder."""
 
 
+class NotShared(UserError):
+    """Level 0 of another run cannot be copied: it is another one, not finished, or damaged."""
+
+
 class Diverged(RuntimeError):
     """The loss or a parameter became infinite or NaN during training.
 

@@ -20,7 +20,7 @@ from pyro_lottery.scores import Score
 
 _OF_NAMED_DATA = {
     "arch", "patch_size", "dataset", "data_dir", "train_size", "test_size", "val_fraction", "augment", "run_dir", "prior", "guide",
-    "score", "image_size", "pretrained", "pretrained_key",
+    "score", "image_size", "pretrained", "pretrained_key", "level0_from",
 }  # fmt: skip
 OPTIONS = tuple(f.name for f in fields(Config) if f.name not in _OF_NAMED_DATA)
 """Options of the command line that ``find_tickets`` accepts, with underscores instead of hyphens."""

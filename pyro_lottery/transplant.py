@@ -46,7 +46,8 @@ def transplant_run(run: Run, levels: Iterable[int] | None = None, **options: Any
     run.vet()
     chosen = check_levels(run, levels, lowest=0 if levels else 1)
     own = {"guide": "mean_field", "device": "auto", "run_dir": str(run.folder.derived("transplant").path)}
-    own |= {"pretrained": None, "pretrained_key": None}  # type: ignore[dict-item]  # a ticket holds all values
+    # A ticket holds all values, and is not the dense one.
+    own |= {"pretrained": None, "pretrained_key": None, "level0_from": None}  # type: ignore[dict-item]
 
     def ticket(level: int, into: Ticket) -> Ticket:
         source = run.level(level).ticket
@@ -139,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--key", help="key of the state_dict in a file that has several, such as state_dict_ema; default: common names"
     )
     parser.add_argument("--preset", default="default", help=f"options of a file's training: {PRESET_HELP}")
-    parser.add_options(but={"levels", "pretrained", "pretrained_key"})
+    parser.add_options(but={"levels", "pretrained", "pretrained_key", "level0_from"})
     parser.add_trust_option()
     given = vars(parser.parse_args(arguments))
     return run_command(PROG, lambda: show_results(_transplant(**given).folder), arguments)

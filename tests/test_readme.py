@@ -356,4 +356,4 @@ def test_every_option_it_names_exists():
     parsers += [experimenting.parser("all", ""), plotting.parser("fig1", "")]
     fields |= {"--control", "--key", "--mask", "--save", "--compare"}
     fields = fields.union(*(parser._option_string_actions for parser in parsers))
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - fields == set()
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", README)) - fields == set()

@@ -15,8 +15,11 @@ from pyro_lottery.runs.presets import PRESETS
 
 RESUMABLE = {
     "levels", "data_dir", "run_dir", "device", "on_divergence", "deterministic", "pretrained", "pretrained_key",
+    "level0_from",
 }  # fmt: skip
 """Options that may differ when a run is resumed. They do not change what a level is trained to."""
+AFTER_LEVEL_0 = {"levels", "score", "prune_fraction", "rewind"}
+"""Options that level 0 does not depend on; ``epoch:K`` and ``restart:K`` of ``rewind`` also save the rewind point."""
 LATER: dict[str, Any] = {}
 """Options added after version 0.1.0, with the values that stand for its behaviour."""
 
@@ -123,6 +126,11 @@ class Config:
         choices=("stop", "retry"),
     )  # fmt: skip
     seed: int = option(0, int, "seed of every random stream", AT_LEAST_0)
+    level0_from: str | None = option(
+        None, str,
+        "run folder whose level 0 is copied instead of trained; it may differ from this run in score, prune fraction, levels and "
+        "rewind alone, and must have been trained with the same versions on the same hardware",
+    )  # fmt: skip
     run_dir: str | None = option(
         None, str,
         "run folder; default: runs/NAME, where NAME lists the main options and those that differ from the defaults",

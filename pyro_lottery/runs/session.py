@@ -21,6 +21,7 @@ from pyro_lottery.runs.level_folder import MANIFEST
 from pyro_lottery.runs.loaded import Run, load_run
 from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.resume import adopt, open_folder
+from pyro_lottery.runs.sharing import check_level_0, copy_level_0
 from pyro_lottery.runs.signals import Received, signals
 from pyro_lottery.types import Posterior, Sites, Ticket, posterior_checksum, ticket_checksum
 
@@ -70,6 +71,10 @@ class Session:
         ticket = self._ranks.first(self._as_begun, level, ticket)
         if self._ranks.first(self._is_finished, level, ticket):
             return
+        if level == 0 and self.config.level0_from is not None:
+            self._ranks.first(self._copy_level_0, ticket)
+            self._trained = True
+            return
         if self._ranks.any(bool(self._received)):
             raise Stopped
         self._ranks.agree(f"the ticket of level {level}", ticket_checksum, ticket)
@@ -103,9 +108,22 @@ class Session:
     def _enter(self) -> None:
         """Lock the folder and create or resume it, once; from then on, signals are checked between steps."""
         if not self._is_open:
+            self._ranks.first(self._check_level_0_from)
             self._inside.enter_context(self._received.heeded())
             self._ranks.first(self._open)
             self._is_open = True
+
+    def _check_level_0_from(self) -> None:
+        """Check the run of ``--level0-from`` before anything is written, unless level 0 is finished."""
+        if self.config.level0_from is not None and not (self.folder.level(0).path / MANIFEST).exists():
+            check_level_0(RunFolder(self.config.level0_from), self.config, self._facts, self.dense)
+
+    def _copy_level_0(self, ticket: Ticket) -> None:
+        """Copy level 0 from the run of ``--level0-from``, which has trained the same one."""
+        source, level = RunFolder(str(self.config.level0_from)), self.folder.level(0)
+        copy_level_0(source, check_level_0(source, self.config, self._facts, ticket), level)
+        self.folder.write_results()
+        level.drop_checkpoints()
 
     def _open(self) -> None:
         self._inside.enter_context(self.folder.lock())
