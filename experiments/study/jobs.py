@@ -1,9 +1,10 @@
-"""The jobs of a study: an IMP run, a control of its tickets, and their transplant. Each has a folder, levels, the job that it
-needs, and a way to run.
+"""The jobs of a study: an IMP run, a control of its tickets, and their transplant. Each has a folder, levels, the job whose
+tickets it needs, level by level, and a way to run.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -39,9 +40,11 @@ class Imp:
 
     def folder(self, root: Path) -> RunFolder:
         """The folder in ``root`` of a run with this config, whatever its name; else the folder of the future run."""
+        usual = RunFolder(root / self.config.name())
+        if (usual.path / "config.json").exists() and _same(self.config, load_run(usual.path).config):
+            return usual  # the others, which may be many, are not read
         runs = list_runs(root) if root.is_dir() else []
-        found = (run.folder for run in runs if _same(self.config, run.config))
-        return next(found, RunFolder(root / self.config.name()))
+        return next((run.folder for run in runs if _same(self.config, run.config)), usual)
 
     def needs(self) -> Imp | None:
         return None
@@ -129,6 +132,20 @@ def unfinished(job: Job, root: Path) -> list[int]:
     folder = job.folder(root)
     done = {row.level for row in folder.results() if folder.level(row.level).has_files()}
     return [level for level in job.levels if level not in done]
+
+
+def ready(job: Job, root: Path) -> Job | None:
+    """The part of ``job`` that can be trained now: all of a run, those levels of a control or transplant whose tickets exist.
+
+    None if there is no such level. A ticket exists when its level and all levels before it are finished, which the manifests in
+    the run's folder say; the run itself may be training a later level.
+    """
+    left, needed = unfinished(job, root), job.needs()
+    if isinstance(job, Imp) or needed is None:
+        return job if left else None
+    missing = min(unfinished(needed, root), default=math.inf) if left else 0
+    there = tuple(level for level in left if level < missing)
+    return replace(job, levels=there) if there else None
 
 
 def _same(wanted: Config, found: Config) -> bool:

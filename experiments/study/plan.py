@@ -5,7 +5,6 @@ what more workers would gain. Steps are measured here, on random images, with as
 from __future__ import annotations
 
 import argparse
-import heapq
 import json
 import math
 import os
@@ -23,6 +22,7 @@ import torch
 from experiments.study.estimate import duration, like, measure, seconds_of, sizes
 from experiments.study.jobs import Job, unfinished
 from experiments.study.markdown import markdown_table
+from experiments.study.walltime import Work, critical_path, makespan, trainings
 from pyro_lottery import machine
 from pyro_lottery.errors import UserError
 from pyro_lottery.model import random_parameters
@@ -71,29 +71,6 @@ def disk(config: Config, shape: Shape) -> int:
     return weights + 2 * (4 * values * weights + rest)
 
 
-def makespan(seconds: Mapping[Job, float], workers: int) -> float:
-    """Seconds until ``workers`` have finished all jobs. As in Ray, a free worker takes the next job whose ticket exists."""
-    waiting, free, done = list(seconds), [0.0] * workers, dict[Job, float]()
-    while waiting:
-        now = heapq.heappop(free)
-        # When the ticket of each job exists: at once if the job needs none or it is finished.
-        there = {job: done.get(needed, math.inf) if (needed := job.needs()) in seconds else 0.0 for job in waiting}
-        job = next((job for job in waiting if there[job] <= now), None)
-        if job is None:
-            heapq.heappush(free, min(there.values()))
-            continue
-        waiting.remove(job)
-        done[job] = now + seconds[job]
-        heapq.heappush(free, done[job])
-    return max(done.values(), default=0.0)
-
-
-def critical_path(seconds: Mapping[Job, float]) -> float:
-    """Seconds of the longest chain: a run and a job that needs its tickets."""
-    before = {job: 0.0 if (needed := job.needs()) is None else seconds.get(needed, 0.0) for job in seconds}
-    return max((before[job] + own for job, own in seconds.items()), default=0.0)
-
-
 def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Namespace) -> str:
     """The plan of the figures' jobs as text."""
     jobs = list(dict.fromkeys(job for several in by_figure.values() for job in several))
@@ -112,10 +89,11 @@ def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Nam
         kind = like(job.config)
         if kind not in costs:
             costs[kind] = measure_together(job.config, together, threads)
-    seconds = {}
+    work = {}
     for job, levels in left.items():
         cost = costs[like(job.config)]
-        seconds[job] = cost.start + seconds_of(job.config, levels, cost.step, cost.forward)
+        seconds = {level: seconds_of(job.config, [level], cost.step, cost.forward) for level in levels}
+        work[job] = Work(cost.start, seconds)
     bytes_of = {job: len(levels) * disk(job.config, _shape(job.config)) for job, levels in left.items()}
 
     where = f"{device.type}, {together} at a time" + (f", {threads} threads each" if device.type == "cpu" else "")
@@ -123,9 +101,9 @@ def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Nam
     lines = [f"steps measured here ({where}); {workers} workers", ""]
     rows: list[Sequence[object]] = []
     for name, several in [*by_figure.items(), ("together", jobs)]:
-        chosen = {job: seconds[job] for job in with_needs(several) if job in seconds}
+        chosen = {job: work[job] for job in with_needs(several) if job in work}
         levels = sum(len(left[job]) for job in chosen)
-        wall, hours = duration(makespan(chosen, workers)), share * sum(chosen.values()) / 3600
+        wall, hours = duration(makespan(chosen, workers)), share * sum(w.seconds for w in chosen.values()) / 3600
         size = sum(bytes_of[job] for job in chosen) / 2**30
         # The largest runs may train at the same time.
         peaks = sorted((costs[like(job.config)].memory for job in chosen), reverse=True)[:workers]
@@ -136,11 +114,13 @@ def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Nam
         for kind, cost in costs.items()
     ]
     lines += ["", *markdown_table(("network, guide, batch", "step, ms", "memory of a run, GiB"), rows)]
-    walls: dict[object, float] = {count: makespan(seconds, count) for count in sorted({*WORKERS, workers})}
-    walls["any number"] = critical_path(seconds)
-    alone = makespan(seconds, 1)
+    walls: dict[object, float] = {count: makespan(work, count) for count in sorted({*WORKERS, workers})}
+    walls["any number"] = critical_path(work)
+    alone = makespan(work, 1)
     rows = [(count, duration(wall), f"{alone / max(wall, 1e-9):.1f}") for count, wall in walls.items()]
-    return "\n".join([*lines, "", *markdown_table(("workers", "wall time", "speed-up"), rows)])
+    lines += ["", *markdown_table(("workers", "wall time", "speed-up"), rows)]
+    lines += ["", f"critical path: {trainings(work)} trainings one after the other, {duration(critical_path(work))}"]
+    return "\n".join(lines)
 
 
 def with_needs(jobs: Iterable[Job]) -> list[Job]:

@@ -47,6 +47,8 @@ class Manifest:
                 raise UserError(f"{path} is not the manifest of a level")
             return cls(checked_row(found.get("result"), path), ticket, sums)
         except UserError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None  # the process that trains the run has just set the level aside
             if isinstance(error.__cause__, OSError) and files.may_be_good(error.__cause__):
                 raise error.__cause__ from None
             raise Damaged(str(error)) from error

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.study.executors.worker import WAIT_SECONDS, logging
-from experiments.study.jobs import Job, unfinished
+from experiments.study.jobs import Job, ready, unfinished
 from pyro_lottery import data, machine
 from pyro_lottery.errors import Busy, Failed, Stopped, UserError, one_line
 from pyro_lottery.runs.config import Config
@@ -18,7 +18,8 @@ from pyro_lottery.runs.signals import signals
 def carry_out(jobs: Iterable[Job], root: Path) -> dict[Job, Exception]:
     """Run every job that is not finished; returns the failed ones with their errors.
 
-    Several processes may share the work: a run on which another process is working is tried again later. Raises
+    Several processes may share the work: a run on which another process is working is tried again later. Of a control or
+    transplant, those levels are trained whose tickets exist, and the others later. Raises
     ``UserError`` before the first run if the device or the data that all runs share are missing, and that of the first run
     if all runs fail and one of them by bad input.
     """
@@ -29,28 +30,31 @@ def carry_out(jobs: Iterable[Job], root: Path) -> dict[Job, Exception]:
     refused, count = list[UserError](), len(waiting)
     with signals() as received, received.heeded():
         while waiting:
-            later = []
+            later, idle = [], True
             for place, job in enumerate(waiting):
                 if received:
                     raise Stopped
-                needed = job.needs()
-                if needed in failed:
+                if job.needs() in failed:
                     failed[job] = Failed("the run that it is made from failed")
-                elif (needed and unfinished(needed, root)) or job.folder(root).busy():
+                    continue
+                part = ready(job, root)
+                if not part or job.folder(root).busy():
+                    later += [job] if unfinished(job, root) else []
+                    continue
+                print(f"{job} ({len(waiting) - place + len(later)} to go)", flush=True)
+                try:
+                    part.run(root)
+                    idle = False
+                    later += [job] if unfinished(job, root) and part != job else []
+                except Busy:  # another process was quicker
                     later.append(job)
-                elif unfinished(job, root):
-                    print(f"{job} ({len(waiting) - place + len(later)} to go)", flush=True)
-                    try:
-                        job.run(root)
-                    except Busy:  # another process was quicker
-                        later.append(job)
-                    except Stopped:
-                        raise
-                    except Exception as error:
-                        failed[job] = _logged(error, job, root)
-                        if isinstance(error, UserError):
-                            refused.append(error)
-            if len(later) == len(waiting):
+                except Stopped:
+                    raise
+                except Exception as error:
+                    failed[job] = _logged(error, job, root)
+                    if isinstance(error, UserError):
+                        refused.append(error)
+            if idle and len(later) == len(waiting):
                 time.sleep(WAIT_SECONDS)
             waiting = later
     if refused and len(failed) == count:  # none could begin: the mistake is in the options that all share

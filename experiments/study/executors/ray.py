@@ -1,4 +1,7 @@
-"""Train the runs of a study as tasks of Ray."""
+"""Train the runs of a study as tasks of Ray.
+
+A run is one task. A control or transplant becomes a task as soon as one of its tickets exists, and again when there are more.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,19 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.study.executors.worker import train
-from experiments.study.jobs import Job, unfinished
+from experiments.study.jobs import Job, ready, unfinished
 from pyro_lottery.errors import Failed, Stopped, UserError, one_line
 from pyro_lottery.runs.progress import progress
 from pyro_lottery.runs.signals import signals
 
+LOOK_SECONDS = 2.0
+"""Longest time between two looks at which levels are finished."""
 TRIES = 3
 """How often Ray starts a run again whose worker died."""
 SAVE_SECONDS = 60.0
@@ -25,8 +31,7 @@ SAVE_SECONDS = 60.0
 def carry_out(jobs: Sequence[Job], root: Path, given: argparse.Namespace) -> dict[Job, Exception]:
     """Train every job that is not finished; returns the failed ones with their errors.
 
-    The result of the run that a job is made from is an argument of the job's task, so that Ray orders the tasks. A task
-    whose worker died is started again and continues from its checkpoint.
+    A task whose worker died is started again and continues from its checkpoint.
     """
     jobs = [job for job in jobs if unfinished(job, root)]
     if not jobs:
@@ -45,11 +50,8 @@ def carry_out(jobs: Sequence[Job], root: Path, given: argparse.Namespace) -> dic
         # A process that has used a GPU stays on it, even if Ray gives its next task another; hence one task a process.
         options = {"max_retries": TRIES, "retry_exceptions": [Stopped], "max_calls": 1 if gpus else 0}
         task = ray.remote(num_cpus=given.cpus_per_run, num_gpus=gpus, **options)(train)
-        whole, refs = root.resolve(), dict[Job, Any]()
-        for job in jobs:  # a job comes after the run that it needs
-            needed = job.needs()
-            refs[job] = task.remote(job, whole, refs.get(needed) if needed else None, Path.cwd())
-        return _wait(ray, refs)
+        whole, here = root.resolve(), Path.cwd()
+        return _carry_out(ray, lambda job: task.remote(job, whole, None, here), jobs, whole)
     finally:
         ray.shutdown()
 
@@ -82,29 +84,52 @@ def _start(address: str | None) -> Any:
     return ray
 
 
-def _wait(ray: Any, refs: dict[Job, Any]) -> dict[Job, Exception]:
-    """Wait for all tasks and report each; returns the failed ones with their errors."""
-    failed: dict[Job, Exception] = {}
-    by_ref = {ref: job for job, ref in refs.items()}
-    pending = list(by_ref)
+def _carry_out(ray: Any, start: Callable[[Job], Any], jobs: Sequence[Job], root: Path) -> dict[Job, Exception]:
+    """``start`` a task for every job that has something to train, until all have ended; returns the failed ones."""
+    failed, waiting, running = dict[Job, Exception](), list(jobs), dict[Any, Job]()
     with signals() as received, received.heeded(), progress() as bar:
-        shown = bar.add_task("runs", total=len(refs))
-        while pending:
+        shown = bar.add_task("runs", total=len(jobs))
+
+        def end(job: Job, failure: str | None) -> None:
+            if failure:
+                failed[job] = Failed(failure)
+            bar.advance(shown)
+            if bar.disable:
+                print(f"{job}: {failure or 'finished'} ({len(waiting) + len(running)} to go)", flush=True)
+
+        while waiting or running:
             if received:
-                _stop(ray, pending)
+                _stop(ray, list(running))
                 raise Stopped
-            done, pending = ray.wait(pending, timeout=1.0)
+            for job in waiting.copy():
+                waiting.remove(job)
+                if job.needs() in failed:
+                    end(job, "the run that it is made from failed")
+                elif ready(job, root):
+                    running[start(job)] = job
+                elif unfinished(job, root):
+                    waiting.append(job)
+                else:  # another study, which shares the folder, has trained it
+                    end(job, None)
+            if not running:  # another process trains what these jobs are made from
+                time.sleep(LOOK_SECONDS if waiting else 0)
+                continue
+            done, _ = ray.wait(list(running), timeout=LOOK_SECONDS)
             for ref in done:
-                try:
-                    failure = ray.get(ref)
-                except ray.exceptions.RayError as error:
-                    failure = f"its worker was stopped or died {TRIES + 1} times ({one_line(error)})"
-                if failure:
-                    failed[by_ref[ref]] = Failed(failure)
-                bar.advance(shown)
-                if bar.disable:
-                    print(f"{by_ref[ref]}: {failure or 'finished'} ({len(pending)} to go)", flush=True)
+                job, failure = running.pop(ref), _failure(ray, ref)
+                if failure is None and unfinished(job, root):
+                    waiting.append(job)  # it waits for its other tickets
+                else:
+                    end(job, failure)
     return failed
+
+
+def _failure(ray: Any, ref: Any) -> str | None:
+    """Why a task that has ended failed, or None."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayError as error:
+        return f"its worker was stopped or died {TRIES + 1} times ({one_line(error)})"
 
 
 def _stop(ray: Any, pending: list[Any]) -> None:

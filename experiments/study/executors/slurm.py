@@ -34,7 +34,8 @@ REQUEUE_SECONDS = 60
 def submit(jobs: Sequence[Job], root: Path, given: argparse.Namespace) -> list[str]:
     """Submit the jobs that are not finished as at most two array jobs; returns SLURM's ids, as ``17_3``.
 
-    The second array holds the jobs that are made from the tickets of another run, and starts after the first has ended.
+    The second array holds the jobs that are made from the tickets of another run, and starts after the first has ended,
+    since SLURM's dependencies are between whole jobs, not their levels.
     Raises ``UserError`` if there is no ``sbatch`` here, or if it refuses a script.
     """
     if not shutil.which("sbatch"):

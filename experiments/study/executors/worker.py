@@ -1,4 +1,4 @@
-"""What a worker of a cluster does with one run: train what is left of it, and write its output to a log."""
+"""What a worker of a cluster does with one run: train what can be trained of it now, and write its output to a log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO
 
-from experiments.study.jobs import Job, unfinished
+from experiments.study.jobs import Job, ready, unfinished
 from pyro_lottery import machine
 from pyro_lottery.errors import Busy, Stopped, one_line
 
@@ -33,7 +33,7 @@ def logging(job: Job, root: Path) -> Iterator[TextIO]:
 
 
 def train(job: Job, root: Path, failure: str | None = None, here: Path | None = None) -> str | None:
-    """Train what is not finished of ``job``; returns why it failed, or None.
+    """Train what is not finished of ``job`` and has its tickets; returns why it failed, or None.
 
     ``failure`` is that of the run whose tickets ``job`` uses. ``here`` is the folder in which the study was started;
     relative paths are relative to it.
@@ -42,18 +42,19 @@ def train(job: Job, root: Path, failure: str | None = None, here: Path | None = 
         return "the run that it is made from failed"
     if here:
         os.chdir(here)
-    if not unfinished(job, root):
+    if not (part := ready(job, root)):
         return None
     with logging(job, root) as file, redirect_stdout(file), redirect_stderr(file):
         machine.keep_memory()  # as in the commands
-        print(f"begin {job}, levels {unfinished(job, root)}, pid {os.getpid()}", flush=True)
+        print(f"begin {job}, levels {unfinished(part, root)}, pid {os.getpid()}", flush=True)
         try:
-            while unfinished(job, root):
+            while part:
                 try:
-                    job.run(root)
+                    part.run(root)
                 except Busy as error:  # another study shares the folder, or an old worker is about to die
                     print(error)
                     time.sleep(WAIT_SECONDS)
+                part = ready(job, root)  # more tickets may exist by now
         except Stopped:
             print("stopped, everything is saved")
             raise

@@ -7,24 +7,9 @@ import pytest
 
 from experiments.command import jobs_of, main, parser, study_of
 from experiments.study import plan
-from experiments.study.jobs import Control, Imp, Transplant
-from experiments.study.plan import Cost, critical_path, disk, makespan, measure_together
+from experiments.study.plan import Cost, disk, measure_together
 from pyro_lottery.runs.config import preset
 from pyro_lottery.tables import list_runs
-
-A, B, C = (Imp(preset("smoke", arch="lenet", seed=seed)) for seed in range(3))
-A1, A2, B1 = Control(A, "reinit", (1,)), Control(A, "shuffle_even", (1,)), Transplant(B, (1,))
-
-
-def test_wall_time_by_hand():
-    seconds = {A: 10.0, A1: 4.0, A2: 5.0, B: 3.0, B1: 2.0, C: 1.0}
-    assert makespan(seconds, 1) == 25
-    # one worker: A to 10, A1 to 14, A2 to 19; the other: B to 3, B1 to 5, C to 6, then it waits for A and takes A2 to 15
-    assert makespan(seconds, 2) == 15
-    assert makespan(seconds, 3) == 15
-    assert makespan(seconds, 100) == critical_path(seconds) == 15
-    assert makespan({A1: 4.0}, 2) == critical_path({A1: 4.0}) == 4, "a ticket that is there already"
-    assert makespan({}, 3) == critical_path({}) == 0
 
 
 def test_a_level_takes_the_bytes_that_were_planned(smoke_study):
@@ -49,6 +34,7 @@ def test_a_plan_adds_up(tmp_path, monkeypatch, capsys):
     assert re.search(rf"\| fig5 \| 3 \| 7 \| {wall:.0f} s \| {hours:.2f} \| 2.00 \| 0.00 \|", out)
     assert f"| 1 | {hours * 60:.0f} min | 1.0 |" in out
     assert f"| any number | {wall:.0f} s |" in out
+    assert f"critical path: 4 trainings one after the other, {wall:.0f} s" in out
     assert "| lenet, mean_field, 30 | 1000 | 1.00 |" in out
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
     # a run that takes 0.3 of a GPU has two beside it, on each of two GPUs, and counts for its part of the hours
