@@ -14,7 +14,7 @@ from torch import Tensor
 import pyro_lottery as pl
 from experiments.benchmarks.timing import Step
 from pyro_lottery import guides, kernels, masks, training
-from pyro_lottery.kernels import compiled
+from pyro_lottery.kernels import native
 from pyro_lottery.machine import autocast
 
 NUM_DATA, TEMPERATURE, LR, DENSITY = 50_000, 0.1, 1e-3, 0.012
@@ -134,4 +134,4 @@ def candidates(arch: str, x: Tensor, y: Tensor, precision: str, with_peers: bool
 
 def has_compiled(device: torch.device) -> bool:
     """Whether the C kernels run on this device."""
-    return compiled.problem() is None and device.type == "cpu"
+    return native.problem() is None and device.type == "cpu"

@@ -8,7 +8,7 @@ import torch
 
 from experiments.benchmarks.timing import Step, ratio_rows, time_steps
 from pyro_lottery import kernels
-from pyro_lottery.kernels import compiled, torch_path
+from pyro_lottery.kernels import compiled, native, torch_path
 
 
 def kernel_rows(count: int, rounds: int) -> list[dict[str, Any]]:
@@ -23,7 +23,7 @@ def kernel_rows(count: int, rounds: int) -> list[dict[str, Any]]:
             "noise": lambda: path.normal(count, loc),
             "sample": lambda: path.sample(layout, loc, log_scale),
             "KL": lambda: path.kl(layout, loc, log_scale, m, s),
-            "gradients of sample and KL": lambda: path.sample_grad(layout, g, w, loc, log_scale, m, s, weight),
+            "gradients of sample and KL": lambda: path.sample_grad(layout.offsets, g, w, loc, log_scale, m, s, weight),
             "perturb, with copy and exp": lambda: path.perturb(loc.clone(), log_scale.exp()),
         }
 
@@ -32,7 +32,7 @@ def kernel_rows(count: int, rounds: int) -> list[dict[str, Any]]:
     inductor = {"noise": lambda: compiled_noise(loc), "sample": lambda: compiled_sample(loc, log_scale)}
     rows = []
     for name, step in of(torch_path).items():
-        ways = {"torch": step} | ({"C": of(compiled)[name]} if compiled.problem() is None else {})
+        ways = {"torch": step} | ({"C": of(compiled)[name]} if native.problem() is None else {})
         ways |= {"torch.compile": inductor[name]} if name in inductor else {}
         rows += ratio_rows(name, count, "32", time_steps(ways, rounds, loc.device), "torch")
     return rows

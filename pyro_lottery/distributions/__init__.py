@@ -1,8 +1,8 @@
 """Distributions of weights with masks, and the shared draw of a mean-field guide."""
 
-from pyro_lottery.distributions.draw import Draw
+from pyro_lottery.distributions.draw import Draw, spread
 from pyro_lottery.distributions.look import base, elementary, one_number
 from pyro_lottery.distributions.pruned import PointMass, Pruned
 from pyro_lottery.distributions.site_normal import SiteNormal
 
-__all__ = ["Draw", "PointMass", "Pruned", "SiteNormal", "base", "elementary", "one_number"]
+__all__ = ["Draw", "PointMass", "Pruned", "SiteNormal", "base", "elementary", "one_number", "spread"]

@@ -16,7 +16,6 @@ from torch.autograd.function import once_differentiable
 from pyro_lottery import kernels
 from pyro_lottery.distributions.pruned import Pruned
 from pyro_lottery.kernels import Layout
-from pyro_lottery.kernels.layout import flatten
 
 
 class Draw:
@@ -32,16 +31,22 @@ class Draw:
 
     @cached_property
     def _sampled(self) -> tuple[Tensor, ...]:
-        return _Samples.apply(self.loc, self.log_scale, self.layout, self._priors)  # type: ignore[no-untyped-call]
+        found = _Samples.apply(self.loc, self.log_scale, self.layout, self._priors)  # type: ignore[no-untyped-call]
+        self.layout.note_kept(found[1:])
+        return found  # type: ignore[no-any-return]
 
     @cached_property
     def _moments(self) -> tuple[Tensor, ...]:
-        return _Moments.apply(self.loc, self.log_scale, self.layout, self._priors)  # type: ignore[no-untyped-call]
+        found = _Moments.apply(self.loc, self.log_scale, self.layout, self._priors)  # type: ignore[no-untyped-call]
+        means, variances = found[1 : 1 + (half := len(found) // 2)], found[1 + half :]
+        self.layout.note_kept(means)
+        self.layout.note_kept(variances)
+        return (found[0], *means[: len(self.layout.shapes)], *variances[: len(self.layout.shapes)])
 
     @property
     def samples(self) -> tuple[Tensor, ...]:
-        """One weight sample of every site."""
-        return self._sampled[1:]
+        """One weight sample of every site; a pruned site's knows its surviving weights (``kernels.kept``)."""
+        return self._sampled[1 : 1 + len(self.layout.shapes)]
 
     @property
     def means(self) -> tuple[Tensor, ...]:
@@ -84,6 +89,30 @@ class Draw:
         return out
 
 
+def spread(flat: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+    """Every site's view of a vector of the kept weights, 0 where pruned, with its surviving weights (``kernels.kept``)."""
+    found: tuple[Tensor, ...] = _Spread.apply(flat, layout)  # type: ignore[no-untyped-call]
+    layout.note_kept(found)
+    return found[: len(layout.shapes)]
+
+
+class _Spread(torch.autograd.Function):
+    """Kept weights -> (every site, its kept weights); the gradient takes the time of the kept weights."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.layout = layout
+        return tuple(layout.views_and_kept(layout.scatter(flat), flat))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None]:
+        parts = zip(ctx.layout.kept_of(grads), ctx.layout.kept, strict=True)
+        like = next(grad for grad in grads if grad is not None)
+        return torch.cat([like.new_zeros(count) if part is None else part for part, count in parts]), None
+
+
 @dataclass
 class _Priors:
     """The priors of the KL, which become known when the model has run and are needed by the backward pass."""
@@ -93,27 +122,30 @@ class _Priors:
 
 
 class _Samples(torch.autograd.Function):
-    """(loc, log_scale) -> (KL per site, a sample of every site); :meth:`Draw.kl` fills in the KL later."""
+    """(loc, log_scale) -> (KL per site, a sample of every site, its kept weights); :meth:`Draw.kl` fills in the KL later."""
 
     @staticmethod
     def forward(ctx: Any, loc: Tensor, log_scale: Tensor, layout: Layout, priors: _Priors) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         flat = kernels.backend(loc).sample(layout, loc, log_scale)
-        ctx.save_for_backward(loc, log_scale, flat)
+        kept = layout.keep(flat)
+        ctx.save_for_backward(loc, log_scale, kept)
         ctx.layout, ctx.priors = layout, priors
-        return (loc.new_zeros(len(layout.shapes)), *layout.views(flat))
+        return (loc.new_zeros(len(layout.shapes)), *layout.views_and_kept(flat, kept))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        loc, log_scale, flat = ctx.saved_tensors
+        loc, log_scale, kept = ctx.saved_tensors
         backend, m, s, weight = _prior_terms(ctx, loc, weight)
-        g = [None if grad is None else flatten(grad) for grad in grads]
-        return (*backend.sample_grad(ctx.layout, g, flat, loc, log_scale, m, s, weight), None, None)
+        g = ctx.layout.kept_of(grads)
+        return (*backend.sample_grad(ctx.layout.offsets, g, kept, loc, log_scale, m, s, weight), None, None)
 
 
 class _Moments(torch.autograd.Function):
-    """(loc, log_scale) -> (KL per site, mean of every site, variance of every site); :meth:`Draw.kl` fills in the KL."""
+    """(loc, log_scale) -> (KL per site, means of every site and of its kept weights, variances likewise); :meth:`Draw.kl` fills
+    in the KL.
+    """
 
     @staticmethod
     def forward(ctx: Any, loc: Tensor, log_scale: Tensor, layout: Layout, priors: _Priors) -> tuple[Tensor, ...]:
@@ -121,16 +153,18 @@ class _Moments(torch.autograd.Function):
         mean, variance = kernels.backend(loc).moments(layout, loc, log_scale)
         ctx.save_for_backward(loc, log_scale)
         ctx.layout, ctx.priors = layout, priors
-        return (loc.new_zeros(len(layout.shapes)), *layout.views(mean), *layout.views(variance))
+        both = (layout.views_and_kept(flat, layout.keep(flat)) for flat in (mean, variance))
+        return (loc.new_zeros(len(layout.shapes)), *next(both), *next(both))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         loc, log_scale = ctx.saved_tensors
         backend, m, s, weight = _prior_terms(ctx, loc, weight)
-        g = [None if grad is None else flatten(grad) for grad in grads]
-        sites = len(ctx.layout.shapes)
-        return (*backend.moments_grad(ctx.layout, g[:sites], g[sites:], loc, log_scale, m, s, weight), None, None)
+        g_mean, g_variance = (ctx.layout.kept_of(half) for half in (grads[: len(grads) // 2], grads[len(grads) // 2 :]))
+        return (
+            *backend.moments_grad(ctx.layout.offsets, g_mean, g_variance, loc, log_scale, m, s, weight), None, None,
+        )  # fmt: skip
 
 
 def _prior_terms(ctx: Any, loc: Tensor, weight: Tensor | None) -> tuple[ModuleType, Tensor, Tensor, Tensor | None]:

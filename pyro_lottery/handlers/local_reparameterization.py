@@ -166,7 +166,9 @@ def _differentiated_elsewhere(weight: Tensor) -> bool:
 LAYER_FUNCTIONS = {F.linear, torch.conv1d, torch.conv2d, torch.conv3d}
 LAYER_FUNCTIONS |= {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
 _QUERIES = {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad")}
-_QUERIES |= {getattr(Tensor, name).__get__ for name in ("is_cuda", "is_leaf", "is_sparse", "is_nested", "grad_fn")}
+_QUERIES |= {
+    getattr(Tensor, name).__get__ for name in ("is_cuda", "is_leaf", "is_sparse", "is_nested", "grad_fn", "_version")
+}
 _QUERIES |= {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous, Tensor.__len__}
 
 

@@ -16,6 +16,7 @@ from torch import Size, Tensor
 
 from pyro_lottery.distributions import Pruned, base
 from pyro_lottery.errors import UserError
+from pyro_lottery.kernels.kept import kept_of, with_kept
 from pyro_lottery.threads import OwnHandler
 from pyro_lottery.types import Mask
 
@@ -172,18 +173,23 @@ class SparsifyMessenger(OwnHandler):
             mask = self._of(name, shape, _device_of(msg, each), inner)
             msg["fn"] = Pruned(each, mask).to_event(dims)
         # A draw of local reparameterization is already pruned, and layers recognise it by its identity.
-        pruned = msg["infer"].get("pruned_by") is mask or "by_layers" in msg["infer"]
+        kept = None if msg["value"] is None else kept_of(msg["value"])
+        pruned = msg["infer"].get("pruned_by") is mask or "by_layers" in msg["infer"] or (kept and kept.mask is mask)
         if msg["value"] is not None and not pruned:
             # The value was set from outside: by a condition, a sampler's step, or the replay of an unmasked guide.
             # masked_fill keeps the memory layout, on which the bits of convolutions depend.
-            msg["value"] = msg["value"].masked_fill(~mask, 0.0)
+            msg["value"] = with_kept(msg["value"].masked_fill(~mask, 0.0), mask)
         msg["infer"] = msg["infer"] | {"pruned_by": mask}
 
     def _pyro_post_sample(self, msg: Any) -> None:
         mask = self.mask.get(msg["name"])
-        if mask is not None and (msg["is_observed"] or "pruned_by" not in msg["infer"]):
+        if mask is None:
+            return
+        if msg["is_observed"] or "pruned_by" not in msg["infer"]:
             # An outer handler set the value after this one masked the distribution.
             msg["value"] = msg["value"].masked_fill(~mask.to(msg["value"].device), 0.0)
+        if kept_of(msg["value"]) is None and msg["value"].shape == mask.shape:
+            with_kept(msg["value"], mask)
 
     def _check_draws(self, name: str) -> None:
         """Raise ``UserError`` for a site whose values come from a joint draw that cannot be masked."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_lottery.errors import unknown
-from pyro_lottery.kernels import compiled, torch_path
+from pyro_lottery.kernels import compiled, native, torch_path
 from pyro_lottery.kernels.layout import Layout
 
 BACKENDS = ("auto", "compiled", "torch")
@@ -35,7 +35,7 @@ def backend(tensor: Tensor, bf16: bool = False) -> ModuleType:
     known = tensor.dtype == torch.float32 or (bf16 and tensor.dtype == torch.bfloat16)
     if _choice == "torch" or tensor.device.type != "cpu" or not known:
         return torch_path
-    problem = compiled.problem()
+    problem = native.problem()
     if problem is None:
         return compiled
     if _choice == "compiled":

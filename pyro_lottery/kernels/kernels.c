@@ -161,13 +161,12 @@ void pl_kl(int64_t sites, const int64_t *offsets, const float *loc, const float 
    of each site's KL (weight is NULL without a KL):
    d/dloc = g + weight (loc - m) / s^2,  d/dlog_scale = g (w - loc) + weight (scale^2 / s^2 - 1).
    The noise need not be stored, since scale * noise = w - loc. */
-void pl_sample_grad(int64_t sites, const int64_t *offsets, const int64_t *starts, const float *const *g,
-                    const int32_t *index, const float *w, const float *loc, const float *log_scale, const float *m,
-                    const float *s, const float *weight, float *g_loc, float *g_log_scale) {
+void pl_sample_grad(int64_t sites, const int64_t *offsets, const float *const *g, const float *w, const float *loc,
+                    const float *log_scale, const float *m, const float *s, const float *weight, float *g_loc,
+                    float *g_log_scale) {
     #pragma omp parallel
     for (int64_t k = 0; k < sites; k++) {
         float b = weight ? weight[k] : 0, a = b / (s[k] * s[k]), centre = m[k];
-        const float *gk = g[k];
         #pragma omp for schedule(static) nowait
         for (int64_t c = 0; c < CHUNKS(offsets[k + 1] - offsets[k]); c++) {
             int64_t from = offsets[k] + c * CHUNK, to = MIN(from + CHUNK, offsets[k + 1]);
@@ -178,16 +177,10 @@ void pl_sample_grad(int64_t sites, const int64_t *offsets, const int64_t *starts
                 memset(g_loc + from, 0, (to - from) * sizeof(float));
                 memset(g_log_scale + from, 0, (to - from) * sizeof(float));
             }
-            if (!gk) continue;
-            if (index) for (int64_t i = from; i < to; i++) {
-                float x = gk[index[i] - starts[k]];
-                g_loc[i] += x;
-                g_log_scale[i] += x * (w[index[i]] - loc[i]);
-            }
-            else for (int64_t i = from; i < to; i++) {
-                float x = gk[i - offsets[k]];
-                g_loc[i] += x;
-                g_log_scale[i] += x * (w[i] - loc[i]);
+            const float *gk = g[k] ? g[k] - offsets[k] : NULL;
+            if (gk) for (int64_t i = from; i < to; i++) {
+                g_loc[i] += gk[i];
+                g_log_scale[i] += gk[i] * (w[i] - loc[i]);
             }
         }
     }
@@ -195,25 +188,20 @@ void pl_sample_grad(int64_t sites, const int64_t *offsets, const int64_t *starts
 
 /* Gradients of loc and log_scale, given those of each site's mean, variance and KL:
    d/dloc = g_mean + weight (loc - m) / s^2,  d/dlog_scale = 2 scale^2 g_variance + weight (scale^2 / s^2 - 1). */
-void pl_moments_grad(int64_t sites, const int64_t *offsets, const int64_t *starts, const float *const *g_mean,
-                     const float *const *g_variance, const int32_t *index, const float *loc, const float *log_scale,
-                     const float *m, const float *s, const float *weight, float *g_loc, float *g_log_scale) {
+void pl_moments_grad(int64_t sites, const int64_t *offsets, const float *const *g_mean, const float *const *g_variance,
+                     const float *loc, const float *log_scale, const float *m, const float *s, const float *weight,
+                     float *g_loc, float *g_log_scale) {
     #pragma omp parallel
     for (int64_t k = 0; k < sites; k++) {
         float b = weight ? weight[k] : 0, a = b / (s[k] * s[k]), centre = m[k];
-        const float *gm = g_mean[k], *gv = g_variance[k];
+        const float *gm = g_mean[k] ? g_mean[k] - offsets[k] : NULL, *gv = g_variance[k] ? g_variance[k] - offsets[k] : NULL;
         #pragma omp for schedule(static) nowait
         for (int64_t c = 0; c < CHUNKS(offsets[k + 1] - offsets[k]); c++) {
             int64_t from = offsets[k] + c * CHUNK, to = MIN(from + CHUNK, offsets[k + 1]);
-            const int64_t shift = index ? starts[k] : offsets[k];
             for (int64_t i = from; i < to; i++) g_loc[i] = weight ? a * (loc[i] - centre) : 0;
-            if (gm) for (int64_t i = from; i < to; i++) g_loc[i] += gm[(index ? index[i] : i) - shift];
-            if (gv) {
-                if (index) for (int64_t i = from; i < to; i++)
-                    g_log_scale[i] = exponential(2 * log_scale[i]) * (a + 2 * gv[index[i] - shift]) - b;
-                else for (int64_t i = from; i < to; i++)
-                    g_log_scale[i] = exponential(2 * log_scale[i]) * (a + 2 * gv[i - shift]) - b;
-            } else for (int64_t i = from; i < to; i++) g_log_scale[i] = a * exponential(2 * log_scale[i]) - b;
+            if (gm) for (int64_t i = from; i < to; i++) g_loc[i] += gm[i];
+            for (int64_t i = from; i < to; i++)
+                g_log_scale[i] = exponential(2 * log_scale[i]) * (gv ? a + 2 * gv[i] : a) - b;
         }
     }
 }

@@ -9,6 +9,8 @@ from itertools import accumulate
 import torch
 from torch import Size, Tensor
 
+from pyro_lottery.kernels.kept import with_kept
+
 
 class Layout:
     """Sites in sequence in a flat vector; with ``masks`` (one bool tensor or None per site), only the kept weights.
@@ -50,6 +52,31 @@ class Layout:
                 f"{self.total} weights are too many for the compiled kernels; use kernels.using('torch')"
             )
         return None if self.index is None else self.index.int()
+
+    def views_and_kept(self, flat: Tensor, kept: Tensor) -> list[Tensor]:
+        """Return :meth:`views` of a vector of all weights, and then the :meth:`parts` of the kept ones if not all are kept."""
+        return self.views(flat) if self.index is None else [*self.views(flat), *self.parts(kept)]
+
+    def note_kept(self, found: Sequence[Tensor]) -> None:
+        """Note each masked site's kept weights with the site's view, as :meth:`views_and_kept` returned both."""
+        for view, mask, part in zip(found, self.masks, found[len(self.shapes) :], strict=False):
+            if mask is not None:
+                with_kept(view, mask, part)
+
+    def kept_of(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return the gradient of each site's kept weights [kept], given those of what :meth:`views_and_kept` returned."""
+        dense = grads[: len(self.shapes)]
+        packed = grads[len(self.shapes) :] or [None] * len(dense)
+        if self.index is None:
+            return [None if grad is None else flatten(grad) for grad in dense]
+        found = []
+        for number, (whole, part) in enumerate(zip(dense, packed, strict=True)):
+            if whole is not None:
+                places = self.index[self.offsets[number] : self.offsets[number + 1]] - self.starts[number]
+                taken = flatten(whole).index_select(0, places)
+                part = taken if part is None else part + taken
+            found.append(part)
+        return found
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Return a view of each site in a vector of all weights.

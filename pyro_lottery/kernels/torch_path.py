@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -67,19 +68,26 @@ def kl(layout: Layout, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor) -> 
 
 
 def sample_grad(
-    layout: Layout, g: Grads, w: Tensor, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor, weight: Tensor | None
+    offsets: Sequence[int],
+    g: Grads,
+    w: Tensor,
+    loc: Tensor,
+    log_scale: Tensor,
+    m: Tensor,
+    s: Tensor,
+    weight: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of loc and log_scale, given those of every site's sample (``g``) and KL (``weight`` [sites]).
 
     Without the KL: d/dloc = g, d/dlog_scale = g·(w − loc). The noise need not be stored, since scale·ε = w − loc.
     """
-    g_loc = layout.keep(_join(layout, g, loc))
-    g_log_scale = (layout.keep(w) - loc).mul_(g_loc)
-    return _add_kl(layout, loc, (2 * log_scale).exp_(), m, s, weight, g_loc, g_log_scale)
+    g_loc = _join(offsets, g, loc)
+    g_log_scale = (w - loc).mul_(g_loc)
+    return _add_kl(offsets, loc, (2 * log_scale).exp_(), m, s, weight, g_loc, g_log_scale)
 
 
 def moments_grad(
-    layout: Layout, g_mean: Grads, g_variance: Grads, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor,
+    offsets: Sequence[int], g_mean: Grads, g_variance: Grads, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor,
     weight: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the gradients of loc and log_scale, given those of every site's mean, variance and KL (``weight`` [sites]).
@@ -87,9 +95,9 @@ def moments_grad(
     Without the KL: d/dloc = g_mean, d/dlog_scale = 2·scale²·g_variance.
     """
     variance = (2 * log_scale).exp_()
-    g_loc = layout.keep(_join(layout, g_mean, loc))
-    g_log_scale = layout.keep(_join(layout, g_variance, loc)).mul_(variance).mul_(2)
-    return _add_kl(layout, loc, variance, m, s, weight, g_loc, g_log_scale)
+    g_loc = _join(offsets, g_mean, loc)
+    g_log_scale = _join(offsets, g_variance, loc).mul_(variance).mul_(2)
+    return _add_kl(offsets, loc, variance, m, s, weight, g_loc, g_log_scale)
 
 
 def perturb(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,20 +111,19 @@ def perturb(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     return torch.addcmul(mean, root, noise), noise.mul_(0.5).div_(root).masked_fill_(constant, 0.0)
 
 
-def _join(layout: Layout, grads: Grads, like: Tensor) -> Tensor:
-    return torch.cat([like.new_zeros(n) if g is None else g for g, n in zip(grads, layout.sizes, strict=True)])
+def _join(offsets: Sequence[int], grads: Grads, like: Tensor) -> Tensor:
+    return torch.cat(
+        [like.new_zeros(b - a) if g is None else g for g, (a, b) in zip(grads, pairwise(offsets), strict=True)]
+    )
 
 
 def _add_kl(
-    layout: Layout, loc: Tensor, variance: Tensor, m: Tensor, s: Tensor, weight: Tensor | None, g_loc: Tensor,
+    offsets: Sequence[int], loc: Tensor, variance: Tensor, m: Tensor, s: Tensor, weight: Tensor | None, g_loc: Tensor,
     g_log_scale: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     if weight is not None:
         rate = weight / s.square()
-        parts = zip(
-            layout.parts(loc), layout.parts(variance), layout.parts(g_loc), layout.parts(g_log_scale), strict=True
-        )
-        for (mu, v, a, b), centre, r, c in zip(parts, m, rate, weight, strict=True):
-            a.addcmul_(mu - centre, r)
-            b.addcmul_(v, r).sub_(c)
+        for (start, end), centre, r, c in zip(pairwise(offsets), m, rate, weight, strict=True):
+            g_loc[start:end].addcmul_(loc[start:end] - centre, r)
+            g_log_scale[start:end].addcmul_(variance[start:end], r).sub_(c)
     return g_loc, g_log_scale

@@ -8,10 +8,9 @@ import torch
 from scipy import stats
 
 from pyro_lottery import kernels
-from pyro_lottery.kernels import Layout, compiled, torch_path
-from pyro_lottery.kernels.layout import flatten
+from pyro_lottery.kernels import Layout, compiled, native, torch_path
 
-needs_compiler = pytest.mark.skipif(compiled.problem() is not None, reason=str(compiled.problem()))
+needs_compiler = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
 BACKENDS = [pytest.param(compiled, marks=needs_compiler, id="compiled"), pytest.param(torch_path, id="torch")]
 SHAPES = [torch.Size(s) for s in [(5, 3, 3, 2), (5,), (700, 20), (20,), (1,)]]
 
@@ -72,10 +71,10 @@ def test_no_chunk_of_noise_is_drawn_twice():
 @pytest.mark.slow
 def test_one_seed_gives_the_same_bits_on_any_number_of_threads():
     code = (
-        "import hashlib, torch; from pyro_lottery import kernels; from pyro_lottery.kernels import Layout, compiled\n"
+        "import hashlib, torch; from pyro_lottery import kernels; from pyro_lottery.kernels import Layout, compiled, native\n"
         "layout = Layout([torch.Size((2_500_001,)), torch.Size((9,))]); n = layout.offsets[-1]\n"
         "loc, log_scale = torch.linspace(-1, 1, n), torch.linspace(-5, -1, n)\n"
-        "for backend in [kernels.torch_path] + [compiled] * (compiled.problem() is None):\n"
+        "for backend in [kernels.torch_path] + [compiled] * (native.problem() is None):\n"
         "    torch.manual_seed(3); out = [backend.normal(n, loc), backend.sample(layout, loc, log_scale)]\n"
         "    out += backend.perturb(loc.clone(), log_scale.exp())\n"
         "    print(hashlib.sha256(b''.join(t.numpy().tobytes() for t in out)).hexdigest())"
@@ -112,7 +111,6 @@ def test_moments_kl_and_gradients_are_autograds(backend, layout):
 
     weight = torch.rand(len(SHAPES))
     g = [torch.randn(shape) for shape in SHAPES]
-    g_flat = [flatten(x) for x in g]
     w = backend.sample(layout, loc, log_scale)
     a, b = loc.clone().requires_grad_(), log_scale.clone().requires_grad_()
     noise = (layout.keep(w) - loc) / log_scale.exp()
@@ -121,7 +119,9 @@ def test_moments_kl_and_gradients_are_autograds(backend, layout):
         sum((x * y).sum() for x, y in zip(sample, g, strict=True)) + (weight * reference_kl(layout, a, b, m, s)).sum()
     ).backward()
     for got, expected in zip(
-        backend.sample_grad(layout, g_flat, w, loc, log_scale, m, s, weight), (a.grad, b.grad), strict=True
+        backend.sample_grad(layout.offsets, layout.kept_of(g), layout.keep(w), loc, log_scale, m, s, weight),
+        (a.grad, b.grad),
+        strict=True,
     ):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
@@ -130,7 +130,7 @@ def test_moments_kl_and_gradients_are_autograds(backend, layout):
     means, variances = layout.views(layout.scatter(a)), layout.views(layout.scatter((2 * b).exp()))
     loss = sum((x * y).sum() for x, y in zip([*means, *variances], g + h, strict=True))
     (loss + (weight * reference_kl(layout, a, b, m, s)).sum()).backward()
-    got = backend.moments_grad(layout, g_flat, [flatten(x) for x in h], loc, log_scale, m, s, weight)
+    got = backend.moments_grad(layout.offsets, layout.kept_of(g), layout.kept_of(h), loc, log_scale, m, s, weight)
     for mine, expected in zip(got, (a.grad, b.grad), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
 
@@ -140,8 +140,8 @@ def test_sites_without_gradient_and_without_kl_get_zeros(backend, layout):
     (loc, log_scale), (m, s) = parameters(layout), priors(layout)
     nothing = [None] * len(SHAPES)
     for grads in (
-        backend.sample_grad(layout, nothing, backend.sample(layout, loc, log_scale), loc, log_scale, m, s, None),
-        backend.moments_grad(layout, nothing, nothing, loc, log_scale, m, s, None),
+        backend.sample_grad(layout.offsets, nothing, loc + 1, loc, log_scale, m, s, None),
+        backend.moments_grad(layout.offsets, nothing, nothing, loc, log_scale, m, s, None),
     ):
         assert all(not g.any() for g in grads)
 
@@ -176,8 +176,11 @@ def results_of(backend, loc, log_scale):
     yield "moments", torch.stack(backend.moments(layout, loc, log_scale))
     yield "kl", backend.kl(layout, loc, log_scale, *priors)
     for weight in (None, one):
-        yield "sample_grad", torch.stack(backend.sample_grad(layout, [one], w, loc, log_scale, *priors, weight))
-        yield "moments_grad", torch.stack(backend.moments_grad(layout, [one], [one], loc, log_scale, *priors, weight))
+        yield "sample_grad", torch.stack(backend.sample_grad(layout.offsets, [one], w, loc, log_scale, *priors, weight))
+        yield (
+            "moments_grad",
+            torch.stack(backend.moments_grad(layout.offsets, [one], [one], loc, log_scale, *priors, weight)),
+        )
     for dtype in (torch.float32, torch.bfloat16):
         yield "perturb", torch.stack(backend.perturb(loc.to(dtype, copy=True), variance.to(dtype, copy=True)))
 
@@ -212,7 +215,7 @@ def test_without_a_compiler_the_torch_backend_is_used_with_a_warning(tmp_path):
 def test_a_compiler_that_fails_is_a_reason_not_a_crash(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "false")
-    library, problem = compiled._load.__wrapped__()
+    library, problem = native._load.__wrapped__()
     assert library is None
     assert "cannot be built (exit 1)" in problem
     assert not list(tmp_path.rglob("*.so"))
@@ -231,7 +234,7 @@ def test_a_compiler_command_may_have_arguments(tmp_path, monkeypatch):
         pytest.skip("there is no C compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", f"{compiler} -g0")
-    assert compiled._load.__wrapped__()[1] is None
+    assert native._load.__wrapped__()[1] is None
     assert len(list(tmp_path.rglob("*.so"))) == 1
 
 
@@ -244,18 +247,18 @@ def test_half_a_library_is_built_again(tmp_path, monkeypatch, damage):
     """
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     monkeypatch.setenv("XDG_CACHE_HOME", str(whole))
-    assert compiled._load.__wrapped__()[1] is None
+    assert native._load.__wrapped__()[1] is None
     (library,) = whole.rglob("*.so")
     assert library.stat().st_size > 10_000
     half = broken / library.relative_to(whole)
     half.parent.mkdir(parents=True)
     half.write_bytes(library.read_bytes()[:damage] if damage else b"half")
     monkeypatch.setenv("XDG_CACHE_HOME", str(broken))
-    assert compiled._load.__wrapped__()[1] is None
+    assert native._load.__wrapped__()[1] is None
     assert list(broken.rglob("*.so")) == [half]
     assert half.read_bytes() == library.read_bytes()
 
 
 def test_a_tensor_that_c_would_misread_is_refused():
     with pytest.raises(ValueError, match="strides"):
-        compiled._argument(torch.ones(3).expand(2, 3))
+        native.argument(torch.ones(3).expand(2, 3))

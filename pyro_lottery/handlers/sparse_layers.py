@@ -1,0 +1,194 @@
+"""``sparse_layers``: computes layers at the cost of the weights that a mask keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pyro_lottery.errors import UserError, unknown
+from pyro_lottery.kernels import native, norm, sparse
+from pyro_lottery.kernels.batch_last import activations, is_batch_last, planes
+from pyro_lottery.kernels.faster import Work, is_faster
+from pyro_lottery.kernels.kept import Kept, kept_of
+from pyro_lottery.kernels.pattern import Pattern
+
+CHOICES = ("auto", "on", "off")
+LEAST = 10_000_000
+"""Multiplications of a dense layer below which ``auto`` leaves it dense: calls take longer than the work."""
+
+
+class SparseLayers(TorchFunctionMode):
+    """The handler that ``sparse_layers`` returns."""
+
+    def __init__(self, choice: str = "auto"):
+        super().__init__()
+        if choice not in CHOICES:
+            raise unknown("sparse", choice, CHOICES)
+        problem = native.problem()
+        if choice == "on" and problem is not None:
+            raise UserError(f"--sparse on: {problem}; use auto or off")
+        self.choice = "off" if problem is not None else choice
+        self.ways: dict[str, str] = {}
+        """Layers met so far, and how they are computed: ``sparse`` or ``dense``."""
+        self._patterns: dict[tuple[int, int], tuple[Tensor, Pattern]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        own = None if self.choice == "off" or torch.compiler.is_compiling() else _FUNCTIONS.get(func)
+        found = NotImplemented if own is None else own(self, *args, **kwargs)
+        return func(*args, **kwargs) if found is NotImplemented else found
+
+    def pattern(self, kept: Kept, groups: int = 1) -> Pattern:
+        """The pattern of a mask, made once."""
+        key = id(kept.mask), groups
+        if key not in self._patterns:
+            self._patterns[key] = (
+                kept.mask,
+                Pattern(kept.mask, groups),
+            )  # the mask is kept, so that its id stays its own
+        return self._patterns[key][1]
+
+    def way(self, what: str, work: int, sparse_way: Work, dense_way: Work) -> bool:
+        """Whether the layer ``what`` of ``work`` multiplications, if dense, is to be computed sparse."""
+        chosen = self.choice == "on" or (work >= LEAST and is_faster(sparse_way, dense_way, what))
+        self.ways[what] = "sparse" if chosen else "dense"
+        return chosen
+
+
+def _convolution(
+    mode: SparseLayers, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1,
+) -> Any:  # fmt: skip
+    kept = _usable(weight, input)
+    if kept is None or input.ndim != 4 or isinstance(padding, str):
+        return NotImplemented
+    geometry = _pair(stride), _pair(padding), _pair(dilation)
+    pattern = mode.pattern(kept, groups)
+
+    def dense(x: Tensor, w: Tensor) -> Tensor:
+        return torch.conv2d(x, w, None, *geometry, groups)
+
+    def thin(x: Tensor, values: Tensor) -> Tensor:
+        return sparse.convolution(x, values, None, pattern, *geometry)
+
+    work = weight.numel() * len(input) * math.prod(input.shape[2:]) // math.prod(geometry[0])
+    what = f"convolution {_shape(weight)} of {_shape(input)}, stride {stride}, padding {padding}, dilation {dilation}, groups {groups}"
+    if not _is_chosen(mode, what, work, kept, pattern, input, weight, dense, thin):
+        return NotImplemented
+    return sparse.convolution(input.float(), kept.values(weight), bias, pattern, *geometry)
+
+
+def _linear(mode: SparseLayers, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    kept = _usable(weight, input)
+    if kept is None:
+        return NotImplemented
+    pattern, rows = mode.pattern(kept), input.reshape(-1, input.shape[-1])
+
+    def thin(x: Tensor, values: Tensor) -> Tensor:
+        return sparse.linear(x, values, None, pattern)
+
+    what = f"linear {_shape(weight)} of {_shape(rows)}"
+    if not _is_chosen(mode, what, weight.numel() * len(rows), kept, pattern, rows, weight, F.linear, thin):
+        return NotImplemented
+    y = sparse.linear(rows.float(), kept.values(weight), bias, pattern)
+    return y.view(*input.shape[:-1], -1)
+
+
+def _usable(weight: Tensor, input: Tensor) -> Kept | None:
+    return kept_of(weight) if input.device.type == "cpu" and weight.dtype == torch.float32 and input.numel() else None
+
+
+def _is_chosen(
+    mode: SparseLayers, what: str, work: int, kept: Kept, pattern: Pattern, input: Tensor, weight: Tensor,
+    dense: Callable[[Tensor, Tensor], Tensor], thin: Callable[[Tensor, Tensor], Tensor],
+) -> bool:  # fmt: skip
+    trained = torch.is_grad_enabled() and weight.requires_grad
+    density = float(f"{pattern.kept / kept.mask.numel():.1g}")
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(pattern.kept, generator=random)
+
+    def timed(layer: Callable[[Tensor, Tensor], Tensor], w: Tensor, batch_last: bool) -> Callable[[], None]:
+        x = torch.randn(input.shape, generator=random)
+        if x.ndim == 4:
+            x = activations(planes(x)) if batch_last else x.contiguous(memory_format=torch.channels_last)
+        x.requires_grad_(trained and input.requires_grad)
+        w = w.detach().clone().requires_grad_(trained)
+
+        def once() -> None:
+            y = layer(x, w)
+            if trained:
+                y.backward(torch.ones_like(y))
+
+        return once
+
+    what = f"{what}, {density:g} kept, {'trained' if trained else 'predicted'}, {_precision(input)}"
+    if what in mode.ways:
+        return mode.ways[what] == "sparse"
+    return mode.way(what, work, lambda: timed(thin, values, True), lambda: timed(dense, weight, False))
+
+
+def _precision(input: Tensor) -> str:
+    return str(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype).removeprefix(
+        "torch."
+    )
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape))
+
+
+def _batch_norm(
+    mode: SparseLayers, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Any:  # fmt: skip
+    if not (is_batch_last(input) and input.dtype == torch.float32 and input.device.type == "cpu"):
+        return NotImplemented
+    if not training:
+        memory = planes(input)
+        y = F.batch_norm(memory.flatten(1)[None], running_mean, running_var, weight, bias, False, momentum, eps)
+        return activations(y.view(memory.shape))
+    y, mean, variance = norm.batch_norm(input, weight, bias, eps)
+    count = input[:, 0].numel()
+    with torch.no_grad():
+        if running_mean is not None:
+            running_mean.lerp_(mean, momentum)
+        if running_var is not None:
+            running_var.lerp_(variance * (count / (count - 1)), momentum)
+    return y
+
+
+def _pool(func: Any) -> Any:
+    def pooled(mode: SparseLayers, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not is_batch_last(input) or kwargs.get("return_indices"):
+            return NotImplemented
+        # With batch and channels exchanged, this is the channels_last layout, for which torch has fast code.
+        return func(input.transpose(0, 1), *args, **kwargs).transpose(0, 1)
+
+    return pooled
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+_FUNCTIONS: dict[Any, Any] = {torch.conv2d: _convolution, F.linear: _linear, F.batch_norm: _batch_norm}
+_POOLS = (torch.max_pool2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d)
+_FUNCTIONS |= {func: _pool(func) for func in _POOLS}
+
+
+def sparse_layers(choice: str = "auto") -> SparseLayers:
+    """Compute layers at the cost of the weights that the enclosing ``sparsify`` keeps, within this context.
+
+    Convolutions [n, c, h, w] and linear layers in float32 on the CPU are computed from their surviving weights: outputs, the
+    gradient of the inputs and that of these weights. What lies between them keeps the batch innermost in memory. The
+    values are those of dense layers up to rounding, on any number of threads. ``auto`` takes the faster way for each
+    layer, which is measured when a layer is met first and kept in the user's cache folder; ``on`` computes every masked
+    layer sparse, and ``off`` none. Raises ``UserError`` for another choice, and for ``on`` without a C compiler.
+    """
+    return SparseLayers(choice)

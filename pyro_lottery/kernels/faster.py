@@ -1,0 +1,87 @@
+"""Which of two ways to compute a layer is faster on this machine: measured once, and kept in the user's cache folder."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from pyro_lottery.kernels.native import cache_folder
+from pyro_lottery.machine import processor
+
+ROUNDS = 3
+"""Measurements of each way, after one that is not counted."""
+
+
+Work = Callable[[], Callable[[], object]]
+"""Prepares a piece of work and returns it as a function."""
+
+
+def is_faster(sparse: Work, dense: Work, what: str) -> bool:
+    """Return whether ``sparse`` takes less time than ``dense``, now or as measured for ``what`` on this processor before.
+
+    ``what`` names the layer, its sizes and its density. The first measurement counts, for all later processes too, so that a
+    run that is stopped and resumed takes the same way.
+    """
+    return _is_faster(sparse, dense, (what, torch.get_num_threads(), _processor()))
+
+
+_known: dict[tuple[object, ...], bool] = {}
+
+
+def _is_faster(sparse: Work, dense: Work, key: tuple[object, ...]) -> bool:
+    if key not in _known:
+        path = cache_folder() / "layers" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.json"
+        found = _read(path)
+        if found is None:
+            found = _write(path, {"layer": key[0], "threads": key[1], **_measure(sparse, dense)})
+        _known[key] = float(found["sparse_ms"]) < float(found["dense_ms"])  # type: ignore[arg-type]
+    return _known[key]
+
+
+def _measure(sparse: Work, dense: Work) -> dict[str, float]:
+    ways = sparse(), dense()
+    times: dict[str, list[float]] = {"sparse_ms": [], "dense_ms": []}
+    for _ in range(1 + ROUNDS):
+        for found, way in zip(times.values(), ways, strict=True):
+            began = time.perf_counter()
+            way()
+            found.append(1000 * (time.perf_counter() - began))
+    return {name: round(min(found[1:]), 4) for name, found in times.items()}
+
+
+def _read(path: Path) -> dict[str, object] | None:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        float(found["sparse_ms"]), float(found["dense_ms"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return found  # type: ignore[no-any-return]
+
+
+def _write(path: Path, found: dict[str, object]) -> dict[str, object]:
+    """Keep a measurement unless another process kept one first, and return the one that is kept."""
+    with suppress(OSError):  # a folder that cannot be written
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", encoding="utf-8") as file:
+            json.dump(found, file)
+            file.flush()
+            try:
+                os.link(file.name, path)
+            except FileExistsError:
+                if _read(path) is None:
+                    path.write_text(json.dumps(found), "utf-8")
+    return _read(path) or found
+
+
+@functools.cache
+def _processor() -> str:
+    return hashlib.sha256(processor().encode()).hexdigest()[:16]
