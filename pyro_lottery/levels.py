@@ -11,7 +11,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro_lottery import guides, masks, metrics, seeds, training
 from pyro_lottery.data import Data, recorded
 from pyro_lottery.distributed import ALONE, Ranks
-from pyro_lottery.handlers import sparsify
+from pyro_lottery.handlers import sparse_layers, sparsify
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.prediction import predict, predictive
 from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket
@@ -31,6 +31,8 @@ class TrainedLevel:
     """Metrics on the test split, by name."""
     steps: int
     """Batches per epoch."""
+    layers: dict[str, str]
+    """How each pruned layer was computed, ``sparse`` or ``dense`` (:func:`pyro_lottery.handlers.sparse_layers`)."""
 
 
 def train_level(
@@ -47,14 +49,16 @@ def train_level(
     seed: int,
     hooks: training.Hooks,
     ranks: Ranks = ALONE,
+    sparse: str = "auto",
     **options: Any,
 ) -> TrainedLevel:
     """Train ``model`` and ``guide`` from ``ticket`` under its mask, and measure them with ``eval_samples`` posterior samples.
 
-    Training starts at ``first_epoch``, counted from 0, with the ``options`` of :func:`pyro_lottery.train`; metrics are those on
+    Training starts at ``first_epoch``, counted from 0, with the ``options`` of :func:`pyro_lottery.train`; ``sparse`` is the
+    choice of :func:`pyro_lottery.handlers.sparse_layers`; metrics are those on
     the test split. Raises ``Diverged`` if the loss is not finite, and any exception of ``hooks``.
     """
-    with sparsify(ticket.mask):
+    with sparsify(ticket.mask), sparse_layers(sparse) as layers:
         model.start_from_(guide, ticket)
         state = training.TrainState(first_epoch)  # each level starts with new moments of Adam
         history = training.train(
@@ -66,7 +70,7 @@ def train_level(
             measured = measure(model, guide, data, eval_samples, precision)
     posterior = masks.apply(ticket.mask, guides.posterior(guide))
     steps = training.steps_in(data.train, batch_size, ranks.least)
-    return TrainedLevel(posterior, model.net_state(), history, measured, steps)
+    return TrainedLevel(posterior, model.net_state(), history, measured, steps, layers.ways)
 
 
 def measure(

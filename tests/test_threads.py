@@ -20,7 +20,7 @@ def network(level, data):
     model = pl.BayesianClassifier(TinyNet(), num_data=len(data.train))
     guide = pl.guides.mean_field(model, 0.5)
     mask = {site: torch.rand(model.initial_values()[site].shape) < 0.5 for site in model.prunable}
-    return TrainedNetwork(model, guide, mask if level else {}, level, "32")
+    return TrainedNetwork(model, guide, mask if level else {}, level, "32", "auto")
 
 
 @pytest.fixture

@@ -10,17 +10,18 @@ from typing import Any
 from pyro_lottery import data, elbo, machine, priors
 from pyro_lottery.distributed import PARALLEL, STRATEGIES
 from pyro_lottery.errors import UserError, unknown
+from pyro_lottery.handlers.sparse_layers import CHOICES as SPARSE
 from pyro_lottery.runs.options import AT_LEAST_0, AT_LEAST_1, FRACTION, HALF_OPEN, POSITIVE, RISING, checked, option
 from pyro_lottery.runs.presets import PRESETS
 
 RESUMABLE = {
     "levels", "data_dir", "run_dir", "device", "on_divergence", "deterministic", "pretrained", "pretrained_key",
-    "level0_from",
+    "level0_from", "sparse",
 }  # fmt: skip
-"""Options that may differ when a run is resumed. They do not change what a level is trained to."""
+"""Options that may differ when a run is resumed. They do not change what a level is trained to, except for its last bits."""
 AFTER_LEVEL_0 = {"levels", "score", "prune_fraction", "rewind"}
 """Options that level 0 does not depend on; ``epoch:K`` and ``restart:K`` of ``rewind`` also save the rewind point."""
-LATER: dict[str, Any] = {}
+LATER: dict[str, Any] = {"sparse": "off"}
 """Options added after version 0.1.0, with the values that stand for its behaviour."""
 
 
@@ -117,6 +118,10 @@ class Config:
     precision: str = option(
         "32", str, "32 (float32), bf16 (autocast), or auto (bf16 if the device supports it)",
         choices=(*machine.PRECISIONS, "auto"),
+    )  # fmt: skip
+    sparse: str = option(
+        "auto", str, "pruned layers at the cost of their surviving weights, in float32 on the CPU: auto (where that is faster), "
+        "on or off", choices=SPARSE,
     )  # fmt: skip
     deterministic: bool = option(
         False, bool, "on a GPU, use only algorithms that give the same bits every time; training on a CPU always does"

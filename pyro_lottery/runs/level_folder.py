@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -131,14 +132,17 @@ class LevelFolder:
         except UserError as error:
             raise Damaged(f"{error}; remove the file to train the level from its start") from error
 
-    def finish(self, result: LevelResult, ticket: int, rewind: bool = False) -> None:
+    def finish(
+        self, result: LevelResult, ticket: int, rewind: bool = False, layers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """Write ``level.json``, which makes the level finished, with the checksums of its files as they are now.
 
         ``ticket`` is the checksum of the ticket that the level was trained from; with ``rewind``, the rewind point counts as one
-        of its files.
+        of its files. ``layers`` says how each pruned layer was computed.
         """
         names = (TICKET, POSTERIOR, HISTORY, *([REWIND] if rewind else []))
-        Manifest(result, ticket, {name: files.crc32_of(self.path / name) for name in names}).save(self.path / MANIFEST)
+        sums = {name: files.crc32_of(self.path / name) for name in names}
+        Manifest(result, ticket, sums, layers).save(self.path / MANIFEST)
 
     def manifest(self) -> Manifest | None:
         """Read ``level.json``; None if the level is not finished. Raises ``Damaged`` if the file is damaged or another level's."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyro_lottery import data, guides, prediction, seeds
 from pyro_lottery.data import Data
 from pyro_lottery.errors import Damaged, UserError
-from pyro_lottery.handlers import sparsify
+from pyro_lottery.handlers import sparse_layers, sparsify
 from pyro_lottery.model import BayesianNetwork, layers
 from pyro_lottery.names import check_same
 from pyro_lottery.runs.config import from_json
@@ -41,6 +41,7 @@ class TrainedNetwork:
     mask: Mask
     level: int
     precision: str
+    sparse: str
     classes: tuple[str, ...] | None = None
     """Names of the columns of the probabilities; None if they are unknown."""
 
@@ -50,7 +51,7 @@ class TrainedNetwork:
         On a CPU, the same seed gives the same bits every time. The run's own seed, ``eval_samples`` and test images give the
         probabilities behind ``results.csv``. ``aggregate=False`` returns those of each draw, [samples, n, classes].
         """
-        with TURN, sparsify(self.mask), self._draws(seed):
+        with TURN, sparsify(self.mask), sparse_layers(self.sparse), self._draws(seed):
             return prediction.predict(
                 self.model, self.guide, x, num_samples, precision=self.precision, aggregate=aggregate
             )
@@ -59,7 +60,7 @@ class TrainedNetwork:
         self, x: prediction.Inputs, num_samples: int = 10, seed: int = 0
     ) -> prediction.Predictive | prediction.Mixture:
         """Probabilities and entropies for ``x`` from the draws of :meth:`predict`; for real targets, a mixture."""
-        with TURN, sparsify(self.mask), self._draws(seed):
+        with TURN, sparsify(self.mask), sparse_layers(self.sparse), self._draws(seed):
             return prediction.predictive(self.model, self.guide, x, num_samples, precision=self.precision)
 
     def predictives(
@@ -70,9 +71,9 @@ class TrainedNetwork:
         Threads take turns, draw by draw, and get the same bits as one after the other.
         """
         every = prediction.predictives(self.model, self.guide, x, num_samples, precision=self.precision)
-        pruned, draws = sparsify(self.mask), self._draws(seed)
+        pruned, layers, draws = sparsify(self.mask), sparse_layers(self.sparse), self._draws(seed)
         while True:
-            with TURN, pruned, draws:  # around each step, so that the caller's code between steps is not masked
+            with TURN, pruned, layers, draws:  # around each step, so that the caller's code between steps is not masked
                 predictive = next(every, None)
             if predictive is None:
                 return
@@ -83,7 +84,7 @@ class TrainedNetwork:
 
     def predict_mean(self, x: prediction.Inputs) -> Tensor:
         """Class probabilities [n, classes] for ``x``, or E[y | x], with the mean weights."""
-        with TURN, sparsify(self.mask):
+        with TURN, sparsify(self.mask), sparse_layers(self.sparse):
             return prediction.predict_mean(self.model, self.guide, x, precision=self.precision)
 
 
@@ -124,7 +125,9 @@ class Level:
         guides.set_posterior_(guide, posterior)
         model.load_net_state(net)
         channels_last_(model)
-        return TrainedNetwork(model, guide, self.ticket.mask, self.number, config.precision, self._run.classes)
+        return TrainedNetwork(
+            model, guide, self.ticket.mask, self.number, config.precision, config.sparse, self._run.classes
+        )
 
     def _check_shapes(self, net: nn.Module, saved: Mapping[str, Tensor]) -> None:
         """Raise ``Damaged`` unless the saved values have the names and shapes of ``net``, before memory is allocated for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,18 @@ class Manifest:
     """CRC-32 of the ticket that the level was trained from (``types.ticket_checksum``)."""
     files: Mapping[str, str]
     """Checksums of the level's files, by name."""
+    layers: Mapping[str, str] = field(default_factory=dict)
+    """How each pruned layer was computed: ``sparse`` or ``dense``."""
 
     def save(self, path: Path) -> None:
         """Write the manifest as JSON with its own checksum."""
-        files.write_object(path, {"result": asdict(self.result), "ticket": self.ticket, "files": dict(self.files)})
+        found = {
+            "result": asdict(self.result),
+            "ticket": self.ticket,
+            "files": dict(self.files),
+            "layers": dict(self.layers),
+        }
+        files.write_object(path, found)
 
     @classmethod
     def load(cls, path: Path) -> Manifest | None:
@@ -45,7 +53,10 @@ class Manifest:
             found = untrusted.read_object(path)
             if type(ticket := found.get("ticket")) is not int or not isinstance(sums := found.get("files"), dict):
                 raise UserError(f"{path} is not the manifest of a level")
-            return cls(checked_row(found.get("result"), path), ticket, sums)
+            layers = found.get("layers", {})  # manifests of before sparse layers have none
+            if not isinstance(layers, dict) or any(way not in ("sparse", "dense") for way in layers.values()):
+                raise UserError(f"{path}: layers is {layers!r}; expected sparse or dense for each layer")
+            return cls(checked_row(found.get("result"), path), ticket, sums, layers)
         except UserError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return None  # the process that trains the run has just set the level aside

@@ -185,7 +185,7 @@ class Session:
             with seeds.deterministic(config.deterministic), hooks:
                 return levels.train_level(
                     setup.model, setup.guide, setup.data, ticket, level, first_epoch=config.first_epoch(level),
-                    eval_samples=config.eval_samples, hooks=hooks, ranks=setup.ranks, **options,
+                    eval_samples=config.eval_samples, sparse=config.sparse, hooks=hooks, ranks=setup.ranks, **options,
                 )  # fmt: skip
         except Diverged as error:
             if config.on_divergence != "retry" or halved:
@@ -212,7 +212,7 @@ class Session:
         folder.save_posterior(trained.posterior, trained.net)
         folder.save_history(trained.history)
         rewind = level == 0 and self.folder.rewinds_late
-        folder.finish(levels.result(level, ticket, trained), ticket_checksum(ticket), rewind)
+        folder.finish(levels.result(level, ticket, trained), ticket_checksum(ticket), rewind, trained.layers)
         self.folder.write_results()
         folder.drop_checkpoints()
         if time.monotonic() - self._plotted > PLOT_SECONDS:

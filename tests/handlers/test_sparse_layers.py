@@ -1,0 +1,187 @@
+import sys
+from contextlib import nullcontext
+
+import pyro
+import pytest
+import torch
+import torch.nn.functional as F
+from pyro.infer.autoguide import AutoNormal
+from torch import nn
+
+import pyro_lottery as pl
+from pyro_lottery.handlers.sparse_layers import SparseLayers, sparse_layers
+from pyro_lottery.kernels import faster, native
+from pyro_lottery.kernels.kept import kept_of, with_kept
+
+pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
+
+
+class Net(nn.Module):
+    """Convolutions, BatchNorm, a residual sum, pooling and linear layers; smooth, so that rounding decides nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.second, self.other = nn.Conv2d(8, 8, 3, stride=2, padding=1, bias=False), nn.Conv2d(8, 8, 1, stride=2)
+        self.hidden, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = F.softplus(self.norm(self.first(x)))
+        x = torch.tanh(self.second(x) + self.other(x))
+        x = F.avg_pool2d(x, 2).mean((2, 3))
+        return self.last(torch.tanh(self.hidden(x)))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return pl.BayesianClassifier(Net(), num_data=100)
+
+
+@pytest.fixture
+def batch():
+    return torch.randn(20, 1, 8, 8), torch.randint(3, (20,))
+
+
+def masks_of(model, density=0.3):
+    return {
+        name: torch.rand(model.initial_values()[name].shape) < density
+        for name in pl.posterior(pl.guides.mean_field(model)).prunable
+    }
+
+
+GUIDES = {
+    "mean_field": pl.guides.mean_field,
+    "deterministic": pl.guides.deterministic,
+    "stock": lambda model: pl.guides.auto(AutoNormal, model),
+}
+
+
+def loss_and_gradients(model, guide, mask, batch, layers, estimator="weights"):
+    with pl.handlers.sparsify(mask), layers:
+        torch.manual_seed(1)
+        terms = pl.ELBO(estimator=estimator).terms(model, guide, *batch)
+        parameters = [p for p in [*guide.parameters(), *model.parameters()] if p.requires_grad]
+        gradients = torch.autograd.grad(terms.nll + terms.kl, parameters, allow_unused=True)
+    return terms.nll.detach(), [torch.zeros(()) if g is None else g for g in gradients], terms.output.detach()
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["whole", "compressed"])
+@pytest.mark.parametrize("name", GUIDES)
+def test_a_network_and_its_gradients_are_the_dense_ones(model, batch, name, compressed):
+    guide, mask = GUIDES[name](model), masks_of(model)
+    layers = sparse_layers("on")
+    with pl.handlers.sparsify(mask), pl.guides.compressed(guide) if compressed else nullcontext():
+        statistics = []
+        for each in (sparse_layers("off"), layers):
+            model.net.norm.reset_running_stats()
+            statistics.append((loss_and_gradients(model, guide, mask, batch, each), model.net.norm.running_var.clone()))
+    (dense, dense_var), (thin, thin_var) = statistics
+    assert set(layers.ways.values()) == {"sparse"}
+    assert len(layers.ways) == 4  # the last layer is not pruned
+    torch.testing.assert_close(thin[0], dense[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(thin_var, dense_var, rtol=1e-5, atol=1e-5)
+    largest = max(gradient.abs().max() for gradient in dense[1])
+    for a, b in zip(thin[1], dense[1], strict=True):
+        assert (a - b).abs().max() <= 1e-5 * largest
+
+
+def test_local_reparameterization_computes_mean_and_variance_sparse(model, batch):
+    """With scales near 0, the noisy outputs are the mean's."""
+    guide, mask = pl.guides.mean_field(model, 1e-6), masks_of(model)
+    layers = sparse_layers("on")
+    dense = loss_and_gradients(model, guide, mask, batch, sparse_layers("off"), "local")
+    thin = loss_and_gradients(model, guide, mask, batch, layers, "local")
+    torch.testing.assert_close(thin[2], dense[2], rtol=1e-4, atol=1e-4)
+    assert len(layers.ways) == 4
+
+
+def test_predictions_are_the_dense_ones(model, batch):
+    guide, mask, found = pl.guides.mean_field(model), masks_of(model), []
+    for layers in (sparse_layers("off"), sparse_layers("on")):
+        torch.manual_seed(2)
+        with pl.handlers.sparsify(mask), layers:
+            found.append((pl.predict(model, guide, batch[0], 3), pl.predict_mean(model, guide, batch[0])))
+    for dense, thin in zip(*found, strict=True):
+        torch.testing.assert_close(thin, dense, rtol=1e-5, atol=1e-6)
+    assert len(layers.ways) == 4
+
+
+def test_a_weight_that_was_changed_in_place_is_read_anew():
+    mask = torch.tensor([[True, False], [False, True]])
+    weight = with_kept(torch.eye(2), mask, torch.ones(2))
+    assert kept_of(weight).values(weight).tolist() == [1, 1]
+    weight.mul_(3)
+    with sparse_layers("on"):
+        assert F.linear(torch.ones(1, 2), weight).tolist() == [[3, 3]]
+    assert kept_of(weight * 2) is None  # a new tensor is dense
+
+
+def test_auto_takes_the_faster_way_and_every_later_process_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(faster, "_known", {})
+
+    def ready():
+        return lambda: None
+
+    def slow():
+        return lambda: sum(range(200_000))
+
+    assert faster.is_faster(ready, slow, "a layer")
+    monkeypatch.setattr(faster, "_known", {})
+    assert faster.is_faster(slow, ready, "a layer"), "the first measurement counts"
+    assert not faster.is_faster(slow, ready, "another layer")
+    (path, other) = sorted((tmp_path / "pyro_lottery" / "layers").iterdir())
+    for damaged in (path, other):
+        damaged.write_text("{")
+    monkeypatch.setattr(faster, "_known", {})
+    assert faster.is_faster(slow, ready, "a layer") is False
+
+
+def test_measuring_draws_no_random_number_and_small_layers_are_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(faster, "_known", {})
+    mask = torch.rand(8, 8, 3, 3) < 0.1
+    weight = with_kept((torch.randn(mask.shape) * mask).requires_grad_(), mask)
+    with sparse_layers() as layers:
+        torch.conv2d(torch.randn(2, 8, 8, 8), weight, padding=1)
+    assert list(layers.ways.values()) == ["dense"]
+    assert not (tmp_path / "pyro_lottery").exists()
+    monkeypatch.setattr(sys.modules[SparseLayers.__module__], "LEAST", 0)
+    x, state = torch.randn(2, 8, 8, 8), torch.get_rng_state()
+    with sparse_layers() as layers:
+        y = torch.conv2d(x, weight, padding=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(y, torch.conv2d(x, weight, padding=1), rtol=1e-5, atol=1e-5)
+    assert len(list((tmp_path / "pyro_lottery" / "layers").iterdir())) == 1
+
+
+@pytest.mark.parametrize("x", [torch.randn(3, 8, 20), torch.randn(0, 8, 4, 4)], ids=["one dimension", "no example"])
+def test_what_is_not_covered_stays_dense(x):
+    size = (8, 8, 3) if x.ndim == 3 else (8, 8, 3, 3)
+    mask = torch.rand(size) < 0.3
+    weight = with_kept(torch.randn(size) * mask, mask)
+    func = F.conv1d if x.ndim == 3 else F.conv2d
+    with sparse_layers("on") as layers:
+        y = func(x, weight, padding=1)
+    assert torch.equal(y, func(x, weight, padding=1))
+    assert not layers.ways
+
+
+def test_bad_choices_are_named(monkeypatch):
+    with pytest.raises(pl.UserError, match="unknown sparse 'never'"):
+        sparse_layers("never")
+    monkeypatch.setattr(native, "_load", lambda: (None, "there is no C compiler"))
+    with pytest.raises(pl.UserError, match="--sparse on: there is no C compiler; use auto or off"):
+        SparseLayers("on")
+    assert SparseLayers("auto").choice == "off"
+
+
+def test_pools_and_norms_of_dense_networks_are_left_alone():
+    x = torch.randn(4, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2))
+    with sparse_layers("on"):
+        found = net(x)
+    net[1].reset_running_stats()
+    assert torch.equal(found, net(x))
+    pyro.clear_param_store()
