@@ -21,7 +21,7 @@ RESUMABLE = {
 """Options that may differ when a run is resumed. They do not change what a level is trained to, except for its last bits."""
 AFTER_LEVEL_0 = {"levels", "score", "prune_fraction", "rewind"}
 """Options that level 0 does not depend on; ``epoch:K`` and ``restart:K`` of ``rewind`` also save the rewind point."""
-LATER: dict[str, Any] = {"sparse": "off"}
+LATER: dict[str, Any] = {"prune_to": None, "sparse": "off"}
 """Options added after version 0.1.0, with the values that stand for its behaviour."""
 
 
@@ -68,6 +68,12 @@ class Config:
     )  # fmt: skip
     levels: int = option(20, int, "number of prunings; level 0 is dense, so N levels need N + 1 trainings", AT_LEAST_0)
     prune_fraction: float = option(0.2, float, "fraction of the remaining weights that each level prunes", FRACTION)
+    prune_to: float | None = option(
+        None,
+        float,
+        "density of the last level; sets --prune-fraction to 1 - density^(1/levels), to six digits",
+        FRACTION,
+    )
     rewind: str = option(
         "init", str,
         "values that a ticket starts from: init; epoch:K (level 0 after K epochs, training epochs K + 1 to the last); "
@@ -161,6 +167,12 @@ class Config:
             raise UserError(
                 f"--rewind {self.rewind} leaves none of {self.epochs} epochs to train; choose an earlier epoch"
             )
+        if self.prune_to is not None:
+            if self.levels == 0:
+                raise UserError(f"--prune-to {self.prune_to:g} needs --levels of at least 1")
+            fraction = float(f"{1 - self.prune_to ** (1 / self.levels):.6g}")
+            object.__setattr__(self, "prune_fraction", fraction)
+            object.__setattr__(self, "prune_to", None)  # so that equal runs have equal options
         if self.guide == "deterministic" and self.score == "snr":
             object.__setattr__(self, "score", "magnitude")  # |μ|/σ has no σ here, which leaves |w|
         if self.history_samples is None:

@@ -1,6 +1,6 @@
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +65,13 @@ def test_names_are_readable_and_never_shared_by_different_runs():
     assert re.fullmatch(r"[\w.+-]+", odd)
 
 
+def test_prune_to_is_the_density_of_the_last_level():
+    config = parse("p", "d", ["--prune-to", "0.01", "--levels", "9", "--preset", "quick"])
+    assert config == replace(config, prune_fraction=0.400516)
+    assert (1 - config.prune_fraction) ** 9 == pytest.approx(0.01, rel=1e-4)
+    assert Config(prune_to=0.8, levels=1) == Config(prune_fraction=0.2, levels=1)
+
+
 def test_a_deterministic_guide_ranks_by_magnitude():
     assert Config(guide="deterministic").score == "magnitude"
     assert Config(guide="deterministic", score="random").score == "random"
@@ -75,6 +82,9 @@ def test_a_deterministic_guide_ranks_by_magnitude():
     [
         (["--prune-fraction", "1.0"], "--prune-fraction must be between 0 and 1"),
         (["--prune-fraction", "0"], "--prune-fraction must be between 0 and 1"),
+        (["--prune-to", "1"], "--prune-to must be between 0 and 1"),
+        (["--prune-to", "0.1", "--levels", "0"], "--prune-to 0.1 needs --levels of at least 1"),
+        (["--sparse", "never"], "unknown --sparse 'never'"),
         (["--dataset", "cifar"], "did you mean cifar10"),
         (["--rewind", "epoch:0"], "--rewind must be init, lr, epoch:K or restart:K"),
         (["--rewind", "epoch:9", "--epochs", "5"], "after the last of 5 epochs"),
