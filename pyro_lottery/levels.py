@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,9 @@ from pyro.infer.autoguide import AutoGuide
 from pyro_lottery import guides, masks, metrics, seeds, training
 from pyro_lottery.data import Data, recorded
 from pyro_lottery.distributed import ALONE, Ranks
-from pyro_lottery.handlers import sparse_layers, sparsify
+from pyro_lottery.handlers import count_flops, sparse_layers, sparsify
 from pyro_lottery.model import BayesianNetwork
-from pyro_lottery.prediction import predict, predictive
+from pyro_lottery.prediction import logits_mean, predict, predictive
 from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket
 
 
@@ -29,6 +30,8 @@ class TrainedLevel:
     """One row per epoch."""
     measured: dict[str, float]
     """Metrics on the test split, by name."""
+    costs: dict[str, Any]
+    """The columns ``predict_ms`` and ``flops`` of :class:`LevelResult`."""
     steps: int
     """Batches per epoch."""
     layers: dict[str, str]
@@ -67,10 +70,14 @@ def train_level(
         )  # fmt: skip
         device = next(guide.parameters()).device
         with hooks.measuring(), seeds.rng(device, seed, "predict", level):
+            began = time.perf_counter()
             measured = measure(model, guide, data, eval_samples, precision)
+            assert data.test is not None
+            seconds = time.perf_counter() - began
+            costs = {"predict_ms": 1000 * seconds / len(data.test), "flops": flops(model, guide, data)}
     posterior = masks.apply(ticket.mask, guides.posterior(guide))
     steps = training.steps_in(data.train, batch_size, ranks.least)
-    return TrainedLevel(posterior, model.net_state(), history, measured, steps, layers.ways)
+    return TrainedLevel(posterior, model.net_state(), history, measured, costs, steps, layers.ways)
 
 
 def measure(
@@ -84,6 +91,13 @@ def measure(
     return metrics.regression(predictive(model, guide, test, num_samples, precision=precision), test.targets)
 
 
+def flops(model: BayesianNetwork, guide: AutoGuide, data: Data) -> int:
+    """Floating-point operations of one example's forward pass with the posterior's locs, where they are not 0."""
+    with count_flops() as counted:
+        outputs = logits_mean(model, guide, data.train.head()[0])
+    return counted.total // len(outputs)
+
+
 def result(level: int, ticket: Ticket, trained: TrainedLevel) -> LevelResult:
     """The level's row of ``results.csv``."""
     seconds = [row["seconds"] for row in trained.history]
@@ -94,6 +108,7 @@ def result(level: int, ticket: Ticket, trained: TrainedLevel) -> LevelResult:
         total=masks.total(ticket.mask),
         train_seconds=sum(seconds),
         step_ms=1000 * statistics.median(seconds) / trained.steps,
+        **trained.costs,
         **_columns(trained.measured, trained.history),
     )
 

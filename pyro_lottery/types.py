@@ -175,6 +175,11 @@ class LevelResult:
     coverage_80: float | None = None
     coverage_95: float | None = None
     """Fraction of test targets within the central predictive interval of 95 % probability; likewise for 80 % and 50 %."""
+    predict_ms: float | None = None
+    """Milliseconds for each test example, from the posterior samples of a level's end."""
+    flops: int | None = None
+    """Floating-point operations of one example's forward pass with the weights that are not 0
+    (:class:`pyro_lottery.handlers.count_flops`)."""
 
     @property
     def is_regression(self) -> bool:

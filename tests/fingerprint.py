@@ -36,7 +36,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "two_ranks": (*SMOKE, "--devices", "2"),
 }
 FOLDERS = {"control": "mean_field/controls/reinit", "transplant": "deterministic/transplant"}
-NOT_BITS = {"seconds", "train_seconds", "step_ms", "crc32"}
+NOT_BITS = {"seconds", "train_seconds", "step_ms", "predict_ms", "flops", "crc32"}
 """Columns of times, and of a checksum over them."""
 
 

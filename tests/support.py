@@ -24,7 +24,7 @@ SMALL = {
 """Options of a run that takes about a second."""
 QUICK = {"epochs": 2, "batch_size": 16, "train_samples": 1, "milestones": ()}
 """Options of ``pl.train``."""
-TIMES = ("train_seconds", "step_ms", "seconds")
+TIMES = ("train_seconds", "step_ms", "predict_ms", "seconds")
 """Columns that differ between equal runs."""
 
 

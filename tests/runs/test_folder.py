@@ -119,9 +119,9 @@ def test_results_are_those_of_the_manifests_and_have_the_promised_columns(tmp_pa
     header, *lines = table.read_text().splitlines()
     assert header == (
         "level,density,remaining,total,test_accuracy,max_test_accuracy,val_accuracy,nll,mace,ece,brier,train_seconds,step_ms,"
-        "selected_test_accuracy,rmse,val_rmse,coverage_50,coverage_80,coverage_95"
+        "selected_test_accuracy,rmse,val_rmse,coverage_50,coverage_80,coverage_95,predict_ms,flops"
     )
-    assert lines[1] == "1,0.6,6,10,0.5,0.6,,1.25,0.1,0.2,0.3,12.5,3.25,,,,,,"
+    assert lines[1] == "1,0.6,6,10,0.5,0.6,,1.25,0.1,0.2,0.3,12.5,3.25,,,,,,,,"
 
 
 @pytest.mark.parametrize("change", ["", "level,thesis\n0,1\n", None])
