@@ -52,6 +52,13 @@ def calibration(run: Run, axes: Axes | None = None) -> Axes:
     return axes
 
 
+def cost(run: Run, axes: Axes | None = None) -> Axes:
+    """Plot the milliseconds of a training step and the test accuracy (or RMSE) against the % of weights remaining."""
+    axes = _axes(axes)
+    figures.cost(axes, run.folder.finished())
+    return axes
+
+
 def layers(run: Run, axes: Axes | None = None) -> Axes:
     """Plot the density of each layer in %, one line per level, from the dense level (light) to the last (black)."""
     axes = _axes(axes)

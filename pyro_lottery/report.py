@@ -51,6 +51,8 @@ COLUMNS: tuple[Column, ...] = (
     *((f"in {n} %", lambda row, n=n: _percent(getattr(row, f"coverage_{n}")), ".1f") for n in (50, 80, 95)),
     ("seconds", lambda row: row.train_seconds, ".0f"),
     ("ms/step", lambda row: row.step_ms, ".1f"),
+    ("ms/prediction", lambda row: row.predict_ms, ".3f"),
+    ("MFLOP", lambda row: None if row.flops is None else row.flops / 1e6, ",.2f"),
 )
 
 
@@ -107,6 +109,7 @@ def _section(run: Run) -> dict[str, Any]:
             "Density of each layer, from the first level (light) to the last (black).",
             lambda axes: plot.layers(run, axes),
         ),
+        (f"Time of a training step, and test {score}.", lambda axes: plot.cost(run, axes)),
     ]
     names = run.classes or ()
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""

@@ -23,6 +23,13 @@ def _close_figures():
     plt.close("all")
 
 
+def test_cost_is_the_time_of_a_step_and_the_accuracy_of_each_level(run):
+    axes = pl.plot.cost(run)
+    assert list(axes.lines[0].get_ydata()) == list(run.results["step_ms"])
+    (other,) = (a for a in axes.figure.axes if a is not axes)
+    assert list(other.lines[0].get_ydata()) == [100 * value for value in run.results["test_accuracy"]]
+
+
 def test_curves_are_the_results(run):
     own = plt.figure().add_subplot()
     assert pl.draw is pl.plot  # the former name
@@ -115,6 +122,7 @@ def test_what_cannot_be_plotted_is_named(run, tmp_path):
                 pl.plot.accuracy,
                 pl.plot.calibration,
                 pl.plot.layers,
+                pl.plot.cost,
                 pl.plot.ridge,
                 lambda run: pl.tables.layers([run]),
             )

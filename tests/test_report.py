@@ -152,4 +152,4 @@ def test_in_a_browser_nothing_overflows(browser, page, width):
 def test_a_page_of_one_run(runs):
     text = report.report([pl.load_run(runs[0])])
     assert "1 run," in text
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 4

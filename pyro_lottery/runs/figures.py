@@ -43,7 +43,7 @@ def plot_run(run: RunFolder) -> list[Path]:
     """Write the figures of the finished levels into the run folder and return their paths.
 
     ``accuracy.png`` has test accuracy and MACE against the % of weights remaining, for a regression ``rmse.png`` has RMSE and
-    coverage; ``layers.png`` has the density per layer.
+    coverage; ``layers.png`` has the density per layer, and ``cost.png`` the time of a step.
     """
     rows = run.results()
     title = f"{_what(run)}, score {run.config['score']}"
@@ -67,7 +67,12 @@ def plot_run(run: RunFolder) -> list[Path]:
     layers(axes, run)
     axes.set_title(f"{title}\ndensity per layer, level {rows[0].level} (light) to {rows[-1].level} (black)")
     save(figure, run.figure("layers"))
-    return [run.figure(first), run.figure("layers")]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    cost(axes, rows)
+    axes.set_title(title)
+    save(figure, run.figure("cost"))
+    return [run.figure(name) for name in (first, "layers", "cost")]
 
 
 def accuracy(axes: Axes, rows: Sequence[LevelResult]) -> None:
@@ -84,6 +89,18 @@ def accuracy(axes: Axes, rows: Sequence[LevelResult]) -> None:
         axes.axhline(ends[0], color="0.6", ls=":", label="dense, at the end")
     axes.set_ylabel(score_label(rows))
     axes.legend(frameon=False)
+    percent_axis(axes, min(percent))
+
+
+def cost(axes: Axes, rows: Sequence[LevelResult]) -> None:
+    """Plot the time of a training step and, on a second axis, :func:`test_score`, against the % of weights remaining."""
+    percent = [100 * row.density for row in rows]
+    (time,) = axes.plot(percent, [row.step_ms for row in rows], "o-", color=PALETTE[3], label="time per step")
+    axes.set(ylabel="milliseconds per step", ylim=(0, None))
+    other = axes.twinx()
+    (score,) = other.plot(percent, [test_score(row) for row in rows], "s--", color=PALETTE[0], label=score_label(rows))
+    other.set_ylabel(score_label(rows))
+    axes.legend(handles=[time, score], frameon=False)
     percent_axis(axes, min(percent))
 
 
