@@ -108,6 +108,8 @@ def _is_chosen(
     mode: SparseLayers, what: str, work: int, kept: Kept, pattern: Pattern, input: Tensor, weight: Tensor,
     dense: Callable[[Tensor, Tensor], Tensor], thin: Callable[[Tensor, Tensor], Tensor],
 ) -> bool:  # fmt: skip
+    if pattern.kept == kept.mask.numel():
+        return False
     trained = torch.is_grad_enabled() and weight.requires_grad
     density = float(f"{pattern.kept / kept.mask.numel():.1g}")
     random = torch.Generator().manual_seed(0)

@@ -11,11 +11,13 @@ import torch
 import pyro_lottery as pl
 from pyro_lottery import imp, untrusted
 from pyro_lottery.errors import Busy, Stopped
+from pyro_lottery.kernels import native
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.runs.session import Session
 from pyro_lottery.types import Ticket, ticket_checksum
 from tests.runs.made import replace_text, truncate
+from tests.support import fingerprint
 
 
 @pytest.fixture
@@ -46,6 +48,27 @@ def test_a_finished_run_trains_nothing(config, capsys):
     assert trained(capsys) == [0, 1, 2]
     assert bits(imp.run_imp(config)) == once
     assert trained(capsys) == []
+
+
+@pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
+def test_a_sparse_run_says_so_repeats_its_bits_and_is_the_dense_run_up_to_rounding(config, tmp_path):
+    runs = {
+        sparse + name: imp.run_imp(
+            replace(config, guide="deterministic", sparse=sparse, run_dir=str(tmp_path / f"{sparse}{name}"))
+        )
+        for sparse, name in (("on", "1"), ("on", "2"), ("off", ""))
+    }
+    assert fingerprint(runs["on1"].folder.path) == fingerprint(runs["on2"].folder.path)
+    manifests = [runs["on1"].folder.level(level).manifest() for level in range(3)]
+    assert [set(manifest.layers.values()) for manifest in manifests] == [set(), {"sparse"}, {"sparse"}]
+    assert not runs["off"].folder.level(1).manifest().layers
+    for level in range(3):
+        loaded, dense = (runs[name].level(level) for name in ("on1", "off"))
+        for name, loc in dense.posterior.loc.items():
+            torch.testing.assert_close(loaded.posterior.loc[name], loc, rtol=1e-3, atol=1e-5)
+        probs = loaded.load_model().predict(runs["on1"].load_data().test, 1, config.seed)
+        accuracy = float((probs.argmax(1) == runs["on1"].load_data().test.labels).double().mean())
+        assert accuracy == runs["on1"].row(level).test_accuracy
 
 
 def test_a_finished_run_reads_each_ticket_and_posterior_a_few_times(config, monkeypatch):
