@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 import pyro_lottery.__main__ as listing
 from experiments import claims, odd_folders, odd_weights, own_data, timm_table
 from experiments import command as experimenting
-from experiments.benchmarks import candidates, estimators, steps
+from experiments.benchmarks import candidates, estimators, sparse, steps
 from experiments.study.statistics import FAILS, HOLDS, UNKNOWN
 from experiments.study.verdicts.judge import CLAIMS
 from plots import command as plotting
@@ -61,6 +62,7 @@ KINDS = {  # of commands, by the test that runs them
     "side by side": r"python -m (experiments|plots)\.bayesian_vs_deterministic ",
     "own data": r"python -m experiments\.own_data ",
     "speed": r"python -m (experiments\.benchmarks\.steps|plots\.speed) ",
+    "sparse": r"python -m experiments\.benchmarks\.sparse ",
     "estimators": r"python -m experiments\.benchmarks\.estimators ",
     "paper": r"python -m (experiments|plots)\.(fig\d|table1|all|claims|squared_sum) ",
     "tables": r"python -m experiments\.(timm_table|odd_weights|odd_folders) ",
@@ -278,6 +280,18 @@ def test_the_speed_commands(tmp_path, monkeypatch, capsys):
     assert len(re.findall(r"\| lenet, B 4 \| ten weight samples", out)) == 1
     run_as_written(plot, monkeypatch)
     assert (tmp_path / "speed.png").stat().st_size > 10_000
+
+
+def test_the_sparse_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (command,) = OF["sparse"]
+    run = run_imp(preset("quick", arch="lenet", levels=0, epochs=1, milestones=(), train_size=100))
+    shutil.copytree(run.folder.path, shlex.split(command)[3])
+    sparse.main([*shlex.split(command)[3:], "--rounds", "1", "--images", "4"])
+    out = capsys.readouterr().out
+    for what in ("step of lenet, B 64", "ten samples of lenet, B 4"):
+        for mask in ("1.2% by snr", "1.2% by magnitude", "10.0% by snr", "10.0% by magnitude"):
+            assert f"| {what} | 32 | sparse, {mask} |" in out
 
 
 def test_the_estimators_command(tmp_path, monkeypatch, capsys):

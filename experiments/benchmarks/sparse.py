@@ -26,6 +26,7 @@ from pyro_lottery import guides, machine, masks, training
 from pyro_lottery.runs.loaded import TrainedNetwork
 from pyro_lottery.types import Mask
 
+MASKED = {"masked": "off", "sparse": "auto"}
 SCORES = {"snr": pl.scores.snr, "magnitude": pl.scores.magnitude}
 COLUMNS = {
     "network": "{arch}, B {batch}", "precision": "{precision}", "candidate": "{candidate}", "ms": "{step_ms:.0f}",
@@ -79,8 +80,7 @@ def rows_of(path: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
         steps = {"dense": make(run.level(0).load_model(), {}, "off")}
         for what, mask in found.items():
             steps |= {
-                f"{label}, {what}": make(run.level(0).load_model(), mask, sparse)
-                for label, sparse in (("masked", "off"), ("sparse", "auto"))
+                f"{label}, {what}": make(run.level(0).load_model(), mask, sparse) for label, sparse in MASKED.items()
             }
         return steps
 
