@@ -10,7 +10,7 @@ from pyro_lottery.errors import Damaged
 from pyro_lottery.runs.manifest import Manifest, checked_row
 from tests.runs.made import row
 
-MADE = Manifest(row(3), 4_000_000_000, {"ticket.safetensors": "0badf00d"})
+MADE = Manifest(row(3), 4_000_000_000, {"ticket.safetensors": "0badf00d"}, {"linear 2x3 of 4x3": "sparse"})
 
 
 def test_a_manifest_round_trips_and_is_plain_json(tmp_path):
@@ -19,7 +19,7 @@ def test_a_manifest_round_trips_and_is_plain_json(tmp_path):
     MADE.save(path)
     assert Manifest.load(path) == MADE
     found = json.loads(path.read_text())
-    assert found.keys() == {"result", "ticket", "files", "crc32"}
+    assert found.keys() == {"result", "ticket", "files", "layers", "crc32"}
     assert found["result"]["test_accuracy"] == 0.5
     assert found["files"] == {"ticket.safetensors": "0badf00d"}
 
