@@ -79,13 +79,18 @@ def processor_name() -> str:
 def processor() -> str:
     """Return the processor's model name and features, which decide what ``-march=native`` compiles to.
 
-    Compiled code is kept per processor, since machines with different processors may share a cache folder.
+    Compiled code and measured times are kept per processor, since machines with different processors may share a cache folder.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
     except OSError:
         return platform.processor() + platform.machine()
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder of this library: ``$XDG_CACHE_HOME/pyro_lottery``, by default ``~/.cache/pyro_lottery``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro_lottery"
 
 
 def memory() -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import ROOT
 
-GROUND = {"errors", "names", "seeds", "threads", "machine", "distributed", "files", "untrusted", "types", "modes", "trees"}  # fmt: skip
+GROUND = {"errors", "names", "seeds", "threads", "machine", "distributed", "files", "untrusted", "types", "modes", "trees", "faster"}  # fmt: skip
 METHOD = {
     "kernels", "distributions", "nets", "data", "priors", "model", "weights", "handlers", "guides", "elbo", "training",
     "prediction", "metrics", "levels", "scores", "masks", "tickets",

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_lottery.errors import UserError, unknown
+from pyro_lottery.faster import Work, is_faster
 from pyro_lottery.kernels import native, norm, sparse
 from pyro_lottery.kernels.batch_last import activations, is_batch_last, planes
-from pyro_lottery.kernels.faster import Work, is_faster
 from pyro_lottery.kernels.kept import Kept, kept_of
 from pyro_lottery.kernels.pattern import Pattern
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_lottery.machine import processor
+from pyro_lottery.machine import cache_folder, processor
 
 _LAST = torch.channels_last
 SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "sparse.c", "norm.c")]
@@ -27,11 +27,6 @@ FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-m
 def problem() -> str | None:
     """Return why the compiled kernels are not available, or None if they are."""
     return _load()[1]
-
-
-def cache_folder() -> Path:
-    """Return the folder of built libraries: ``$XDG_CACHE_HOME/pyro_lottery``, by default ``~/.cache/pyro_lottery``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro_lottery"
 
 
 @functools.cache

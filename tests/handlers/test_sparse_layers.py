@@ -9,8 +9,9 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import pyro_lottery as pl
+from pyro_lottery import faster
 from pyro_lottery.handlers.sparse_layers import SparseLayers, sparse_layers
-from pyro_lottery.kernels import faster, native
+from pyro_lottery.kernels import native
 from pyro_lottery.kernels.kept import kept_of, with_kept
 
 pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
@@ -117,27 +118,6 @@ def test_a_weight_that_was_changed_in_place_is_read_anew():
     assert kept_of(weight * 2) is None  # a new tensor is dense
 
 
-def test_auto_takes_the_faster_way_and_every_later_process_the_same(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(faster, "_known", {})
-
-    def ready():
-        return lambda: None
-
-    def slow():
-        return lambda: sum(range(200_000))
-
-    assert faster.is_faster(ready, slow, "a layer")
-    monkeypatch.setattr(faster, "_known", {})
-    assert faster.is_faster(slow, ready, "a layer"), "the first measurement counts"
-    assert not faster.is_faster(slow, ready, "another layer")
-    (path, other) = sorted((tmp_path / "pyro_lottery" / "layers").iterdir())
-    for damaged in (path, other):
-        damaged.write_text("{")
-    monkeypatch.setattr(faster, "_known", {})
-    assert faster.is_faster(slow, ready, "a layer") is False
-
-
 def test_measuring_draws_no_random_number_and_small_layers_are_not_measured(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(faster, "_known", {})
@@ -153,7 +133,7 @@ def test_measuring_draws_no_random_number_and_small_layers_are_not_measured(tmp_
         y = torch.conv2d(x, weight, padding=1)
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(y, torch.conv2d(x, weight, padding=1), rtol=1e-5, atol=1e-5)
-    assert len(list((tmp_path / "pyro_lottery" / "layers").iterdir())) == 1
+    assert len(list((tmp_path / "pyro_lottery" / "faster").iterdir())) == 1
 
 
 @pytest.mark.parametrize("x", [torch.randn(3, 8, 20), torch.randn(0, 8, 4, 4)], ids=["one dimension", "no example"])

@@ -1,4 +1,4 @@
-"""Which of two ways to compute a layer is faster on this machine: measured once, and kept in the user's cache folder."""
+"""Which of two ways to do the same work is faster on this machine: measured once, and kept in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -14,42 +14,39 @@ from pathlib import Path
 
 import torch
 
-from pyro_lottery.kernels.native import cache_folder
-from pyro_lottery.machine import processor
+from pyro_lottery.machine import cache_folder, processor
 
 ROUNDS = 3
 """Measurements of each way, after one that is not counted."""
-
-
 Work = Callable[[], Callable[[], object]]
 """Prepares a piece of work and returns it as a function."""
 
 
-def is_faster(sparse: Work, dense: Work, what: str) -> bool:
-    """Return whether ``sparse`` takes less time than ``dense``, now or as measured for ``what`` on this processor before.
+def is_faster(first: Work, second: Work, what: str) -> bool:
+    """Return whether ``first`` takes less time than ``second``, now or as measured for ``what`` on this processor before.
 
-    ``what`` names the layer, its sizes and its density. The first measurement counts, for all later processes too, so that a
-    run that is stopped and resumed takes the same way.
+    ``what`` names the work and all sizes that its time depends on. The first measurement on this processor, with this number
+    of threads, counts for all later processes too, so that a run that is stopped and resumed takes the same way.
     """
-    return _is_faster(sparse, dense, (what, torch.get_num_threads(), _processor()))
+    return _is_faster(first, second, (what, torch.get_num_threads(), _processor()))
 
 
 _known: dict[tuple[object, ...], bool] = {}
 
 
-def _is_faster(sparse: Work, dense: Work, key: tuple[object, ...]) -> bool:
+def _is_faster(first: Work, second: Work, key: tuple[object, ...]) -> bool:
     if key not in _known:
-        path = cache_folder() / "layers" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.json"
+        path = cache_folder() / "faster" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.json"
         found = _read(path)
         if found is None:
-            found = _write(path, {"layer": key[0], "threads": key[1], **_measure(sparse, dense)})
-        _known[key] = float(found["sparse_ms"]) < float(found["dense_ms"])  # type: ignore[arg-type]
+            found = _write(path, {"what": key[0], "threads": key[1], **_measure(first, second)})
+        _known[key] = float(found["first_ms"]) < float(found["second_ms"])  # type: ignore[arg-type]
     return _known[key]
 
 
-def _measure(sparse: Work, dense: Work) -> dict[str, float]:
-    ways = sparse(), dense()
-    times: dict[str, list[float]] = {"sparse_ms": [], "dense_ms": []}
+def _measure(first: Work, second: Work) -> dict[str, float]:
+    ways = first(), second()
+    times: dict[str, list[float]] = {"first_ms": [], "second_ms": []}
     for _ in range(1 + ROUNDS):
         for found, way in zip(times.values(), ways, strict=True):
             began = time.perf_counter()
@@ -61,7 +58,7 @@ def _measure(sparse: Work, dense: Work) -> dict[str, float]:
 def _read(path: Path) -> dict[str, object] | None:
     try:
         found = json.loads(path.read_text("utf-8"))
-        float(found["sparse_ms"]), float(found["dense_ms"])
+        float(found["first_ms"]), float(found["second_ms"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return found  # type: ignore[no-any-return]
