@@ -7,6 +7,7 @@ import functools
 import os
 import platform
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,19 @@ def has_bf16(device: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
-    """Return ``name``, with ``auto`` replaced by ``bf16`` if ``device`` has it natively and by ``32`` otherwise."""
-    return ("bf16" if has_bf16(device) else "32") if name == "auto" else name
+def resolve_precision(name: str, device: torch.device, is_faster: Callable[[], bool] = lambda: False) -> str:
+    """Return ``name``, with ``auto`` replaced by ``bf16`` where ``device`` has it natively and is faster, and by ``32`` otherwise.
+
+    A GPU is faster in bf16. A CPU may be slower, so there ``is_faster`` measures; by default, ``auto`` is ``32`` on a CPU. On a
+    Xeon with avx512_bf16 and without AMX, training steps of resnet20 and resnet18 took 1.3 to 1.4 times as long in bf16.
+    """
+    if name != "auto":
+        return name
+    return "bf16" if has_bf16(device) and (device.type == "cuda" or is_faster()) else "32"
 
 
 def autocast(device: torch.device, precision: str) -> Any:
-    """Return the context for a forward pass: bf16 autocast, or a context without effect for fp32.
+    """Return the context for a forward pass: bf16 autocast, or a context without effect for fp32, which ``auto`` means on a CPU.
 
     Raises ``UserError`` for an unknown precision.
     """

@@ -439,15 +439,25 @@ def test_presets_reach_the_run(tmp_path):
     assert imp.run_imp(config).config.dataset == "digits"
 
 
-def test_precision_auto_is_what_the_processor_has_and_is_written_down(tmp_path, monkeypatch):
-    for bf16, precision in ((False, "32"), (True, "bf16")):
-        monkeypatch.setattr("pyro_lottery.machine.has_bf16", lambda device, bf16=bf16: bf16)
-        monkeypatch.setattr("pyro_lottery.runs.build.has_bf16", lambda device: True)  # no warning of slowness
-        options = SMALL | {"levels": 0, "epochs": 1, "arch": "lenet", "precision": "auto"}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch warns where bf16 is emulated
-            run = imp.run_imp(Config(**options, run_dir=str(tmp_path / precision)))
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch warns where bf16 is emulated
+def test_precision_auto_is_the_faster_one_and_a_run_keeps_what_it_was_begun_in(tmp_path, monkeypatch):
+    monkeypatch.setattr("pyro_lottery.machine.has_bf16", lambda device: True)
+    measured = []
+    options = SMALL | {"levels": 0, "epochs": 1, "arch": "lenet", "precision": "auto"}
+    for faster, precision in ((False, "32"), (True, "bf16")):
+        fake = lambda *ways, faster=faster: measured.append(faster) or faster  # noqa: E731
+        monkeypatch.setattr("pyro_lottery.training.precision.is_faster", fake)
+        run = imp.run_imp(Config(**options, run_dir=str(tmp_path / precision)))
         assert run.config.precision == precision
+    assert measured == [False, True]
+    for precision in ("32", "bf16"):  # the measurement now says bf16, and the run's own precision counts
+        resumed = imp.run_imp(Config(**options | {"levels": 1}, run_dir=str(tmp_path / precision)))
+        assert resumed.config.precision == precision
+        assert list(resumed.results.level) == [0, 1]
+        other = {"32": "bf16", "bf16": "32"}[precision]
+        with pytest.raises(pl.UserError, match=f"precision was {precision}, now it is {other}"):
+            imp.run_imp(Config(**options | {"precision": other}, run_dir=str(tmp_path / precision)))
+    assert len(measured) == 2
 
 
 class OneLayer(nn.Module):

@@ -13,11 +13,28 @@ def test_devices_that_are_not_there_are_named():
 
 
 @pytest.mark.parametrize(
-    ("name", "bf16", "resolved"), [("auto", True, "bf16"), ("auto", False, "32"), ("32", True, "32")]
-)
-def test_auto_precision_is_bf16_where_the_device_has_it(monkeypatch, name, bf16, resolved):
+    ("name", "device", "bf16", "faster", "resolved"),
+    [
+        ("auto", "cpu", True, True, "bf16"), ("auto", "cpu", True, False, "32"), ("auto", "cpu", False, None, "32"),
+        ("auto", "cuda", True, None, "bf16"), ("auto", "cuda", False, None, "32"),
+        ("32", "cpu", True, None, "32"), ("bf16", "cpu", False, None, "bf16"),
+    ],
+)  # fmt: skip
+def test_auto_precision_measures_on_a_cpu_that_has_bf16_and_nowhere_else(
+    monkeypatch, name, device, bf16, faster, resolved
+):
+    def is_faster():
+        assert faster is not None, "it was measured"
+        return faster
+
     monkeypatch.setattr("pyro_lottery.machine.has_bf16", lambda device: bf16)
-    assert machine.resolve_precision(name, torch.device("cpu")) == resolved
+    assert machine.resolve_precision(name, torch.device(device), is_faster) == resolved
+
+
+def test_auto_precision_without_a_measurement_is_fp32_on_a_cpu(monkeypatch):
+    monkeypatch.setattr("pyro_lottery.machine.has_bf16", lambda device: True)
+    with machine.autocast(torch.device("cpu"), "auto"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
 def test_autocast_takes_known_precisions():

@@ -24,7 +24,6 @@ from experiments.study.verdicts.judge import CLAIMS
 from plots import command as plotting
 from pyro_lottery import evaluate, imp
 from pyro_lottery.imp import run_imp
-from pyro_lottery.machine import resolve_precision
 from pyro_lottery.runs.config import Config, preset
 from tests import fingerprint
 from tests.soak import __main__ as soak
@@ -268,6 +267,7 @@ def test_the_speed_commands(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(candidates, "PEERS", ())
         monkeypatch.setattr(steps, "has_peers", lambda: True)
     monkeypatch.setattr(torch, "compile", lambda function: function)  # the real one takes half a minute to start
+    monkeypatch.setattr("pyro_lottery.machine.has_bf16", lambda device: False)  # so that --precision auto is 32
     *measure, plot = OF["speed"] if "plots" in OF["speed"][-1] else [OF["speed"][0], OF["speed"][2], OF["speed"][1]]
     assert len(measure) == 2
     for command in measure:
@@ -275,8 +275,7 @@ def test_the_speed_commands(tmp_path, monkeypatch, capsys):
         more += ["--kernels", "1000"] if "--kernels" in command else []
         steps.main([*shlex.split(command)[3:], *toy, *more])
     out = capsys.readouterr().out
-    precision = resolve_precision("auto", torch.device("cpu"))
-    assert out.count(f"| lenet, B 4 | {precision} | local, pure torch |") == 2
+    assert out.count("| lenet, B 4 | 32 | local, pure torch |") == 2
     assert len(re.findall(r"\| lenet, B 4 \| ten weight samples", out)) == 1
     run_as_written(plot, monkeypatch)
     assert (tmp_path / "speed.png").stat().st_size > 10_000

@@ -20,7 +20,7 @@ from typing import Any
 import pyro
 import torch
 
-from experiments.benchmarks.candidates import candidates, has_peers
+from experiments.benchmarks.candidates import candidates, classifier, has_peers
 from experiments.benchmarks.evaluation import evaluation_rows
 from experiments.benchmarks.kernels import kernel_rows
 from experiments.benchmarks.report import (
@@ -34,7 +34,8 @@ from experiments.benchmarks.report import (
 from experiments.benchmarks.timing import ratio_rows, time_steps
 from experiments.benchmarks.variance import variance_rows
 from pyro_lottery import machine
-from pyro_lottery.machine import channels_last, resolve_device, resolve_precision
+from pyro_lottery.machine import channels_last, resolve_device
+from pyro_lottery.training import precision_for_batch
 
 BATCH = {"resnet20": 128, "resnet18": 32, "vgg11": 64, "vit_tiny": 32}
 
@@ -63,20 +64,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.peers and not has_peers():
         parser().error("--peers needs the extra bench: pip install -e '.[bench]'")
     device = resolve_device(given.device)
-    precision = resolve_precision(given.precision, device)
     pyro.enable_validation(False)
     machine.keep_memory()  # for every candidate, so that no candidate is slower without it
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine.processor_name()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.python_version()}\n")
-    measure_networks(given, device, precision)
+    measure_networks(given, device)
     if given.kernels:
         report(given, "kernels.csv", kernel_rows(given.kernels, given.rounds), KERNEL_COLUMNS)
     if given.run:
-        rows = variance_rows(given.run, given.batch_size or 128, given.draws, precision, device)
+        rows = variance_rows(given.run, given.batch_size or 128, given.draws, given.precision, device)
         report(given, "variance.csv", rows, VARIANCE_COLUMNS)
 
 
-def measure_networks(given: argparse.Namespace, device: torch.device, precision: str) -> None:
+def measure_networks(given: argparse.Namespace, device: torch.device) -> None:
     """Time the steps of each network, and its predictions with ``--evaluate``."""
     rows, evaluated = list[dict[str, Any]](), list[dict[str, Any]]()
     for arch in given.arch:
@@ -84,6 +84,7 @@ def measure_networks(given: argparse.Namespace, device: torch.device, precision:
         batch = given.batch_size or BATCH.get(arch, 32)
         x = channels_last(torch.randn(batch, 3, given.image_size, given.image_size, device=device))
         y = torch.randint(0, 10, (batch,), device=device)
+        precision = precision_for_batch(given.precision, classifier(arch).to(device), x)
         steps = candidates(arch, x, y, precision, given.peers)
         new = ratio_rows(arch, batch, precision, time_steps(steps, given.rounds, device), "det")
         rows += new

@@ -15,6 +15,7 @@ from experiments.benchmarks.timing import wait
 from pyro_lottery import guides, kernels
 from pyro_lottery.errors import UserError
 from pyro_lottery.machine import autocast, channels_last
+from pyro_lottery.training import precision_for_batch
 
 
 def variance_rows(path: str, batch: int, draws: int, precision: str, device: torch.device) -> list[dict[str, Any]]:
@@ -28,6 +29,7 @@ def variance_rows(path: str, batch: int, draws: int, precision: str, device: tor
     if not isinstance(guide, guides.MeanField):
         raise UserError(f"--run {path} has a {type(guide).__name__} guide; the variance is measured on mean_field")
     x, y = channels_last(data.train[:batch]), data.train.labels[:batch]
+    precision = precision_for_batch(precision, model, x)
     model.train()
     rows: list[dict[str, Any]] = []
     for name, (estimator, samples, kernel_path, density) in OURS.items():

@@ -48,15 +48,15 @@ def seconds_of(config: Config, levels: Collection[int], step: float, forward: fl
 def measure(config: Config) -> tuple[float, float]:
     """Seconds of a training step of ``config``, and of the prediction of one image from one sample, on random images."""
     device = machine.resolve_device(config.device)
-    config = replace(config, precision=machine.resolve_precision(config.precision, device))
     dataset = _random_images(config, device)
     model, guide = build.build(config, build.shape_of(dataset), device)
-    options = {"batch_size": config.batch_size, "train_samples": config.train_samples, "precision": config.precision}
+    precision = training.precision_for_data(config.precision, model, dataset, config.batch_size)
+    options = {"batch_size": config.batch_size, "train_samples": config.train_samples, "precision": precision}
     history = training.train(model, guide, dataset, epochs=1 + ROUNDS, milestones=(), history_samples=1, **options)
     passes = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
-        prediction.predict(model, guide, dataset.test, 1, precision=config.precision).cpu()  # a GPU is waited for
+        prediction.predict(model, guide, dataset.test, 1, precision=precision).cpu()  # a GPU is waited for
         passes.append(time.perf_counter() - began)
     step = statistics.median(row["seconds"] for row in history[1:]) / STEPS
     return step, statistics.median(passes) / len(dataset.test)

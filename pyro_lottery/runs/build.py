@@ -17,10 +17,10 @@ from pyro_lottery import data, guides, kernels, machine, masks, nets, priors, sc
 from pyro_lottery.data import Data
 from pyro_lottery.distributed import ALONE, Ranks, check_alone, start
 from pyro_lottery.errors import UserError
-from pyro_lottery.machine import has_bf16, resolve_precision
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork, one_tensor
 from pyro_lottery.modes import evaluating
 from pyro_lottery.runs.config import Config
+from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.runs.own import Own, fingerprint
 from pyro_lottery.threads import TURN
 from pyro_lottery.types import Ticket
@@ -197,7 +197,7 @@ class Setup:
     """A run ready to be trained: its config, data, model, guide and dense ticket."""
 
     config: Config
-    """``--precision auto`` is replaced by the precision of this device."""
+    """``--precision auto`` is replaced by the precision that the run trains in."""
     data: Data
     model: BayesianNetwork
     guide: AutoGuide
@@ -223,7 +223,7 @@ def prepare(config: Config, own: Own | None = None) -> Setup:
         device = ranks.device or device
     else:
         check_alone()
-    return ranks.every(_prepare, config, device, ranks, own)
+    return _with_precision(ranks.every(_prepare, config, device, ranks, own))
 
 
 def _prepare(config: Config, device: torch.device, ranks: Ranks, own: Own | None) -> Setup:
@@ -232,12 +232,6 @@ def _prepare(config: Config, device: torch.device, ranks: Ranks, own: Own | None
     given = pretrained.load(config.pretrained, config.pretrained_key)
     if given is not None:
         config = config.with_weights(f"{given.checksum():08x}")
-    config = replace(config, precision=resolve_precision(config.precision, device))
-    if config.precision == "bf16" and device.type == "cpu" and not has_bf16(device):
-        warnings.warn(
-            "this processor has no bf16 instructions: --precision bf16 is emulated, about ten times slower than --precision 32",
-            stacklevel=2,
-        )
     data = load_data(config, device) if own is None else own.data.to(device)
     shape = shape_of(data)
     model, guide = build(config, shape, device, given, own)
@@ -252,3 +246,26 @@ def _prepare(config: Config, device: torch.device, ranks: Ranks, own: Own | None
     known |= {} if given is None else {PRETRAINED: f"{given.checksum():08x}"}
     known |= {} if own is None else {"own": fingerprint(model, guide, data, own.score)}
     return Setup(config, data, model, guide, dense, known, own, ranks)
+
+
+def _with_precision(setup: Setup) -> Setup:
+    """Replace ``--precision auto`` by the precision that the run was begun in, or else by the faster one."""
+    config, ranks = setup.config, setup.ranks
+    begun = ranks.first(_begun_in, config)
+    found = training.precision_for_data(begun, setup.model, setup.data, config.batch_size, ranks)
+    device = setup.data.train.device
+    if found == "bf16" and device.type == "cpu" and not machine.has_bf16(device):
+        warnings.warn(
+            "this processor has no bf16 instructions: --precision bf16 is emulated, about ten times slower than --precision 32",
+            stacklevel=3,
+        )
+    return replace(setup, config=replace(config, precision=found))
+
+
+def _begun_in(config: Config) -> str:
+    """The precision in the run folder's config.json if there is one and ``config`` leaves the choice, else that of ``config``."""
+    folder = RunFolder(str(config.run_dir))
+    if config.precision != "auto" or folder.is_new:
+        return config.precision
+    found = folder.config.get("precision")
+    return found if found in machine.PRECISIONS else config.precision

@@ -122,8 +122,8 @@ class Config:
     )  # fmt: skip
     sync_batchnorm: bool = option(False, bool, "BatchNorm over the images of all GPUs instead of each GPU's own")
     precision: str = option(
-        "32", str, "32 (float32), bf16 (autocast), or auto (bf16 if the device supports it)",
-        choices=(*machine.PRECISIONS, "auto"),
+        "32", str, "32 (float32), bf16 (autocast), or auto: bf16 on a GPU that supports it; on a CPU the faster one, which is "
+        "measured once for each network and batch size", choices=(*machine.PRECISIONS, "auto"),
     )  # fmt: skip
     sparse: str = option(
         "auto", str, "pruned layers at the cost of their surviving weights, in float32 on the CPU: auto (where that is faster), "

@@ -2,7 +2,7 @@
 
 ``loop`` (:func:`train`) repeats ``epoch`` and ``step``, which a loop of one's own can call too. ``state`` holds where a training
 is, ``hooks`` what a caller may do meanwhile, ``schedule`` the rates of every step, and ``history`` the row of every epoch.
-``checks`` and ``mask_check`` hold what is refused.
+``checks`` and ``mask_check`` hold what is refused, and ``precision`` measures whether bf16 is faster.
 """
 
 from pyro_lottery.training.checks import check_batches, check_data
@@ -10,11 +10,13 @@ from pyro_lottery.training.epoch import epoch
 from pyro_lottery.training.history import COLUMNS, History, columns, measure_name
 from pyro_lottery.training.hooks import Hooks
 from pyro_lottery.training.loop import train
+from pyro_lottery.training.precision import precision_for_batch, precision_for_data
 from pyro_lottery.training.schedule import kl_factor, learning_rate, steps_in, steps_per_epoch
 from pyro_lottery.training.state import TrainState
 from pyro_lottery.training.step import step
 
 __all__ = [
     "COLUMNS", "History", "Hooks", "TrainState", "check_batches", "check_data", "columns", "epoch", "kl_factor",
-    "learning_rate", "measure_name", "step", "steps_in", "steps_per_epoch", "train",
+    "learning_rate", "measure_name", "precision_for_batch", "precision_for_data", "step", "steps_in", "steps_per_epoch",
+    "train",
 ]  # fmt: skip

@@ -31,6 +31,7 @@ from pyro_lottery.training.epoch import epoch
 from pyro_lottery.training.history import History, measure_name, measure_of, measured, row_of
 from pyro_lottery.training.hooks import Hooks
 from pyro_lottery.training.mask_check import check_used_weights
+from pyro_lottery.training.precision import precision_for_data
 from pyro_lottery.training.schedule import kl_factor, learning_rate
 from pyro_lottery.training.state import TrainState
 from pyro_lottery.training.step import EXAMPLES, NLL, step
@@ -71,7 +72,8 @@ def train(
     Minimises nll + f·T·KL/N per example, averaged over ``train_samples`` noise samples a batch: T is the model's
     ``kl_temperature``, f the :func:`kl_factor` of the epoch (1 after ``kl_warmup_epochs``), and N the number of training
     examples. ``estimator`` says whether the noise is on the weights or on the outputs of layers (see :class:`ELBO`). To
-    prune, call this under :func:`pyro_lottery.handlers.sparsify`.
+    prune, call this under :func:`pyro_lottery.handlers.sparsify`. ``precision`` is ``32``, ``bf16`` (autocast), or ``auto``, the
+    faster of both on this machine.
 
     ``data`` is a :class:`Data`, or a bare loader of (x, y) batches, then without test columns: see
     :func:`pyro_lottery.data.from_loaders`. A loader makes its own batches, whatever ``batch_size`` is, and training on one
@@ -106,6 +108,7 @@ def train(
     data = data.to(device)
     likelihood = check_data(model, data)
     check_batches(model, data, batch_size, ranks)
+    precision = precision_for_data(precision, model, data, batch_size, ranks)
     hooks, state = hooks or Hooks(), state or TrainState()
     state.check(model, guide)
     first = state.epoch
