@@ -59,6 +59,22 @@ def test_each_rank_has_weight_noise_of_its_own(found):
 
 
 @pytest.mark.slow
+def test_ranks_of_weight_samples_augment_the_same_images_each_for_itself(found):
+    assert found["same images"] == [True, True]
+    if found["parallel"] == "data":
+        assert found["same augmentation"] == [True, True], "every rank draws that of one process, and takes its part"
+    else:
+        assert found["same augmentation"] == [True, False]
+        # an image has 3 * 3 crops, each flipped or not, of which 1 in 18 is the same by chance
+        assert 0.7 < found["differently augmented"][1] <= 1
+
+
+@pytest.mark.slow
+def test_ranks_that_are_stopped_within_an_epoch_go_on_with_the_same_augmentation(found):
+    assert found["resumed"] == [True, True]
+
+
+@pytest.mark.slow
 def test_what_the_first_rank_meets_all_meet(found):
     assert found["first"][1] == "only the first knows"
     assert found["first"][0] == [len("only the first knows")] * 2

@@ -15,6 +15,7 @@ from pyro_lottery import distributed as ranks
 from pyro_lottery import seeds, training
 from pyro_lottery.elbo import ELBO
 from pyro_lottery.errors import Failed
+from pyro_lottery.training import TrainState
 
 IMAGES = 7
 """Of the joined batch: four on the first rank, three on the second."""
@@ -70,6 +71,32 @@ def steps(who, count, seed, path):
         return [step(model, guide, *batch, who) for _ in range(count)]
 
 
+def augmented(who):
+    """The batches of an epoch of random crops and flips, [steps, b, 1, 8, 8] and [steps, b], and those from step 1 on of a
+    training that was stopped there and resumed.
+    """
+    pixels = torch.randint(0, 256, (24, 1, 8, 8), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    data = pl.data.from_tensors(pixels, torch.arange(24), pixels, torch.arange(24), augment="crop_flip")
+    model, guide = network(False)
+    whole, broken, again = TrainState(), TrainState(), TrainState()
+
+    def read(state, steps):
+        adam, found = Adam(guide.parameters()), []
+        with state.using(adam, who), training.epoch(model, data, state, batch_size=8, ranks=who) as batches:
+            for _ in range(steps):
+                found.append(batches.batch(state.step))
+                state.step += 1
+            saved = state.state_dict() if state.step < len(batches) else {}
+        return tuple(torch.stack(several) for several in zip(*found, strict=True)), saved
+
+    (x, y), _ = read(whole, 3)
+    _, saved = read(broken, 1)
+    # The first rank alone reads and writes checkpoints.
+    with again.using(Adam(guide.parameters()), who):
+        again.load_state_dict(who.first(lambda: saved))
+    return x, y, read(again, 2)[0][0]
+
+
 def find_out(several, single):
     """Compare ``several`` ranks with one that has the joined batch, of which ``single`` are steps."""
     x, y = joined()
@@ -92,6 +119,15 @@ def find_out(several, single):
     found["spread"] = float(
         torch.stack([g for g, _ in draws]).var(0).mean() / torch.stack([g for g, _ in single]).var(0).mean()
     )
+
+    x, y, rest = augmented(several)
+    alone = augmented(ranks.ALONE)
+    found["same images"] = [torch.equal(each, alone[1]) for each in several.gather(y)]
+    found["same augmentation"] = [torch.equal(each, alone[0]) for each in several.gather(x)]
+    found["differently augmented"] = [
+        float((each != alone[0]).flatten(2).any(2).float().mean()) for each in several.gather(x)
+    ]
+    found["resumed"] = [torch.equal(a, b[1:]) for a, b in zip(several.gather(rest), several.gather(x), strict=True)]
 
     def fail():
         raise pl.UserError("only the first knows")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -139,21 +140,31 @@ def batch(split: Split, indices: Tensor, augment: str, generator: torch.Generato
 
 
 class Epoch:
-    """One training pass over a :class:`Split`; the order of its examples is drawn by :func:`shuffle` at construction."""
+    """One training pass over a :class:`Split`; the order of its examples is drawn by :func:`shuffle` at construction.
+
+    Random crops and flips follow ``order`` too, or the generator that ``augmentation`` makes for each step.
+    """
 
     whole_only = False
     """Training may stop and resume after any batch."""
 
-    def __init__(self, split: Split, batch_size: int, augment: str, order: torch.Generator, least: int = 2):
-        self._split, self._augment, self._order = split, augment, order
+    def __init__(
+        self, split: Split, batch_size: int, augment: str, order: torch.Generator, least: int = 2,
+        augmentation: Callable[[int], torch.Generator] | None = None,
+    ):  # fmt: skip
+        self._split, self._augment, self._order, self._augmentation = split, augment, order, augmentation
         self._chunks = shuffle(len(split), batch_size, order, least)
 
     def __len__(self) -> int:
         return len(self._chunks)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return inputs [b, ...] and targets [b, ...] of batch ``step``. Random crops and flips depend on the order of calls."""
-        return batch(self._split, self._chunks[step], self._augment, self._order)
+        """Return inputs [b, ...] and targets [b, ...] of batch ``step``.
+
+        Random crops and flips that follow ``order`` depend on the order of calls.
+        """
+        generator = self._augmentation(step) if self._augmentation else self._order
+        return batch(self._split, self._chunks[step], self._augment, generator)
 
     def end(self) -> None:
         """Finish the pass, after its last batch; there is nothing to check here."""

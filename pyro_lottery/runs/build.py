@@ -180,6 +180,7 @@ def _try_out(net: nn.Module, arch: str, shape: Shape) -> None:
 
 def facts(config: Config, shape: Shape, device: torch.device, classes: tuple[str, ...] | None = None) -> dict[str, Any]:
     """The facts in ``config.json``: data, names of its classes, versions, hardware, random streams and kernels."""
+    by_rank = config.parallel == "samples" and config.devices * config.num_nodes > 1
     versions = {name: metadata.version(name) for name in ("torch", "pyro-ppl", "pyro-lottery")}
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else machine.processor_name()
     return {
@@ -187,7 +188,7 @@ def facts(config: Config, shape: Shape, device: torch.device, classes: tuple[str
         "classes": classes,
         "versions": versions | {"python": platform.python_version()},
         "hardware": {"device": device.type, "name": hardware, "threads": torch.get_num_threads()},
-        "streams": seeds.STREAMS,
+        "streams": seeds.STREAMS + (", augmentation by rank" if by_rank else ""),
         "kernels": kernels.backend(torch.empty(0, dtype=torch.float32, device=device)).__name__.rpartition(".")[2],
     }
 

@@ -118,7 +118,7 @@ class Config:
     strategy: str = option("ddp", str, "how several devices train together", choices=STRATEGIES)
     parallel: str = option(
         "data", str, "what several devices divide: the images of a batch (data), or its weight samples (samples), where "
-        "each device has all images", choices=PARALLEL,
+        "each device has all images, cropped and flipped for itself", choices=PARALLEL,
     )  # fmt: skip
     sync_batchnorm: bool = option(False, bool, "BatchNorm over the images of all GPUs instead of each GPU's own")
     precision: str = option(

@@ -35,7 +35,7 @@ def epoch(
     """The batches of epoch ``state.epoch``, within its random streams, with the network in training mode.
 
     Batches, augmentation and noise follow ``(seed, level, state.epoch)``, as in :func:`train`; ``samples`` is the number of
-    noise samples a batch. An epoch that was left before its end goes on where it was left::
+    noise samples a batch. Of ``ranks`` that divide the weight samples, each augments the batch for itself. An epoch that was left before its end goes on where it was left::
 
         with state.using(optimizer), training.epoch(model, data, state) as batches:
             while state.step < len(batches):
@@ -52,7 +52,7 @@ def epoch(
         seeds.rng(device, seed, "noise", level, state.epoch, *ranks.path),
         pyro.validation_enabled(False),
         training_mode(model, samples),
-        _batches(data, batch_size, order, ranks.least, (seed, level, state.epoch)) as batches,
+        _batches(data, batch_size, order, ranks, (seed, level, state.epoch)) as batches,
     ):
         _check_step(state, batches)
         state.enter_epoch(order)
@@ -78,11 +78,22 @@ def _check_step(state: TrainState, batches: Epoch | StreamEpoch) -> None:
 
 @contextmanager
 def _batches(
-    data: Data, batch_size: int, order: torch.Generator, least: int, path: tuple[int, int, int]
+    data: Data, batch_size: int, order: torch.Generator, ranks: Ranks, path: tuple[int, int, int]
 ) -> Iterator[Epoch | StreamEpoch]:
-    """The batches of one epoch, in the order that ``order`` draws; a stream is seeded by ``path`` (seed, level, epoch)."""
+    """The batches of one epoch, in the order that ``order`` draws; a stream is seeded by ``path`` (seed, level, epoch).
+
+    Ranks that divide the images draw the augmentation of the whole batch, so that it is that of one process. Of ranks that
+    divide the weight samples, each augments its own copy of the batch: the mean over ranks is then one over augmentations too,
+    with the same expectation and less variance. Its generator is seeded anew at each step, so a checkpoint need not hold it.
+    """
     if isinstance(data.train, Split):
-        yield Epoch(data.train, batch_size, data.augment, order, least)
+        seed, *within = path
+
+        def augmentation(step: int) -> torch.Generator:
+            return seeds.generator(order.device, seed, "augment", *within, *ranks.path, step)
+
+        by_rank = ranks.parallel == "samples" and ranks.rank > 0  # rank 0 has the augmentation of one process
+        yield Epoch(data.train, batch_size, data.augment, order, ranks.least, augmentation if by_rank else None)
         return
     with StreamEpoch(data.train, *path) as batches:
         yield batches

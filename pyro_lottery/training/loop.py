@@ -88,7 +88,7 @@ def train(
     ``state`` says where it goes on. To train in several calls, give all of them the same :class:`TrainState`: each trains
     until ``epochs`` more are finished, from the state's epoch and step on, with Adam's moments, and the bits are those of one
     call of all epochs. Milestones and warm-up count from epoch 0. Each of several ``ranks`` takes a part of every batch, or
-    all of it with noise of its own, and their gradients are averaged.
+    all of it with augmentation and noise of its own, and their gradients are averaged.
 
     On a CPU, large networks train faster in a process that keeps freed memory (:func:`pyro_lottery.machine.keep_memory`), as
     the commands do.
@@ -169,7 +169,6 @@ class _Loop:
             while state.step < len(batches):
                 self._set_rate(len(batches))
                 with TURN:  # a thread that predicts meanwhile waits for the step's end
-                    # All ranks draw the augmentation of the whole batch, so that it is that of one process.
                     x, y = batches.batch(state.step)
                     if isinstance(batches, StreamEpoch):
                         check_batch(self.model, self.likelihood, y)

@@ -178,7 +178,8 @@ def _read(saved: Mapping[str, Any], world: int) -> TrainState:
         moments.setdefault(int(index), {})[key] = tensor.clone()
     if any(own.keys() != _MOMENTS for own in moments.values()):
         raise ValueError("some moments of Adam are missing")
-    generators = under("generator/", saved) if step else {}
+    # Copied before they are used: torch's set_state crashes on a view into a larger tensor, as Ranks.gather returns.
+    generators = {name: state.clone() for name, state in under("generator/", saved).items()} if step else {}
     for name in ("order", *map(noise_of, range(world))) if step else ():
         state = generators[name]
         if device != "cuda" or torch.cuda.is_available():  # of a GPU that is not here it is not used
