@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import pyro_lottery as pl
-from pyro_lottery import imp, untrusted
+from pyro_lottery import imp, seeds, untrusted
 from pyro_lottery.distributed import ALONE, is_first
+from pyro_lottery.runs.build import Shape, facts
+from pyro_lottery.runs.config import Config
 from tests.support import DEADLOCK, ROOT, fingerprint, wait_for
 
 
@@ -193,3 +195,14 @@ def test_one_process_is_the_first_and_shares_nothing():
     assert ALONE.path == ()
     assert ALONE.every(lambda: 7) == 7
     assert is_first()
+
+
+def test_a_run_whose_ranks_augment_each_for_itself_says_so():
+    """So a run that an earlier version began is resumed with a warning."""
+    shape = Shape(10, 1, (8, 8), 200, 0)
+    for options, expected in (
+        ({"devices": 2, "parallel": "samples"}, f"{seeds.STREAMS}, augmentation by rank"),
+        ({"devices": 2}, seeds.STREAMS),
+        ({"parallel": "samples"}, seeds.STREAMS),
+    ):
+        assert facts(Config(**options), shape, torch.device("cpu"))["streams"] == expected
