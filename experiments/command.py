@@ -11,7 +11,7 @@ from experiments.study.estimate import duration, seconds_left
 from experiments.study.executors import here, ray, slurm
 from experiments.study.executors.options import add_options, check
 from experiments.study.finished import read
-from experiments.study.jobs import Job, Study, unfinished
+from experiments.study.jobs import Job, Study, share_level_0, unfinished, untrained
 from experiments.study.plan import plan
 from experiments.study.protocols import PROTOCOLS, extent
 from plots.command import plot_figures
@@ -54,7 +54,7 @@ def work(stems: Sequence[str], given: argparse.Namespace, then: Callable[[Path, 
     ``--dry-run`` only print what would be done. Failed runs are reported at the end, after the figures are plotted.
     """
     study = study_of(given)
-    jobs = jobs_of(stems, study)
+    jobs = share_level_0(jobs_of(stems, study))
     check(given)
     if given.plan:
         study_jobs = {stem: jobs_of([stem], study) for stem in stems}
@@ -114,7 +114,7 @@ def print_plan(jobs: Iterable[Job], root: Path) -> None:
     total = 0.0
     for job in jobs:
         left = unfinished(job, root)
-        seconds = seconds_left(job, left, root) if left else 0.0
+        seconds = seconds_left(job, untrained(job, root), root) if left else 0.0
         total += seconds
         state = f"{duration(seconds)} left" if left else "finished"
         print(f"{job}: {len(job.levels) - len(left)} of {len(job.levels)} levels, {state}, {job.folder(root).path}")

@@ -5,33 +5,40 @@ tickets it needs, level by level, and a way to run.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+import warnings
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.study.level_0 import source_of
 from experiments.study.protocols import Protocol
 from pyro_lottery.controls import run_control
+from pyro_lottery.errors import NotShared
 from pyro_lottery.imp import run_imp
 from pyro_lottery.runs.config import RESUMABLE, Config, preset
 from pyro_lottery.runs.config import from_json as config_from_json
 from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.runs.loaded import load_run
+from pyro_lottery.runs.sharing import gives_level_0
 from pyro_lottery.tables import list_runs
 from pyro_lottery.transplant import transplant_run
 
 
 @dataclass(frozen=True)
 class Imp:
-    """Iterative magnitude pruning with a config; continues an unfinished run."""
+    """Iterative magnitude pruning with a config; continues an unfinished run, and copies level 0 if another run has trained it."""
 
     config: Config
+    shares: Imp | None = field(default=None, compare=False)
+    """A run of the study that trains the same level 0, so that this one waits for it."""
 
     def __str__(self) -> str:
         c = self.config
         more = [f"rewind {c.rewind}"] if c.rewind != "init" else []
         more += [f"lr {c.lr:g}"] if c.lr != Config.lr else []
         more += [f"warm-up {c.warmup_epochs}"] if c.warmup_epochs else []
+        more += ["level 0"] if c.levels == 0 else []
         return ", ".join([c.arch, c.guide, c.score, *more, f"seed {c.seed}"])
 
     @property
@@ -50,7 +57,15 @@ class Imp:
         return None
 
     def run(self, root: Path) -> None:
-        run_imp(replace(self.config, run_dir=str(self.folder(root).path)))
+        config = replace(self.config, run_dir=str(self.folder(root).path))
+        source = source_of(config, root) if 0 in unfinished(self, root) else None
+        if source is not None:
+            try:
+                run_imp(replace(config, level0_from=str(source.path)))
+                return
+            except NotShared as error:  # trained on another machine, with other versions, or damaged
+                warnings.warn(f"{config.run_dir} trains level 0 itself: {error.__cause__ or error}", stacklevel=2)
+        run_imp(config)
 
 
 @dataclass(frozen=True)
@@ -137,15 +152,40 @@ def unfinished(job: Job, root: Path) -> list[int]:
 def ready(job: Job, root: Path) -> Job | None:
     """The part of ``job`` that can be trained now: all of a run, those levels of a control or transplant whose tickets exist.
 
-    None if there is no such level. A ticket exists when its level and all levels before it are finished, which the manifests in
-    the run's folder say; the run itself may be training a later level.
+    None if there is no such level, or if another run trains level 0 first. A ticket exists when its level and all levels before
+    it are finished, which the manifests in the run's folder say; the run itself may be training a later level.
     """
     left, needed = unfinished(job, root), job.needs()
     if isinstance(job, Imp) or needed is None:
-        return job if left else None
+        waits = isinstance(job, Imp) and 0 in left and job.shares is not None and 0 in unfinished(job.shares, root)
+        return job if left and not waits else None
     missing = min(unfinished(needed, root), default=math.inf) if left else 0
     there = tuple(level for level in left if level < missing)
     return replace(job, levels=there) if there else None
+
+
+def share_level_0(jobs: Iterable[Job]) -> list[Job]:
+    """``jobs`` without duplicates; each run ``shares`` the first before it that trains the same level 0."""
+    first, found = list[Imp](), list[Job]()
+    for job in dict.fromkeys(jobs):
+        if isinstance(job, Imp):
+            job = replace(job, shares=next((run for run in first if gives_level_0(run.config, job.config)), None))
+            first += [job] if job.shares is None else []
+        found.append(job)
+    return found
+
+
+def released(job: Job, failed: Collection[Job]) -> Job:
+    """``job``; a run whose level 0 was to come from a failed one trains it itself."""
+    return replace(job, shares=None) if isinstance(job, Imp) and job.shares in failed else job
+
+
+def untrained(job: Job, root: Path) -> list[int]:
+    """The levels of ``job`` that are not finished and that it trains itself: all but a level 0 that it copies."""
+    left = unfinished(job, root)
+    if isinstance(job, Imp) and 0 in left and (job.shares or source_of(job.config, root)):
+        return [level for level in left if level > 0]
+    return left
 
 
 def _same(wanted: Config, found: Config) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from experiments.study.estimate import duration, like, measure, seconds_of, sizes
-from experiments.study.jobs import Job, unfinished
+from experiments.study.jobs import Job, share_level_0, unfinished, untrained
 from experiments.study.markdown import markdown_table
 from experiments.study.walltime import Work, critical_path, makespan, trainings
 from pyro_lottery import machine
@@ -74,7 +74,7 @@ def disk(config: Config, shape: Shape) -> int:
 def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Namespace) -> str:
     """The plan of the figures' jobs as text."""
     jobs = list(dict.fromkeys(job for several in by_figure.values() for job in several))
-    left = {job: found for job in jobs if (found := unfinished(job, root))}
+    left = {job: found for job in share_level_0(jobs) if (found := unfinished(job, root))}
     device = machine.resolve_device(jobs[0].config.device)
     share = given.gpus_per_run or 1.0
     per_gpu = max(1, int(1 / share + 1e-9))  # as in Ray, where no run uses parts of two GPUs
@@ -89,11 +89,17 @@ def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Nam
         kind = like(job.config)
         if kind not in costs:
             costs[kind] = measure_together(job.config, together, threads)
-    work = {}
-    for job, levels in left.items():
-        cost = costs[like(job.config)]
-        seconds = {level: seconds_of(job.config, [level], cost.step, cost.forward) for level in levels}
-        work[job] = Work(cost.start, seconds)
+
+    def work_of(several: Iterable[Job]) -> dict[Job, Work]:
+        """What the unfinished jobs of ``several`` train, and those that they need; they share level 0 among themselves."""
+        found = {}
+        for job in share_level_0(with_needs(several)):
+            if job in left and (levels := untrained(job, root)):
+                cost = costs[like(job.config)]
+                seconds = {level: seconds_of(job.config, [level], cost.step, cost.forward) for level in levels}
+                found[job] = Work(cost.start, seconds)
+        return found
+
     bytes_of = {job: len(levels) * disk(job.config, _shape(job.config)) for job, levels in left.items()}
 
     where = f"{device.type}, {together} at a time" + (f", {threads} threads each" if device.type == "cpu" else "")
@@ -101,8 +107,8 @@ def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Nam
     lines = [f"steps measured here ({where}); {workers} workers", ""]
     rows: list[Sequence[object]] = []
     for name, several in [*by_figure.items(), ("together", jobs)]:
-        chosen = {job: work[job] for job in with_needs(several) if job in work}
-        levels = sum(len(left[job]) for job in chosen)
+        chosen = work_of(several)
+        levels = sum(len(work.levels) for work in chosen.values())
         wall, hours = duration(makespan(chosen, workers)), share * sum(w.seconds for w in chosen.values()) / 3600
         size = sum(bytes_of[job] for job in chosen) / 2**30
         # The largest runs may train at the same time.
@@ -114,6 +120,7 @@ def plan(by_figure: Mapping[str, Sequence[Job]], root: Path, given: argparse.Nam
         for kind, cost in costs.items()
     ]
     lines += ["", *markdown_table(("network, guide, batch", "step, ms", "memory of a run, GiB"), rows)]
+    work = work_of(jobs)
     walls: dict[object, float] = {count: makespan(work, count) for count in sorted({*WORKERS, workers})}
     walls["any number"] = critical_path(work)
     alone = makespan(work, 1)

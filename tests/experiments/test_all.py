@@ -9,6 +9,7 @@ from experiments.command import FIGURES, jobs_of, parser, study_of
 from experiments.study import jobs
 from experiments.study.executors.here import carry_out
 from experiments.study.statistics import FAILS, HOLDS, UNKNOWN
+from pyro_lottery.tables import list_runs
 
 
 def files(root):
@@ -34,6 +35,8 @@ def test_runs_are_shared(smoke_study):
     assert len(list(smoke_study.glob("*/config.json"))) == 4 + 1 + 4 + 2
     assert len(list(smoke_study.glob("*/controls/*/config.json"))) == 2 * 4
     assert len(list(smoke_study.glob("*/transplant/config.json"))) == 1
+    # two scores and two rewindings of the networks that the first two runs train; the others train a level 0 of their own
+    assert sum(run.config.level0_from is not None for run in list_runs(smoke_study)) == 4
 
 
 def test_a_finished_study_is_not_run_again(smoke_study, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.study.executors.worker import WAIT_SECONDS, logging
-from experiments.study.jobs import Job, ready, unfinished
+from experiments.study.jobs import Job, ready, released, unfinished
 from pyro_lottery import data, machine
 from pyro_lottery.errors import Busy, Failed, Stopped, UserError, one_line
 from pyro_lottery.runs.config import Config
@@ -31,9 +31,10 @@ def carry_out(jobs: Iterable[Job], root: Path) -> dict[Job, Exception]:
     with signals() as received, received.heeded():
         while waiting:
             later, idle = [], True
-            for place, job in enumerate(waiting):
+            for place, each in enumerate(waiting):
                 if received:
                     raise Stopped
+                job = released(each, failed)
                 if job.needs() in failed:
                     failed[job] = Failed("the run that it is made from failed")
                     continue

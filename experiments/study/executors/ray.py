@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.study.executors.worker import train
-from experiments.study.jobs import Job, ready, unfinished
+from experiments.study.jobs import Job, ready, released, unfinished
 from pyro_lottery.errors import Failed, Stopped, UserError, one_line
 from pyro_lottery.runs.progress import progress
 from pyro_lottery.runs.signals import signals
@@ -101,8 +101,9 @@ def _carry_out(ray: Any, start: Callable[[Job], Any], jobs: Sequence[Job], root:
             if received:
                 _stop(ray, list(running))
                 raise Stopped
-            for job in waiting.copy():
-                waiting.remove(job)
+            for each in waiting.copy():
+                waiting.remove(each)
+                job = released(each, failed)
                 if job.needs() in failed:
                     end(job, "the run that it is made from failed")
                 elif ready(job, root):

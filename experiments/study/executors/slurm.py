@@ -17,10 +17,11 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.study.executors.worker import train
-from experiments.study.jobs import Job, from_json, to_json, unfinished
+from experiments.study.jobs import Imp, Job, from_json, to_json, unfinished
 from pyro_lottery.errors import Stopped, UserError
 from pyro_lottery.files import write_atomic
 from pyro_lottery.runs.signals import signals
@@ -32,41 +33,40 @@ REQUEUE_SECONDS = 60
 
 
 def submit(jobs: Sequence[Job], root: Path, given: argparse.Namespace) -> list[str]:
-    """Submit the jobs that are not finished as at most two array jobs; returns SLURM's ids, as ``17_3``.
+    """Submit the jobs that are not finished as at most three array jobs; returns SLURM's ids, as ``17_3``.
 
-    The second array holds the jobs that are made from the tickets of another run, and starts after the first has ended,
-    since SLURM's dependencies are between whole jobs, not their levels.
+    The first array trains level 0 of runs that others share it with, the second the runs, the third what is made from their tickets.
+    Each starts after the one before has ended, since SLURM's dependencies are between whole jobs, not their levels.
     Raises ``UserError`` if there is no ``sbatch`` here, or if it refuses a script.
     """
     if not shutil.which("sbatch"):
         raise UserError("--executor slurm: sbatch was not found here; --dry-run prints what would be submitted")
-    root, submitted, first = root.resolve(), list[str](), None
+    root, submitted, before = root.resolve(), list[str](), None
     for wave in waves(jobs, root):
-        script = batch_script(wave, root, given, after=first)
+        script = batch_script(wave, root, given, after=before)
         path = jobs_file(wave, root)
         path.parent.mkdir(parents=True, exist_ok=True)  # SLURM does not make the folder of its logs
         write_atomic(path, _content(wave, root))
         answer = subprocess.run(["sbatch", "--parsable"], input=script, text=True, capture_output=True)
         if answer.returncode:
             raise UserError(f"--executor slurm: sbatch refused the job ({' '.join(answer.stderr.split())})")
-        first = answer.stdout.strip().partition(";")[0]  # JOB or JOB;CLUSTER
-        submitted += [f"{first}_{number}" for number in range(len(wave))]
+        before = answer.stdout.strip().partition(";")[0]  # JOB or JOB;CLUSTER
+        submitted += [f"{before}_{number}" for number in range(len(wave))]
     return submitted
 
 
 def dry_run(jobs: Sequence[Job], root: Path, given: argparse.Namespace) -> str:
     """The batch scripts that ``submit`` would submit."""
-    found = waves(jobs, root)
-    return "\n".join(
-        batch_script(wave, root, given, after="JOB_ID_OF_THE_FIRST_ARRAY" if number else None)
-        for number, wave in enumerate(found)
-    )
+    after = (None, "JOB_ID_OF_THE_FIRST_ARRAY", "JOB_ID_OF_THE_SECOND_ARRAY")
+    return "\n".join(batch_script(wave, root, given, id) for wave, id in zip(waves(jobs, root), after, strict=False))
 
 
 def waves(jobs: Iterable[Job], root: Path) -> list[list[Job]]:
-    """The jobs that are not finished: first those that need no other run, then those that do."""
+    """The jobs that are not finished: first level 0 of the runs that others share it with, then runs, then what needs their tickets."""
     left = [job for job in jobs if unfinished(job, root)]
-    return [wave for wave in ([j for j in left if not j.needs()], [j for j in left if j.needs()]) if wave]
+    shared = dict.fromkeys(job.shares for job in left if isinstance(job, Imp) and job.shares)
+    dense: list[Job] = [Imp(replace(job.config, levels=0)) for job in shared if 0 in unfinished(job, root)]
+    return [wave for wave in (dense, [j for j in left if not j.needs()], [j for j in left if j.needs()]) if wave]
 
 
 def batch_script(wave: Sequence[Job], root: Path, given: argparse.Namespace, after: str | None = None) -> str:
