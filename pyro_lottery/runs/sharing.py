@@ -19,7 +19,7 @@ from pyro_lottery.runs.level_folder import MANIFEST, REWIND, LevelFolder
 from pyro_lottery.runs.manifest import Manifest
 from pyro_lottery.types import Ticket, ticket_checksum
 
-_FREE = AFTER_LEVEL_0 | RESUMABLE - {"deterministic"}
+_FREE = AFTER_LEVEL_0 | RESUMABLE - {"deterministic", "sparse"}
 """Options that may differ between two runs with the same level 0, bit for bit."""
 _FACTS = (*ORIGINS, "data", PRETRAINED, "versions", "hardware", "kernels", "streams")
 """Facts of ``config.json`` that must be equal: those that the last bits of a training depend on."""

@@ -93,6 +93,7 @@ def test_a_level_0_that_began_is_replaced_by_a_finished_one(sources, tmp_path, c
         ({"epochs": 3}, "its epochs is 2, here it is 3"),
         ({"guide": "deterministic"}, "its guide is mean_field, here it is deterministic"),
         ({"deterministic": True}, "its deterministic is False, here it is True"),
+        ({"sparse": "off"}, "its sparse is auto, here it is off"),
         ({"rewind": "epoch:1"}, "its rewind is init, here it is epoch:1"),
     ],
 )
