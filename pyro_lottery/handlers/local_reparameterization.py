@@ -169,7 +169,15 @@ _QUERIES = {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device
 _QUERIES |= {
     getattr(Tensor, name).__get__ for name in ("is_cuda", "is_leaf", "is_sparse", "is_nested", "grad_fn", "_version")
 }
-_QUERIES |= {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous, Tensor.__len__}
+_QUERIES |= {
+    Tensor.size,
+    Tensor.dim,
+    Tensor.numel,
+    Tensor.stride,
+    Tensor.is_contiguous,
+    Tensor.__len__,
+    Tensor.is_inference,
+}
 
 
 def perturb(mean: Tensor, variance: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from pyro_lottery.errors import UserError, unknown
@@ -16,7 +17,7 @@ from pyro_lottery.faster import Work, is_faster
 from pyro_lottery.kernels import native, norm, sparse
 from pyro_lottery.kernels.batch_last import activations, is_batch_last, planes
 from pyro_lottery.kernels.kept import Kept, kept_of
-from pyro_lottery.kernels.pattern import Pattern
+from pyro_lottery.kernels.pattern import Pair, Pattern
 
 CHOICES = ("auto", "on", "off")
 LEAST = 10_000_000
@@ -40,7 +41,7 @@ class SparseLayers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        own = None if self.choice == "off" or torch.compiler.is_compiling() else _FUNCTIONS.get(func)
+        own = None if self.choice == "off" or _is_transformed() else _FUNCTIONS.get(func)
         found = NotImplemented if own is None else own(self, *args, **kwargs)
         return func(*args, **kwargs) if found is NotImplemented else found
 
@@ -65,10 +66,12 @@ def _convolution(
     mode: SparseLayers, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
     dilation: Any = 1, groups: int = 1,
 ) -> Any:  # fmt: skip
-    kept = _usable(weight, input)
-    if kept is None or input.ndim != 4 or isinstance(padding, str):
+    if input.ndim != 4 or weight.ndim != 4 or isinstance(padding, str):
         return NotImplemented
     geometry = _pair(stride), _pair(padding), _pair(dilation)
+    kept = _usable(input, weight, bias)
+    if kept is None or not _fits(input, weight, *geometry, groups):
+        return NotImplemented
     pattern = mode.pattern(kept, groups)
 
     def dense(x: Tensor, w: Tensor) -> Tensor:
@@ -85,8 +88,8 @@ def _convolution(
 
 
 def _linear(mode: SparseLayers, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    kept = _usable(weight, input)
-    if kept is None:
+    kept = _usable(input, weight, bias)
+    if kept is None or weight.ndim != 2 or input.ndim == 0 or input.shape[-1] != weight.shape[1]:
         return NotImplemented
     pattern, rows = mode.pattern(kept), input.reshape(-1, input.shape[-1])
 
@@ -100,8 +103,28 @@ def _linear(mode: SparseLayers, input: Tensor, weight: Tensor, bias: Tensor | No
     return y.view(*input.shape[:-1], -1)
 
 
-def _usable(weight: Tensor, input: Tensor) -> Kept | None:
-    return kept_of(weight) if input.device.type == "cpu" and weight.dtype == torch.float32 and input.numel() else None
+def _is_transformed() -> bool:
+    """Whether torch compiles or transforms what runs: torch.compile, torch.func, or forward-mode derivatives."""
+    level = torch._C._functorch.maybe_current_level()
+    return torch.compiler.is_compiling() or level is not None or forward_ad._current_level >= 0
+
+
+def _usable(input: Tensor, weight: Tensor, bias: Tensor | None) -> Kept | None:
+    """What is kept of ``weight``, if the kernels read these tensors as torch does; torch computes or refuses all others."""
+    types = {torch.float32, torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32}
+    fits = weight.dtype == torch.float32 and input.dtype in types and input.device.type == "cpu" and input.numel()
+    if bias is not None:
+        fits = fits and bias.dtype == torch.float32 and bias.shape == weight.shape[:1]
+    return kept_of(weight) if fits else None
+
+
+def _fits(input: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> bool:
+    """Whether a convolution is valid; torch says what is wrong with another."""
+    if min(*stride, *dilation, groups) < 1 or min(padding) < 0 or len(weight) % groups:
+        return False
+    reach = [dilation[a] * (weight.shape[2 + a] - 1) + 1 for a in (0, 1)]
+    inside = all(input.shape[2 + a] + 2 * padding[a] >= reach[a] for a in (0, 1))
+    return inside and input.shape[1] == weight.shape[1] * groups
 
 
 def _is_chosen(
@@ -113,7 +136,6 @@ def _is_chosen(
     trained = torch.is_grad_enabled() and weight.requires_grad
     density = float(f"{pattern.kept / kept.mask.numel():.1g}")
     random = torch.Generator().manual_seed(0)
-    values = torch.randn(pattern.kept, generator=random)
 
     def timed(layer: Callable[[Tensor, Tensor], Tensor], w: Tensor, batch_last: bool) -> Callable[[], None]:
         x = torch.randn(input.shape, generator=random)
@@ -132,7 +154,11 @@ def _is_chosen(
     what = f"{what}, {density:g} kept, {'trained' if trained else 'predicted'}, {_precision(input)}"
     if what in mode.ways:
         return mode.ways[what] == "sparse"
-    return mode.way(what, work, lambda: timed(thin, values, True), lambda: timed(dense, weight, False))
+
+    def sparse_way() -> Callable[[], None]:
+        return timed(thin, torch.randn(pattern.kept, generator=random), True)
+
+    return mode.way(what, work, sparse_way, lambda: timed(dense, weight, False))
 
 
 def _precision(input: Tensor) -> str:
@@ -175,13 +201,22 @@ def _pool(func: Any) -> Any:
     return pooled
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def _view(mode: SparseLayers, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """``input.view``, of a copy where the layout of ``input`` allows no view."""
+    try:
+        return input.view(*args, **kwargs)
+    except RuntimeError:
+        return input.contiguous().view(*args, **kwargs)
+
+
+def _pair(value: Any) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 _FUNCTIONS: dict[Any, Any] = {torch.conv2d: _convolution, F.linear: _linear, F.batch_norm: _batch_norm}
 _POOLS = (torch.max_pool2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d)
 _FUNCTIONS |= {func: _pool(func) for func in _POOLS}
+_FUNCTIONS |= {Tensor.view: _view, Tensor.view_as: lambda mode, input, other: _view(mode, input, other.shape)}
 
 
 def sparse_layers(choice: str = "auto") -> SparseLayers:

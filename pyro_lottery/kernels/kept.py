@@ -15,11 +15,16 @@ class Kept:
     mask: Tensor
     """Mask of the tensor, bool."""
     _values: Tensor | None
-    _version: int
+    _version: int | None
+    """The tensor's version when it was noted; None in inference mode, where torch does not count versions."""
+
+    def is_unchanged(self, weight: Tensor) -> bool:
+        """Return whether nobody is known to have changed ``weight`` in place since."""
+        return _version_of(weight) == self._version
 
     def values(self, weight: Tensor) -> Tensor:
         """The kept weights of ``weight`` [kept], in the order of :class:`pyro_lottery.kernels.Layout`."""
-        if self._values is not None and weight._version == self._version:  # nobody has changed it in place since
+        if self._values is not None and self.is_unchanged(weight):
             return self._values
         return weight[self.mask] if weight.ndim != 4 else weight.permute(0, 2, 3, 1)[self.mask.permute(0, 2, 3, 1)]
 
@@ -27,10 +32,18 @@ class Kept:
 def with_kept(weight: Tensor, mask: Tensor, values: Tensor | None = None) -> Tensor:
     """Return ``weight`` itself, which is 0 outside ``mask``; :func:`kept_of` then finds its mask, and ``values`` if given."""
     found: Any = weight
-    found.kept = Kept(mask, values, weight._version)
+    version = _version_of(weight)
+    found.kept = Kept(mask, None if version is None else values, version)
     return weight
 
 
 def kept_of(weight: Tensor) -> Kept | None:
-    """Return what :func:`with_kept` noted of ``weight``, or None."""
-    return getattr(weight, "kept", None)
+    """Return what :func:`with_kept` noted of ``weight``; None if there is nothing, or if pruned weights are no longer 0."""
+    found: Kept | None = getattr(weight, "kept", None)
+    if found is None or found.is_unchanged(weight) or not bool(weight.detach().masked_fill(found.mask, 0.0).any()):
+        return found
+    return None
+
+
+def _version_of(weight: Tensor) -> int | None:
+    return None if weight.is_inference() else weight._version

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pyro_lottery.kernels import native
 from pyro_lottery.kernels.batch_last import activations, planes
+from pyro_lottery.kernels.once import once_only
 
 
 def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,18 +25,22 @@ def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: f
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float) -> tuple[Tensor, ...]:
-        x = planes(x.detach())
+        shape, x = x.shape, planes(x.detach())
         channels, count = len(x), x[0].numel()
-        y, statistics = torch.empty_like(x), x.new_empty(3, channels)
+        # No view, since torch lets nobody change a view that a function returns among others in place, as ReLUs may do.
+        y = x.new_empty_strided(shape, activations(x).stride())
+        statistics = x.new_empty(3, channels)
         mean, variance, rate = statistics
         scale, shift = (None if t is None else t.detach().contiguous() for t in (weight, bias))
-        native.call("pl_norm", channels, count, x, y, scale, shift, ctypes.c_double(epsilon), mean, variance, rate)
+        native.call(
+            "pl_norm", channels, count, x, planes(y), scale, shift, ctypes.c_double(epsilon), mean, variance, rate
+        )
         ctx.save_for_backward(x, scale, mean, rate)
         ctx.mark_non_differentiable(mean, variance)
-        return activations(y), mean, variance
+        return y, mean, variance
 
     @staticmethod
-    @once_differentiable
+    @once_only
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, scale, mean, rate = ctx.saved_tensors
         of_x, of_both = torch.empty_like(x), x.new_empty(2, len(x))

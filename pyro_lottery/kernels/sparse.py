@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pyro_lottery.kernels import native
 from pyro_lottery.kernels.batch_last import activations, planes, transposed
+from pyro_lottery.kernels.once import once_only
 from pyro_lottery.kernels.pattern import Pair, Pattern, tiles
 
 
@@ -98,7 +98,7 @@ class _Convolution(torch.autograd.Function):
         return activations(layer.forward(x, values, bias))
 
     @staticmethod
-    @once_differentiable
+    @once_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         of_x, of_values, of_bias = _gradients(ctx, planes(grad))
         return None if of_x is None else activations(of_x), of_values, of_bias, None
@@ -117,7 +117,7 @@ class _Linear(torch.autograd.Function):
         return transposed(layer.forward(x, values, bias).flatten(1))
 
     @staticmethod
-    @once_differentiable
+    @once_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         of_x, of_values, of_bias = _gradients(ctx, transposed(grad.contiguous())[:, None, None])
         return None if of_x is None else transposed(of_x.flatten(1)), of_values, of_bias, None

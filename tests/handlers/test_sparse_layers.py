@@ -165,3 +165,115 @@ def test_pools_and_norms_of_dense_networks_are_left_alone():
     net[1].reset_running_stats()
     assert torch.equal(found, net(x))
     pyro.clear_param_store()
+
+
+def pruned(*shape, **options):
+    """A weight of which about a third is kept."""
+    mask = torch.rand(shape) < 0.3
+    return with_kept((torch.randn(shape, **options) * mask).requires_grad_(), mask)
+
+
+WRONG = {
+    "too many channels": lambda: torch.conv2d(torch.randn(4, 7, 8, 8), pruned(8, 6, 3, 3)),
+    "too few channels": lambda: torch.conv2d(torch.randn(4, 5, 8, 8), pruned(8, 6, 3, 3)),
+    "filter larger than the image": lambda: torch.conv2d(torch.randn(4, 6, 2, 2), pruned(8, 6, 3, 3)),
+    "groups that do not divide": lambda: torch.conv2d(torch.randn(4, 6, 8, 8), pruned(8, 2, 3, 3), groups=3),
+    "negative padding": lambda: torch.conv2d(torch.randn(4, 6, 8, 8), pruned(8, 6, 3, 3), padding=-1),
+    "a bias too short": lambda: torch.conv2d(torch.randn(4, 6, 8, 8), pruned(8, 6, 3, 3), torch.randn(4)),
+    "too few features": lambda: F.linear(torch.randn(4, 19), pruned(10, 20)),
+    "another dtype": lambda: F.linear(torch.randn(4, 20).double(), pruned(10, 20)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_call_that_torch_refuses_is_refused_by_torch(name):
+    with pytest.raises(RuntimeError) as expected:
+        WRONG[name]()
+    with sparse_layers("on"), pytest.raises(RuntimeError) as found:
+        WRONG[name]()
+    assert str(found.value) == str(expected.value)
+
+
+X, IMAGES, GRADIENT = torch.randn(5, 20), torch.randn(5, 6, 8, 8), torch.randn(5, 8, 8, 8)
+ODD = {
+    "scalar bias": lambda w, v: F.linear(X, w, torch.tensor(2.0)),
+    "bias per example": lambda w, v: F.linear(X, w, torch.arange(50.0).view(5, 10)),
+    "weight that is a vector": lambda w, v: F.linear(X, with_kept(w[0].detach(), w[0] != 0)),
+    "strided input": lambda w, v: torch.conv2d(IMAGES.flip(3).transpose(2, 3)[:, :, ::2], v),
+    "vmap": lambda w, v: torch.vmap(lambda x: torch.conv2d(x, v.detach()))(IMAGES[None].expand(3, -1, -1, -1, -1)),
+    "vmap of a layer": lambda w, v: torch.vmap(lambda x: torch.conv2d(x, v))(IMAGES[None].expand(3, -1, -1, -1, -1)),
+    "torch.func.grad": lambda w, v: torch.func.grad(lambda x: F.linear(x, w).pow(3).sum())(X),
+    "torch.func.jvp": lambda w, v: torch.func.jvp(lambda x: F.linear(x, w).pow(3), (X,), (X + 1,))[1],
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")  # of torch.func.jvp itself
+@pytest.mark.parametrize("name", ODD)
+def test_unusual_calls_have_the_dense_result(name):
+    w, v = pruned(10, 20), pruned(8, 6, 3, 3)
+    with sparse_layers("on"):
+        found = ODD[name](w, v)
+    torch.testing.assert_close(found, ODD[name](w, v), rtol=1e-5, atol=1e-5)
+
+
+LAST = torch.channels_last
+VIEWS = {
+    "pixels": lambda y: y.permute(0, 2, 3, 1).view(-1, 8),
+    "several examples": lambda y: y.view_as(torch.empty(5 * 8, 8, 8)),
+    "flat": lambda y: y.view(5, -1),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_outputs_can_be_viewed_as_those_of_dense_layers(name):
+    v = pruned(8, 6, 3, 3)
+    dense = torch.conv2d(IMAGES.contiguous(memory_format=LAST), v.contiguous(memory_format=LAST), padding=1)
+    expected = VIEWS[name](dense if name == "pixels" else dense.contiguous())
+    with sparse_layers("on"):
+        found = VIEWS[name](torch.conv2d(IMAGES, v, padding=1))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_outputs_can_be_changed_in_place():
+    """As ReLU(inplace=True) and ``out += x`` do in residual networks."""
+
+    def block(layer, norm):
+        y = torch.conv2d(IMAGES, layer, padding=1)
+        z = norm(y)
+        z += y
+        z = F.relu(z, inplace=True)
+        return z, *torch.autograd.grad(z, norm.parameters(), GRADIENT)
+
+    v = pruned(8, 6, 3, 3)
+    with sparse_layers("on"):
+        found = block(v, nn.BatchNorm2d(8))
+    for a, b in zip(found, block(v, nn.BatchNorm2d(8)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_derivative_is_refused_and_never_zero():
+    w, v = pruned(10, 20), pruned(8, 6, 3, 3)
+    norm = nn.BatchNorm2d(8)
+    with sparse_layers("on"):
+        for function, x in ((lambda x: F.linear(x, w), X), (lambda x: norm(torch.conv2d(x, v)), IMAGES)):
+            with pytest.raises(pl.UserError, match="no second derivatives; use --sparse off"):
+                torch.autograd.functional.hvp(lambda x, function=function: function(x).pow(3).sum(), x, x)
+
+
+def test_predictions_in_inference_mode_are_the_usual_ones(model, batch):
+    guide, mask = pl.guides.mean_field(model), masks_of(model)
+    for choice in ("off", "on"):
+        found = []
+        for mode in (nullcontext(), torch.inference_mode()):
+            torch.manual_seed(2)
+            with pl.handlers.sparsify(mask), sparse_layers(choice), mode:
+                found.append(pl.predict(model, guide, batch[0], 3))
+        assert torch.equal(*found)
+
+
+def test_a_weight_whose_pruned_weights_are_no_longer_0_is_dense():
+    w = pruned(10, 20).detach()
+    with_kept(w, w != 0).sub_(1)
+    with sparse_layers("on") as layers:
+        assert torch.equal(F.linear(X, w), F.linear(X, w.clone()))
+    assert not layers.ways
