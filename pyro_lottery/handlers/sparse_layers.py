@@ -226,6 +226,9 @@ def sparse_layers(choice: str = "auto") -> SparseLayers:
     gradient of the inputs and that of these weights. What lies between them keeps the batch innermost in memory. The
     values are those of dense layers up to rounding, on any number of threads. ``auto`` takes the faster way for each
     layer, which is measured when a layer is met first and kept in the user's cache folder; ``on`` computes every masked
-    layer sparse, and ``off`` none. Raises ``UserError`` for another choice, and for ``on`` without a C compiler.
+    layer sparse, and ``off`` none. Second derivatives need ``off``; torch.func, forward-mode derivatives and torch.compile
+    compute dense layers.
+
+    Raises ``UserError`` for another choice, for ``on`` without a C compiler, and for a second derivative.
     """
     return SparseLayers(choice)
