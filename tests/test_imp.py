@@ -278,7 +278,7 @@ def test_the_run_folder_is_as_promised(tmp_path, capsys, refused):
     names = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
     level = {"ticket.safetensors", "posterior.safetensors", "history.csv", "level.json"}
     expected = {f"level_0{k}/{n}" for k in (0, 1) for n in level}
-    assert names - {".lock"} == expected | {"config.json", "results.csv", "accuracy.png", "layers.png", "cost.png"}
+    assert names - {".lock"} == expected | {"config.json", "results.csv", "accuracy.png", "layers.png"}
     run = pl.load_run(path)
     best = run.level(1).history.sort_values("val_accuracy", kind="stable", ascending=False).iloc[0]
     assert run.results.loc[1, "val_accuracy"] == pytest.approx(best["val_accuracy"])

@@ -41,8 +41,10 @@ class SparseLayers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        own = None if self.choice == "off" or _is_transformed() else _FUNCTIONS.get(func)
-        found = NotImplemented if own is None else own(self, *args, **kwargs)
+        own = _FUNCTIONS.get(func)  # first, since every function of torch passes here
+        if own is None or self.choice == "off" or _is_transformed():
+            return func(*args, **kwargs)
+        found = own(self, *args, **kwargs)
         return func(*args, **kwargs) if found is NotImplemented else found
 
     def pattern(self, kept: Kept, groups: int = 1) -> Pattern:

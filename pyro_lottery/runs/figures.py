@@ -43,7 +43,7 @@ def plot_run(run: RunFolder) -> list[Path]:
     """Write the figures of the finished levels into the run folder and return their paths.
 
     ``accuracy.png`` has test accuracy and MACE against the % of weights remaining, for a regression ``rmse.png`` has RMSE and
-    coverage; ``layers.png`` has the density per layer, and ``cost.png`` the time of a step.
+    coverage; ``layers.png`` has the density per layer.
     """
     rows = run.results()
     title = f"{_what(run)}, score {run.config['score']}"
@@ -67,12 +67,7 @@ def plot_run(run: RunFolder) -> list[Path]:
     layers(axes, run)
     axes.set_title(f"{title}\ndensity per layer, level {rows[0].level} (light) to {rows[-1].level} (black)")
     save(figure, run.figure("layers"))
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    cost(axes, rows)
-    axes.set_title(title)
-    save(figure, run.figure("cost"))
-    return [run.figure(name) for name in (first, "layers", "cost")]
+    return [run.figure(first), run.figure("layers")]
 
 
 def accuracy(axes: Axes, rows: Sequence[LevelResult]) -> None:
