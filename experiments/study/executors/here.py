@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from time import sleep
 
 from experiments.study.executors.worker import WAIT_SECONDS, logging
 from experiments.study.jobs import Job, ready, released, unfinished
@@ -56,7 +56,7 @@ def carry_out(jobs: Iterable[Job], root: Path) -> dict[Job, Exception]:
                     if isinstance(error, UserError):
                         refused.append(error)
             if idle and len(later) == len(waiting):
-                time.sleep(WAIT_SECONDS)
+                sleep(WAIT_SECONDS)
             waiting = later
     if refused and len(failed) == count:  # none could begin: the mistake is in the options that all share
         raise refused[0]

@@ -102,16 +102,17 @@ def test_a_run_that_another_process_trains_is_waited_for_up_to_level_0(alone, tm
             copied.wait()
 
     def train_level_0_there(seconds):
-        shutil.copytree(SNR.folder(alone).path / "level_00", folder.path / "level_00")
-        shutil.copy(SNR.folder(alone).path / "config.json", folder.path)
-        trained.set()
+        if not trained.is_set():  # it waits again if the lock is given back late
+            shutil.copytree(SNR.folder(alone).path / "level_00", folder.path / "level_00")
+            shutil.copy(SNR.folder(alone).path / "config.json", folder.path)
+            trained.set()
 
     def run(job, root):
         real(job, root)
         order.append(job)
         copied.set()
 
-    monkeypatch.setattr(here.time, "sleep", train_level_0_there)
+    monkeypatch.setattr(here, "sleep", train_level_0_there)  # its own alone: the lock sleeps too
     monkeypatch.setattr(Imp, "run", run)
     thread = threading.Thread(target=other_process, daemon=True)
     thread.start()
