@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,10 +59,11 @@ def train_level(
     """Train ``model`` and ``guide`` from ``ticket`` under its mask, and measure them with ``eval_samples`` posterior samples.
 
     Training starts at ``first_epoch``, counted from 0, with the ``options`` of :func:`pyro_lottery.train`; ``sparse`` is the
-    choice of :func:`pyro_lottery.handlers.sparse_layers`; metrics are those on
-    the test split. Raises ``Diverged`` if the loss is not finite, and any exception of ``hooks``.
+    choice of :func:`pyro_lottery.handlers.sparse_layers`; metrics are those on the test split. Raises ``Diverged`` if the loss is not finite, and any exception of ``hooks``.
     """
-    with sparsify(ticket.mask), sparse_layers(sparse) as layers:
+    layers = sparse_layers(sparse)
+    is_pruned = masks.remaining(ticket.mask) < masks.total(ticket.mask)
+    with sparsify(ticket.mask), layers if is_pruned else nullcontext():
         model.start_from_(guide, ticket)
         state = training.TrainState(first_epoch)  # each level starts with new moments of Adam
         history = training.train(

@@ -39,10 +39,19 @@ class SparseLayers(TorchFunctionMode):
         """Layers met so far, and how they are computed: ``sparse`` or ``dense``."""
         self._patterns: dict[tuple[int, int], tuple[Tensor, Pattern]] = {}
 
+    def __enter__(self) -> SparseLayers:
+        return (
+            self if self.choice == "off" else super().__enter__()
+        )  # every function of torch would pass here for nothing
+
+    def __exit__(self, *error: Any) -> None:
+        if self.choice != "off":
+            super().__exit__(*error)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         own = _FUNCTIONS.get(func)  # first, since every function of torch passes here
-        if own is None or self.choice == "off" or _is_transformed():
+        if own is None or _is_transformed():
             return func(*args, **kwargs)
         found = own(self, *args, **kwargs)
         return func(*args, **kwargs) if found is NotImplemented else found

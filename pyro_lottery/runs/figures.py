@@ -49,7 +49,9 @@ def plot_run(run: RunFolder) -> list[Path]:
     title = f"{_what(run)}, score {run.config['score']}"
     if run.origin:
         title += f"\n{run.origin}: {run.config[run.origin]}".replace("$", r"\$")
-    figure = Figure(figsize=(6, 5), layout="constrained")
+    # Margins by hand: a layout engine takes as long as the drawing, and every stop of a run draws.
+    figure = Figure(figsize=(6, 5))
+    figure.subplots_adjust(left=0.14, right=0.97, bottom=0.1, top=0.89, hspace=0.08)
     top, bottom = figure.subplots(2, 1, sharex=True)
     first = "rmse" if rows[0].is_regression else "accuracy"
     accuracy(top, rows)
@@ -62,7 +64,8 @@ def plot_run(run: RunFolder) -> list[Path]:
         bottom.set(ylabel="MACE", ylim=(0, 1.1 * max(maces)))
         percent_axis(bottom, 100 * min(row.density for row in rows))
     save(figure, run.figure(first))
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4))
+    figure.subplots_adjust(left=0.1, right=0.97, bottom=0.13, top=0.8)
     axes = figure.subplots()
     layers(axes, run)
     axes.set_title(f"{title}\ndensity per layer, level {rows[0].level} (light) to {rows[-1].level} (black)")

@@ -238,24 +238,31 @@ def test_a_compiler_command_may_have_arguments(tmp_path, monkeypatch):
     assert len(list(tmp_path.rglob("*.so"))) == 1
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A cache folder with a library."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        assert native._load.__wrapped__()[1] is None
+    return folder
+
+
 @needs_compiler
 @pytest.mark.parametrize("damage", [0, 4096, -4096, -1])
-def test_half_a_library_is_built_again(tmp_path, monkeypatch, damage):
+def test_half_a_library_is_built_again(built, tmp_path, monkeypatch, damage):
     """As a power cut may leave one, in another folder, since a process loads a library of one path once.
 
     One that begins well would crash the interpreter if it were loaded.
     """
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(whole))
-    assert native._load.__wrapped__()[1] is None
-    (library,) = whole.rglob("*.so")
+    (library,) = built.rglob("*.so")
     assert library.stat().st_size > 10_000
-    half = broken / library.relative_to(whole)
+    half = tmp_path / library.relative_to(built)
     half.parent.mkdir(parents=True)
     half.write_bytes(library.read_bytes()[:damage] if damage else b"half")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert native._load.__wrapped__()[1] is None
-    assert list(broken.rglob("*.so")) == [half]
+    assert list(tmp_path.rglob("*.so")) == [half]
     assert half.read_bytes() == library.read_bytes()
 
 

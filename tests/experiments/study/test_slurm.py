@@ -26,7 +26,7 @@ def cluster(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_arrays_train_the_same_bits_and_a_job_that_is_signalled_is_requeued(tmp_path, cluster):
     options = {"arch": "lenet", "train_size": 300, "milestones": (), "levels": 1, "guide": "deterministic"}
-    long = Imp(preset("quick", **options, epochs=60))
+    long = Imp(preset("quick", **options, epochs=30))
     jobs, root = [long, Imp(preset("quick", **options, epochs=1)), Transplant(long, (1,))], tmp_path / "slurm"
     assert submit(jobs, root, given("--time-limit", "60")) == ["1_0", "1_1", "2_0"]
     assert "--dependency=afterany:1\n" in cluster.script(2)
