@@ -101,7 +101,7 @@ def command(folder, *more):
 
 
 BATCHNORM = [
-    "--arch", "resnet20", "--levels", "0", "--epochs", "1", "--milestones", "1", "--train-size", "240", "--batch-size", "4",
+    "--arch", "resnet20", "--levels", "0", "--epochs", "1", "--milestones", "1", "--train-size", "120", "--batch-size", "4",
     "--test-size", "50", "--eval-samples", "1",
 ]  # fmt: skip
 """Options of a run on a network with BatchNorm, whose statistics are of each rank's images."""
@@ -144,7 +144,7 @@ def test_two_ranks_stopped_within_an_epoch_end_with_the_same_bits(by_torchrun, t
     assert process.returncode == 75, error
     assert error.count("to resume: ") == 1
     _, info = untrusted.load_tensors(broken / "level_00" / "checkpoint.safetensors")
-    assert info["step"] in range(10, 60, 10)
+    assert info["step"] in range(10, 30, 10)
     again = subprocess.run(command(broken, *BATCHNORM), capture_output=True, text=True, timeout=DEADLOCK)
     assert again.returncode == 0, again.stderr
     assert fingerprint(broken) == fingerprint(whole)

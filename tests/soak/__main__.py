@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--mutations", type=int, default=2000, help="changed files (default: 2000)")
     parser.add_argument("--commands", type=int, default=500, help="random command lines (default: 500)")
     parser.add_argument("--ranks", type=int, default=50, help="bad input on two ranks (default: 50)")
+    parser.add_argument("--loops", type=int, default=2, help="busy loops beside these (default: 2)")
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}"
     )

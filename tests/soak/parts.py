@@ -36,7 +36,7 @@ def soak(given: argparse.Namespace) -> None:
     child.import_all()
     amounts = {
         kills: (given.kills,), stops: (given.stops,), faults: (given.every,), damaged_files: (given.mutations,),
-        random_commands: (given.commands,), together: (), ranks: (given.ranks,),
+        random_commands: (given.commands,), together: (), ranks: (given.ranks, given.loops),
     }  # fmt: skip
     figures: Figures = {}
     for part, amount in amounts.items():

@@ -13,12 +13,12 @@ from tests.soak.child import RUN, Figures
 TOLD = "--batch-size and --train-size must be at least 4: each device needs two images"
 
 
-def ranks(root: Path, count: int) -> Figures:
-    """Bad input on two ranks, ``count`` times beside two busy loops: each command must say so in one line and exit with 2."""
+def ranks(root: Path, count: int, loops: int) -> Figures:
+    """Bad input on two ranks, ``count`` times beside busy ``loops``: each command must say so in one line and exit with 2."""
     bad = ["--devices", "2", "--device", "cpu", "--batch-size", "3", "--run-dir", str(root / "run")]
     command = [sys.executable, "-m", "pyro_lottery.imp", *RUN, *bad]
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
     found, otherwise = Counter[str](), []
     try:
         for _ in range(count):
