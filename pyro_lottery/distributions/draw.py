@@ -127,8 +127,7 @@ class _Samples(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loc: Tensor, log_scale: Tensor, layout: Layout, priors: _Priors) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        flat = kernels.backend(loc).sample(layout, loc, log_scale)
-        kept = layout.keep(flat)
+        flat, kept = kernels.backend(loc).sample(layout, loc, log_scale)
         ctx.save_for_backward(loc, log_scale, kept)
         ctx.layout, ctx.priors = layout, priors
         return (loc.new_zeros(len(layout.shapes)), *layout.views_and_kept(flat, kept))

@@ -185,6 +185,9 @@ class SparsifyMessenger(OwnHandler):
         mask = self.mask.get(msg["name"])
         if mask is None:
             return
+        kept = kept_of(msg["value"])
+        if kept is not None and kept.mask is mask:  # the draw of a guide under this mask, as a prediction conditions on
+            return
         if msg["is_observed"] or "pruned_by" not in msg["infer"]:
             # An outer handler set the value after this one masked the distribution.
             msg["value"] = msg["value"].masked_fill(~mask.to(msg["value"].device), 0.0)

@@ -39,11 +39,12 @@ def normal(count: int, like: Tensor) -> Tensor:
     return out
 
 
-def sample(layout: Layout, loc: Tensor, log_scale: Tensor) -> Tensor:
-    """Return a sample of all weights [total]: loc + exp(log_scale)·ε where kept, 0 elsewhere."""
-    out = _output(layout, loc)
-    call("pl_sample", len(loc), loc, log_scale, layout.index32, out, draw_seed())
-    return out
+def sample(layout: Layout, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a sample of all weights [total], and its kept ones [kept]: loc + exp(log_scale)·ε where kept, 0 elsewhere."""
+    kept = torch.empty_like(loc)
+    out = kept if layout.index is None else _output(layout, loc)
+    call("pl_sample", len(loc), loc, log_scale, layout.index32, out, kept, draw_seed())
+    return out, kept
 
 
 def moments(layout: Layout, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -85,16 +85,17 @@ void pl_normal(int64_t n, float *out, uint64_t seed) {
     }
 }
 
-/* out[index[i]] = loc[i] + exp(log_scale[i]) noise[i], or out[i] if index is NULL. */
-void pl_sample(int64_t n, const float *loc, const float *log_scale, const int32_t *index, float *out, uint64_t seed) {
+/* kept[i] = loc[i] + exp(log_scale[i]) noise[i], and out[index[i]] the same unless index is NULL. */
+void pl_sample(int64_t n, const float *loc, const float *log_scale, const int32_t *index, float *out, float *kept, uint64_t seed) {
     #pragma omp parallel for schedule(static)
     for (int64_t b = 0; b < (n + BLOCK - 1) / BLOCK; b++) {
         int64_t from = b * BLOCK, count = MIN(BLOCK, n - from);
         float z[BLOCK];
         normals(seed, b, z);
         const float *m = loc + from, *s = log_scale + from;
-        if (index) for (int64_t i = 0; i < count; i++) out[index[from + i]] = m[i] + exponential(s[i]) * z[i];
-        else for (int64_t i = 0; i < count; i++) out[from + i] = m[i] + exponential(s[i]) * z[i];
+        float *w = kept + from;
+        for (int64_t i = 0; i < count; i++) w[i] = m[i] + exponential(s[i]) * z[i];
+        if (index) for (int64_t i = 0; i < count; i++) out[index[from + i]] = w[i];
     }
 }
 

@@ -49,10 +49,11 @@ def fill_(out: Tensor, seed: int) -> Tensor:
     return out
 
 
-def sample(layout: Layout, loc: Tensor, log_scale: Tensor) -> Tensor:
-    """Return a sample of all weights [total]: loc + exp(log_scale)·ε where kept, 0 elsewhere."""
+def sample(layout: Layout, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a sample of all weights [total], and its kept ones [kept]: loc + exp(log_scale)·ε where kept, 0 elsewhere."""
     noise = normal(len(loc), loc)
-    return layout.scatter(torch.addcmul(loc, log_scale.exp(), noise, out=noise))
+    kept = torch.addcmul(loc, log_scale.exp(), noise, out=noise)
+    return layout.scatter(kept), kept
 
 
 def moments(layout: Layout, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:

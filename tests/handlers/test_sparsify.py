@@ -269,6 +269,23 @@ def test_values_that_somebody_else_sets_are_pruned(inside, tiny_model, half_mask
     assert seen is not None
 
 
+def test_a_network_takes_the_draws_of_a_guide_under_its_mask_as_they_are(tiny_model, half_mask, tiny_data):
+    """Unless they were changed since: the same object, so that layers find its kept weights and none is pruned twice."""
+    guide = pl.guides.mean_field(tiny_model)
+    with pl.handlers.sparsify(half_mask), torch.no_grad():
+        drawn = {
+            name: site["value"] for name, site in poutine.trace(guide).get_trace().nodes.items() if name in half_mask
+        }
+        conditioned = poutine.trace(poutine.condition(tiny_model, drawn))
+        trace = conditioned.get_trace(tiny_data.test[:4])
+        assert all(trace.nodes[name]["value"] is value for name, value in drawn.items())
+        for value in drawn.values():
+            value.add_(1.0)
+        trace = conditioned.get_trace(tiny_data.test[:4])
+        assert all((trace.nodes[name]["value"][~mask] == 0).all() for name, mask in half_mask.items())
+        assert all(torch.equal(trace.nodes[name]["value"][mask], drawn[name][mask]) for name, mask in half_mask.items())
+
+
 def test_two_nested_masks_keep_the_closed_form(tiny_model, half_mask, tiny_data):
     guide = pl.guides.mean_field(tiny_model)
     other = {"conv.weight": torch.rand(4, 1, 3, 3) < 0.5, "out.bias": torch.tensor([True, False, True])}

@@ -75,7 +75,7 @@ def test_one_seed_gives_the_same_bits_on_any_number_of_threads():
         "layout = Layout([torch.Size((2_500_001,)), torch.Size((9,))]); n = layout.offsets[-1]\n"
         "loc, log_scale = torch.linspace(-1, 1, n), torch.linspace(-5, -1, n)\n"
         "for backend in [kernels.torch_path] + [compiled] * (native.problem() is None):\n"
-        "    torch.manual_seed(3); out = [backend.normal(n, loc), backend.sample(layout, loc, log_scale)]\n"
+        "    torch.manual_seed(3); out = [backend.normal(n, loc), *backend.sample(layout, loc, log_scale)]\n"
         "    out += backend.perturb(loc.clone(), log_scale.exp())\n"
         "    print(hashlib.sha256(b''.join(t.numpy().tobytes() for t in out)).hexdigest())"
     )
@@ -93,7 +93,8 @@ def test_sample_is_loc_plus_scale_times_noise_and_zero_elsewhere(backend, layout
     torch.manual_seed(1)
     noise = backend.normal(len(loc), loc)
     torch.manual_seed(1)
-    dense = backend.sample(layout, loc, log_scale)
+    dense, kept = backend.sample(layout, loc, log_scale)
+    assert torch.equal(layout.keep(dense), kept)
     torch.testing.assert_close(layout.keep(dense), loc + log_scale.exp() * noise, rtol=1e-5, atol=1e-6)
     assert dense.count_nonzero() == len(loc)
     assert len(dense) == layout.total
@@ -111,15 +112,15 @@ def test_moments_kl_and_gradients_are_autograds(backend, layout):
 
     weight = torch.rand(len(SHAPES))
     g = [torch.randn(shape) for shape in SHAPES]
-    w = backend.sample(layout, loc, log_scale)
+    _, kept = backend.sample(layout, loc, log_scale)
     a, b = loc.clone().requires_grad_(), log_scale.clone().requires_grad_()
-    noise = (layout.keep(w) - loc) / log_scale.exp()
+    noise = (kept - loc) / log_scale.exp()
     sample = layout.views(layout.scatter(a + b.exp() * noise))
     (
         sum((x * y).sum() for x, y in zip(sample, g, strict=True)) + (weight * reference_kl(layout, a, b, m, s)).sum()
     ).backward()
     for got, expected in zip(
-        backend.sample_grad(layout.offsets, layout.kept_of(g), layout.keep(w), loc, log_scale, m, s, weight),
+        backend.sample_grad(layout.offsets, layout.kept_of(g), kept, loc, log_scale, m, s, weight),
         (a.grad, b.grad),
         strict=True,
     ):
@@ -171,7 +172,7 @@ def results_of(backend, loc, log_scale):
     """Everything that a backend computes from one weight and a unit gradient, and from a mean and a variance."""
     layout, one = Layout([torch.Size((1,))]), torch.ones(1)
     priors, variance = (torch.zeros(1), one), log_scale.abs()
-    w = backend.sample(layout, loc, log_scale)
+    w, _ = backend.sample(layout, loc, log_scale)
     yield "sample", w
     yield "moments", torch.stack(backend.moments(layout, loc, log_scale))
     yield "kl", backend.kl(layout, loc, log_scale, *priors)
