@@ -1,12 +1,15 @@
 """Lists the random and deterministic parameters of a network: ``python -m pyro_lottery.sites --arch resnet20``.
 
-For each site it prints the name, shape, prior, guide and initial scale.
+For each site it prints the name, shape, prior, guide and initial scale. With ``--run-dir``, the network is that of a run, and
+it prints how the run's pruned layers were computed, sparse or dense (see ``--sparse``).
 """
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +18,14 @@ from rich.table import Table
 
 from pyro_lottery import data, guides
 from pyro_lottery.distributions import base
+from pyro_lottery.errors import UserError
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.runs.build import Shape, build, check_names, load_data, shape_of
 from pyro_lottery.runs.cli import Parser, run_command
 from pyro_lottery.runs.config import Config, preset
+from pyro_lottery.runs.folder import RunFolder
+from pyro_lottery.runs.loaded import load_run
+from pyro_lottery.runs.options import dashed
 from pyro_lottery.runs.presets import PRESET_HELP
 
 PROG = "python -m pyro_lottery.sites"
@@ -120,6 +127,24 @@ def show(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]] = ()) 
     print(f"{len(others)} parameters stay deterministic, {sum(row['weights'] for row in others):,} weights")
 
 
+def show_layers(run: RunFolder) -> None:
+    """Print the numbers of sparse and dense pruned layers of each finished level of ``run``, and each layer of the last level.
+
+    A layer counts once for each batch size, and once in training and once in predictions.
+    """
+    found = [(row, manifest.layers) for row in run.finished() if (manifest := run.level(row.level).manifest())]
+    print()
+    for row, layers in found:
+        count = Counter(layers.values())
+        print(f"level {row.level}, density {row.density:.2%}: {count['sparse']} sparse, {count['dense']} dense")
+    row, layers = found[-1]
+    if layers:
+        table = Table(f"pruned layer of level {row.level}", "computed", box=None, header_style="bold")
+        for what, way in layers.items():
+            table.add_row(what, way)
+        _print(table)
+
+
 def _print(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
@@ -128,10 +153,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = Parser(PROG, str(__doc__))
     parser.add_argument("--preset", default="default", help=PRESET_HELP)
+    parser.add_argument("--run-dir", type=Path, help="a run with a finished level, whose network is listed")
+    parser.add_trust_option()
     parser.add_options(only=OPTIONS)
     given = vars(parser.parse_args(arguments))
 
     def work() -> None:
+        path, trust_code = given.pop("run_dir"), given.pop("trust_code")
+        if path is not None:
+            if more := given.keys() - {"preset"}:
+                raise UserError(f"--run-dir lists the run's own network; leave out --{dashed(min(more))}")
+            run = RunFolder(path)
+            net = load_run(path, trust_code).level(run.finished()[0].level).load_model()
+            show(describe(net.model, net.guide), deterministic(net.model))
+            show_layers(run)
+            return
         config = preset(given.pop("preset"), **given)
         check_names(config)
         model, guide = build(config, _shape(config), torch.device("cpu"))

@@ -5,6 +5,7 @@ import torch
 
 import pyro_lottery as pl
 from pyro_lottery import sites
+from tests.support import small_run
 
 
 def test_sites_are_the_networks_with_what_was_asked_for(tiny_model):
@@ -43,3 +44,19 @@ def test_commands_are_listed(capsys, monkeypatch):
     out = capsys.readouterr().out
     for name in ("imp", "controls", "transplant", "evaluate", "report", "sites"):
         assert f"python -m pyro_lottery.{name} " in out
+
+
+def test_a_run_says_which_pruned_layers_were_sparse(tmp_path, capsys):
+    path = str(tmp_path / "run")
+    small_run(path, levels=1, sparse="on")
+    assert sites.main(["--run-dir", path]) == 0
+    out = capsys.readouterr().out.replace("\n", " ")
+    assert "conv1.weight" in out
+    assert "level 0, density 100.00%: 0 sparse, 0 dense" in out
+    chosen = pl.runs.folder.RunFolder(path).level(1).manifest().layers
+    assert len(chosen) > 3
+    assert f"level 1, density 80.00%: {len(chosen)} sparse, 0 dense" in out
+    assert sites.main(["--run-dir", path, "--arch", "lenet"]) == 2
+    assert "leave out --arch" in capsys.readouterr().err
+    assert sites.main(["--run-dir", str(tmp_path)]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
