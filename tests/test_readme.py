@@ -18,7 +18,7 @@ import torch
 import pyro_lottery.__main__ as listing
 from experiments import claims, odd_folders, odd_weights, own_data, timm_table
 from experiments import command as experimenting
-from experiments.benchmarks import candidates, estimators, sparse, steps
+from experiments.benchmarks import candidates, estimators, layers, sparse, steps
 from experiments.study.statistics import FAILS, HOLDS, UNKNOWN
 from experiments.study.verdicts.judge import CLAIMS
 from plots import command as plotting
@@ -62,6 +62,7 @@ KINDS = {  # of commands, by the test that runs them
     "own data": r"python -m experiments\.own_data ",
     "speed": r"python -m (experiments\.benchmarks\.steps|plots\.speed) ",
     "sparse": r"python -m experiments\.benchmarks\.sparse ",
+    "layers": r"python -m experiments\.benchmarks\.layers ",
     "estimators": r"python -m experiments\.benchmarks\.estimators ",
     "paper": r"python -m (experiments|plots)\.(fig\d|table1|all|claims|squared_sum) ",
     "tables": r"python -m experiments\.(timm_table|odd_weights|odd_folders) ",
@@ -291,6 +292,19 @@ def test_the_sparse_command(tmp_path, monkeypatch, capsys):
     for what in ("step of lenet, B 64", "ten samples of lenet, B 4"):
         for mask in ("1.2% by snr", "1.2% by magnitude", "10.0% by snr", "10.0% by magnitude"):
             assert f"| {what} | 32 | sparse, {mask} |" in out
+
+
+def test_the_layers_command(tmp_path, monkeypatch, capsys):
+    """It asserts that all libraries agree on each layer's outputs and gradients."""
+    monkeypatch.chdir(tmp_path)
+    (command,) = OF["layers"]
+    run = run_imp(preset("quick", arch="lenet", levels=0, epochs=1, milestones=(), train_size=100))
+    shutil.copytree(run.folder.path, shlex.split(command)[3])
+    layers.main([*shlex.split(command)[3:], "--rounds", "1", "--density", "0.3"])
+    out = capsys.readouterr().out
+    for layer in ("lenet conv1 6x1x5x5", "lenet fc2 84x120", "lenet, all of these"):
+        for way in ("torch", "ours", "torch.sparse"):
+            assert re.search(rf"^\| {layer} \| [\d.]+% \| {re.escape(way)} \|", out, re.M)
 
 
 def test_the_estimators_command(tmp_path, monkeypatch, capsys):

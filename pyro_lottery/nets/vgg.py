@@ -17,7 +17,11 @@ class VGG(nn.Module):
         channels = in_channels
         for item in plan:
             if isinstance(item, int):
-                layers += [nn.Conv2d(channels, item, 3, padding=1, bias=False), nn.BatchNorm2d(item), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(channels, item, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(item),
+                    nn.ReLU(inplace=True),
+                ]
                 channels = item
             else:
                 # ceil_mode makes no difference for 32×32 images; with it, 8×8 images survive four poolings.
