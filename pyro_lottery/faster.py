@@ -1,4 +1,4 @@
-"""Which of two ways to do the same work is faster on this machine: measured once, and kept in the user's cache folder."""
+"""Which way to do a piece of work is fastest on this machine: measured once, and kept in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,50 +23,51 @@ Work = Callable[[], Callable[[], object]]
 """Prepares a piece of work and returns it as a function."""
 
 
-def is_faster(first: Work, second: Work, what: str) -> bool:
-    """Return whether ``first`` takes less time than ``second``, now or as measured for ``what`` on this processor before.
+def fastest(ways: Mapping[str, Work], what: str) -> str:
+    """Return the name of the way that takes the least time, now or as measured for ``what`` on this processor before.
 
     ``what`` names the work and all sizes that its time depends on. The first measurement on this processor, with this number
     of threads, counts for all later processes too, so that a run that is stopped and resumed takes the same way.
     """
-    return _is_faster(first, second, (what, torch.get_num_threads(), _processor()))
-
-
-_known: dict[tuple[object, ...], bool] = {}
-
-
-def _is_faster(first: Work, second: Work, key: tuple[object, ...]) -> bool:
+    key = what, torch.get_num_threads(), _processor()
     if key not in _known:
         path = cache_folder() / "faster" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.json"
-        found = _read(path)
+        found = _read(path, ways)
         if found is None:
-            found = _write(path, {"what": key[0], "threads": key[1], **_measure(first, second)})
-        _known[key] = float(found["first_ms"]) < float(found["second_ms"])  # type: ignore[arg-type]
+            found = _write(path, ways, {"what": what, "threads": key[1], "ms": _measure(ways)})
+        _known[key] = min(ways, key=found.__getitem__)
     return _known[key]
 
 
-def _measure(first: Work, second: Work) -> dict[str, float]:
-    ways = first(), second()
-    times: dict[str, list[float]] = {"first_ms": [], "second_ms": []}
+def is_faster(first: Work, second: Work, what: str) -> bool:
+    """Return whether ``first`` takes less time than ``second``: :func:`fastest` of two."""
+    return fastest({"second": second, "first": first}, what) == "first"
+
+
+_known: dict[tuple[object, ...], str] = {}
+
+
+def _measure(ways: Mapping[str, Work]) -> dict[str, float]:
+    ready: dict[str, Callable[[], object]] = {name: way() for name, way in ways.items()}
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(1 + ROUNDS):
-        for found, way in zip(times.values(), ways, strict=True):
+        for name, way in ready.items():
             began = time.perf_counter()
             way()
-            found.append(1000 * (time.perf_counter() - began))
+            times[name].append(1000 * (time.perf_counter() - began))
     return {name: round(min(found[1:]), 4) for name, found in times.items()}
 
 
-def _read(path: Path) -> dict[str, object] | None:
+def _read(path: Path, ways: Mapping[str, Work]) -> dict[str, float] | None:
     try:
-        found = json.loads(path.read_text("utf-8"))
-        float(found["first_ms"]), float(found["second_ms"])
+        found = json.loads(path.read_text("utf-8"))["ms"]
+        return {name: float(found[name]) for name in ways}
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return found  # type: ignore[no-any-return]
 
 
-def _write(path: Path, found: dict[str, object]) -> dict[str, object]:
-    """Keep a measurement unless another process kept one first, and return the one that is kept."""
+def _write(path: Path, ways: Mapping[str, Work], found: dict[str, Any]) -> dict[str, float]:
+    """Keep a measurement unless another process kept one first, and return the times of the one that is kept."""
     with suppress(OSError):  # a folder that cannot be written
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", encoding="utf-8") as file:
@@ -74,9 +76,12 @@ def _write(path: Path, found: dict[str, object]) -> dict[str, object]:
             try:
                 os.link(file.name, path)
             except FileExistsError:
-                if _read(path) is None:
+                if _read(path, ways) is None:
                     path.write_text(json.dumps(found), "utf-8")
-    return _read(path) or found
+            except OSError:  # a file system without hard links
+                with suppress(FileExistsError), open(path, "x", encoding="utf-8") as kept:
+                    json.dump(found, kept)
+    return _read(path, ways) or found["ms"]
 
 
 @functools.cache

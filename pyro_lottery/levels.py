@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +46,7 @@ def train_level(
     level: int,
     *,
     first_epoch: int,
+    epochs: int,
     eval_samples: int,
     batch_size: int,
     precision: str,
@@ -58,20 +58,28 @@ def train_level(
 ) -> TrainedLevel:
     """Train ``model`` and ``guide`` from ``ticket`` under its mask, and measure them with ``eval_samples`` posterior samples.
 
-    Training starts at ``first_epoch``, counted from 0, with the ``options`` of :func:`pyro_lottery.train`; ``sparse`` is the
-    choice of :func:`pyro_lottery.handlers.sparse_layers`; metrics are those on the test split. Raises ``Diverged`` if the loss is not finite, and any exception of ``hooks``.
+    Training starts at ``first_epoch``, counted from 0, with ``epochs`` and the other ``options`` of :func:`pyro_lottery.train`;
+    ``sparse`` is the choice of :func:`pyro_lottery.handlers.sparse_layers`, and ``auto`` in training that of
+    :func:`pyro_lottery.training.sparse_for_data`; metrics are those on the test split. Raises ``Diverged`` if the loss is not
+    finite, and any exception of ``hooks``.
     """
-    layers = sparse_layers(sparse)
-    is_pruned = masks.remaining(ticket.mask) < masks.total(ticket.mask)
-    with sparsify(ticket.mask), layers if is_pruned else nullcontext():
+    if masks.remaining(ticket.mask) == masks.total(ticket.mask):
+        sparse = "off"  # or every function of torch would pass through the handler for nothing
+    faster = training.sparse_for_data(
+        sparse, ticket.mask, model, guide, data, epochs=epochs, batch_size=batch_size, precision=precision,
+        estimator=options.get("estimator", "weights"), ranks=ranks,
+    )  # fmt: skip
+    layers, predicting = sparse_layers(faster), sparse_layers(sparse)
+    with sparsify(ticket.mask):
         model.start_from_(guide, ticket)
         state = training.TrainState(first_epoch)  # each level starts with new moments of Adam
-        history = training.train(
-            model, guide, data, batch_size=batch_size, precision=precision, seed=seed, level=level, state=state,
-            hooks=hooks, ranks=ranks, **options,
-        )  # fmt: skip
+        with layers:
+            history = training.train(
+                model, guide, data, epochs=epochs, batch_size=batch_size, precision=precision, seed=seed, level=level,
+                state=state, hooks=hooks, ranks=ranks, **options,
+            )  # fmt: skip
         device = next(guide.parameters()).device
-        with hooks.measuring(), seeds.rng(device, seed, "predict", level):
+        with predicting, hooks.measuring(), seeds.rng(device, seed, "predict", level):
             began = time.perf_counter()
             measured = measure(model, guide, data, eval_samples, precision)
             assert data.test is not None
@@ -79,7 +87,7 @@ def train_level(
             costs = {"predict_ms": 1000 * seconds / len(data.test), "flops": flops(model, guide, data)}
     posterior = masks.apply(ticket.mask, guides.posterior(guide))
     steps = training.steps_in(data.train, batch_size, ranks.least)
-    return TrainedLevel(posterior, model.net_state(), history, measured, costs, steps, layers.ways)
+    return TrainedLevel(posterior, model.net_state(), history, measured, costs, steps, layers.ways | predicting.ways)
 
 
 def measure(

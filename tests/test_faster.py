@@ -1,3 +1,5 @@
+import os
+
 from pyro_lottery import faster
 
 
@@ -20,3 +22,15 @@ def test_the_faster_way_is_taken_and_every_later_process_takes_the_same(tmp_path
         damaged.write_text("{")
     monkeypatch.setattr(faster, "_known", {})
     assert faster.is_faster(slow, ready, "some work") is False
+
+
+def test_a_measurement_is_kept_without_hard_links(tmp_path, monkeypatch):
+    def none(*paths):
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "link", none)
+    for seconds, expected in (((1, 2), "first"), ((2, 1), "first")):  # that of the first process counts
+        monkeypatch.setattr(faster, "_known", {})
+        monkeypatch.setattr(faster, "_measure", lambda ways, seconds=seconds: dict(zip(ways, seconds, strict=True)))
+        assert faster.fastest({"first": None, "second": None}, "some work") == expected

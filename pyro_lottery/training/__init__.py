@@ -2,7 +2,8 @@
 
 ``loop`` (:func:`train`) repeats ``epoch`` and ``step``, which a loop of one's own can call too. ``state`` holds where a training
 is, ``hooks`` what a caller may do meanwhile, ``schedule`` the rates of every step, and ``history`` the row of every epoch.
-``checks`` and ``mask_check`` hold what is refused, and ``precision`` measures whether bf16 is faster.
+``checks`` and ``mask_check`` hold what is refused. ``precision`` measures whether bf16 is faster, and ``sparsity`` whether sparse
+layers are; ``trial`` has what both measure with.
 """
 
 from pyro_lottery.training.checks import check_batches, check_data
@@ -12,11 +13,12 @@ from pyro_lottery.training.hooks import Hooks
 from pyro_lottery.training.loop import train
 from pyro_lottery.training.precision import precision_for_batch, precision_for_data
 from pyro_lottery.training.schedule import kl_factor, learning_rate, steps_in, steps_per_epoch
+from pyro_lottery.training.sparsity import sparse_for_data
 from pyro_lottery.training.state import TrainState
 from pyro_lottery.training.step import step
 
 __all__ = [
     "COLUMNS", "History", "Hooks", "TrainState", "check_batches", "check_data", "columns", "epoch", "kl_factor",
-    "learning_rate", "measure_name", "precision_for_batch", "precision_for_data", "step", "steps_in", "steps_per_epoch",
+    "learning_rate", "measure_name", "precision_for_batch", "precision_for_data", "sparse_for_data", "step", "steps_in", "steps_per_epoch",
     "train",
 ]  # fmt: skip

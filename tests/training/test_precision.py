@@ -13,6 +13,7 @@ from pyro_lottery.distributed import Ranks
 from pyro_lottery.runs.build import prepare
 from pyro_lottery.runs.config import preset
 from pyro_lottery.training import precision, precision_for_batch, precision_for_data
+from pyro_lottery.training.trial import copied_for
 from tests.support import QUICK, TinyNet, same
 
 
@@ -91,7 +92,7 @@ def test_the_passes_train_in_the_given_precision(tiny_model):
     hook = nn.modules.module.register_module_forward_hook(lambda module, x, y: dtypes.append(getattr(y, "dtype", None)))
     try:
         for name in ("32", "bf16"):
-            gradients = precision._passes(precision._copy(tiny_model), torch.randn(8, 1, 4, 4), name)()
+            gradients = precision._passes(copied_for("", "", tiny_model), torch.randn(8, 1, 4, 4), name)()
             assert len(gradients) == len(list(TinyNet().parameters()))
             assert all(bool(g.isfinite().all()) for g in gradients)
             assert dtypes[-1] == {"32": torch.float32, "bf16": torch.bfloat16}[name]
