@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from pyro_lottery import data, guides, prediction, seeds
+from pyro_lottery import data, guides, masks, prediction, seeds
 from pyro_lottery.data import Data
 from pyro_lottery.errors import Damaged, UserError
 from pyro_lottery.handlers import sparse_layers, sparsify
@@ -44,6 +45,21 @@ class TrainedNetwork:
     sparse: str
     classes: tuple[str, ...] | None = None
     """Names of the columns of the probabilities; None if they are unknown."""
+    _handlers: dict[tuple[Any, ...], tuple[Any, Any, Any]] = field(default_factory=dict, init=False, repr=False)
+
+    @contextmanager
+    def _pruned(self) -> Iterator[None]:
+        """This thread's turn under the mask, in which the places of surviving weights are found once for all predictions."""
+        with TURN:
+            mask = tuple((name, id(m), m._version) for name, m in self.mask.items())
+            if mask not in self._handlers:
+                self._handlers.clear()
+                is_pruned = masks.remaining(self.mask) < masks.total(self.mask)
+                made = sparsify(self.mask), sparse_layers(self.sparse if is_pruned else "off")
+                self._handlers[mask] = *made, [*self.mask.values()]  # kept, so that their ids stay theirs
+            pruned, sparse, _ = self._handlers[mask]
+            with pruned, sparse:
+                yield
 
     def predict(self, x: prediction.Inputs, num_samples: int = 10, seed: int = 0, *, aggregate: bool = True) -> Tensor:
         """Class probabilities [n, classes] of normalised images ``x``, or E[y | x] for real targets.
@@ -51,7 +67,7 @@ class TrainedNetwork:
         On a CPU, the same seed gives the same bits every time. The run's own seed, ``eval_samples`` and test images give the
         probabilities behind ``results.csv``. ``aggregate=False`` returns those of each draw, [samples, n, classes].
         """
-        with TURN, sparsify(self.mask), sparse_layers(self.sparse), self._draws(seed):
+        with self._pruned(), self._draws(seed):
             return prediction.predict(
                 self.model, self.guide, x, num_samples, precision=self.precision, aggregate=aggregate
             )
@@ -60,7 +76,7 @@ class TrainedNetwork:
         self, x: prediction.Inputs, num_samples: int = 10, seed: int = 0
     ) -> prediction.Predictive | prediction.Mixture:
         """Probabilities and entropies for ``x`` from the draws of :meth:`predict`; for real targets, a mixture."""
-        with TURN, sparsify(self.mask), sparse_layers(self.sparse), self._draws(seed):
+        with self._pruned(), self._draws(seed):
             return prediction.predictive(self.model, self.guide, x, num_samples, precision=self.precision)
 
     def predictives(
@@ -71,9 +87,9 @@ class TrainedNetwork:
         Threads take turns, draw by draw, and get the same bits as one after the other.
         """
         every = prediction.predictives(self.model, self.guide, x, num_samples, precision=self.precision)
-        pruned, layers, draws = sparsify(self.mask), sparse_layers(self.sparse), self._draws(seed)
+        draws = self._draws(seed)
         while True:
-            with TURN, pruned, layers, draws:  # around each step, so that the caller's code between steps is not masked
+            with self._pruned(), draws:  # around each step, so that the caller's code between steps is not masked
                 predictive = next(every, None)
             if predictive is None:
                 return
@@ -84,7 +100,7 @@ class TrainedNetwork:
 
     def predict_mean(self, x: prediction.Inputs) -> Tensor:
         """Class probabilities [n, classes] for ``x``, or E[y | x], with the mean weights."""
-        with TURN, sparsify(self.mask), sparse_layers(self.sparse):
+        with self._pruned():
             return prediction.predict_mean(self.model, self.guide, x, precision=self.precision)
 
 

@@ -91,6 +91,17 @@ def test_pruned_weights_of_a_loaded_network_are_zero(run):
     assert torch.equal(network.predict_mean(run.load_data().test), network.predict_mean(run.load_data().test))
 
 
+def test_a_mask_that_is_changed_counts_at_the_next_prediction(run):
+    net, x = run.level(1).load_model(), run.load_data().test[:4]
+    whole = net.predict(x, num_samples=2)
+    assert torch.equal(net.predict(x, num_samples=2), whole)
+    (name, mask), *_ = net.mask.items()
+    net.mask[name] = torch.zeros_like(mask)
+    assert not torch.equal(net.predict(x, num_samples=2), whole)
+    net.mask[name].copy_(mask)
+    assert torch.equal(net.predict(x, num_samples=2), whole)
+
+
 def test_runs_read_as_tables_and_names(run):
     assert run.results["level"].tolist() == [0, 1]
     assert run.level(1).history["epoch"].tolist() == [1, 2]
