@@ -31,7 +31,7 @@ def fastest(ways: Mapping[str, Work], what: str) -> str:
     """
     key = what, torch.get_num_threads(), _processor()
     if key not in _known:
-        path = cache_folder() / "faster" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.json"
+        path = cache_folder() / "fastest" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.json"
         found = _read(path, ways)
         if found is None:
             found = _write(path, ways, {"what": what, "threads": key[1], "ms": _measure(ways)})
@@ -70,17 +70,13 @@ def _write(path: Path, ways: Mapping[str, Work], found: dict[str, Any]) -> dict[
     """Keep a measurement unless another process kept one first, and return the times of the one that is kept."""
     with suppress(OSError):  # a folder that cannot be written
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", encoding="utf-8") as file:
-            json.dump(found, file)
-            file.flush()
-            try:
-                os.link(file.name, path)
-            except FileExistsError:
-                if _read(path, ways) is None:
-                    path.write_text(json.dumps(found), "utf-8")
-            except OSError:  # a file system without hard links
-                with suppress(FileExistsError), open(path, "x", encoding="utf-8") as kept:
-                    json.dump(found, kept)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            file = Path(folder, "found.json")
+            file.write_text(json.dumps(found), "utf-8")
+            with suppress(OSError):  # a file system without hard links, or another process was first
+                os.link(file, path)
+            if _read(path, ways) is None:
+                os.replace(file, path)
     return _read(path, ways) or found["ms"]
 
 

@@ -35,7 +35,10 @@ class TrainedLevel:
     steps: int
     """Batches per epoch."""
     layers: dict[str, str]
-    """How each pruned layer was computed, ``sparse`` or ``dense`` (:func:`pyro_lottery.handlers.sparse_layers`)."""
+    """How each pruned layer was computed, ``sparse`` or ``dense`` (:func:`pyro_lottery.handlers.sparse_layers`).
+
+    ``training steps as a whole`` is there if whole steps were faster with all pruned layers sparse, or all dense.
+    """
 
 
 def train_level(
@@ -58,18 +61,19 @@ def train_level(
 ) -> TrainedLevel:
     """Train ``model`` and ``guide`` from ``ticket`` under its mask, and measure them with ``eval_samples`` posterior samples.
 
-    Training starts at ``first_epoch``, counted from 0, with ``epochs`` and the other ``options`` of :func:`pyro_lottery.train`;
-    ``sparse`` is the choice of :func:`pyro_lottery.handlers.sparse_layers`, and ``auto`` in training that of
-    :func:`pyro_lottery.training.sparse_for_data`; metrics are those on the test split. Raises ``Diverged`` if the loss is not
-    finite, and any exception of ``hooks``.
+    Training starts at ``first_epoch``, counted from 0, with ``epochs`` and the other ``options`` of :func:`pyro_lottery.train`.
+    ``sparse`` is the choice of :func:`pyro_lottery.handlers.sparse_layers`; in training, ``auto`` means what
+    :func:`pyro_lottery.training.sparse_for_data` returns. Metrics are those on the test split. Raises ``Diverged`` if the loss
+    is not finite, and any exception of ``hooks``.
     """
-    if masks.remaining(ticket.mask) == masks.total(ticket.mask):
-        sparse = "off"  # or every function of torch would pass through the handler for nothing
-    faster = training.sparse_for_data(
+    predicting = sparse_layers(sparse)
+    if masks.is_full(ticket.mask):
+        sparse, predicting = "off", sparse_layers("off")
+    whole = training.sparse_for_data(
         sparse, ticket.mask, model, guide, data, epochs=epochs, batch_size=batch_size, precision=precision,
         estimator=options.get("estimator", "weights"), ranks=ranks,
     )  # fmt: skip
-    layers, predicting = sparse_layers(faster), sparse_layers(sparse)
+    layers = sparse_layers(whole)
     with sparsify(ticket.mask):
         model.start_from_(guide, ticket)
         state = training.TrainState(first_epoch)  # each level starts with new moments of Adam
@@ -87,7 +91,10 @@ def train_level(
             costs = {"predict_ms": 1000 * seconds / len(data.test), "flops": flops(model, guide, data)}
     posterior = masks.apply(ticket.mask, guides.posterior(guide))
     steps = training.steps_in(data.train, batch_size, ranks.least)
-    return TrainedLevel(posterior, model.net_state(), history, measured, costs, steps, layers.ways | predicting.ways)
+    ways = {} if whole == sparse else {"training steps as a whole": "dense" if whole == "off" else "sparse"}
+    return TrainedLevel(
+        posterior, model.net_state(), history, measured, costs, steps, ways | layers.ways | predicting.ways
+    )
 
 
 def measure(

@@ -143,6 +143,11 @@ def total(mask: Mask) -> int:
     return sum(m.numel() for m in mask.values())
 
 
+def is_full(mask: Mask) -> bool:
+    """Whether ``mask`` prunes nothing."""
+    return remaining(mask) == total(mask)
+
+
 def density(mask: Mask) -> float:
     """The fraction of prunable weights remaining, or 1 if no weight is prunable."""
     return remaining(mask) / total(mask) if total(mask) else 1.0

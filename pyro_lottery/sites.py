@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def describe(model: BayesianNetwork, guide: Any) -> list[dict[str, Any]]:
     """One row per site, in the network's order.
 
     Its keys are ``site``, ``shape``, ``weights`` (their number), ``prunable``, ``prior``, ``guide``, and ``scale``, the mean
-    initial scale of the site's weights, or None for a point guide.
+    scale of the site's weights in ``guide``, which in a new guide is the initial one; None for a point guide.
     """
     posterior = guides.posterior(guide)
     return [
@@ -100,11 +100,12 @@ def _shape(config: Config) -> Shape:
     return shape_of(load_data(config, torch.device("cpu")))
 
 
-def show(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]] = ()) -> None:
-    """Print the sites as a table, the numbers of random and prunable weights, and the deterministic parameters."""
-    table = Table(
-        "site", "shape", "weights", "prunable", "prior", "guide", "initial scale", box=None, header_style="bold"
-    )
+def show(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]] = (), scale: str = "initial scale") -> None:
+    """Print the sites as a table, the numbers of random and prunable weights, and the deterministic parameters.
+
+    ``scale`` is the header of the scales.
+    """
+    table = Table("site", "shape", "weights", "prunable", "prior", "guide", scale, box=None, header_style="bold")
     for row in rows:
         table.add_row(
             row["site"], "×".join(map(str, row["shape"])), f"{row['weights']:,}", "yes" if row["prunable"] else "",
@@ -130,17 +131,20 @@ def show(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]] = ()) 
 def show_layers(run: RunFolder) -> None:
     """Print the numbers of sparse and dense pruned layers of each finished level of ``run``, and each layer of the last level.
 
-    A layer counts once for each batch size, and once in training and once in predictions.
+    A layer counts once for each batch size, and once in training and once in predictions. Levels of version 0.1.0 have no
+    manifest that says how theirs were computed.
     """
-    found = [(row, manifest.layers) for row in run.finished() if (manifest := run.level(row.level).manifest())]
     print()
-    for row, layers in found:
-        count = Counter(layers.values())
-        print(f"level {row.level}, density {row.density:.2%}: {count['sparse']} sparse, {count['dense']} dense")
-    row, layers = found[-1]
-    if layers:
-        table = Table(f"pruned layer of level {row.level}", "computed", box=None, header_style="bold")
-        for what, way in layers.items():
+    last: tuple[int, Mapping[str, str]] | None = None
+    for row in run.finished():
+        manifest = run.level(row.level).manifest()
+        if manifest is not None:
+            count = Counter(manifest.layers.values())
+            print(f"level {row.level}, density {row.density:.2%}: {count['sparse']} sparse, {count['dense']} dense")
+            last = row.level, manifest.layers
+    if last and last[1]:
+        table = Table(f"pruned layer of level {last[0]}", "computed", box=None, header_style="bold")
+        for what, way in last[1].items():
             table.add_row(what, way)
         _print(table)
 
@@ -152,23 +156,26 @@ def _print(table: Table) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = Parser(PROG, str(__doc__))
-    parser.add_argument("--preset", default="default", help=PRESET_HELP)
+    parser.add_argument("--preset", help=PRESET_HELP)
     parser.add_argument("--run-dir", type=Path, help="a run with a finished level, whose network is listed")
     parser.add_trust_option()
     parser.add_options(only=OPTIONS)
     given = vars(parser.parse_args(arguments))
 
     def work() -> None:
-        path, trust_code = given.pop("run_dir"), given.pop("trust_code")
+        path, trust_code, name = (given.pop(each) for each in ("run_dir", "trust_code", "preset"))
         if path is not None:
-            if more := given.keys() - {"preset"}:
+            if more := [*given, *(["preset"] if name else [])]:
                 raise UserError(f"--run-dir lists the run's own network; leave out --{dashed(min(more))}")
-            run = RunFolder(path)
-            net = load_run(path, trust_code).level(run.finished()[0].level).load_model()
-            show(describe(net.model, net.guide), deterministic(net.model))
-            show_layers(run)
+            run = load_run(path, trust_code)
+            level = run.folder.finished()[0].level
+            net = run.level(level).load_model()
+            show(describe(net.model, net.guide), deterministic(net.model), scale=f"scale after level {level}")
+            show_layers(run.folder)
             return
-        config = preset(given.pop("preset"), **given)
+        if trust_code:
+            raise UserError("--trust-code is for a run; give --run-dir")
+        config = preset(name or "default", **given)
         check_names(config)
         model, guide = build(config, _shape(config), torch.device("cpu"))
         show(describe(model, guide), deterministic(model))

@@ -17,7 +17,7 @@ def test_the_faster_way_is_taken_and_every_later_process_takes_the_same(tmp_path
     monkeypatch.setattr(faster, "_known", {})
     assert faster.is_faster(slow, ready, "some work"), "the first measurement counts"
     assert not faster.is_faster(slow, ready, "other work")
-    (path, other) = sorted((tmp_path / "pyro_lottery" / "faster").iterdir())
+    (path, other) = sorted((tmp_path / "pyro_lottery" / "fastest").iterdir())
     for damaged in (path, other):
         damaged.write_text("{")
     monkeypatch.setattr(faster, "_known", {})

@@ -5,6 +5,7 @@ import torch
 
 import pyro_lottery as pl
 from pyro_lottery import sites
+from tests.runs.test_first_version import KEPT
 from tests.support import small_run
 
 
@@ -52,11 +53,24 @@ def test_a_run_says_which_pruned_layers_were_sparse(tmp_path, capsys):
     assert sites.main(["--run-dir", path]) == 0
     out = capsys.readouterr().out.replace("\n", " ")
     assert "conv1.weight" in out
+    assert "scale after level 0" in out
     assert "level 0, density 100.00%: 0 sparse, 0 dense" in out
     chosen = pl.runs.folder.RunFolder(path).level(1).manifest().layers
     assert len(chosen) > 3
     assert f"level 1, density 80.00%: {len(chosen)} sparse, 0 dense" in out
-    assert sites.main(["--run-dir", path, "--arch", "lenet"]) == 2
-    assert "leave out --arch" in capsys.readouterr().err
+    for more, told in (
+        (["--run-dir", path, "--arch", "lenet"], "leave out --arch"),
+        (["--run-dir", path, "--preset", "quick"], "leave out --preset"),
+        (["--trust-code"], "--trust-code is for a run; give --run-dir"),
+    ):
+        assert sites.main(more) == 2
+        assert told in capsys.readouterr().err
     assert sites.main(["--run-dir", str(tmp_path)]) == 2
     assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_a_run_of_version_0_1_0_does_not_say_which_layers_were_sparse(capsys):
+    assert sites.main(["--run-dir", str(KEPT), "--trust-code"]) == 0
+    out = capsys.readouterr().out
+    assert "scale after level 0" in out
+    assert "sparse" not in out

@@ -90,12 +90,13 @@ def rows_of(path: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def inputs(model: Any, x: Tensor) -> dict[str, tuple[Layer, Tensor]]:
-    """Every convolution and linear layer with a random tensor like its input."""
+    """Every convolution and linear layer with a random tensor like its input, [n, c, h, w] or [n, in]."""
     found: dict[str, tuple[Layer, Tensor]] = {}
 
     def note(name: str) -> Any:
         def hook(module: Any, given: tuple[Tensor, ...]) -> None:
-            found[name] = module, torch.randn(given[0].shape)
+            shape = given[0].shape
+            found[name] = module, torch.randn(shape if len(shape) == 4 else (shape[:-1].numel(), shape[-1]))
 
         return hook
 
@@ -109,7 +110,7 @@ def inputs(model: Any, x: Tensor) -> dict[str, tuple[Layer, Tensor]]:
 
 
 def ways(layer: Layer, mask: Tensor, x: Tensor) -> dict[str, Step]:
-    """The layer's forward pass and gradients by each library, which agree on the results."""
+    """The layer's forward pass and gradients by each library; raises ``AssertionError`` unless they agree on all three."""
     weight = torch.randn(mask.shape).masked_fill_(~mask, 0.0) / mask[0].numel() ** 0.5
     if isinstance(layer, nn.Linear):
         steps = {
@@ -128,31 +129,39 @@ def ways(layer: Layer, mask: Tensor, x: Tensor) -> dict[str, Step]:
             "ours": _our_convolution(x, weight, mask, geometry),
             "torch.sparse": _torch_convolution(x, weight, geometry),
         }
-    expected = steps["torch"]()
+    *expected, of_weight = steps["torch"]()
+    expected.append(of_weight[mask].sort().values)
     prop = _sparseprop(layer, x, weight)
     for name, step in (steps | prop).items():
-        for got, wanted in zip(step(), expected, strict=True):
-            if got is not None and wanted is not None:
-                difference = float((got - wanted).abs().max() / wanted.abs().max())
-                assert difference < 1e-3, f"{name} differs by {difference}"
+        *got, of_kept = step()
+        got.append(of_kept[mask] if of_kept.shape == mask.shape else of_kept)
+        got[-1] = got[-1].sort().values  # each library keeps weights in its own order
+        for mine, wanted in zip(got, expected, strict=True):
+            difference = float((mine - wanted).abs().max() / wanted.abs().max())
+            assert difference < 1e-3, f"{name} differs by {difference}"
     if prop:
         quicker = min(prop, key=lambda name: sum(time_steps({name: prop[name]}, 3, x.device)[name]))
         steps["SparseProp"] = prop[quicker]
     return steps
 
 
-def _autograd(function: Any, x: Tensor, *weights: Tensor) -> Any:
-    """A function that returns the outputs of ``function`` and the gradient of ``x``, and computes that of the weights."""
-    x, ones = x.clone().requires_grad_(), [w.clone().requires_grad_() for w in weights]
+def _autograd(function: Any, x: Tensor, weight: Tensor) -> Any:
+    """A function that returns the outputs of ``function``, and the gradients of ``x`` and ``weight``."""
+    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
     with torch.no_grad():
-        up = torch.ones_like(function(x, *ones))
+        y = function(x, weight)
+        up = torch.empty_like(y).copy_(_upstream(y.shape))
 
-    def step() -> tuple[Tensor, Tensor]:
-        y = function(x, *ones)
-        of_x, *_ = torch.autograd.grad(y, [x, *ones], up)
-        return y.detach(), of_x
+    def step() -> tuple[Tensor, Tensor, Tensor]:
+        y = function(x, weight)
+        return y.detach(), *torch.autograd.grad(y, [x, weight], up)
 
     return step
+
+
+def _upstream(shape: Any) -> Tensor:
+    """The gradient of a layer's outputs, the same for all libraries."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def _our_linear(x: Tensor, weight: Tensor, mask: Tensor) -> Step:
@@ -166,13 +175,13 @@ def _our_convolution(x: Tensor, weight: Tensor, mask: Tensor, geometry: Any) -> 
 
 
 def _torch_linear(x: Tensor, weight: Tensor) -> Step:
-    product = _Products(weight)
+    product, up = _Products(weight), _upstream((len(x), len(weight))).t().contiguous()
 
-    def step() -> tuple[Tensor, Tensor]:
+    def step() -> tuple[Tensor, Tensor, Tensor]:
         columns = x.t().contiguous()
         y = product.forward(columns)
-        of_columns, _ = product.backward(columns, torch.ones_like(y))
-        return y.t(), of_columns.t().contiguous()
+        of_columns, of_weight = product.backward(columns, up)
+        return y.t(), of_columns.t().contiguous(), of_weight.values()
 
     return step
 
@@ -181,14 +190,15 @@ def _torch_convolution(x: Tensor, weight: Tensor, geometry: Any) -> Step:
     (stride, padding, dilation), size, n = geometry, tuple(weight.shape[2:]), len(x)
     product = _Products(weight.contiguous().flatten(1))
     out = F.conv2d(x[:1], weight, None, stride, padding, dilation).shape[2:]
+    up = _upstream((n, len(weight), *out)).transpose(0, 1).flatten(1).contiguous()
 
-    def step() -> tuple[Tensor, Tensor]:
+    def step() -> tuple[Tensor, Tensor, Tensor]:
         columns = F.unfold(x, size, dilation, padding, stride).permute(1, 0, 2).flatten(1)
         y = product.forward(columns)
-        of_columns, _ = product.backward(columns, torch.ones_like(y))
+        of_columns, of_weight = product.backward(columns, up)
         folded = of_columns.view(len(columns), n, -1).permute(1, 0, 2)
         of_x = F.fold(folded, tuple(x.shape[2:]), size, dilation, padding, stride)
-        return y.view(len(y), n, *out).transpose(0, 1), of_x
+        return y.view(len(y), n, *out).transpose(0, 1), of_x, of_weight.values()
 
     return step
 
@@ -227,12 +237,11 @@ def _sparseprop(layer: Layer, x: Tensor, weight: Tensor) -> dict[str, Any]:
     x = x.contiguous()
 
     def way(module: Any) -> Any:
-        own, up = x.clone().requires_grad_(), torch.ones_like(module(x).detach())
+        own, up = x.clone().requires_grad_(), _upstream(module(x).shape)
 
-        def step() -> tuple[Tensor, Tensor]:
+        def step() -> tuple[Tensor, Tensor, Tensor]:
             y = module(own)
-            of_x, _ = torch.autograd.grad(y, [own, module.W_val], up)
-            return y.detach(), of_x
+            return y.detach(), *torch.autograd.grad(y, [own, module.W_val], up)
 
         return step
 

@@ -36,6 +36,10 @@ def _masks_met() -> frozenset[int]:
     return frozenset()
 
 
+AS_DRAWN = "as_drawn"
+"""Key of ``infer`` for a value that is, unchanged, the draw of a guide, which need not be pruned again under the same mask."""
+
+
 class _OfThread(threading.local):
     """The handlers that each thread has entered."""
 
@@ -186,7 +190,7 @@ class SparsifyMessenger(OwnHandler):
         if mask is None:
             return
         kept = kept_of(msg["value"])
-        if kept is not None and kept.mask is mask:  # the draw of a guide under this mask, as a prediction conditions on
+        if kept is not None and kept.mask is mask and AS_DRAWN in msg["infer"]:
             return
         if msg["is_observed"] or "pruned_by" not in msg["infer"]:
             # An outer handler set the value after this one masked the distribution.

@@ -45,21 +45,19 @@ class TrainedNetwork:
     sparse: str
     classes: tuple[str, ...] | None = None
     """Names of the columns of the probabilities; None if they are unknown."""
-    _handlers: dict[tuple[Any, ...], tuple[Any, Any, Any]] = field(default_factory=dict, init=False, repr=False)
+    _handlers: list[tuple[Any, Any]] = field(default_factory=list, init=False, repr=False)
 
     @contextmanager
     def _pruned(self) -> Iterator[None]:
         """This thread's turn under the mask, in which the places of surviving weights are found once for all predictions."""
         with TURN:
-            mask = tuple((name, id(m), m._version) for name, m in self.mask.items())
-            if mask not in self._handlers:
-                self._handlers.clear()
-                is_pruned = masks.remaining(self.mask) < masks.total(self.mask)
-                made = sparsify(self.mask), sparse_layers(self.sparse if is_pruned else "off")
-                self._handlers[mask] = *made, [*self.mask.values()]  # kept, so that their ids stay theirs
-            pruned, sparse, _ = self._handlers[mask]
+            # Taken out while it is in use, since a loader may predict with this network while a prediction reads it.
+            pruned, sparse = self._handlers.pop() if self._handlers else (sparsify({}), sparse_layers("off"))
+            if not _are_equal(pruned.mask, self.mask):
+                pruned, sparse = sparsify(self.mask), sparse_layers("off" if masks.is_full(self.mask) else self.sparse)
             with pruned, sparse:
                 yield
+            self._handlers[:] = [(pruned, sparse)]
 
     def predict(self, x: prediction.Inputs, num_samples: int = 10, seed: int = 0, *, aggregate: bool = True) -> Tensor:
         """Class probabilities [n, classes] of normalised images ``x``, or E[y | x] for real targets.
@@ -102,6 +100,10 @@ class TrainedNetwork:
         """Class probabilities [n, classes] for ``x``, or E[y | x], with the mean weights."""
         with self._pruned():
             return prediction.predict_mean(self.model, self.guide, x, precision=self.precision)
+
+
+def _are_equal(a: Mask, b: Mask) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(m, b[name].to(m)) for name, m in a.items())
 
 
 class Level:

@@ -10,14 +10,13 @@ import pyro
 import torch
 from pyro import poutine
 
-from pyro_lottery import seeds, trees
+from pyro_lottery import trees
 from pyro_lottery.data import Data
 from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.faster import Work, is_faster
 from pyro_lottery.machine import autocast, channels_last, resolve_precision
 from pyro_lottery.model import BayesianNetwork
-from pyro_lottery.threads import TURN
-from pyro_lottery.training.trial import copied_for, description, like_a_batch
+from pyro_lottery.training.trial import apart, copied_for, description, like_a_batch
 
 
 def precision_for_batch(name: str, model: BayesianNetwork, x: Any) -> str:
@@ -48,7 +47,7 @@ def _bf16_is_faster(model: BayesianNetwork, x: Any) -> bool:
         return lambda: _passes(copied(), x, precision)
 
     what = f"bf16 or fp32 in a training step of {description(model)} on {trees.shapes(x)}, torch {torch.__version__}"
-    with TURN, seeds.rng("cpu", 0, "precision"):  # since a network may draw random numbers, for example in dropout
+    with apart():  # since a network may draw random numbers, for example in dropout
         return is_faster(passes("bf16"), passes("32"), what)
 
 

@@ -10,20 +10,18 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch.optim import Adam
 
-from pyro_lottery import guides, masks, seeds, trees
+from pyro_lottery import guides, masks, trees
 from pyro_lottery.data import Data
 from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.elbo import ELBO
-from pyro_lottery.errors import UserError
 from pyro_lottery.faster import Work, fastest
 from pyro_lottery.handlers import sparse_layers, sparsify
 from pyro_lottery.handlers.sparse_layers import CHOICES
 from pyro_lottery.kernels import native
 from pyro_lottery.model import BayesianNetwork
-from pyro_lottery.threads import TURN
 from pyro_lottery.training.schedule import steps_in
 from pyro_lottery.training.step import step
-from pyro_lottery.training.trial import copied_for, description, like_a_batch
+from pyro_lottery.training.trial import apart, copied_for, description, like_a_batch
 from pyro_lottery.types import Mask
 
 STEPS = 200
@@ -34,19 +32,17 @@ def sparse_for_data(
     choice: str, mask: Mask, model: BayesianNetwork, guide: AutoGuide, data: Data, *, epochs: int, batch_size: int,
     precision: str, estimator: str = "weights", ranks: Ranks = ALONE,
 ) -> str:  # fmt: skip
-    """Return ``choice`` of :func:`pyro_lottery.handlers.sparse_layers`, with ``auto`` replaced by ``on`` or ``off`` where
-    whole training steps are faster with it.
+    """Return ``on`` or ``off`` in place of ``auto`` if whole training steps are faster so, and ``choice`` otherwise.
 
-    ``auto`` chooses layer by layer, and does not see what lies between layers. So a few steps of a copy of ``model`` are timed
-    under ``mask`` with each choice, once per processor, number of threads, network, batch and densities of its layers
-    (:func:`pyro_lottery.faster.fastest`). ``auto`` stays if nothing is pruned, if no layer alone is faster sparse, on a GPU,
-    for trainings so short that measuring would not pay, and for networks that cannot be copied. All ``ranks`` return what the
-    first finds.
+    ``auto`` of :func:`pyro_lottery.handlers.sparse_layers` chooses layer by layer, and does not see what lies between layers.
+    So a few steps of a copy of ``model`` are timed under ``mask`` with each choice, once per processor, number of threads,
+    network, batch and densities of its layers (:func:`pyro_lottery.faster.fastest`). ``auto`` stays if nothing is pruned, if
+    no layer alone is faster sparse, on a GPU, without a C compiler, for trainings so short that measuring would not pay, and
+    for networks of which no copy can be trained. All ``ranks`` return what the first finds.
     """
-    is_pruned = masks.remaining(mask) < masks.total(mask)
     is_long = epochs * steps_in(data.train, batch_size, ranks.least) >= STEPS
     device = next(iter(guide.parameters())).device
-    if choice != "auto" or not is_pruned or not is_long or device.type != "cpu" or native.problem() is not None:
+    if choice != "auto" or masks.is_full(mask) or not is_long or device.type != "cpu":
         return choice
     x, y = (like_a_batch(each, data, batch_size, ranks) for each in data.train.head())
     is_point = guides.is_point(guide)
@@ -78,12 +74,13 @@ def sparse_for_data(
         return lambda: functools.partial(ready(), name)
 
     def measured() -> str:
-        with TURN, seeds.rng("cpu", 0, "sparse"):
+        with apart():
             try:
                 if "sparse" not in ready()("auto").values():
                     return choice
                 return fastest({name: steps(name) for name in CHOICES}, what)
-            except UserError:
+            except Exception:  # a trial must not stop a run; if the network cannot be trained, training says why
                 return choice
 
-    return ranks.first(measured)
+    found = ranks.first(measured)
+    return choice if native.problem() is not None else found

@@ -5,17 +5,34 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
-from pyro_lottery import trees
+from pyro_lottery import seeds, trees
 from pyro_lottery.data import Data, Stream
 from pyro_lottery.distributed import Ranks
 from pyro_lottery.errors import UserError, one_line
 from pyro_lottery.machine import channels_last_
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.priors import SitePrior
+from pyro_lottery.threads import TURN
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """This thread's turn, in which the global generators of torch, numpy and Python follow a seed; restores them after it."""
+    python, numbers = random.getstate(), np.random.get_state()
+    try:
+        with TURN, seeds.rng("cpu", 0, "trial"):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)
 
 
 def like_a_batch(head: Any, data: Data, batch_size: int, ranks: Ranks) -> Any:

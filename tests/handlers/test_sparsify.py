@@ -30,6 +30,7 @@ from torch.distributions import kl_divergence
 import pyro_lottery as pl
 from pyro_lottery.distributions import Pruned
 from pyro_lottery.guides.family import family
+from pyro_lottery.kernels.kept import kept_of
 
 GUIDES = {
     "mean_field": pl.guides.mean_field,
@@ -269,21 +270,39 @@ def test_values_that_somebody_else_sets_are_pruned(inside, tiny_model, half_mask
     assert seen is not None
 
 
-def test_a_network_takes_the_draws_of_a_guide_under_its_mask_as_they_are(tiny_model, half_mask, tiny_data):
-    """Unless they were changed since: the same object, so that layers find its kept weights and none is pruned twice."""
+def test_a_prediction_takes_the_draws_of_a_guide_under_its_mask_as_they_are(tiny_model, half_mask, tiny_data):
+    """So that layers find the kept weights, and none is pruned twice."""
+    guide, met = pl.guides.mean_field(tiny_model), []
+    hook = tiny_model.net.hidden.register_forward_pre_hook(lambda layer, x: met.append(kept_of(layer.weight)))
+    with pl.handlers.sparsify(half_mask):
+        pl.predict(tiny_model, guide, tiny_data.test[:4], num_samples=2)
+    hook.remove()
+    assert len(met) == 2
+    assert all(kept is not None and kept._values is not None for kept in met)
+
+
+def _by_data(value):
+    value.data.add_(1.0)
+
+
+def _by_numpy(value):
+    value.numpy()[:] += 1.0
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("change", [lambda value: value.add_(1.0), _by_data, _by_numpy])
+def test_draws_that_somebody_changed_are_pruned_again(mode, change, tiny_model, half_mask, tiny_data):
     guide = pl.guides.mean_field(tiny_model)
-    with pl.handlers.sparsify(half_mask), torch.no_grad():
+    with pl.handlers.sparsify(half_mask), mode():
         drawn = {
             name: site["value"] for name, site in poutine.trace(guide).get_trace().nodes.items() if name in half_mask
         }
-        conditioned = poutine.trace(poutine.condition(tiny_model, drawn))
-        trace = conditioned.get_trace(tiny_data.test[:4])
-        assert all(trace.nodes[name]["value"] is value for name, value in drawn.items())
         for value in drawn.values():
-            value.add_(1.0)
-        trace = conditioned.get_trace(tiny_data.test[:4])
-        assert all((trace.nodes[name]["value"][~mask] == 0).all() for name, mask in half_mask.items())
-        assert all(torch.equal(trace.nodes[name]["value"][mask], drawn[name][mask]) for name, mask in half_mask.items())
+            change(value)
+        trace = poutine.trace(poutine.condition(tiny_model, drawn)).get_trace(tiny_data.test[:4])
+    for name, mask in half_mask.items():
+        assert (trace.nodes[name]["value"][~mask] == 0).all()
+        assert torch.equal(trace.nodes[name]["value"][mask], drawn[name][mask])
 
 
 def test_two_nested_masks_keep_the_closed_form(tiny_model, half_mask, tiny_data):

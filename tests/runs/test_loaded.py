@@ -91,15 +91,33 @@ def test_pruned_weights_of_a_loaded_network_are_zero(run):
     assert torch.equal(network.predict_mean(run.load_data().test), network.predict_mean(run.load_data().test))
 
 
-def test_a_mask_that_is_changed_counts_at_the_next_prediction(run):
-    net, x = run.level(1).load_model(), run.load_data().test[:4]
-    whole = net.predict(x, num_samples=2)
+def test_the_places_of_surviving_weights_are_found_once_until_the_mask_is_changed(run, monkeypatch):
+    net, x, made = run.level(1).load_model(), run.load_data().test[:4], []
+    handler = pl.handlers.sparsify
+    monkeypatch.setattr("pyro_lottery.runs.loaded.sparsify", lambda mask: made.append(mask) or handler(mask))
+    with torch.inference_mode():
+        whole = net.predict(x, num_samples=2)
     assert torch.equal(net.predict(x, num_samples=2), whole)
+    assert torch.equal([p.probs for p in net.predictives(x, 2)][-1], whole)
+    assert made[1:] == [net.mask], "after the empty one of the first prediction"
     (name, mask), *_ = net.mask.items()
-    net.mask[name] = torch.zeros_like(mask)
-    assert not torch.equal(net.predict(x, num_samples=2), whole)
-    net.mask[name].copy_(mask)
-    assert torch.equal(net.predict(x, num_samples=2), whole)
+    for changed in (lambda: net.mask.update({name: torch.zeros_like(mask)}), lambda: mask.numpy().fill(False)):
+        before = mask.clone()
+        changed()
+        assert not torch.equal(net.predict(x, num_samples=2), whole)
+        net.mask[name] = mask
+        mask.copy_(before)
+        assert torch.equal(net.predict(x, num_samples=2), whole)
+
+
+def test_a_loader_may_predict_with_the_network_that_reads_it(run):
+    net, x = run.level(1).load_model(), run.load_data().test[:6]
+
+    class Confident:
+        def __iter__(self):
+            yield x[net.predict(x, num_samples=2).amax(1) > 0]
+
+    assert torch.equal(net.predict(Confident(), num_samples=2), net.predict(x, num_samples=2))
 
 
 def test_runs_read_as_tables_and_names(run):

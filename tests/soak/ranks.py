@@ -14,7 +14,7 @@ TOLD = "--batch-size and --train-size must be at least 4: each device needs two 
 
 
 def ranks(root: Path, count: int, loops: int) -> Figures:
-    """Bad input on two ranks, ``count`` times beside busy ``loops``: each command must say so in one line and exit with 2."""
+    """Bad input on two ranks, ``count`` times beside ``loops`` busy loops: each command must say so in one line and exit with 2."""
     bad = ["--devices", "2", "--device", "cpu", "--batch-size", "3", "--run-dir", str(root / "run")]
     command = [sys.executable, "-m", "pyro_lottery.imp", *RUN, *bad]
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}

@@ -1,7 +1,10 @@
 """``--sparse auto`` measures whole training steps, of a copy of the network, where a layer alone is faster sparse."""
 
+import random
+import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from pyro_lottery import faster
 from pyro_lottery.handlers.sparse_layers import CHOICES, SparseLayers
 from pyro_lottery.kernels import native
 from pyro_lottery.training import sparse_for_data, sparsity
+from tests.support import TinyNet, small_run
 
 pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
 LONG = {"epochs": 100, "batch_size": 16, "precision": "32"}
@@ -72,3 +76,29 @@ def test_a_network_that_cannot_be_copied_keeps_the_choice_by_layer(machine, tiny
     tiny_model.net.stream = (i for i in range(3))
     assert sparse_for_data("auto", half_mask, tiny_model, guide, tiny_data, **LONG) == "auto"
     assert machine.steps == []
+
+
+def test_a_level_trains_as_is_fastest_and_its_manifest_says_so(machine, tmp_path, monkeypatch):
+    monkeypatch.setattr(sparsity, "STEPS", 2)
+    machine.seconds["off"] = 0.5
+    run = small_run(tmp_path / "run", levels=1, epochs=1, sparse="auto")
+    assert run.folder.level(1).manifest().layers["training steps as a whole"] == "dense"
+    assert "training steps as a whole" not in run.folder.level(0).manifest().layers
+    machine.seconds["on"] = 0.25
+    shutil.rmtree(tmp_path / "pyro_lottery")
+    faster._known.clear()
+    run = small_run(tmp_path / "other", levels=1, epochs=1, sparse="auto", seed=1)
+    layers = run.folder.level(1).manifest().layers
+    assert layers["training steps as a whole"] == "sparse"
+    assert all(way == "sparse" for what, way in layers.items() if "trained" in what)
+
+
+def test_a_trial_leaves_the_random_numbers_of_python_and_numpy_alone(
+    machine, tiny_model, tiny_data, half_mask, monkeypatch
+):
+    inner = TinyNet.forward
+    monkeypatch.setattr(TinyNet, "forward", lambda net, x: inner(net, x) * (1 + random.random() + np.random.rand()))
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    sparse_for_data("auto", half_mask, tiny_model, pl.guides.mean_field(tiny_model), tiny_data, **LONG)
+    assert len(machine.steps) > 1
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
