@@ -15,10 +15,11 @@ from torch.overrides import TorchFunctionMode
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.faster import Work, is_faster
 from pyro_lottery.kernels import native, norm, sparse
-from pyro_lottery.kernels.batch_last import activations, is_batch_last, planes
+from pyro_lottery.kernels.batch_last import activations, in_batch_last, in_channels_last, is_batch_last, planes
 from pyro_lottery.kernels.kept import Kept, kept_of
 from pyro_lottery.kernels.pattern import Pair, Pattern
 
+_Way = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 CHOICES = ("auto", "on", "off")
 LEAST = 10_000_000
 """Multiplications of a dense layer below which ``auto`` leaves it dense: calls take longer than the work."""
@@ -85,17 +86,17 @@ def _convolution(
         return NotImplemented
     pattern = mode.pattern(kept, groups)
 
-    def dense(x: Tensor, w: Tensor) -> Tensor:
-        return torch.conv2d(x, w, None, *geometry, groups)
+    def dense(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return torch.conv2d(in_channels_last(x), w, b, *geometry, groups)
 
-    def thin(x: Tensor, values: Tensor) -> Tensor:
-        return sparse.convolution(x, values, None, pattern, *geometry)
+    def thin(x: Tensor, values: Tensor, b: Tensor | None) -> Tensor:
+        return sparse.convolution(in_batch_last(x), values, b, pattern, *geometry)
 
     work = weight.numel() * len(input) * math.prod(input.shape[2:]) // math.prod(geometry[0])
     what = f"convolution {_shape(weight)} of {_shape(input)}, stride {stride}, padding {padding}, dilation {dilation}, groups {groups}"
-    if not _is_chosen(mode, what, work, kept, pattern, input, weight, dense, thin):
-        return NotImplemented
-    return sparse.convolution(input.float(), kept.values(weight), bias, pattern, *geometry)
+    if _is_chosen(mode, what, work, kept, pattern, input, weight, dense, thin):
+        return thin(input.float(), kept.values(weight), bias)
+    return dense(input, weight, bias) if is_batch_last(input) else NotImplemented
 
 
 def _linear(mode: SparseLayers, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
@@ -104,14 +105,13 @@ def _linear(mode: SparseLayers, input: Tensor, weight: Tensor, bias: Tensor | No
         return NotImplemented
     pattern, rows = mode.pattern(kept), input.reshape(-1, input.shape[-1])
 
-    def thin(x: Tensor, values: Tensor) -> Tensor:
-        return sparse.linear(x, values, None, pattern)
+    def thin(x: Tensor, values: Tensor, b: Tensor | None) -> Tensor:
+        return sparse.linear(x, values, b, pattern)
 
     what = f"linear {_shape(weight)} of {_shape(rows)}"
     if not _is_chosen(mode, what, weight.numel() * len(rows), kept, pattern, rows, weight, F.linear, thin):
         return NotImplemented
-    y = sparse.linear(rows.float(), kept.values(weight), bias, pattern)
-    return y.view(*input.shape[:-1], -1)
+    return thin(rows.float(), kept.values(weight), bias).view(*input.shape[:-1], -1)
 
 
 def _is_transformed() -> bool:
@@ -140,7 +140,7 @@ def _fits(input: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: 
 
 def _is_chosen(
     mode: SparseLayers, what: str, work: int, kept: Kept, pattern: Pattern, input: Tensor, weight: Tensor,
-    dense: Callable[[Tensor, Tensor], Tensor], thin: Callable[[Tensor, Tensor], Tensor],
+    dense: _Way, thin: _Way,
 ) -> bool:  # fmt: skip
     if pattern.kept == kept.mask.numel():
         return False
@@ -148,28 +148,34 @@ def _is_chosen(
     density = float(f"{pattern.kept / kept.mask.numel():.1g}")
     random = torch.Generator().manual_seed(0)
 
-    def timed(layer: Callable[[Tensor, Tensor], Tensor], w: Tensor, batch_last: bool) -> Callable[[], None]:
+    # What follows a layer takes the layout in which the layer's inputs come, so both ways hand their outputs on in that layout.
+    comes_last = is_batch_last(input)
+    as_it_comes = in_batch_last if comes_last else in_channels_last
+
+    def timed(layer: _Way, w: Tensor) -> Callable[[], None]:
         x = torch.randn(input.shape, generator=random)
         if x.ndim == 4:
-            x = activations(planes(x)) if batch_last else x.contiguous(memory_format=torch.channels_last)
+            x = in_batch_last(x) if comes_last else x.contiguous(memory_format=torch.channels_last)
         x.requires_grad_(trained and input.requires_grad)
         w = w.detach().clone().requires_grad_(trained)
 
         def once() -> None:
-            y = layer(x, w)
+            y = layer(x, w, None)  # the bias's own gradient must not change
+            y = as_it_comes(y) if y.ndim == 4 else y
             if trained:
                 y.backward(torch.ones_like(y))
 
         return once
 
     what = f"{what}, {density:g} kept, {'trained' if trained else 'predicted'}, {_precision(input)}"
+    what += ", batch last" if comes_last else ""
     if what in mode.ways:
         return mode.ways[what] == "sparse"
 
     def sparse_way() -> Callable[[], None]:
-        return timed(thin, torch.randn(pattern.kept, generator=random), True)
+        return timed(thin, torch.randn(pattern.kept, generator=random))
 
-    return mode.way(what, work, sparse_way, lambda: timed(dense, weight, False))
+    return mode.way(what, work, sparse_way, lambda: timed(dense, weight))
 
 
 def _precision(input: Tensor) -> str:
@@ -212,6 +218,47 @@ def _pool(func: Any) -> Any:
     return pooled
 
 
+def _max_pool(func: Any) -> Any:
+    pooled = _pool(func)
+
+    def halved(
+        mode: SparseLayers, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+        ceil_mode: bool = False, return_indices: bool = False,
+    ) -> Any:  # fmt: skip
+        pairs = _pair(kernel_size), _pair(stride or kernel_size)
+        is_plain = pairs == ((2, 2), (2, 2)) and _pair(padding) == (0, 0) and _pair(dilation) == (1, 1)
+        if not is_batch_last(input) or return_indices:
+            return NotImplemented
+        if not is_plain or ceil_mode or torch.is_grad_enabled():
+            return pooled(mode, input, kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
+        # Without the places of the maxima, which only gradients need, four times as fast.
+        x = planes(input)
+        x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
+        x = torch.maximum(x[:, ::2], x[:, 1::2])
+        return activations(torch.maximum(x[:, :, ::2], x[:, :, 1::2]))
+
+    return halved
+
+
+def _add(func: Any) -> Any:
+    def added(mode: SparseLayers, input: Any, other: Any, **kwargs: Any) -> Any:
+        """A sum of activations in two layouts, over which torch goes number by number."""
+        if (
+            not (isinstance(input, Tensor) and isinstance(other, Tensor))
+            or input.shape != other.shape
+            or input.ndim != 4
+        ):
+            return NotImplemented
+        first, second = is_batch_last(input), is_batch_last(other)
+        if first == second:
+            return NotImplemented
+        if func is Tensor.add_:
+            return func(input, (in_batch_last if first else in_channels_last)(other), **kwargs)
+        return func(in_batch_last(input), in_batch_last(other), **kwargs)
+
+    return added
+
+
 def _view(mode: SparseLayers, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """``input.view``, of a copy where the layout of ``input`` allows no view."""
     try:
@@ -225,8 +272,9 @@ def _pair(value: Any) -> Pair:
 
 
 _FUNCTIONS: dict[Any, Any] = {torch.conv2d: _convolution, F.linear: _linear, F.batch_norm: _batch_norm}
-_POOLS = (torch.max_pool2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d)
-_FUNCTIONS |= {func: _pool(func) for func in _POOLS}
+_FUNCTIONS |= {func: _pool(func) for func in (F.avg_pool2d, F.adaptive_avg_pool2d)}
+_FUNCTIONS |= {func: _max_pool(func) for func in (torch.max_pool2d, F.max_pool2d)}
+_FUNCTIONS |= {func: _add(func) for func in (torch.add, Tensor.add, Tensor.add_)}
 _FUNCTIONS |= {Tensor.view: _view, Tensor.view_as: lambda mode, input, other: _view(mode, input, other.shape)}
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_lottery.kernels import native
-from pyro_lottery.kernels.batch_last import activations, planes
+from pyro_lottery.kernels.batch_last import activations, empty, planes
 from pyro_lottery.kernels.once import once_only
 
 
@@ -27,8 +27,7 @@ class _BatchNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float) -> tuple[Tensor, ...]:
         shape, x = x.shape, planes(x.detach())
         channels, count = len(x), x[0].numel()
-        # No view, since torch lets nobody change a view that a function returns among others in place, as ReLUs may do.
-        y = x.new_empty_strided(shape, activations(x).stride())
+        y = empty(x, *shape)
         statistics = x.new_empty(3, channels)
         mean, variance, rate = statistics
         scale, shift = (None if t is None else t.detach().contiguous() for t in (weight, bias))

@@ -116,16 +116,21 @@ void pl_sparse_grad(const float *x, const float *g, int64_t rows, int64_t taps, 
     }
 }
 
-/* out [columns][rows] = the transpose of in [rows][columns], in squares that fit into the cache. */
-void pl_transpose(int64_t rows, int64_t columns, const float *in, float *out) {
+/* out [columns][middle][rows] = in [rows][middle][columns], in squares that fit into the cache. */
+void pl_turn(int64_t rows, int64_t middle, int64_t columns, const float *in, float *out) {
     enum { SIDE = 32 };
-    #pragma omp parallel for schedule(static)
-    for (int64_t c = 0; c < columns; c += SIDE)
-        for (int64_t r = 0; r < rows; r += SIDE)
-            if (r + SIDE <= rows && c + SIDE <= columns)
-                for (int64_t j = c; j < c + SIDE; j++)
-                    for (int i = 0; i < SIDE; i++) out[j * rows + r + i] = in[(r + i) * columns + j];
-            else
-                for (int64_t j = c; j < MIN(c + SIDE, columns); j++)
-                    for (int64_t i = r; i < MIN(r + SIDE, rows); i++) out[j * rows + i] = in[i * columns + j];
+    const int64_t to = middle * rows, from = middle * columns;
+    #pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t m = 0; m < middle; m++)
+        for (int64_t c = 0; c < columns; c += SIDE) {
+            const float *a = in + m * columns;
+            float *b = out + m * rows;
+            for (int64_t r = 0; r < rows; r += SIDE)
+                if (r + SIDE <= rows && c + SIDE <= columns)
+                    for (int64_t j = c; j < c + SIDE; j++)
+                        for (int i = 0; i < SIDE; i++) b[j * to + r + i] = a[(r + i) * from + j];
+                else
+                    for (int64_t j = c; j < MIN(c + SIDE, columns); j++)
+                        for (int64_t i = r; i < MIN(r + SIDE, rows); i++) b[j * to + i] = a[i * from + j];
+        }
 }

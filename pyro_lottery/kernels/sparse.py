@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_lottery.kernels import native
-from pyro_lottery.kernels.batch_last import activations, planes, transposed
+from pyro_lottery.kernels.batch_last import activations, empty, planes, turned
 from pyro_lottery.kernels.once import once_only
 from pyro_lottery.kernels.pattern import Pair, Pattern, tiles
 
@@ -37,9 +37,9 @@ class _Layer:
         return tiles(*ends, self.pattern.size, self.n, self.stride, self.padding, self.dilation, back)
 
     def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        """Outputs [out, h, w, n] from the planes ``x`` of the inputs, the weights [kept] and the bias [out]."""
-        y = x.new_empty(self.pattern.rows, *self.out, self.n)
-        self._apply(x, y, self.pattern.forward, values, bias, self._tiles(False))
+        """Outputs [n, out, h, w], batch_last, from the planes ``x`` of the inputs, the weights [kept] and the bias [out]."""
+        y = empty(x, self.n, self.pattern.rows, *self.out)
+        self._apply(x, planes(y), self.pattern.forward, values, bias, self._tiles(False))
         return y
 
     def of_input(self, g: Tensor, values: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class _Convolution(torch.autograd.Function):
         x, values, bias = planes(x.detach()), values.detach().contiguous(), _detached(bias)
         ctx.save_for_backward(x, values)
         ctx.layer = layer
-        return activations(layer.forward(x, values, bias))
+        return layer.forward(x, values, bias)
 
     @staticmethod
     @once_only
@@ -108,19 +108,19 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: _Layer) -> Tensor:
         x, values, bias = (
-            transposed(x.detach().contiguous())[:, None, None],
+            turned(x.detach().contiguous())[:, None, None],
             values.detach().contiguous(),
             _detached(bias),
         )
         ctx.save_for_backward(x, values)
         ctx.layer = layer
-        return transposed(layer.forward(x, values, bias).flatten(1))
+        return turned(planes(layer.forward(x, values, bias)).flatten(1))
 
     @staticmethod
     @once_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        of_x, of_values, of_bias = _gradients(ctx, transposed(grad.contiguous())[:, None, None])
-        return None if of_x is None else transposed(of_x.flatten(1)), of_values, of_bias, None
+        of_x, of_values, of_bias = _gradients(ctx, turned(grad.contiguous())[:, None, None])
+        return None if of_x is None else turned(of_x.flatten(1)), of_values, of_bias, None
 
 
 def _detached(bias: Tensor | None) -> Tensor | None:

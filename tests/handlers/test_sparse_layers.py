@@ -12,6 +12,7 @@ import pyro_lottery as pl
 from pyro_lottery import faster
 from pyro_lottery.handlers.sparse_layers import SparseLayers, sparse_layers
 from pyro_lottery.kernels import native
+from pyro_lottery.kernels.batch_last import in_batch_last, is_batch_last
 from pyro_lottery.kernels.kept import kept_of, with_kept
 
 pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
@@ -165,6 +166,60 @@ def test_pools_and_norms_of_dense_networks_are_left_alone():
     net[1].reset_running_stats()
     assert torch.equal(found, net(x))
     pyro.clear_param_store()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5)])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        F.max_pool2d,
+        torch.max_pool2d,
+        nn.MaxPool2d(2),
+        lambda x, k: F.max_pool2d(x, 3, 2, 1),
+        lambda x, k: F.max_pool2d(x, k, ceil_mode=True),
+    ],
+)
+def test_maxima_of_batch_last_activations_are_torchs(pool, size, trained):
+    x = torch.randn(6, 3, *size)
+    x[0, 0, 0, 0] = torch.nan
+    arguments = () if isinstance(pool, nn.Module) else (2,)
+    with torch.set_grad_enabled(trained):
+        expected = pool(x, *arguments)
+        with sparse_layers("on"):
+            found = pool(in_batch_last(x), *arguments)
+    assert torch.equal(found.nan_to_num(9), expected.nan_to_num(9))
+    assert is_batch_last(found)
+
+
+@pytest.mark.parametrize("add", [torch.add, lambda a, b: a + b, lambda a, b: a.add_(b)])
+@pytest.mark.parametrize("turned", [0, 1])
+def test_activations_in_two_layouts_are_added_in_one(add, turned):
+    pair = [torch.randn(6, 3, 4, 4, requires_grad=True) for _ in range(2)]
+    as_they_come = [in_batch_last(x) if i == turned else x * 1 for i, x in enumerate(pair)]
+    grad = torch.randn(6, 3, 4, 4)
+    with sparse_layers("on"):
+        y = add(*as_they_come)
+        assert torch.equal(y, pair[0] + pair[1])
+        assert all(torch.equal(g, grad) for g in torch.autograd.grad(y, pair, grad))
+
+
+def test_a_measurement_leaves_gradients_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(faster, "_known", {})
+    monkeypatch.setattr(sys.modules[SparseLayers.__module__], "LEAST", 0)
+    weight, bias, x = (
+        pruned(8, 8, 3, 3),
+        torch.zeros(8, requires_grad=True),
+        torch.randn(4, 8, 6, 6, requires_grad=True),
+    )
+    row, few = pruned(8, 8), torch.randn(4, 8, requires_grad=True)
+    with sparse_layers() as layers:
+        torch.conv2d(in_batch_last(x), weight, bias, padding=1)
+        torch.conv2d(x, weight, bias, padding=1)
+        F.linear(few, row, bias)
+    assert len(layers.ways) == 3, "a layer is measured for each layout in which its inputs come"
+    assert [t.grad for t in (weight, bias, x, row, few)] == [None] * 5
 
 
 def pruned(*shape, **options):

@@ -3,7 +3,14 @@ import torch
 import torch.nn.functional as F
 
 from pyro_lottery.kernels import native, norm, sparse
-from pyro_lottery.kernels.batch_last import activations, is_batch_last, planes, transposed
+from pyro_lottery.kernels.batch_last import (
+    activations,
+    in_batch_last,
+    in_channels_last,
+    is_batch_last,
+    planes,
+    turned,
+)
 from pyro_lottery.kernels.pattern import Pattern
 
 pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
@@ -119,8 +126,39 @@ def test_a_linear_layer_and_its_gradients_are_those_of_double_precision(n, into,
 @pytest.mark.parametrize("shape", [(1, 1), (3, 70), (32, 32), (65, 97)])
 def test_a_transpose_moves_every_number(shape):
     matrix = torch.randn(shape)
-    assert torch.equal(transposed(matrix), matrix.t())
-    assert transposed(matrix).is_contiguous()
+    assert torch.equal(turned(matrix), matrix.t())
+    assert turned(matrix).is_contiguous()
+
+
+@pytest.mark.parametrize("n", [1, 5, 40])
+@pytest.mark.parametrize("strange", [False, True], ids=["fp32", "fp64 in part"])
+def test_layouts_are_turned_into_each_other_with_their_gradients(n, strange):
+    x = (
+        torch.randn(n, 33, 4, 3, dtype=torch.float64)[:, ::3].requires_grad_()
+        if strange
+        else torch.randn(n, 33, 4, 3, requires_grad=True)
+    )
+    last = in_batch_last(x)
+    again = in_channels_last(last)
+    assert torch.equal(last, x)
+    assert torch.equal(again, x)
+    assert is_batch_last(last) == (n > 1)
+    assert n == 1 or again.is_contiguous(memory_format=torch.channels_last)
+    grad = torch.randn_like(x)
+    for y in (last, again):
+        assert torch.equal(torch.autograd.grad(y, x, grad, retain_graph=True)[0], grad)
+    assert torch.equal(F.relu(last, inplace=True), F.relu(x)), "nobody forbids to change it in place"
+
+
+def test_relus_work_in_place_on_a_convolution():
+    mask, x, weight, bias, geometry, groups = layer(**LAYERS["3x3"])
+    values = kept(weight, mask).requires_grad_()
+    y = sparse.convolution(x, values, bias, Pattern(mask, groups), *geometry)
+    found = torch.autograd.grad(F.relu(y, inplace=True).square().sum(), values)[0]
+    weight.requires_grad_()
+    y = torch.conv2d(x, weight, bias, *geometry, groups)
+    expected = torch.autograd.grad(F.relu(y).square().sum(), weight)[0]
+    torch.testing.assert_close(found, kept(expected, mask), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
