@@ -73,7 +73,7 @@ def predict(
 
     with TURN:
         _check(model, guide, num_samples)
-        return _joined(_of_parts(model, x, batch_size, of_part), 0 if aggregate else 1)
+        return _joined(_of_parts(model, guide, x, batch_size, of_part), 0 if aggregate else 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,10 +123,10 @@ def predictive(
     with TURN:
         _check(model, guide, num_samples)
         if isinstance(model, BayesianClassifier):
-            found = _of_parts(model, x, batch_size, of_classes)
+            found = _of_parts(model, guide, x, batch_size, of_classes)
             probs, aleatoric = (_joined([getattr(each, name) for each in found]) for name in ("probs", "aleatoric"))
             return Predictive(probs, aleatoric, found[0].num_samples)
-        outputs = _joined(_of_parts(model, x, batch_size, of_outputs), 1)
+        outputs = _joined(_of_parts(model, guide, x, batch_size, of_outputs), 1)
         with inference(model):  # copied, since a learned noise scale changes if the model trains on
             likelihoods = copy.deepcopy([model.checked_likelihood(output, len(output)) for output in outputs])
         return Mixture(tuple(likelihoods), outputs.new_empty(0))
@@ -176,7 +176,11 @@ def _check(model: BayesianNetwork, guide: AutoGuide, num_samples: int) -> None:
 
 
 def _of_parts(
-    model: BayesianNetwork, x: Inputs, batch_size: int, f: Callable[[_Batches, seeds.Replay | None], _Result]
+    model: BayesianNetwork,
+    guide: AutoGuide,
+    x: Inputs,
+    batch_size: int,
+    f: Callable[[_Batches, seeds.Replay | None], _Result],
 ) -> list[_Result]:
     """The results of ``f`` for inputs held in memory, or for every batch of a loader.
 
@@ -184,7 +188,8 @@ def _of_parts(
     """
     device = _device(model)
     if not is_loader(x):
-        return [f(lambda: slices(x, batch_size, device), None)]
+        with guides.drawn_from(guide):  # not around a loader, whose code may use the guide
+            return [f(lambda: slices(x, batch_size, device), None)]
     replay, found = seeds.Replay(device), []
     for batch in batches(x, device):
         with replay:

@@ -8,6 +8,7 @@ from pyro_lottery.guides.state import (
     DRAWS,
     active_masks,
     compressed,
+    drawn_from,
     is_point,
     locs,
     not_finite,
@@ -20,6 +21,6 @@ from pyro_lottery.guides.state import (
 
 __all__ = [
     "DRAWS", "MeanField", "Point", "active_masks", "auto", "by_name", "check_guide", "check_name", "check_sites",
-    "compressed", "deterministic", "is_point", "locs", "made_by", "mean_field", "not_finite", "parameter_groups",
+    "compressed", "deterministic", "drawn_from", "is_point", "locs", "made_by", "mean_field", "not_finite", "parameter_groups",
     "posterior", "set_posterior_", "values_at_loc", "zero_pruned_",
 ]  # fmt: skip

@@ -70,6 +70,10 @@ class Family:
         """A context in which only surviving weights have parameters, if the family can do that."""
         return nullcontext()
 
+    def drawn_from(self) -> AbstractContextManager[None]:
+        """A context for several draws, in which the surviving weights' parameters are looked up once and none may change."""
+        return nullcontext()
+
 
 @singledispatch
 def family(guide: Any) -> Family:

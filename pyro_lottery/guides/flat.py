@@ -137,6 +137,17 @@ class FlatGuide(Tempered, Family):
         finally:
             self.expand_(dense)
 
+    @contextmanager
+    def drawn_from(self) -> Iterator[None]:
+        with torch.no_grad():
+            layout, parameters = self.compress_()
+        try:
+            yield
+        finally:
+            self.layout = layout
+            for name, parameter in parameters.items():
+                self._set(name, parameter)
+
     def compress_(self) -> tuple[Layout, dict[str, nn.Parameter]]:
         """Keep only the weights that the enclosing ``sparsify`` leaves as parameters; returns what :meth:`expand_` needs."""
         layout, kept = self.under_masks()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -148,6 +148,14 @@ def compressed(guide: AutoGuide) -> Iterator[None]:
         zero_pruned_(guide, active_masks(guide))
     with own.compressed():
         yield
+
+
+def drawn_from(guide: AutoGuide) -> AbstractContextManager[None]:
+    """A context for several draws from ``guide`` under one mask, in which no parameter may change.
+
+    The parameters of surviving weights are looked up once instead of at every draw.
+    """
+    return family(guide).drawn_from()
 
 
 def parameter_groups(model: nn.Module, guide: AutoGuide, weight_decay: float) -> list[dict[str, Any]]:

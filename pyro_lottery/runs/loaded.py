@@ -57,7 +57,8 @@ class TrainedNetwork:
                 pruned, sparse = sparsify(self.mask), sparse_layers("off" if masks.is_full(self.mask) else self.sparse)
             with pruned, sparse:
                 yield
-            self._handlers[:] = [(pruned, sparse)]
+            if not torch.is_inference_mode_enabled():  # whose tensors cannot be used outside it
+                self._handlers[:] = [(pruned, sparse)]
 
     def predict(self, x: prediction.Inputs, num_samples: int = 10, seed: int = 0, *, aggregate: bool = True) -> Tensor:
         """Class probabilities [n, classes] of normalised images ``x``, or E[y | x] for real targets.

@@ -99,3 +99,22 @@ def test_convolution_weights_lie_in_channels_last_order(tiny_model):
         for v in pl.guides.mean_field(tiny_model)().values()
         if v.ndim == 4
     )
+
+
+@pytest.mark.parametrize("make", [pl.guides.mean_field, pl.guides.deterministic])
+def test_several_draws_look_the_surviving_weights_up_once_and_change_no_parameter(make, tiny_model, half_mask):
+    guide = make(tiny_model)
+    own, values = dict(guide.named_parameters()), {n: p.clone() for n, p in guide.named_parameters()}
+
+    def draw():
+        torch.manual_seed(3)
+        return guide()
+
+    with pl.handlers.sparsify(half_mask):
+        expected = draw()
+        with pl.guides.drawn_from(guide):
+            assert len(guide.loc) == sum(int(half_mask.get(n, torch.ones(s)).sum()) for n, s in guide.shapes.items())
+            found = draw()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert dict(guide.named_parameters()).keys() == own.keys()
+    assert all(guide.get_parameter(n) is p and torch.equal(p, values[n]) for n, p in own.items())

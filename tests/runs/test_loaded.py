@@ -95,8 +95,7 @@ def test_the_places_of_surviving_weights_are_found_once_until_the_mask_is_change
     net, x, made = run.level(1).load_model(), run.load_data().test[:4], []
     handler = pl.handlers.sparsify
     monkeypatch.setattr("pyro_lottery.runs.loaded.sparsify", lambda mask: made.append(mask) or handler(mask))
-    with torch.inference_mode():
-        whole = net.predict(x, num_samples=2)
+    whole = net.predict(x, num_samples=2)
     assert torch.equal(net.predict(x, num_samples=2), whole)
     assert torch.equal([p.probs for p in net.predictives(x, 2)][-1], whole)
     assert made[1:] == [net.mask], "after the empty one of the first prediction"
@@ -108,6 +107,19 @@ def test_the_places_of_surviving_weights_are_found_once_until_the_mask_is_change
         net.mask[name] = mask
         mask.copy_(before)
         assert torch.equal(net.predict(x, num_samples=2), whole)
+
+
+def test_a_network_predicts_in_inference_mode_and_after_it(run):
+    for first in (torch.inference_mode, torch.no_grad):
+        net, x = run.level(1).load_model(), run.load_data().test[:4]
+        with first():
+            whole = net.predict(x, num_samples=2)
+        for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+            with mode():
+                assert torch.equal(net.predict(x, num_samples=2), whole)
+    with torch.inference_mode():
+        loaded = run.level(1).load_model()
+        assert torch.equal(loaded.predict(x, num_samples=2), whole)
 
 
 def test_a_loader_may_predict_with_the_network_that_reads_it(run):
