@@ -17,7 +17,7 @@ from torch.distributions import kl_divergence
 
 from pyro_lottery.distributions import Draw, SiteNormal, base, one_number
 from pyro_lottery.errors import UserError, unknown
-from pyro_lottery.handlers import DrawsApart, local_reparameterization
+from pyro_lottery.handlers import DrawsApart, as_drawn, local_reparameterization
 from pyro_lottery.threads import in_turn
 
 KL_KINDS = ("analytic", "monte_carlo")
@@ -79,7 +79,8 @@ class ELBO(Trace_ELBO):
         with self._noise:
             with draws or nullcontext():
                 guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            replayed = as_drawn(poutine.replay(model, trace=guide_trace))
+            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
         _check_traces(model_trace, guide_trace, tempered=True)
         posteriors = {n: s for n, s in guide_trace.nodes.items() if _is_random(s)}
         for name, q in posteriors.items():

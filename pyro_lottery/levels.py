@@ -17,6 +17,9 @@ from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.prediction import logits_mean, predict, predictive
 from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket
 
+WHOLE = "training steps as a whole"
+"""Key of :attr:`TrainedLevel.layers` for whole steps, which were measured."""
+
 
 @dataclass(frozen=True, eq=False)
 class TrainedLevel:
@@ -91,7 +94,7 @@ def train_level(
             costs = {"predict_ms": 1000 * seconds / len(data.test), "flops": flops(model, guide, data)}
     posterior = masks.apply(ticket.mask, guides.posterior(guide))
     steps = training.steps_in(data.train, batch_size, ranks.least)
-    ways = {} if whole == sparse else {"training steps as a whole": "dense" if whole == "off" else "sparse"}
+    ways = {} if whole == sparse else {WHOLE: "dense" if whole == "off" else "sparse"}
     return TrainedLevel(
         posterior, model.net_state(), history, measured, costs, steps, ways | layers.ways | predicting.ways
     )

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from pyro_lottery import guides, metrics, seeds, trees
 from pyro_lottery.errors import UserError, one_line
-from pyro_lottery.handlers import active_mask
-from pyro_lottery.handlers.sparsify import AS_DRAWN
+from pyro_lottery.handlers import active_mask, as_drawn
 from pyro_lottery.machine import autocast, channels_last
 from pyro_lottery.masks import zeroed
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork
@@ -269,11 +268,7 @@ def _outputs(
 ) -> Iterator[Tensor]:
     for batch in inputs:
         first = trees.first_tensor(batch)
-        with (
-            poutine.condition(data=dict(weights)),
-            poutine.infer_config(config_fn=_as_drawn),
-            autocast(first.device, precision),
-        ):
+        with poutine.condition(data=dict(weights)), as_drawn(), autocast(first.device, precision):
             try:
                 output = model.outputs(trees.map_tensors(channels_last, batch))
             except torch.OutOfMemoryError:
@@ -281,10 +276,6 @@ def _outputs(
             except RuntimeError as error:
                 raise UserError(_refusal(batch, error)) from error
             yield output
-
-
-def _as_drawn(site: Any) -> Any:
-    return {AS_DRAWN: True}
 
 
 def _refusal(batch: Any, error: RuntimeError) -> str:

@@ -19,6 +19,7 @@ from rich.table import Table
 from pyro_lottery import data, guides
 from pyro_lottery.distributions import base
 from pyro_lottery.errors import UserError
+from pyro_lottery.levels import WHOLE
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.runs.build import Shape, build, check_names, load_data, shape_of
 from pyro_lottery.runs.cli import Parser, run_command
@@ -139,9 +140,14 @@ def show_layers(run: RunFolder) -> None:
     for row in run.finished():
         manifest = run.level(row.level).manifest()
         if manifest is not None:
-            count = Counter(manifest.layers.values())
-            print(f"level {row.level}, density {row.density:.2%}: {count['sparse']} sparse, {count['dense']} dense")
-            last = row.level, manifest.layers
+            layers = dict(manifest.layers)
+            whole = layers.pop(WHOLE, "")
+            count = Counter(layers.values())
+            print(
+                f"level {row.level}, density {row.density:.2%}: {count['sparse']} sparse, {count['dense']} dense"
+                + (f"; {WHOLE} are faster {whole}" if whole else "")
+            )
+            last = row.level, layers
     if last and last[1]:
         table = Table(f"pruned layer of level {last[0]}", "computed", box=None, header_style="bold")
         for what, way in last[1].items():

@@ -40,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("runs", nargs="+", type=Path, help="run folders of mean_field runs with a finished level 0")
     parser.add_argument("--density", nargs="+", type=float, default=[0.012, 0.1])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, default=500, help="images of a prediction from ten posterior samples")
+    parser.add_argument(
+        "--images", type=int, help="images of a prediction from ten samples (default: as a training batch)"
+    )
     parser.add_argument("--precision", default="32", help="32 or bf16, of dense layers")
     parser.add_argument("--estimator", default="weights", help="weights or local")
     parser.add_argument("--out", type=Path, default=Path("runs/sparse"))
@@ -69,7 +71,7 @@ def rows_of(path: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     arch, shape, trained = run.config.arch, run.shape, run.level(0).posterior
     batch = BATCH.get(arch, run.config.batch_size)
     x = torch.randn(batch, shape.in_channels, *shape.image_size)
-    y, images = torch.randint(shape.num_classes or 1, (batch,)), torch.randn(given.images, *x.shape[1:])
+    y, images = torch.randint(shape.num_classes or 1, (batch,)), torch.randn(given.images or batch, *x.shape[1:])
     found: dict[str, Mask] = {
         f"{density:.1%} by {name}": masks.shrink(masks.full(trained), score(trained), 1 - density)
         for density in given.density
@@ -92,7 +94,7 @@ def rows_of(path: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
         ways(lambda net, mask, sparse: prediction(net, mask, sparse, images, given)), given.rounds, cpu
     )
     rows = ratio_rows(f"step of {arch}", batch, given.precision, trains, "dense")
-    return rows + ratio_rows(f"ten samples of {arch}", given.images, given.precision, predicts, "dense")
+    return rows + ratio_rows(f"ten samples of {arch}", len(images), given.precision, predicts, "dense")
 
 
 def training_step(

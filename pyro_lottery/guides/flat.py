@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
@@ -36,6 +37,8 @@ class FlatGuide(Tempered, Family):
 
     flat: ClassVar[tuple[str, ...]] = ("loc",)
     """Names of the flat parameters."""
+    _found: tuple[int, Layout, list[Tensor]] | None = None
+    """Within :meth:`drawn_from`: its thread, and what :meth:`under_masks` returns."""
     draws_sites_apart = True
     """No site's distribution depends on another's value, so that a closed-form KL is a site's own."""
 
@@ -85,6 +88,10 @@ class FlatGuide(Tempered, Family):
         masks = tuple(active_mask(name, shape, self.loc.device) for name, shape in self.shapes.items())
         if self._unprunable:
             check_unmasked(dict(zip(self.shapes, masks, strict=True)), self._unprunable)
+        if self._found is not None:
+            thread, layout, kept = self._found
+            if thread == threading.get_ident() and all(a is b for a, b in zip(masks, layout.masks, strict=True)):
+                return layout, kept
         parameters = [getattr(self, name) for name in self.flat]
         if _same(masks, self.layout.masks):
             self.layout.masks = masks  # so that the next comparison is of objects, and a GPU is not waited for
@@ -94,7 +101,8 @@ class FlatGuide(Tempered, Family):
                 "this guide trains under another mask and has only its weights; call it under that mask, or after the training"
             )
         if not _same(masks, self._masked.masks):
-            self._masked = Layout(self.layout.shapes, masks, self.loc.device)
+            with torch.inference_mode(False):  # it may be used outside
+                self._masked = Layout(self.layout.shapes, masks, self.loc.device)
         self._masked.masks = masks
         return self._masked, [self._masked.keep(p) for p in parameters]
 
@@ -140,13 +148,12 @@ class FlatGuide(Tempered, Family):
     @contextmanager
     def drawn_from(self) -> Iterator[None]:
         with torch.no_grad():
-            layout, parameters = self.compress_()
+            layout, kept = self.under_masks()
+        before, self._found = self._found, (threading.get_ident(), layout, kept)
         try:
             yield
         finally:
-            self.layout = layout
-            for name, parameter in parameters.items():
-                self._set(name, parameter)
+            self._found = before
 
     def compress_(self) -> tuple[Layout, dict[str, nn.Parameter]]:
         """Keep only the weights that the enclosing ``sparsify`` leaves as parameters; returns what :meth:`expand_` needs."""

@@ -69,7 +69,8 @@ class SparseLayers(TorchFunctionMode):
 
     def way(self, what: str, work: int, sparse_way: Work, dense_way: Work) -> bool:
         """Whether the layer ``what`` of ``work`` multiplications, if dense, is to be computed sparse."""
-        chosen = self.choice == "on" or (work >= LEAST and is_faster(sparse_way, dense_way, what))
+        timed = f"{what}, kernels {native.code()}"
+        chosen = self.choice == "on" or (work >= LEAST and is_faster(sparse_way, dense_way, timed))
         self.ways[what] = "sparse" if chosen else "dense"
         return chosen
 
@@ -153,7 +154,7 @@ def _is_chosen(
     as_it_comes = in_batch_last if comes_last else in_channels_last
 
     def timed(layer: _Way, w: Tensor) -> Callable[[], None]:
-        x = torch.randn(input.shape, generator=random)
+        x = torch.randn(input.shape, generator=random, dtype=torch.float32, device="cpu")
         if x.ndim == 4:
             x = in_batch_last(x) if comes_last else x.contiguous(memory_format=torch.channels_last)
         x.requires_grad_(trained and input.requires_grad)
@@ -173,7 +174,7 @@ def _is_chosen(
         return mode.ways[what] == "sparse"
 
     def sparse_way() -> Callable[[], None]:
-        return timed(thin, torch.randn(pattern.kept, generator=random))
+        return timed(thin, torch.randn(pattern.kept, generator=random, dtype=torch.float32, device="cpu"))
 
     return mode.way(what, work, sparse_way, lambda: timed(dense, weight))
 
@@ -194,6 +195,9 @@ def _batch_norm(
 ) -> Any:  # fmt: skip
     if not (is_batch_last(input) and input.dtype == torch.float32 and input.device.type == "cpu"):
         return NotImplemented
+    channels = [t for t in (running_mean, running_var, weight, bias) if t is not None]
+    if any(t.dtype != torch.float32 or t.device.type != "cpu" or t.shape != input.shape[1:2] for t in channels):
+        return NotImplemented  # torch refuses these, or converts them
     if not training:
         memory = planes(input)
         y = F.batch_norm(memory.flatten(1)[None], running_mean, running_var, weight, bias, False, momentum, eps)
@@ -225,12 +229,13 @@ def _max_pool(func: Any) -> Any:
         mode: SparseLayers, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
         ceil_mode: bool = False, return_indices: bool = False,
     ) -> Any:  # fmt: skip
-        pairs = _pair(kernel_size), _pair(stride or kernel_size)
-        is_plain = pairs == ((2, 2), (2, 2)) and _pair(padding) == (0, 0) and _pair(dilation) == (1, 1)
+        stride = kernel_size if stride is None or stride == [] or stride == () else stride
+        twos, none, ones = (2, (2, 2), [2, 2]), (0, (0, 0), [0, 0]), (1, (1, 1), [1, 1])
+        is_plain = kernel_size in twos and stride in twos and padding in none and dilation in ones
         if not is_batch_last(input) or return_indices:
             return NotImplemented
-        if not is_plain or ceil_mode or torch.is_grad_enabled():
-            return pooled(mode, input, kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
+        if not is_plain or ceil_mode or torch.is_grad_enabled() or min(input.shape[2:]) < 2:
+            return pooled(mode, input, kernel_size, stride, padding, dilation, ceil_mode)
         # Without the places of the maxima, which only gradients need, four times as fast.
         x = planes(input)
         x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
@@ -241,13 +246,12 @@ def _max_pool(func: Any) -> Any:
 
 
 def _add(func: Any) -> Any:
-    def added(mode: SparseLayers, input: Any, other: Any, **kwargs: Any) -> Any:
+    def added(mode: SparseLayers, *operands: Any, **kwargs: Any) -> Any:
         """A sum of activations in two layouts, over which torch goes number by number."""
-        if (
-            not (isinstance(input, Tensor) and isinstance(other, Tensor))
-            or input.shape != other.shape
-            or input.ndim != 4
-        ):
+        if len(operands) != 2 or not all(isinstance(each, Tensor) and each.ndim == 4 for each in operands):
+            return NotImplemented
+        input, other = operands
+        if input.shape != other.shape:
             return NotImplemented
         first, second = is_batch_last(input), is_batch_last(other)
         if first == second:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.poutine.runtime import effectful
 from torch import Size, Tensor
 
@@ -36,8 +37,8 @@ def _masks_met() -> frozenset[int]:
     return frozenset()
 
 
-AS_DRAWN = "as_drawn"
-"""Key of ``infer`` for a value that is, unchanged, the draw of a guide, which need not be pruned again under the same mask."""
+_AS_DRAWN = "as_drawn"
+"""Key of ``infer``, set by :func:`as_drawn`."""
 
 
 class _OfThread(threading.local):
@@ -178,7 +179,11 @@ class SparsifyMessenger(OwnHandler):
             msg["fn"] = Pruned(each, mask).to_event(dims)
         # A draw of local reparameterization is already pruned, and layers recognise it by its identity.
         kept = None if msg["value"] is None else kept_of(msg["value"])
-        pruned = msg["infer"].get("pruned_by") is mask or "by_layers" in msg["infer"] or (kept and kept.mask is mask)
+        pruned = (
+            msg["infer"].get("pruned_by") is mask
+            or "by_layers" in msg["infer"]
+            or (kept and kept.mask is mask and _AS_DRAWN in msg["infer"])
+        )
         if msg["value"] is not None and not pruned:
             # The value was set from outside: by a condition, a sampler's step, or the replay of an unmasked guide.
             # masked_fill keeps the memory layout, on which the bits of convolutions depend.
@@ -190,7 +195,7 @@ class SparsifyMessenger(OwnHandler):
         if mask is None:
             return
         kept = kept_of(msg["value"])
-        if kept is not None and kept.mask is mask and AS_DRAWN in msg["infer"]:
+        if kept is not None and kept.mask is mask and _AS_DRAWN in msg["infer"]:
             return
         if msg["is_observed"] or "pruned_by" not in msg["infer"]:
             # An outer handler set the value after this one masked the distribution.
@@ -232,6 +237,14 @@ def _device_of(msg: Any, distribution: Any) -> torch.device | None:
         if isinstance(value, Tensor):
             return value.device
     return _device_of(msg, getattr(distribution, "base_dist", None))
+
+
+def as_drawn(fn: Any = None) -> Any:
+    """Say of the values that a condition or replay sets in ``fn``, or within this context, that they are, unchanged, draws of a
+    guide: those that it drew under the same mask are not pruned again.
+    """
+    config: Any = {_AS_DRAWN: True}
+    return poutine.infer_config(fn, config_fn=lambda site: config)
 
 
 def sparsify(mask: Mask) -> SparsifyMessenger:

@@ -36,12 +36,18 @@ def empty(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
 
 def is_batch_last(x: Tensor) -> bool:
     """Return whether the memory of ``x`` [n, c, h, w] is [c, h, w, n] and not also [n, c, h, w]."""
-    return x.ndim == 4 and len(x) > 1 and x[0].numel() > 1 and x.permute(1, 2, 3, 0).is_contiguous()
+    return (
+        x.layout == torch.strided
+        and x.ndim == 4
+        and len(x) > 1
+        and x[0].numel() > 1
+        and x.permute(1, 2, 3, 0).is_contiguous()
+    )
 
 
 def in_batch_last(x: Tensor) -> Tensor:
     """Return ``x`` [n, c, h, w] in batch_last; its gradient comes back in channels_last."""
-    return x if is_batch_last(x) else _InLayout.apply(x, True)  # type: ignore[no-untyped-call,no-any-return]
+    return x if x.permute(1, 2, 3, 0).is_contiguous() else _InLayout.apply(x, True)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def in_channels_last(x: Tensor) -> Tensor:

@@ -52,12 +52,15 @@ class TrainedNetwork:
         """This thread's turn under the mask, in which the places of surviving weights are found once for all predictions."""
         with TURN:
             # Taken out while it is in use, since a loader may predict with this network while a prediction reads it.
-            pruned, sparse = self._handlers.pop() if self._handlers else (sparsify({}), sparse_layers("off"))
+            is_kept = (
+                bool(self._handlers) and not torch.is_inference_mode_enabled()
+            )  # whose tensors cannot be used outside it
+            pruned, sparse = self._handlers.pop() if is_kept else (sparsify({}), sparse_layers("off"))
             if not _are_equal(pruned.mask, self.mask):
                 pruned, sparse = sparsify(self.mask), sparse_layers("off" if masks.is_full(self.mask) else self.sparse)
             with pruned, sparse:
                 yield
-            if not torch.is_inference_mode_enabled():  # whose tensors cannot be used outside it
+            if not torch.is_inference_mode_enabled():
                 self._handlers[:] = [(pruned, sparse)]
 
     def predict(self, x: prediction.Inputs, num_samples: int = 10, seed: int = 0, *, aggregate: bool = True) -> Tensor:

@@ -50,7 +50,7 @@ def sparse_for_data(
     kept = ", ".join(f"{name} {density:.1g}" for name, density in masks.density_per_site(mask).items())
     what = (
         f"sparse layers in a training step of {description(model)} on {trees.shapes(x)}, {precision}, "
-        f"{'no noise' if is_point else noise}, kept of {kept}, torch {torch.__version__}"
+        f"{'no noise' if is_point else noise}, kept of {kept}, torch {torch.__version__}, kernels {native.code()}"
     )
 
     @functools.cache

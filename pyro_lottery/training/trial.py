@@ -25,7 +25,7 @@ from pyro_lottery.threads import TURN
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """This thread's turn, in which the global generators of torch, numpy and Python follow a seed; restores them after it."""
+    """This thread's turn, after which the global generators of torch, numpy and Python are as before; torch's follow a seed."""
     python, numbers = random.getstate(), np.random.get_state()
     try:
         with TURN, seeds.rng("cpu", 0, "trial"):

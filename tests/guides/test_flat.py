@@ -113,8 +113,11 @@ def test_several_draws_look_the_surviving_weights_up_once_and_change_no_paramete
     with pl.handlers.sparsify(half_mask):
         expected = draw()
         with pl.guides.drawn_from(guide):
-            assert len(guide.loc) == sum(int(half_mask.get(n, torch.ones(s)).sum()) for n, s in guide.shapes.items())
-            found = draw()
+            found, kept = draw(), guide.under_masks()[1][0]
+            assert guide.under_masks()[1][0] is kept
+            with pl.handlers.sparsify({n: torch.zeros_like(m) for n, m in half_mask.items()}):
+                assert all(not guide()[name].any() for name in half_mask), "under another mask within"
+        assert guide.under_masks()[1][0] is not kept
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert dict(guide.named_parameters()).keys() == own.keys()
     assert all(guide.get_parameter(n) is p and torch.equal(p, values[n]) for n, p in own.items())

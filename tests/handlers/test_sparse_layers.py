@@ -1,6 +1,7 @@
 import sys
 from contextlib import nullcontext
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -192,16 +193,34 @@ def test_maxima_of_batch_last_activations_are_torchs(pool, size, trained):
     assert is_batch_last(found)
 
 
-@pytest.mark.parametrize("add", [torch.add, lambda a, b: a + b, lambda a, b: a.add_(b)])
+@pytest.mark.parametrize(
+    ("add", "in_place"), [(torch.add, False), (lambda a, b: a + b, False), (lambda a, b: a.add_(b), True)]
+)
 @pytest.mark.parametrize("turned", [0, 1])
-def test_activations_in_two_layouts_are_added_in_one(add, turned):
+def test_activations_in_two_layouts_are_added_in_one(add, in_place, turned):
     pair = [torch.randn(6, 3, 4, 4, requires_grad=True) for _ in range(2)]
     as_they_come = [in_batch_last(x) if i == turned else x * 1 for i, x in enumerate(pair)]
     grad = torch.randn(6, 3, 4, 4)
     with sparse_layers("on"):
         y = add(*as_they_come)
         assert torch.equal(y, pair[0] + pair[1])
+        assert is_batch_last(y) == (turned == 0 or not in_place)
         assert all(torch.equal(g, grad) for g in torch.autograd.grad(y, pair, grad))
+
+
+def test_what_torch_refuses_or_takes_of_pools_sums_and_norms_it_does_within_the_handler():
+    x, last = torch.randn(6, 3, 1, 4), in_batch_last(torch.randn(6, 3, 4, 4))
+    with torch.no_grad(), sparse_layers("on"):
+        with pytest.raises(RuntimeError, match="too small"):
+            F.max_pool2d(in_batch_last(x), 2)
+        with pytest.raises(RuntimeError, match="stride"):
+            F.max_pool2d(last, 2, 0)
+        with pytest.raises(RuntimeError, match="weight"):
+            F.batch_norm(last, None, None, torch.ones(2), training=True)
+        assert F.max_pool2d(torch.randn(1, 3, 4, 4), np.int64(2)).shape == (1, 3, 2, 2)
+        assert torch.equal(torch.add(last, last, alpha=2), last * 3)
+        coo = torch.eye(2).view(1, 1, 2, 2).to_sparse()
+        assert torch.equal((coo + coo).to_dense(), 2 * torch.eye(2).view(1, 1, 2, 2))
 
 
 def test_a_measurement_leaves_gradients_alone(tmp_path, monkeypatch):

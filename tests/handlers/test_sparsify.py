@@ -294,9 +294,8 @@ def _by_numpy(value):
 def test_draws_that_somebody_changed_are_pruned_again(mode, change, tiny_model, half_mask, tiny_data):
     guide = pl.guides.mean_field(tiny_model)
     with pl.handlers.sparsify(half_mask), mode():
-        drawn = {
-            name: site["value"] for name, site in poutine.trace(guide).get_trace().nodes.items() if name in half_mask
-        }
+        guide_trace = poutine.trace(guide).get_trace()
+        drawn = {name: guide_trace.nodes[name]["value"] for name in half_mask}
         for value in drawn.values():
             change(value)
         trace = poutine.trace(poutine.condition(tiny_model, drawn)).get_trace(tiny_data.test[:4])
