@@ -25,6 +25,11 @@ LEAST = 10_000_000
 """Multiplications of a dense layer below which ``auto`` leaves it dense: calls take longer than the work."""
 
 
+def measured_code() -> str:
+    """A checksum of the code whose time is measured, for which alone a measurement counts."""
+    return native.code(__file__)
+
+
 class SparseLayers(TorchFunctionMode):
     """The handler that ``sparse_layers`` returns."""
 
@@ -69,7 +74,7 @@ class SparseLayers(TorchFunctionMode):
 
     def way(self, what: str, work: int, sparse_way: Work, dense_way: Work) -> bool:
         """Whether the layer ``what`` of ``work`` multiplications, if dense, is to be computed sparse."""
-        timed = f"{what}, kernels {native.code()}"
+        timed = f"{what}, code {measured_code()}"
         chosen = self.choice == "on" or (work >= LEAST and is_faster(sparse_way, dense_way, timed))
         self.ways[what] = "sparse" if chosen else "dense"
         return chosen
@@ -149,9 +154,8 @@ def _is_chosen(
     density = float(f"{pattern.kept / kept.mask.numel():.1g}")
     random = torch.Generator().manual_seed(0)
 
-    # What follows a layer takes the layout in which the layer's inputs come, so both ways hand their outputs on in that layout.
+    # Each way pays for turning the inputs, as they come, into its layout; what follows pays for its own.
     comes_last = is_batch_last(input)
-    as_it_comes = in_batch_last if comes_last else in_channels_last
 
     def timed(layer: _Way, w: Tensor) -> Callable[[], None]:
         x = torch.randn(input.shape, generator=random, dtype=torch.float32, device="cpu")
@@ -162,7 +166,6 @@ def _is_chosen(
 
         def once() -> None:
             y = layer(x, w, None)  # the bias's own gradient must not change
-            y = as_it_comes(y) if y.ndim == 4 else y
             if trained:
                 y.backward(torch.ones_like(y))
 

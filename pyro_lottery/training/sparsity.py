@@ -16,7 +16,7 @@ from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.elbo import ELBO
 from pyro_lottery.faster import Work, fastest
 from pyro_lottery.handlers import sparse_layers, sparsify
-from pyro_lottery.handlers.sparse_layers import CHOICES
+from pyro_lottery.handlers.sparse_layers import CHOICES, measured_code
 from pyro_lottery.kernels import native
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.training.schedule import steps_in
@@ -50,7 +50,7 @@ def sparse_for_data(
     kept = ", ".join(f"{name} {density:.1g}" for name, density in masks.density_per_site(mask).items())
     what = (
         f"sparse layers in a training step of {description(model)} on {trees.shapes(x)}, {precision}, "
-        f"{'no noise' if is_point else noise}, kept of {kept}, torch {torch.__version__}, kernels {native.code()}"
+        f"{'no noise' if is_point else noise}, kept of {kept}, torch {torch.__version__}, code {measured_code()}"
     )
 
     @functools.cache
