@@ -282,12 +282,17 @@ def test_the_speed_commands(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "speed.png").stat().st_size > 10_000
 
 
-def test_the_sparse_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (command,) = OF["sparse"]
+def arguments_on_a_small_run(kind):
+    """The arguments of a command on a run, whose place a small one takes."""
+    (command,) = OF[kind]
     run = run_imp(preset("quick", arch="lenet", levels=0, epochs=1, milestones=(), train_size=100))
     shutil.copytree(run.folder.path, shlex.split(command)[3])
-    sparse.main([*shlex.split(command)[3:], "--rounds", "1", "--images", "4"])
+    return shlex.split(command)[3:]
+
+
+def test_the_sparse_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sparse.main([*arguments_on_a_small_run("sparse"), "--rounds", "1", "--images", "4"])
     out = capsys.readouterr().out
     for what in ("step of lenet, B 64", "ten samples of lenet, B 4"):
         for mask in ("1.2% by snr", "1.2% by magnitude", "10.0% by snr", "10.0% by magnitude"):
@@ -297,10 +302,7 @@ def test_the_sparse_command(tmp_path, monkeypatch, capsys):
 def test_the_layers_command(tmp_path, monkeypatch, capsys):
     """It asserts that all libraries agree on each layer's outputs and gradients."""
     monkeypatch.chdir(tmp_path)
-    (command,) = OF["layers"]
-    run = run_imp(preset("quick", arch="lenet", levels=0, epochs=1, milestones=(), train_size=100))
-    shutil.copytree(run.folder.path, shlex.split(command)[3])
-    layers.main([*shlex.split(command)[3:], "--rounds", "1", "--density", "0.3"])
+    layers.main([*arguments_on_a_small_run("layers"), "--rounds", "1", "--density", "0.3"])
     out = capsys.readouterr().out
     for layer in ("lenet conv1 6x1x5x5", "lenet fc2 84x120", "lenet, all of these"):
         for way in ("torch", "ours", "torch.sparse"):
