@@ -46,9 +46,9 @@ class SparseLayers(TorchFunctionMode):
         self._patterns: dict[tuple[int, int], tuple[Tensor, Pattern]] = {}
 
     def __enter__(self) -> SparseLayers:
-        return (
-            self if self.choice == "off" else super().__enter__()
-        )  # every function of torch would pass here for nothing
+        if self.choice == "off":  # every function of torch would pass here for nothing
+            return self
+        return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         if self.choice != "off":
@@ -239,7 +239,7 @@ def _max_pool(func: Any) -> Any:
             return NotImplemented
         if not is_plain or ceil_mode or torch.is_grad_enabled() or min(input.shape[2:]) < 2:
             return pooled(mode, input, kernel_size, stride, padding, dilation, ceil_mode)
-        # Without the places of the maxima, which only gradients need, four times as fast.
+        # Without the places of the maxima, which only gradients need: 1.6 to 2 times as fast on one thread of an AMD EPYC.
         x = planes(input)
         x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
         x = torch.maximum(x[:, ::2], x[:, 1::2])

@@ -97,7 +97,7 @@ def turned(matrix: Tensor) -> Tensor:
 def turn(block: Tensor, out: Tensor) -> None:
     """Set ``out`` [b, m, a] to ``block`` [a, m, b] with its ends exchanged, or [b, a] to [a, b]; both are contiguous.
 
-    In C for float32 on the CPU, where torch's copy takes several times as long.
+    In C for float32 on the CPU, where torch's copy of three dimensions takes 3 to 4 times as long on one thread of an AMD EPYC.
     """
     if native.problem() is not None or block.dtype != torch.float32 or block.device.type != "cpu":
         out.copy_(block.transpose(0, -1))
