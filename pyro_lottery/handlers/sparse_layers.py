@@ -109,6 +109,8 @@ def _linear(mode: SparseLayers, input: Tensor, weight: Tensor, bias: Tensor | No
     kept = _usable(input, weight, bias)
     if kept is None or weight.ndim != 2 or input.ndim == 0 or input.shape[-1] != weight.shape[1]:
         return NotImplemented
+    if input.numel() // input.shape[-1] * max(weight.shape) >= 2**31:  # places are of 32 bits
+        return NotImplemented
     pattern, rows = mode.pattern(kept), input.reshape(-1, input.shape[-1])
 
     def thin(x: Tensor, values: Tensor, b: Tensor | None) -> Tensor:
@@ -136,12 +138,13 @@ def _usable(input: Tensor, weight: Tensor, bias: Tensor | None) -> Kept | None:
 
 
 def _fits(input: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> bool:
-    """Whether a convolution is valid; torch says what is wrong with another."""
+    """Whether a convolution is valid, and places fit into 32 bits; torch says what is wrong with another."""
     if min(*stride, *dilation, groups) < 1 or min(padding) < 0 or len(weight) % groups:
         return False
     reach = [dilation[a] * (weight.shape[2 + a] - 1) + 1 for a in (0, 1)]
     inside = all(input.shape[2 + a] + 2 * padding[a] >= reach[a] for a in (0, 1))
-    return inside and input.shape[1] == weight.shape[1] * groups
+    plane = len(input) * math.prod(input.shape[2 + a] + 2 * padding[a] for a in (0, 1))
+    return inside and input.shape[1] == weight.shape[1] * groups and plane * max(input.shape[1], len(weight)) < 2**31
 
 
 def _is_chosen(

@@ -1,13 +1,15 @@
 /* Convolutions whose cost is proportional to the weights that survive. The batch is innermost in memory, [channel][row]
    [column][example], so that each weight multiplies contiguous numbers.
 
-   A pattern lists the weights by row (output channel, or input channel for the gradient of the input) and by tap (position
-   in the filter): those of row r and tap t are ptr[r taps + t] to ptr[r taps + t + 1] - 1; col is each weight's channel, pos its
-   place among the values. A tile is a run of outputs in a plane whose inputs are contiguous for every tap: tile[0] is its
-   place, tile[1] its length, tile[2 + t] the place of its inputs for tap t, or -1 for padding. A tile's sums stay in registers
-   while all weights of a row pass. Each output is summed by one thread in a fixed order, so the number of threads does not
-   change a bit. */
+   A pattern lists the weights by row (output channel, or input channel for the gradient of the input), by block of
+   channels and by tap (position in the filter): those of row r, block b and tap t are ptr[(r blocks + b) taps + t] to
+   ptr[(r blocks + b) taps + t + 1] - 1; off is where each weight's inputs lie from the tile's base. A tile is a run of outputs
+   in a plane whose inputs are contiguous for every tap: {its place, its length, its base, the number of its runs, the first
+   tap and the end of each run}; taps outside the runs meet padding. A tile's sums stay in registers while the weights of
+   a row and a block pass, and the inputs of a block stay in the first cache while all rows pass. Each output is summed by one
+   thread in an order that the pattern alone gives, so the number of threads does not change a bit. */
 
+#include <omp.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -26,41 +28,42 @@ typedef float vector __attribute__((vector_size(VECTOR * sizeof(float)), aligned
 int64_t pl_sparse_most(void) { return MOST * VECTOR; }  /* numbers in the largest tile */
 int64_t pl_sparse_vector(void) { return VECTOR; }  /* numbers in a vector */
 
-typedef struct { const int32_t *ptr, *col, *pos; const float *values; int64_t taps, plane; } Pattern;
+/* Go over the weights k of a row and a block that do not meet padding. */
+#define EACH_WEIGHT(k) \
+    for (int i = 0; i < tile[3]; i++) \
+        for (int32_t k = ptr[tile[4 + 2 * i]]; k < ptr[tile[5 + 2 * i]]; k++)
+#define INPUTS(k) (x + tile[2] + off[k])
 
-/* y = bias + the sum over the weights of a row, for a tile of `count` vectors, or of `rest` numbers if count is 0. */
-INLINE void tile_forward(int count, int rest, const Pattern *p, const int32_t *ptr, const int32_t *from, const float *x, float *y, float bias) {
+/* y = bias, or y itself if it is not the first block, + the sum over the weights of a row and a block, for a tile of `count`
+   vectors, or of `rest` numbers if count is 0. */
+INLINE void tile_forward(int count, int rest, const int32_t *tile, const int32_t *ptr, const int32_t *off, const float *values,
+                         const float *x, float *y, int first, float bias) {
     vector sum[MOST];
     float few[VECTOR];
-    for (int v = 0; v < count; v++) sum[v] = (vector){0} + bias;
-    for (int l = 0; l < rest; l++) few[l] = bias;
-    for (int64_t t = 0; t < p->taps; t++) {
-        if (from[t] < 0) continue;
-        for (int32_t k = ptr[t]; k < ptr[t + 1]; k++) {
-            const float *in = x + p->col[k] * p->plane + from[t], w = p->values[p->pos[k]];
-            #pragma GCC unroll 16
-            for (int v = 0; v < count; v++) sum[v] += w * AT(in, v);
-            for (int l = 0; l < rest; l++) few[l] += w * in[l];
-        }
+    for (int v = 0; v < count; v++) if (first) sum[v] = (vector){0} + bias; else sum[v] = AT(y, v);
+    for (int l = 0; l < rest; l++) few[l] = first ? bias : y[l];
+    EACH_WEIGHT(k) {
+        const float *in = INPUTS(k), w = values[k];
+        #pragma GCC unroll 16
+        for (int v = 0; v < count; v++) sum[v] += w * AT(in, v);
+        for (int l = 0; l < rest; l++) few[l] += w * in[l];
     }
     for (int v = 0; v < count; v++) *(vector *)(y + v * VECTOR) = sum[v];
     for (int l = 0; l < rest; l++) y[l] = few[l];
 }
 
-/* sums[k] += the product of a tile of gradients g with the inputs of weight k, for all weights of a row. */
-INLINE void tile_grad(int count, int rest, const Pattern *p, const int32_t *ptr, const int32_t *from, const float *x, const float *g, vector *sums) {
+/* sums[k] += the product of a tile of gradients g with the inputs of weight k, for all weights of a row and a block. */
+INLINE void tile_grad(int count, int rest, const int32_t *tile, const int32_t *ptr, const int32_t *off, const float *x, const float *g,
+                      vector *sums) {
     vector each[MOST];
     for (int v = 0; v < count; v++) each[v] = AT(g, v);
-    for (int64_t t = 0; t < p->taps; t++) {
-        if (from[t] < 0) continue;
-        for (int32_t k = ptr[t]; k < ptr[t + 1]; k++) {
-            const float *in = x + p->col[k] * p->plane + from[t];
-            vector even = sums[k], odd = {0};
-            #pragma GCC unroll 16
-            for (int v = 0; v < count; v++) if (v & 1) odd += each[v] * AT(in, v); else even += each[v] * AT(in, v);
-            for (int l = 0; l < rest; l++) even[l] += g[l] * in[l];
-            sums[k] = even + odd;
-        }
+    EACH_WEIGHT(k) {
+        const float *in = INPUTS(k);
+        vector even = sums[k - *ptr], odd = {0};
+        #pragma GCC unroll 16
+        for (int v = 0; v < count; v++) if (v & 1) odd += each[v] * AT(in, v); else even += each[v] * AT(in, v);
+        for (int l = 0; l < rest; l++) even[l] += g[l] * in[l];
+        sums[k - *ptr] = even + odd;
     }
 }
 
@@ -74,46 +77,56 @@ INLINE void tile_grad(int count, int rest, const Pattern *p, const int32_t *ptr,
     case VECTOR: of(1, 0); break; default: of(0, (length)); }
 #endif
 
-/* y[r] = bias[r] + sum of values over x, for planes of `in` and `out` numbers; bias may be NULL. Blocks of rows are one task. */
-void pl_sparse_forward(const float *x, float *y, int64_t rows, int64_t taps, const int32_t *ptr, const int32_t *col,
-                       const int32_t *pos, const float *values, const float *bias, int64_t tiles, const int32_t *tile,
-                       int64_t in, int64_t out, int64_t block) {
-    const Pattern p = {ptr, col, pos, values, taps, in};
-    #pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t first = 0; first < rows; first += block)
-        for (int64_t j = 0; j < tiles; j++) {
-            const int32_t *at = tile + j * (taps + 2);
-            for (int64_t r = first; r < MIN(first + block, rows); r++) {
-                #define OF(count, rest) tile_forward(count, rest, &p, ptr + r * taps, at + 2, x, y + r * out + at[0], bias ? bias[r] : 0)
-                BY_SIZE(at[1], OF)
-                #undef OF
-            }
-        }
+/* y[r] = bias[r] + sum of values over x, for planes of `out` numbers; bias may be NULL. Some rows and a group of tiles, each of
+   `wide` numbers, are one task. */
+void pl_sparse_forward(const float *x, float *y, int64_t rows, int64_t blocks, int64_t taps, const int32_t *ptr, const int32_t *off,
+                       const float *values, const float *bias, int64_t tiles, int64_t wide, const int32_t *table, int64_t out,
+                       int64_t some, int64_t group) {
+    #pragma omp parallel for collapse(2) schedule(dynamic, 1)
+    for (int64_t first = 0; first < rows; first += some)
+        for (int64_t begin = 0; begin < tiles; begin += group)
+            for (int64_t j = begin; j < MIN(begin + group, tiles); j++)
+                for (int64_t b = 0; b < blocks; b++)
+                    for (int64_t r = first; r < MIN(first + some, rows); r++) {
+                        const int32_t *tile = table + j * wide, *own = ptr + (r * blocks + b) * taps;
+                        if (b > 0 && own[0] == own[taps]) continue;
+                        #define OF(count, rest) tile_forward(count, rest, tile, own, off, values, x, y + r * out + tile[0], b == 0, bias ? bias[r] : 0)
+                        BY_SIZE(tile[1], OF)
+                        #undef OF
+                    }
 }
 
-/* grad[k] = the gradient of each weight, given x and the gradients g of the outputs; `sums` holds a vector per weight. */
-void pl_sparse_grad(const float *x, const float *g, int64_t rows, int64_t taps, const int32_t *ptr, const int32_t *col,
-                    float *grad, float *scratch, int64_t tiles, const int32_t *tile, int64_t in, int64_t out, int64_t block) {
-    const Pattern p = {ptr, col, 0, 0, taps, in};
-    vector *sums = (vector *)scratch;
-    #pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t first = 0; first < rows; first += block) {
-        int64_t end = MIN(first + block, rows);
-        memset(sums + ptr[first * taps], 0, (ptr[end * taps] - ptr[first * taps]) * sizeof(vector));
-        for (int64_t j = 0; j < tiles; j++) {
-            const int32_t *at = tile + j * (taps + 2);
-            for (int64_t r = first; r < end; r++) {
-                #define OF(count, rest) tile_grad(count, rest, &p, ptr + r * taps, at + 2, x, g + r * out + at[0], sums)
-                BY_SIZE(at[1], OF)
-                #undef OF
+/* grad[pos[k]] = the gradient of each weight, given x and the gradients g of the outputs. Some rows and a block of channels are
+   one task, which has at most `most` weights; `scratch` holds as many vectors for each of
+   the threads. */
+void pl_sparse_grad(const float *x, const float *g, int64_t rows, int64_t blocks, int64_t taps, const int32_t *ptr, const int32_t *off,
+                    const int64_t *pos, float *grad, float *scratch, int64_t most, int64_t tiles, int64_t wide, const int32_t *table,
+                    int64_t out, int64_t some, int64_t threads) {
+    #pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads)
+    for (int64_t first = 0; first < rows; first += some)
+        for (int64_t b = 0; b < blocks; b++) {
+            vector *const all = (vector *)scratch + omp_get_thread_num() * most, *sums;
+            memset(all, 0, most * sizeof(vector));
+            for (int64_t j = 0; j < tiles; j++) {
+                sums = all;
+                for (int64_t r = first; r < MIN(first + some, rows); r++) {
+                    const int32_t *tile = table + j * wide, *own = ptr + (r * blocks + b) * taps;
+                    #define OF(count, rest) tile_grad(count, rest, tile, own, off, x, g + r * out + tile[0], sums)
+                    BY_SIZE(tile[1], OF)
+                    #undef OF
+                    sums += own[taps] - own[0];
+                }
+            }
+            sums = all;
+            for (int64_t r = first; r < MIN(first + some, rows); r++) {
+                const int32_t *own = ptr + (r * blocks + b) * taps;
+                for (int32_t k = own[0]; k < own[taps]; k++, sums++) {
+                    float total = 0;
+                    for (int l = 0; l < VECTOR; l++) total += (*sums)[l];
+                    grad[pos[k]] = total;
+                }
             }
         }
-        for (int32_t k = ptr[first * taps]; k < ptr[end * taps]; k++) {
-            float total = 0;
-            for (int l = 0; l < VECTOR; l++) total += sums[k][l];
-            grad[k] = total;
-        }
-    }
 }
 
 /* out [columns][middle][rows] = in [rows][middle][columns], in squares that fit into the cache. */

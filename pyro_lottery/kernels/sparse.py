@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,12 @@ from torch import Tensor
 from pyro_lottery.kernels import native
 from pyro_lottery.kernels.batch_last import activations, empty, planes, turned
 from pyro_lottery.kernels.once import once_only
-from pyro_lottery.kernels.pattern import Pair, Pattern, tiles
+from pyro_lottery.kernels.pattern import Pair, Pattern, Places, Tiles, tiles
+
+CACHE = 24 * 1024
+"""Bytes of inputs that stay in the first cache while all rows pass."""
+LEAST = 3200
+"""Multiplications for one row that are worth loading and storing the sums of a tile."""
 
 
 @dataclass(frozen=True)
@@ -32,42 +38,51 @@ class _Layer:
         rows, columns = ((self.into[a] + 2 * self.padding[a] - reach[a]) // self.stride[a] + 1 for a in (0, 1))
         return rows, columns
 
-    def _tiles(self, back: bool) -> Tensor:
-        ends = (self.into, self.out) if back else (self.out, self.into)
-        return tiles(*ends, self.pattern.size, self.n, self.stride, self.padding, self.dilation, back)
+    def _tables(self, back: bool) -> tuple[Tiles, Places]:
+        pattern, ends = self.pattern, (self.into, self.out) if back else (self.out, self.into)
+        table = tiles(*ends, pattern.size, self.n, self.stride, self.padding, self.dilation, back)
+        inputs = (
+            table.largest + (pattern.size[1] - 1) * self.dilation[1] * self.n
+        )  # from one row of a channel to one tile
+        fits = CACHE // (4 * min(table.plane, pattern.size[0] * inputs))
+        dense = pattern.rows * pattern.columns * math.prod(pattern.size)
+        pays = math.ceil(LEAST * dense / (max(1, pattern.kept) * table.work))
+        channels = pattern.rows if back else pattern.columns
+        return table, pattern.places(table, max(1, min(channels, max(fits, pays))), back)
 
     def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """Outputs [n, out, h, w], batch_last, from the planes ``x`` of the inputs, the weights [kept] and the bias [out]."""
         y = empty(x, self.n, self.pattern.rows, *self.out)
-        self._apply(x, planes(y), self.pattern.forward, values, bias, self._tiles(False))
+        self._apply(x, planes(y), values, bias, False)
         return y
 
     def of_input(self, g: Tensor, values: Tensor) -> Tensor:
         """The gradient of the inputs [in, h, w, n], given that of the outputs, ``g`` [out, h, w, n]."""
         of_x = g.new_empty(self.pattern.columns, *self.into, self.n)
-        self._apply(g, of_x, self.pattern.backward, values, None, self._tiles(True))
+        self._apply(g, of_x, values, None, True)
         return of_x
 
     def of_values(self, x: Tensor, g: Tensor) -> Tensor:
         """The gradient of the weights [kept], given the inputs ``x`` and the gradient ``g`` of the outputs."""
-        pattern, table, (ptr, col, _) = self.pattern, self._tiles(False), self.pattern.forward
-        found, scratch = g.new_empty(pattern.kept), g.new_empty(pattern.kept * native.number("pl_sparse_vector"))
+        (table, places), threads = self._tables(False), torch.get_num_threads()
+        rows, blocks, _ = places.sizes
+        some = max(1, min(32, rows * blocks // (4 * threads)))  # rows of one task
+        found, most = g.new_empty(self.pattern.kept), places.most(some)
+        scratch = g.new_empty(threads * most * native.number("pl_sparse_vector"))
         native.call(
-            "pl_sparse_grad", x, g, pattern.rows, pattern.taps, ptr, col, found, scratch, len(table), table, x[0].numel(),
-            g[0].numel(), _block(pattern.rows),
+            "pl_sparse_grad", x, g, *places.sizes, places.ptr, places.off, places.pos, found, scratch, most,
+            *table.table.shape, table.table, g[0].numel(), some, threads,
         )  # fmt: skip
         return found
 
-    def _apply(self, x: Tensor, y: Tensor, places: Any, values: Tensor, bias: Tensor | None, table: Tensor) -> None:
+    def _apply(self, x: Tensor, y: Tensor, values: Tensor, bias: Tensor | None, back: bool) -> None:
+        table, places = self._tables(back)
+        some = min(64, len(y))  # rows of one task
+        parts = -(-4 * torch.get_num_threads() // -(-len(y) // some))
         native.call(
-            "pl_sparse_forward", x, y, len(y), self.pattern.taps, *places, values, bias, len(table), table, x[0].numel(),
-            y[0].numel(), _block(len(y)),
+            "pl_sparse_forward", x, y, *places.sizes, places.ptr, places.off, values.index_select(0, places.pos), bias,
+            *table.table.shape, table.table, y[0].numel(), some, -(-len(table.table) // parts),
         )  # fmt: skip
-
-
-def _block(rows: int) -> int:
-    """Rows of one task: enough tasks for all threads, and enough rows that inputs are read again while they are in the cache."""
-    return max(1, min(64, rows // (4 * torch.get_num_threads())))
 
 
 def convolution(

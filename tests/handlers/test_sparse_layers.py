@@ -11,7 +11,7 @@ from torch import nn
 
 import pyro_lottery as pl
 from pyro_lottery import faster
-from pyro_lottery.handlers.sparse_layers import SparseLayers, sparse_layers
+from pyro_lottery.handlers.sparse_layers import SparseLayers, _fits, sparse_layers
 from pyro_lottery.kernels import native
 from pyro_lottery.kernels.batch_last import in_batch_last, is_batch_last
 from pyro_lottery.kernels.kept import kept_of, with_kept
@@ -148,6 +148,14 @@ def test_what_is_not_covered_stays_dense(x):
         y = func(x, weight, padding=1)
     assert torch.equal(y, func(x, weight, padding=1))
     assert not layers.ways
+
+
+def test_layers_with_more_places_than_32_bits_are_dense():
+    one = (1, 1)
+    x, weight = torch.zeros(1).expand(2**15, 64, 32, 32), torch.zeros(8, 64, 3, 3)  # 2**31 numbers
+    assert not _fits(x, weight, one, one, one, 1)
+    assert _fits(x[: 2**14], weight, one, one, one, 1)
+    assert not _fits(x[: 2**14, :8], torch.zeros(128, 8, 3, 3), one, one, one, 1)  # outputs
 
 
 def test_bad_choices_are_named(monkeypatch):

@@ -28,6 +28,10 @@ LAYERS = {
     "image of two pixels": dict(out=8, into=6, size=3, padding=1, image=(2, 2), n=64),
     "padding wider than the image": dict(out=8, into=6, size=5, padding=3, image=(1, 2), n=5),
     "one example": dict(out=8, into=6, size=3, padding=1, image=(9, 7), n=1),
+    "blocks of channels": dict(out=80, into=50, size=3, padding=1, image=(8, 8), n=64),
+    "blocks of channels, stride 2, groups": dict(
+        out=64, into=96, size=3, padding=1, stride=2, groups=2, image=(9, 8), n=64, density=0.7
+    ),
     "large tiles": dict(out=4, into=3, size=3, padding=1, image=(6, 40), n=40),
 }
 
@@ -63,6 +67,17 @@ def test_a_convolution_and_its_gradients_are_those_of_double_precision(name):
         assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+def test_channels_are_in_blocks_whose_inputs_stay_in_the_cache():
+    mask, x, _, _, geometry, _ = layer(**LAYERS["blocks of channels"])
+    pattern = Pattern(mask)
+    one = sparse._Layer(pattern, x.shape[2:], len(x), *geometry)
+    rows, blocks, taps = one._tables(False)[1].sizes
+    assert (rows, taps) == (80, 9)
+    assert 1 < blocks < 50
+    few = Pattern(mask & (torch.rand(mask.shape) < 0.01))  # too few weights for blocks
+    assert sparse._Layer(few, x.shape[2:], len(x), *geometry)._tables(False)[1].sizes == (80, 1, 9)
+
+
 def test_directional_derivatives_are_finite_differences():
     mask, x, weight, bias, geometry, groups = layer(**LAYERS["3x3 stride 2"])
     pattern, values = Pattern(mask), kept(weight, mask)
@@ -90,7 +105,7 @@ def test_what_is_empty_is_exact():
     assert torch.equal(of_bias, torch.full((8,), 16.0 * 9 * 7))
 
 
-@pytest.mark.parametrize("name", ["3x3", "7x7 stride 2", "large tiles"])
+@pytest.mark.parametrize("name", ["3x3", "7x7 stride 2", "large tiles", "blocks of channels"])
 def test_the_number_of_threads_changes_no_bit(name):
     arguments = layer(**LAYERS[name])
     grad, found, threads = (
