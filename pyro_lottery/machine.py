@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from pyro_lottery.errors import UserError, unknown
 
-PRECISIONS = ("32", "bf16")
+PRECISIONS = ("32", "tf32", "bf16")
+"""``32`` computes in float32 throughout. ``tf32`` rounds the factors of convolutions and matrix products to 10 bits, on a GPU that
+can. ``bf16`` computes what torch's autocast lists (convolutions, matrix products, attention) in bfloat16, and all else as ``32``."""
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -40,14 +42,40 @@ def resolve_precision(name: str, device: torch.device, is_faster: Callable[[], b
 
 
 def autocast(device: torch.device, precision: str) -> Any:
-    """Return the context for a forward pass: bf16 autocast, or a context without effect for fp32, which ``auto`` means on a CPU.
+    """Return the context for a forward pass in ``precision``, which has no effect for fp32 on a CPU, where ``auto`` and ``tf32`` mean it.
 
     Raises ``UserError`` for an unknown precision.
     """
     precision = resolve_precision(precision, device)
     if precision not in PRECISIONS:
         raise unknown("precision", precision, (*PRECISIONS, "auto"))
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return products(device, precision)
+
+
+def products(device: torch.device, precision: str) -> Any:
+    """Return the context in which a GPU's float32 convolutions and matrix products are those of ``precision``, backward ones too.
+
+    By torch's own default, convolutions are in TF32 and matrix products are not.
+    """
+    return _Products(precision == "tf32") if device.type == "cuda" else nullcontext()
+
+
+class _Products:
+    """Sets torch's two switches of TF32, and sets them back."""
+
+    def __init__(self, tf32: bool):
+        self.tf32 = tf32
+
+    def __enter__(self) -> None:
+        matmul: Any = torch.backends.cuda.matmul
+        self.before = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
+
+    def __exit__(self, *error: object) -> None:
+        matmul: Any = torch.backends.cuda.matmul
+        matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self.before
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -209,13 +209,16 @@ def _probabilities(probs: Any) -> Tensor:
 
 
 def _checked(probs: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """Probabilities [n, classes] and int64 labels [n] on the same device; raises ``UserError`` if either is invalid."""
-    probs = _probabilities(probs)
+    """Probabilities [n, classes] and int64 labels [n] on the CPU; raises ``UserError`` if either is invalid.
+
+    A GPU would sum bins in any order, with other last bits every time.
+    """
+    probs = _probabilities(probs).cpu()
     if probs.ndim > 2:
         raise UserError(
             f"probabilities must be [n, classes], got {tuple(probs.shape)}; average the draws by probs.mean(0)"
         )
-    labels = as_real(labels).to(probs.device)
+    labels = as_real(labels).cpu()
     if labels.shape == probs.shape:
         raise UserError(f"labels have shape {tuple(labels.shape)}, like one-hot or probabilities; use labels.argmax(1)")
     if labels.shape != probs.shape[:1]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,15 +67,26 @@ def rng(device: torch.device | str, seed: int, *path: str | int) -> Iterator[Non
 def deterministic(on: bool = True) -> Iterator[None]:
     """Use only deterministic algorithms within this context: the same bits every time on one GPU, possibly slower.
 
-    Raises ``UserError`` if an operation has no deterministic algorithm.
+    With ``on=False``, cuDNN measures which of its algorithms is fastest. Raises ``UserError`` if an operation has no
+    deterministic algorithm.
     """
     if not on:
-        yield
+        measured, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = measured
         return
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    filled: Any = torch.utils.deterministic
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+        filled.fill_uninitialized_memory,
+    )
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch refuses cuBLAS without it
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+    filled.fill_uninitialized_memory = False  # a pass over every new tensor, which all operations here write in full
     try:
         yield
     except RuntimeError as error:
@@ -83,7 +95,7 @@ def deterministic(on: bool = True) -> Iterator[None]:
         raise UserError(f"--deterministic: {one_line(error)}") from error
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
+        torch.backends.cudnn.benchmark, filled.fill_uninitialized_memory = before[1:]
 
 
 def state_of(device: torch.device) -> Tensor:

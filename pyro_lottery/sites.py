@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError("--trust-code is for a run; give --run-dir")
         config = preset(name or "default", **given)
         check_names(config)
-        model, guide = build(config, _shape(config), torch.device("cpu"))
+        model, guide = build(config, _shape(config))
         show(describe(model, guide), deterministic(model))
 
     return run_command(PROG, work, arguments)

@@ -134,7 +134,7 @@ def test_a_late_rewind_goes_on_at_epoch_k_with_its_rates_and_random_streams(tmp_
         assert restarted.level(level).history["epoch"].tolist() == [1, 2, 3, 4]
         assert restarted.level(level).history["lr"].tolist() == rates
     data = late.load_data()
-    model, guide = build.build(late.config, late.shape, torch.device("cpu"))
+    model, guide = build.build(late.config, late.shape)
     schedule = {"milestones": (3,), "warmup_epochs": 3, "kl_warmup_epochs": 2}
     with pl.handlers.sparsify(model.start_from_(guide, late.level(1).ticket)):
         pl.train(model, guide, data, epochs=3, state=pl.TrainState(1), **schedule, level=1)

@@ -41,10 +41,29 @@ def test_autocast_takes_known_precisions():
     x = torch.ones(2, 2)
     with machine.autocast(x.device, "bf16"):
         assert (x @ x).dtype == torch.bfloat16
-    with machine.autocast(x.device, "32"):
-        assert (x @ x).dtype == torch.float32
+    for name in ("32", "tf32"):  # a run that a GPU trained in tf32 predicts on a CPU too
+        with machine.autocast(x.device, name):
+            assert (x @ x).dtype == torch.float32
     with pytest.raises(pl.UserError, match="unknown precision '16'"):
         machine.autocast(x.device, "16")
+
+
+def test_a_gpus_products_are_rounded_by_tf32_alone():
+    def switches():
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before, cuda = switches(), torch.device("cuda")
+    for name, rounded in (("32", False), ("tf32", True), ("bf16", False)):
+        with machine.products(cuda, name):
+            assert switches() == (rounded, rounded)
+        assert switches() == before
+    with machine.autocast(cuda, "tf32"):
+        assert switches() == (True, True)
+        with machine.autocast(cuda, "32"):
+            assert switches() == (False, False)
+        assert switches() == (True, True)
+    with machine.products(torch.device("cpu"), "tf32"):
+        assert switches() == before
 
 
 def test_only_weights_of_four_dimensions_change_their_layout():

@@ -71,10 +71,17 @@ def test_a_state_goes_on_where_it_was():
 
 
 def test_deterministic_algorithms_are_asked_for_inside_alone():
+    def switches():
+        deterministic, cudnn = torch.utils.deterministic, torch.backends.cudnn
+        return torch.are_deterministic_algorithms_enabled(), cudnn.benchmark, deterministic.fill_uninitialized_memory
+
+    before = switches()
     with seeds.deterministic():
-        assert torch.are_deterministic_algorithms_enabled()
+        assert switches() == (True, False, False)
+    assert switches() == before
     with seeds.deterministic(False):
-        assert not torch.are_deterministic_algorithms_enabled()
+        assert switches() == (False, True, True)  # cuDNN measures its algorithms
+    assert switches() == before
     with pytest.raises(pl.UserError, match="--deterministic: put_ does not"), seeds.deterministic():
         raise RuntimeError("put_ does not have a deterministic implementation\nmore")
     with pytest.raises(RuntimeError, match="other"), seeds.deterministic():

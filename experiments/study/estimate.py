@@ -18,8 +18,8 @@ from pyro_lottery.runs import build
 from pyro_lottery.runs.config import Config
 from pyro_lottery.tables import list_runs, with_derived
 
-STEPS, ROUNDS = 4, 3
-"""Steps to measure, and how often, after the same number of steps of warm-up."""
+STEPS, ROUNDS = {"cpu": 4, "cuda": 50}, 3
+"""Steps to measure, and how often, after the same number of steps of warm-up. An epoch's end waits for a GPU."""
 OF_A_STEP = (
     "arch", "patch_size", "dataset", "data_dir", "image_size", "guide", "batch_size", "train_samples", "device", "precision",
 )  # fmt: skip
@@ -49,7 +49,9 @@ def measure(config: Config) -> tuple[float, float]:
     """Seconds of a training step of ``config``, and of the prediction of one image from one sample, on random images."""
     device = machine.resolve_device(config.device)
     dataset = _random_images(config, device)
-    model, guide = build.build(config, build.shape_of(dataset), device)
+    model, guide = build.build(config, build.shape_of(dataset))
+    model.to(device)
+    guide.to(device)
     precision = training.precision_for_data(config.precision, model, dataset, config.batch_size)
     options = {"batch_size": config.batch_size, "train_samples": config.train_samples, "precision": precision}
     history = training.train(model, guide, dataset, epochs=1 + ROUNDS, milestones=(), history_samples=1, **options)
@@ -58,15 +60,15 @@ def measure(config: Config) -> tuple[float, float]:
         began = time.perf_counter()
         prediction.predict(model, guide, dataset.test, 1, precision=precision).cpu()  # a GPU is waited for
         passes.append(time.perf_counter() - began)
-    step = statistics.median(row["seconds"] for row in history[1:]) / STEPS
+    step = statistics.median(row["seconds"] for row in history[1:]) / STEPS[device.type]
     return step, statistics.median(passes) / len(dataset.test)
 
 
 def _random_images(config: Config, device: torch.device) -> Data:
     _, _, channels, size, classes = sizes(config.dataset, config.data_dir, config.image_size)
-    count = max(STEPS * config.batch_size, classes)  # a folder may have 1,000 classes and more
+    count = max(STEPS[device.type] * config.batch_size, classes)  # a folder may have 1,000 classes and more
     pixels = torch.randint(0, 256, (count, channels, *size), dtype=torch.uint8)
-    labels, few = torch.arange(count) % classes, min(count, prediction.BATCH)
+    labels, few = torch.arange(count) % classes, min(count, prediction.BATCH[device.type])
     return data.from_tensors(pixels, labels, pixels[:few], labels[:few]).to(device)
 
 

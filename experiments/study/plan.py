@@ -41,7 +41,7 @@ class Cost:
     forward: float
     """Seconds to predict one image from one weight sample."""
     memory: float
-    """Peak memory in bytes: of the process on a CPU, of the tensors on a GPU."""
+    """Peak memory in bytes, of the process on a CPU; on a GPU of its tensors, with what CUDA itself takes."""
     start: float
     """Seconds before the first step: imports and data."""
 
@@ -150,6 +150,12 @@ def _peak() -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def _context() -> int:
+    """Bytes of a GPU that CUDA takes for this process, beside tensors; those of other processes count too, if there are any."""
+    free, total = torch.cuda.mem_get_info()
+    return max(0, total - free - torch.cuda.memory_reserved())
+
+
 def main(arguments: Sequence[str]) -> int:
     """Measure one kind of run in this process, so that its peak memory is that of the run."""
     config = from_json(json.loads(arguments[0]))
@@ -160,7 +166,7 @@ def main(arguments: Sequence[str]) -> int:
     memory = _peak()
     if machine.resolve_device(config.device).type == "cuda":
         train, test, channels, size, _ = sizes(config.dataset, config.data_dir, config.image_size)
-        memory = torch.cuda.max_memory_allocated() + (train + test) * channels * math.prod(size)
+        memory = torch.cuda.max_memory_reserved() + _context() + (train + test) * channels * math.prod(size)
     found: dict[str, Any] = {"step": step, "forward": forward, "memory": memory, "start": start}
     print(json.dumps(found))
     return 0

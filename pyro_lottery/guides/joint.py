@@ -47,30 +47,43 @@ def _(guide: AutoContinuous) -> Family:
 class AdaptedJoint(Adapted, AutoContinuous):
     """A joint guide which is, under a mask, the marginal of the surviving weights."""
 
+    _known: tuple[tuple[Tensor | None, ...], Tensor, Tensor] | None = None
+    """The last masks, and what :meth:`_survivors` returned for them: a GPU is waited for once a mask."""
+
     def unmasked(self) -> dist.TorchDistribution:
         """The joint distribution of all weights, whatever the mask."""
         return super().get_posterior()
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TorchDistribution:
         joint = super().get_posterior(*args, **kwargs)
-        surviving = self.surviving()
-        if surviving is not None:
-            return _Surviving(joint, surviving)
+        found = self._survivors()
+        if found is not None:
+            return _Surviving(joint, *found)
         base(joint).knows_masks = True  # so that sparsify lets this vector pass under a mask of other sites
         return joint
 
     def surviving(self) -> Tensor | None:
         """The mask [n] of the joint vector in the enclosing ``sparsify``; None where nothing is pruned."""
+        found = self._survivors()
+        return None if found is None else found[0]
+
+    def _survivors(self) -> tuple[Tensor, Tensor] | None:
+        """The mask [n] of the joint vector, and the places of surviving weights; None where nothing is pruned."""
         masks = self.masks()
         if all(mask is None for mask in masks.values()):
             return None
-        device = device_of(self)
+        met, device = tuple(masks.values()), device_of(self)
+        if self._known is not None and all(a is b for a, b in zip(self._known[0], met, strict=True)):
+            return self._known[1:]
         sizes = {name: place.real_shape.numel() for name, place in self.places.items()}
         parts = [
             torch.ones(sizes[name], dtype=torch.bool, device=device) if mask is None else mask.reshape(-1)
             for name, mask in masks.items()
         ]
-        return torch.cat([part.to(device) for part in parts])
+        with torch.inference_mode(False):  # it may be used outside
+            mask = torch.cat([part.to(device) for part in parts])
+            self._known = met, mask, mask.nonzero().squeeze(1)
+        return self._known[1:]
 
 
 class _Surviving(dist.TorchDistribution):
@@ -81,8 +94,8 @@ class _Surviving(dist.TorchDistribution):
     has_rsample = True
     knows_masks = True
 
-    def __init__(self, joint: dist.TorchDistribution, mask: Tensor):
-        self.index = mask.nonzero().squeeze(1)
+    def __init__(self, joint: dist.TorchDistribution, mask: Tensor, index: Tensor):
+        self.index = index
         self.size = len(mask)
         self.marginal = marginal(joint, self.index)
         super().__init__(event_shape=Size((self.size,)), validate_args=False)

@@ -89,10 +89,10 @@ def load_data(config: Config, device: torch.device, write: bool = True) -> Data:
 
 
 def build(
-    config: Config, shape: Shape, device: torch.device, given: Weights | None = None, own: Own | None = None
+    config: Config, shape: Shape, given: Weights | None = None, own: Own | None = None
 ) -> tuple[BayesianNetwork, AutoGuide]:
     """Model and guide of a config, or of ``own`` objects, at their initial values: the weights ``given``, or random ones of
-    ``config.seed``.
+    ``config.seed``. Both are on the CPU, so that a ticket's bits do not depend on the device that trains it.
 
     Raises ``UserError`` if the network cannot be built here, does not suit the data, or has a prior that a run cannot keep.
     """
@@ -115,7 +115,6 @@ def build(
             raise UserError(
                 f"--prior {config.prior} samples {model.hyper_sites[0]!r}, which run folders do not keep; call pl.train in Python"
             )
-        model.to(device)
         if own is not None and own.guide is not None:
             return model, guides.made_by(own.guide, model, config.init_scale)
         return model, guides.by_name(config.guide, model, config.init_scale)
@@ -181,7 +180,7 @@ def _try_out(net: nn.Module, arch: str, shape: Shape) -> None:
 def facts(config: Config, shape: Shape, device: torch.device, classes: tuple[str, ...] | None = None) -> dict[str, Any]:
     """The facts in ``config.json``: data, names of its classes, versions, hardware, random streams and kernels."""
     by_rank = config.parallel == "samples" and config.devices * config.num_nodes > 1
-    versions = {name: metadata.version(name) for name in ("torch", "pyro-ppl", "pyro-lottery")}
+    versions = {name: _version(name) for name in ("torch", "pyro-ppl", "pyro-lottery")}
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else machine.processor_name()
     return {
         "data": asdict(shape),
@@ -191,6 +190,14 @@ def facts(config: Config, shape: Shape, device: torch.device, classes: tuple[str
         "streams": seeds.STREAMS + (", augmentation by rank" if by_rank else ""),
         "kernels": kernels.backend(torch.empty(0, dtype=torch.float32, device=device)).__name__.rpartition(".")[2],
     }
+
+
+def _version(name: str) -> str:
+    """The installed version of a package; this one may be on Python's path without being installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,12 +242,14 @@ def _prepare(config: Config, device: torch.device, ranks: Ranks, own: Own | None
         config = config.with_weights(f"{given.checksum():08x}")
     data = load_data(config, device) if own is None else own.data.to(device)
     shape = shape_of(data)
-    model, guide = build(config, shape, device, given, own)
+    model, guide = build(config, shape, given, own)
     if data.test is None:
         raise UserError("the data have no test split, on which every level is measured; give one to from_loaders")
+    dense = dense_ticket(model, guide)
+    model.to(device)
+    guide.to(device)
     training.check_data(model, data)
     training.check_batches(model, data, config.batch_size, ranks)
-    dense = dense_ticket(model, guide)
     if any(not bool((scale > 0).all()) for scale in (dense.start.scale or {}).values()):
         raise UserError(f"--init-scale {config.init_scale} gives scales of 0 in single precision; choose a larger one")
     known = facts(config, shape, device, data.classes)

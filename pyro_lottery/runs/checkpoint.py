@@ -110,7 +110,8 @@ class LevelHooks(training.Hooks):
 
     def progress(self, state: TrainState, steps: int, nll: float, measured: float) -> None:
         if state.step < steps:  # epoch_ended() shows the end of an epoch
-            shown = f"nll {nll:.4f}, train {self._shown(measured)}"
+            speed = self.model.num_data * state.step / steps / max(state.seconds, 1e-9)
+            shown = f"nll {nll:.4f}, train {self._shown(measured)}, {speed:,.0f} examples/s"
             self.display.update(state.epoch + state.step / steps, shown)
 
     def epoch_ended(self, state: TrainState) -> None:

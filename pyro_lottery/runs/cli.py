@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
+
+import torch
 
 from pyro_lottery import machine
 from pyro_lottery.distributed import is_first
@@ -101,6 +104,13 @@ def run_command(prog: str, work: Callable[[], Any], arguments: Sequence[str] | N
             complain("interrupted; what was saved is undamaged, and the same command resumes from it")
             return 130
         # Any other exception is a bug, so its traceback is shown.
+        except torch.OutOfMemoryError as error:
+            tried = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
+            complain(
+                f"the GPU's memory is full ({f'no {tried[1]} are left' if tried else 'a tensor does not fit'}); a smaller --batch-size or "
+                "--precision bf16 needs less. If another process fills the memory, the same command resumes when that has ended"
+            )
+            return 1
         except (Diverged, Damaged, Failed, OSError) as error:
             complain(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error)
             return 1

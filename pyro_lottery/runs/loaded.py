@@ -143,9 +143,11 @@ class Level:
         posterior, net = self.posterior, self._contents.net
         if self._run.own is None:
             self._check_shapes(sketch(config, shape), {**posterior.loc, **net})
-        model, guide = build(config, shape, where, own=self._run.own)
+        model, guide = build(config, shape, own=self._run.own)
         guides.set_posterior_(guide, posterior)
         model.load_net_state(net)
+        model.to(where)
+        guide.to(where)
         channels_last_(model)
         return TrainedNetwork(
             model, guide, self.ticket.mask, self.number, config.precision, config.sparse, self._run.classes
@@ -241,12 +243,12 @@ class Run:
     def initial(self, seed: int) -> Ticket:
         """The dense ticket of the run's network at the random initial values of ``seed``, even if the run used ``--pretrained``."""
         self.vet()
-        config, cpu = replace(self.config, seed=seed), torch.device("cpu")
+        config = replace(self.config, seed=seed)
         if self.own is None:
-            return dense_ticket(*build(config, self.shape, cpu))
+            return dense_ticket(*build(config, self.shape))
         with TURN, seeds.rng("cpu", seed, "init"):
             own = self.own.drawn_anew()
-        return dense_ticket(*build(config, self.shape, cpu, own=own))
+        return dense_ticket(*build(config, self.shape, own=own))
 
     def load_data(self, device: torch.device | str = "cpu", data_dir: str | Path | None = None) -> Data:
         """The run's data set, from ``data_dir`` if it has moved; raises ``UserError`` if the folder has other images.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pyro
@@ -144,6 +145,9 @@ def check_finite(sums: Tensor, state: TrainState, model: nn.Module, guide: AutoG
         kept = name in infinite and bool((value.isfinite() | (value == infinite[name])).all())
         return kept or bool(value.isfinite().all())
 
+    values = [*guide.parameters(), *(v for name, v in model.state_dict().items() if name not in infinite)]
+    if not infinite and _norms_are_finite([sums[:TALLY], *values]):
+        return
     finite = bool(sums[:TALLY].isfinite().all())
     parameters_finite = all(bool(p.isfinite().all()) for p in guide.parameters())
     if finite and parameters_finite and all(fine(*item) for item in model.state_dict().items()):
@@ -156,6 +160,13 @@ def check_finite(sums: Tensor, state: TrainState, model: nn.Module, guide: AutoG
     where = f" (not finite by then: {', '.join(sites[:3])}{more})" if sites else ""
     epoch = state.epoch + 1
     raise Diverged(f"{what} is not finite at epoch {epoch}, step {step}{where}; {_REMEDY}", epoch, step, sites)
+
+
+@torch.no_grad()
+def _norms_are_finite(values: Sequence[Tensor]) -> bool:
+    """Whether no value is infinite or NaN, found in one answer from a GPU; False also if a norm is too large for float32."""
+    norms = torch._foreach_norm([v for v in values if v.is_floating_point() and v.numel()])
+    return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
 
 def is_batch_norm(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro_lottery import trees
 from pyro_lottery.data import Data
 from pyro_lottery.distributed import ALONE, Ranks
+from pyro_lottery.errors import UserError
 from pyro_lottery.faster import Work, is_faster
 from pyro_lottery.machine import autocast, channels_last, resolve_precision
 from pyro_lottery.model import BayesianNetwork
@@ -30,7 +31,12 @@ def precision_for_batch(name: str, model: BayesianNetwork, x: Any) -> str:
 
 
 def precision_for_data(name: str, model: BayesianNetwork, data: Data, batch_size: int, ranks: Ranks = ALONE) -> str:
-    """:func:`precision_for_batch` for training on ``data``; all ``ranks`` return what the first rank finds."""
+    """:func:`precision_for_batch` for training on ``data``; all ``ranks`` return what the first rank finds.
+
+    Raises ``UserError`` for ``tf32`` on a CPU.
+    """
+    if name == "tf32" and data.train.device.type != "cuda":
+        raise UserError("--precision tf32 needs a GPU, whose products it rounds; use 32, bf16 or auto")
     if name != "auto":
         return name
     return ranks.first(

@@ -42,3 +42,15 @@ def test_marginals_of_joint_guides_are_the_covariance_of_the_survivors():
     found = marginal(joint, torch.tensor([0, 2]))
     torch.testing.assert_close(found.covariance_matrix, covariance[[0, 2]][:, [0, 2]])
     torch.testing.assert_close(found.loc, torch.tensor([0.0, 2.0]))
+
+
+def test_the_places_of_surviving_weights_are_found_once_a_mask(tiny_model):
+    guide = pl.guides.auto(A.AutoDiagonalNormal, tiny_model)
+    mask = {"conv.weight": torch.rand(tiny_model.initial_values()["conv.weight"].shape) < 0.5}
+    with pl.handlers.sparsify(mask):
+        first = guide.get_posterior()
+        second = guide.get_posterior()
+    assert second.index is first.index
+    with pl.handlers.sparsify({"conv.weight": ~mask["conv.weight"]}):
+        other = guide.get_posterior()
+    assert not torch.equal(other.index, first.index)

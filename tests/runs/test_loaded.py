@@ -218,7 +218,7 @@ def test_a_run_on_the_largest_images_can_be_opened(run, tmp_path):
 def test_a_network_too_large_for_the_machine_is_refused_before_memory_is_taken(run):
     shape = replace(run.shape, num_classes=2**30)
     with pytest.raises(pl.UserError, match=r"--arch lenet for images of 1×8×8 and 1073741824 classes needs \d"):
-        build.build(run.config, shape, torch.device("cpu"))
+        build.build(run.config, shape)
 
 
 def test_a_run_on_another_machine_is_told_where_its_data_are_and_checks_them(tmp_path):

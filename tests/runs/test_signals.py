@@ -2,6 +2,7 @@ import os
 import signal
 
 import pytest
+import torch
 
 from pyro_lottery.errors import Stopped, UserError
 from pyro_lottery.runs.cli import run_command
@@ -18,6 +19,14 @@ def fail(error):
         (UserError("one\ntwo"), 2, "prog: one"),
         (OSError(28, "No space left on device", "runs/x"), 1, "prog: runs/x: No space left on device"),
         (Stopped(), 75, "prog: stopped, everything is saved; to resume: prog --run-dir 'two words'"),
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 80 GiB"
+            ),
+            1,
+            "prog: the GPU's memory is full (no 2.50 GiB are left); a smaller --batch-size or --precision bf16 needs less. If another "
+            "process fills the memory, the same command resumes when that has ended",
+        ),
         (
             KeyboardInterrupt(),
             130,

@@ -77,6 +77,13 @@ def test_a_buffer_that_is_infinite_from_the_start_is_no_divergence_unless_it_cha
         pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK)
 
 
+def test_a_parameter_whose_norm_overflows_is_finite(tiny_model, tiny_data):
+    tiny_model.net.bn.running_var.fill_(3e38)  # whose square is infinite in float32
+    with torch.no_grad():
+        tiny_model.net.bn.weight.zero_()
+    assert pl.train(tiny_model, pl.guides.mean_field(tiny_model), tiny_data, **QUICK | {"epochs": 1})
+
+
 def test_num_data_must_be_the_training_set(tiny_data):
     model = pl.BayesianClassifier(TinyNet(), num_data=61)
     with pytest.raises(pl.UserError, match="num_data is 61, but there are 60"):

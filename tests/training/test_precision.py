@@ -100,6 +100,13 @@ def test_the_passes_train_in_the_given_precision(tiny_model):
         hook.remove()
 
 
+def test_tf32_is_for_a_gpu(tiny_model, tiny_data):
+    with pytest.raises(
+        pl.UserError, match="--precision tf32 needs a GPU, whose products it rounds; use 32, bf16 or auto"
+    ):
+        precision_for_data("tf32", tiny_model, tiny_data, 16)
+
+
 def test_a_given_precision_and_a_processor_without_bf16_are_not_measured(asked, tiny_model, tiny_data, monkeypatch):
     for name in ("32", "bf16"):
         assert precision_for_data(name, tiny_model, tiny_data, 16) == name
