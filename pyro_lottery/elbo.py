@@ -15,9 +15,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_lottery.distributions import Draw, SiteNormal, base, one_number
+from pyro_lottery.distributions import Draw, PointMass, SiteNormal, base, elementary, one_number
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.handlers import DrawsApart, as_drawn, local_reparameterization
+from pyro_lottery.priors.improper import Flat
 from pyro_lottery.threads import in_turn
 
 KL_KINDS = ("analytic", "monte_carlo")
@@ -99,6 +100,9 @@ class ELBO(Trace_ELBO):
                 nll = nll - _log_prob(site)
                 continue
             q = posteriors[name]
+            if _adds_nothing(q, site):
+                del posteriors[name]
+                continue
             apart = name in draws.names if draws else self.kl == "analytic"
             own = base(q["fn"])
             if apart and isinstance(own, SiteNormal) and site["mask"] is None:
@@ -115,10 +119,15 @@ class ELBO(Trace_ELBO):
             tempered_kl = tempered_kl - _log_prob(site)
         if closed_forms:
             for draw, sites in shared.items():
-                tempered_kl = tempered_kl + closed_forms * _shared_kl(draw, sites)
+                shared_kl = _shared_kl(draw, sites)
+                shared_kl = shared_kl if closed_forms == 1 else closed_forms * shared_kl
+                tempered_kl = tempered_kl + shared_kl if isinstance(tempered_kl, Tensor) else shared_kl
         for site in posteriors.values():  # sites without a closed form, and the auxiliary draw of a joint guide
             tempered_kl = tempered_kl + _log_prob(site)
-        return Terms(torch.as_tensor(nll), torch.as_tensor(tempered_kl), model_trace.nodes["_RETURN"]["value"])
+        nll = torch.as_tensor(nll)
+        if not isinstance(tempered_kl, Tensor):  # made where nll is, for a copy to a GPU would wait for it
+            tempered_kl = nll.new_full((), tempered_kl)
+        return Terms(nll, tempered_kl, model_trace.nodes["_RETURN"]["value"])
 
     @in_turn
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -182,6 +191,11 @@ class ELBO(Trace_ELBO):
         return loss, surrogate
 
 
+def _adds_nothing(q: Any, p: Any) -> bool:
+    """Whether log q − log p is 0 for every value: a point guide's point mass against the flat prior."""
+    return isinstance(q["fn"], PointMass) and not q["is_observed"] and isinstance(elementary(p["fn"]), Flat)
+
+
 def _draws_apart(guide: Any) -> bool:
     """Whether a guide is known to draw each site independently, so that closed forms hold for all priors."""
     return getattr(guide, "draws_sites_apart", False)
@@ -210,7 +224,8 @@ def _check_traces(model_trace: Any, guide_trace: Any, tempered: bool) -> None:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    return bool(torch.as_tensor(a == b).all())
+    same = a == b
+    return bool(same.all()) if isinstance(same, Tensor) else bool(same)
 
 
 def _closed_form(q: Any, p: Any) -> Tensor | None:
@@ -249,11 +264,15 @@ _WITH_OWN_KL = (dist.Gumbel, dist.HalfNormal, dist.Pareto)
 def _shared_kl(draw: Draw, sites: list[tuple[int, Tensor, Tensor, Any]]) -> Tensor:
     """The KL of a draw's sites, given as (number, loc and scale of the prior, factor), in one pass over the weights."""
     number, locs, scales, factors = zip(*sites, strict=True)
-    loc, scale = [draw.loc.new_zeros(())] * len(draw.layout.shapes), [draw.loc.new_ones(())] * len(draw.layout.shapes)
-    for i, m, s in zip(number, locs, scales, strict=True):
-        loc[i], scale[i] = m, s
-    kl = draw.kl(torch.stack(loc), torch.stack(scale))
-    if len(sites) == len(kl) and all(factor is factors[0] or factor == factors[0] for factor in factors):
+    every = len(sites) == len(draw.layout.shapes)
+    loc, scale = dict(zip(number, locs, strict=True)), dict(zip(number, scales, strict=True))
+    if not every:  # sites with another KL, which the draw's kernel computes too
+        zero, one = draw.loc.new_zeros(()), draw.loc.new_ones(())
+        loc, scale = (
+            {i: of.get(i, other) for i in range(len(draw.layout.shapes))} for of, other in ((loc, zero), (scale, one))
+        )
+    kl = draw.kl(*(torch.stack([of[i] for i in range(len(of))]) for of in (loc, scale)))
+    if every and all(factor is factors[0] or factor == factors[0] for factor in factors):
         return kl.sum() * factors[0]
     return torch.stack([kl[i] * factor for i, factor in zip(number, factors, strict=True)]).sum()
 

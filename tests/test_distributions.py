@@ -1,3 +1,4 @@
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -5,7 +6,7 @@ from torch import Size
 from torch.distributions import kl_divergence
 
 from pyro_lottery import kernels
-from pyro_lottery.distributions import Draw, Pruned, SiteNormal, base, elementary, one_number
+from pyro_lottery.distributions import Draw, Labels, PointMass, Pruned, SiteNormal, base, elementary, one_number
 from pyro_lottery.kernels import Layout
 
 SHAPES = [Size((4, 3, 3, 3)), Size((4,)), Size((6, 5))]
@@ -186,3 +187,41 @@ def test_elements_are_found_inside_events_and_masks():
     masked = inner.to_event(1).mask(torch.tensor([True, False, True]))
     assert elementary(masked) is base(inner.to_event(1).to_event(1)) is inner
     assert base(masked) is masked
+
+
+def test_labels_are_a_categorical_whose_log_probability_is_the_cross_entropy():
+    scores, y = torch.randn(7, 4, requires_grad=True), torch.randint(4, (7,))
+    ours, theirs = Labels(scores), dist.Categorical(logits=scores)
+    torch.testing.assert_close(ours.log_prob(y), theirs.log_prob(y))
+    for a, b in zip(*(torch.autograd.grad(fn.log_prob(y).sum(), scores) for fn in (ours, theirs)), strict=True):
+        torch.testing.assert_close(a, b)
+    several = torch.arange(4)[:, None].expand(4, 7)
+    torch.testing.assert_close(ours.log_prob(several), theirs.log_prob(several))
+    torch.testing.assert_close(ours.expand((3, 7)).log_prob(y), theirs.expand((3, 7)).log_prob(y))
+    torch.testing.assert_close(ours.probs, theirs.probs)
+    torch.testing.assert_close(ours.logits, theirs.logits)
+    torch.testing.assert_close(ours.entropy(), theirs.entropy())
+    assert torch.equal(ours.enumerate_support(), theirs.enumerate_support())
+    assert ours.sample().shape == (7,)
+    assert ours.support.is_discrete
+    with pytest.raises(ValueError, match="within the support"):
+        ours.log_prob(torch.full((7,), 4))
+
+
+@pytest.mark.parametrize("label", [-100, -1, 4])
+def test_a_label_that_no_class_has_is_an_error(label):
+    with pyro.validation_enabled(False), pytest.raises(IndexError):
+        Labels(torch.randn(7, 4)).log_prob(torch.full((7,), label))
+
+
+def test_a_point_mass_has_the_density_of_pyros():
+    v = torch.randn(3, 4)
+    for dims in (0, 1, 2):
+        mass, theirs = PointMass(v, dims), dist.Delta(v, event_dim=dims)
+        assert (mass.batch_shape, mass.event_shape) == (theirs.batch_shape, theirs.event_shape)
+        assert torch.equal(mass.log_prob(v), theirs.log_prob(v))
+        assert torch.equal(
+            mass.expand((2, *mass.batch_shape)).log_prob(v), theirs.expand((2, *mass.batch_shape)).log_prob(v)
+        )
+        assert mass.rsample() is not v
+        assert torch.equal(mass.rsample(), v)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
-from torch import Tensor
+from torch import Tensor, nn
 
 import pyro_lottery as pl
 from experiments.benchmarks.timing import Step
@@ -31,9 +31,9 @@ OURS = {
 PEERS = ("bayesian-torch", "torch-blue, sampled KL", "torch-blue, analytic KL")
 
 
-def deterministic(arch: str, x: Tensor, y: Tensor, precision: str, plain: bool) -> Step:
+def deterministic(net: nn.Module, x: Tensor, y: Tensor, precision: str, plain: bool) -> Step:
     """Cross-entropy and Adam on the ordinary network."""
-    net = pl.create_model(arch, num_classes=10).to(x.device)
+    net.to(x.device)
     if plain:
         x, precision = x.contiguous(), "32"
     else:
@@ -50,9 +50,9 @@ def deterministic(arch: str, x: Tensor, y: Tensor, precision: str, plain: bool) 
     return step
 
 
-def stock(arch: str, x: Tensor, y: Tensor, precision: str) -> Step:
+def stock(net: nn.Module, x: Tensor, y: Tensor, precision: str) -> Step:
     """Pyro's AutoNormal and Trace_ELBO on our model, called as in Pyro's SVI, with one Adam for all parameters."""
-    model = classifier(arch).to(x.device)
+    model = classifier(net).to(x.device)
     guide = pl.guides.auto(AutoNormal, model)
 
     def cast(*args: Any, **kwargs: Any) -> Any:
@@ -70,11 +70,11 @@ def stock(arch: str, x: Tensor, y: Tensor, precision: str) -> Step:
 
 
 def ours(
-    arch: str, x: Tensor, y: Tensor, precision: str, estimator: str, samples: int, path: str, density: float
+    net: nn.Module, x: Tensor, y: Tensor, precision: str, estimator: str, samples: int, path: str, density: float
 ) -> Step:
     """The step that :func:`pyro_lottery.train` takes with a mean-field guide, or with a point for ``estimator="point"``."""
     point = estimator == "point"
-    model = classifier(arch, pl.priors.flat() if point else None).to(x.device, memory_format=torch.channels_last)
+    model = classifier(net, pl.priors.flat() if point else None).to(x.device, memory_format=torch.channels_last)
     guide = (pl.guides.deterministic if point else pl.guides.mean_field)(model)
     full = masks.full(pl.posterior(guide))
     mask = {site: torch.rand(m.shape, device=m.device) < density for site, m in full.items()} if density < 1 else {}
@@ -91,8 +91,7 @@ def ours(
     return step
 
 
-def classifier(arch: str, prior: Any = None) -> pl.BayesianClassifier:
-    net = pl.create_model(arch, num_classes=10)
+def classifier(net: nn.Module, prior: Any = None) -> pl.BayesianClassifier:
     return pl.BayesianClassifier(net, prior, num_data=NUM_DATA, kl_temperature=TEMPERATURE)
 
 
@@ -118,15 +117,19 @@ def has_peers() -> bool:
 
 def candidates(arch: str, x: Tensor, y: Tensor, precision: str, with_peers: bool) -> dict[str, Step]:
     """All candidates for ``arch``, by name."""
+
+    def net() -> nn.Module:
+        return pl.create_model(arch, num_classes=10)
+
     found = {
-        "det": deterministic(arch, x, y, precision, plain=False),
-        "plain": deterministic(arch, x, y, precision, plain=True),
-        "stock Pyro": stock(arch, x, y, precision),
+        "det": deterministic(net(), x, y, precision, plain=False),
+        "plain": deterministic(net(), x, y, precision, plain=True),
+        "stock Pyro": stock(net(), x, y, precision),
     }
     for name, options in OURS.items():
         # Ten samples are in the variance alone.
         if options[1] == 1 and ("compiled" not in options or has_compiled(x.device)):
-            found[name] = ours(arch, x, y, precision, *options)
+            found[name] = ours(net(), x, y, precision, *options)
     if with_peers:
         found |= {name: peer(name, arch, x, y, precision) for name in PEERS}
     return found

@@ -18,7 +18,7 @@ def evaluation_rows(arch: str, images: Tensor, samples: int, rounds: int, precis
     The loop runs the plain network in fp32 and NCHW with weights loc + scale·ε.
     """
     net = pl.create_model(arch, num_classes=10).to(images.device).eval()
-    model = classifier(arch).to(images.device, memory_format=torch.channels_last)
+    model = classifier(pl.create_model(arch, num_classes=10)).to(images.device, memory_format=torch.channels_last)
     guide = pl.guides.mean_field(model)
     posterior = pl.posterior(guide)
     loc, scale = ({n: v.contiguous() for n, v in p.items()} for p in (posterior.loc, posterior.scale or {}))

@@ -23,7 +23,7 @@ def kernel_rows(count: int, rounds: int) -> list[dict[str, Any]]:
             "noise": lambda: path.normal(count, loc),
             "sample": lambda: path.sample(layout, loc, log_scale),
             "KL": lambda: path.kl(layout, loc, log_scale, m, s),
-            "gradients of sample and KL": lambda: path.sample_grad(layout.offsets, g, w, loc, log_scale, m, s, weight),
+            "gradients of sample and KL": lambda: path.sample_grad(layout, g, w, loc, log_scale, m, s, weight),
             "perturb, with copy and exp": lambda: path.perturb(loc.clone(), log_scale.exp()),
         }
 

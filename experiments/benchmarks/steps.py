@@ -20,6 +20,7 @@ from typing import Any
 import pyro
 import torch
 
+import pyro_lottery as pl
 from experiments.benchmarks.candidates import candidates, classifier, has_peers
 from experiments.benchmarks.evaluation import evaluation_rows
 from experiments.benchmarks.kernels import kernel_rows
@@ -84,7 +85,9 @@ def measure_networks(given: argparse.Namespace, device: torch.device) -> None:
         batch = given.batch_size or BATCH.get(arch, 32)
         x = channels_last(torch.randn(batch, 3, given.image_size, given.image_size, device=device))
         y = torch.randint(0, 10, (batch,), device=device)
-        precision = precision_for_batch(given.precision, classifier(arch).to(device), x)
+        precision = precision_for_batch(
+            given.precision, classifier(pl.create_model(arch, num_classes=10)).to(device), x
+        )
         steps = candidates(arch, x, y, precision, given.peers)
         new = ratio_rows(arch, batch, precision, time_steps(steps, given.rounds, device), "det")
         rows += new

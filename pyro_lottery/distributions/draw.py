@@ -108,8 +108,9 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None]:
-        parts = zip(ctx.layout.kept_of(grads), ctx.layout.kept, strict=True)
         like = next(grad for grad in grads if grad is not None)
+        at_once = kernels.backend(like) is not kernels.compiled
+        parts = zip(ctx.layout.kept_of(grads, at_once), ctx.layout.kept, strict=True)
         return torch.cat([like.new_zeros(count) if part is None else part for part, count in parts]), None
 
 
@@ -130,15 +131,15 @@ class _Samples(torch.autograd.Function):
         flat, kept = kernels.backend(loc).sample(layout, loc, log_scale)
         ctx.save_for_backward(loc, log_scale, kept)
         ctx.layout, ctx.priors = layout, priors
-        return (loc.new_zeros(len(layout.shapes)), *layout.views_and_kept(flat, kept))
+        return (loc.new_empty(len(layout.shapes)), *layout.views_and_kept(flat, kept))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         loc, log_scale, kept = ctx.saved_tensors
         backend, m, s, weight = _prior_terms(ctx, loc, weight)
-        g = ctx.layout.kept_of(grads)
-        return (*backend.sample_grad(ctx.layout.offsets, g, kept, loc, log_scale, m, s, weight), None, None)
+        g = ctx.layout.kept_of(grads, backend is not kernels.compiled)
+        return (*backend.sample_grad(ctx.layout, g, kept, loc, log_scale, m, s, weight), None, None)
 
 
 class _Moments(torch.autograd.Function):
@@ -153,16 +154,17 @@ class _Moments(torch.autograd.Function):
         ctx.save_for_backward(loc, log_scale)
         ctx.layout, ctx.priors = layout, priors
         both = (layout.views_and_kept(flat, layout.keep(flat)) for flat in (mean, variance))
-        return (loc.new_zeros(len(layout.shapes)), *next(both), *next(both))
+        return (loc.new_empty(len(layout.shapes)), *next(both), *next(both))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         loc, log_scale = ctx.saved_tensors
         backend, m, s, weight = _prior_terms(ctx, loc, weight)
-        g_mean, g_variance = (ctx.layout.kept_of(half) for half in (grads[: len(grads) // 2], grads[len(grads) // 2 :]))
+        halves = grads[: len(grads) // 2], grads[len(grads) // 2 :]
+        g_mean, g_variance = (ctx.layout.kept_of(half, backend is not kernels.compiled) for half in halves)
         return (
-            *backend.moments_grad(ctx.layout.offsets, g_mean, g_variance, loc, log_scale, m, s, weight), None, None,
+            *backend.moments_grad(ctx.layout, g_mean, g_variance, loc, log_scale, m, s, weight), None, None,
         )  # fmt: skip
 
 

@@ -84,3 +84,15 @@ class PointMass(dist.Delta):
     """A Delta distribution whose guide has already set pruned weights to 0."""
 
     knows_masks = True
+
+    def __init__(self, v: Tensor, event_dim: int = 0):
+        self.v, batch = v, v.shape[: v.dim() - event_dim]
+        dist.TorchDistribution.__init__(self, batch, v.shape[len(batch) :])
+
+    @property
+    def log_density(self) -> Tensor:
+        """0 [batch shape], made when it is asked for: each would be a kernel to launch."""
+        return self.v.new_zeros(self.batch_shape)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> PointMass:
+        return PointMass(self.v.expand(*batch_shape, *self.event_shape), len(self.event_shape))

@@ -174,8 +174,10 @@ class FlatGuide(Tempered, Family):
             if kept is not parameter:
                 if name == "loc":
                     parameter.zero_()
-                assert self.layout.index is not None
-                parameter.index_copy_(0, self.layout.index, kept)
+                if self.layout.index is None:
+                    parameter.copy_(kept)
+                else:
+                    parameter.index_copy_(0, self.layout.index, kept)
                 parameter.grad = None
                 self._set(name, parameter)
         self.layout = before[0]

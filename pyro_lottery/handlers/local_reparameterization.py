@@ -121,8 +121,9 @@ class _NoisyLayers(TorchFunctionMode):
         self._say(func, *self._noisy([input]))
         if noisy is None:  # the weight is sampled or deterministic, so its bias is sampled too
             return func(input, weight, bias, *rest, **more)
+        input, squared = _WithSquare.apply(input)
         mean = func(input, noisy.mean, noisy_bias.mean if noisy_bias else bias, *rest, **more)
-        variance = func(_Square.apply(input), noisy.variance, noisy_bias and noisy_bias.variance, *rest, **more)
+        variance = func(squared, noisy.variance, noisy_bias and noisy_bias.variance, *rest, **more)
         return perturb(mean, variance)
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Any:
@@ -215,17 +216,22 @@ def _say_once(site: str, reason: str) -> None:
         )
 
 
-class _Square(torch.autograd.Function):
-    """x² whose gradient needs one temporary tensor; torch's own needs three, and activations dominate memory."""
+class _WithSquare(torch.autograd.Function):
+    """x -> (x, x²). The gradient of both is summed in one pass, where torch's own needs four, and activations dominate memory."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x)
-        return x * x
+        return x.view_as(x), x * x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return (grad * ctx.saved_tensors[0]).mul_(2)
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, of_square: Tensor | None) -> Tensor | None:
+        if of_square is None:
+            return grad
+        (x,) = ctx.saved_tensors
+        return (of_square * x).mul_(2) if grad is None else torch.addcmul(grad, of_square, x, value=2)
 
 
 def local_reparameterization() -> LocalReparameterizationMessenger:

@@ -63,7 +63,7 @@ def kl(layout: Layout, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor) -> 
 
 
 def sample_grad(
-    offsets: Sequence[int],
+    layout: Layout,
     g: Grads,
     w: Tensor,
     loc: Tensor,
@@ -74,25 +74,25 @@ def sample_grad(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of loc and log_scale, given those of every site's sample (``g``) and KL (``weight`` [sites]).
 
-    ``w`` is the sample of the kept weights. Site k has the elements from ``offsets[k]`` to ``offsets[k + 1]`` - 1.
+    ``w`` is the sample of the kept weights.
     """
     g_loc, g_log_scale = torch.empty_like(loc), torch.empty_like(loc)
     weight = None if weight is None else weight.contiguous()
     call(
-        "pl_sample_grad", len(g), _int64(offsets), _pointers(g), w, loc, log_scale, m, s, weight, g_loc, g_log_scale,
+        "pl_sample_grad", len(g), _int64(layout.offsets), _pointers(g), w, loc, log_scale, m, s, weight, g_loc, g_log_scale,
     )  # fmt: skip
     return g_loc, g_log_scale
 
 
 def moments_grad(
-    offsets: Sequence[int], g_mean: Grads, g_variance: Grads, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor,
+    layout: Layout, g_mean: Grads, g_variance: Grads, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor,
     weight: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the gradients of loc and log_scale, given those of every site's mean, variance and KL (``weight`` [sites])."""
     g_loc, g_log_scale = torch.empty_like(loc), torch.empty_like(loc)
     weight = None if weight is None else weight.contiguous()
     call(
-        "pl_moments_grad", len(g_mean), _int64(offsets), _pointers(g_mean), _pointers(g_variance), loc, log_scale, m, s,
+        "pl_moments_grad", len(g_mean), _int64(layout.offsets), _pointers(g_mean), _pointers(g_variance), loc, log_scale, m, s,
         weight, g_loc, g_log_scale,
     )  # fmt: skip
     return g_loc, g_log_scale

@@ -26,10 +26,10 @@ class Layout:
         """Position of each site's first weight among all weights; then the number of all weights."""
         self.masks = tuple(masks) or (None,) * len(self.shapes)
         self.index: Tensor | None = None
-        """Positions of the kept weights among all weights, int64, or None if all are kept."""
+        """Positions of the kept weights among all weights, int64, or None if all are kept, even if masks say so."""
         self.kept = self.sizes
         """Number of kept weights of each site."""
-        if any(mask is not None for mask in self.masks):
+        if any(mask is not None and not bool(mask.all()) for mask in self.masks):
             parts = []
             for start, shape, mask in zip(self.starts, self.shapes, self.masks, strict=False):
                 full = torch.ones(shape, dtype=torch.bool) if mask is None else mask
@@ -38,6 +38,7 @@ class Layout:
             self.index = torch.cat(parts)
         self.offsets = [0, *accumulate(self.kept)]
         """Position of each site's first weight among the kept weights; then the number of kept weights."""
+        self._on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
     def total(self) -> int:
@@ -53,6 +54,28 @@ class Layout:
             )
         return None if self.index is None else self.index.int()
 
+    def site(self, device: torch.device) -> Tensor:
+        """The number of each kept weight's site, int32 [kept]."""
+        return self._counted(device)[0]
+
+    def count(self, device: torch.device) -> Tensor:
+        """:attr:`kept`, int64 [sites]."""
+        return self._counted(device)[1]
+
+    def begins(self, device: torch.device) -> Tensor:
+        """:attr:`offsets`, int64 [sites + 1]."""
+        return self._counted(device)[2]
+
+    def _counted(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        if device not in self._on:
+            count = torch.tensor(self.kept, device="cpu")
+            site = torch.arange(len(count), dtype=torch.int32, device="cpu").repeat_interleave(
+                count, output_size=self.offsets[-1]
+            )
+            offsets = torch.tensor(self.offsets, device="cpu")
+            self._on[device] = site.to(device), count.to(device), offsets.to(device)
+        return self._on[device]
+
     def views_and_kept(self, flat: Tensor, kept: Tensor) -> list[Tensor]:
         """Return :meth:`views` of a vector of all weights, and then the :meth:`parts` of the kept ones if not all are kept."""
         return self.views(flat) if self.index is None else [*self.views(flat), *self.parts(kept)]
@@ -63,12 +86,17 @@ class Layout:
             if mask is not None:
                 with_kept(view, mask, part)
 
-    def kept_of(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Return the gradient of each site's kept weights [kept], given those of what :meth:`views_and_kept` returned."""
+    def kept_of(self, grads: Sequence[Tensor | None], at_once: bool = False) -> Sequence[Tensor | None]:
+        """Return the gradient of each site's kept weights [kept], given those of what :meth:`views_and_kept` returned.
+
+        ``at_once`` goes over all weights in two passes, for a GPU, rather than over the kept ones site by site.
+        """
         dense = grads[: len(self.shapes)]
         packed = grads[len(self.shapes) :] or [None] * len(dense)
         if self.index is None:
             return [None if grad is None else flatten(grad) for grad in dense]
+        if at_once and all(grad is not None for grad in dense) and all(grad is None for grad in packed):
+            return self.parts(self.keep(torch.cat([flatten(grad) for grad in dense if grad is not None])))
         found = []
         for number, (whole, part) in enumerate(zip(dense, packed, strict=True)):
             if whole is not None:
@@ -95,7 +123,7 @@ class Layout:
 
     def scatter(self, flat: Tensor) -> Tensor:
         """Return a vector of all weights, given the kept ones; pruned weights are 0."""
-        return flat if self.index is None else flat.new_zeros(self.total).index_copy(0, self.index, flat)
+        return flat if self.index is None else flat.new_zeros(self.total).index_copy_(0, self.index, flat)
 
 
 def flatten(value: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,6 +16,8 @@ from pyro_lottery.kernels.layout import Layout
 
 CHUNK = 1 << 20
 """Normal numbers per generator. The value is fixed, so that the numbers do not depend on the number of threads."""
+EXACT = 1 << 14
+"""Terms that a CPU may add one after the other in single precision."""
 TINY = 1e-30
 """Variances below this count as 0. A sum of non-negative terms is that small only if all its terms are 0."""
 
@@ -62,14 +63,21 @@ def moments(layout: Layout, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Ten
 
 
 def kl(layout: Layout, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor) -> Tensor:
-    """Return KL(N(loc, scale²) ‖ N(m, s²)) summed over each site, [sites]."""
-    rate, constant, variance = 0.5 / s.square(), s.log() - 0.5, (2 * log_scale).exp_()
-    parts = zip(layout.parts(loc), layout.parts(log_scale), layout.parts(variance), m, rate, constant, strict=True)
-    return torch.stack([r * (v.sum() + (mu - a).square_().sum()) - x.sum() + c * len(x) for mu, x, v, a, r, c in parts])
+    """Return KL(N(loc, scale²) ‖ N(m, s²)) summed over each site, [sites].
+
+    No loop over sites: on a GPU, each of its operations would be a kernel to launch.
+    """
+    site, count = layout.site(loc.device), layout.count(loc.device)
+    terms = (loc - m.index_select(0, site)).square_().add_((2 * log_scale).exp_())
+    terms.mul_(s.pow(-2).mul_(0.5).index_select(0, site)).sub_(log_scale)
+    if loc.device.type == "cpu" and len(loc) > EXACT:
+        terms = terms.double()  # a CPU adds the terms of a segment one after the other
+    sums = torch.segment_reduce(terms, "sum", lengths=count, unsafe=True)
+    return sums.addcmul_(s.log() - 0.5, count).to(loc.dtype)
 
 
 def sample_grad(
-    offsets: Sequence[int],
+    layout: Layout,
     g: Grads,
     w: Tensor,
     loc: Tensor,
@@ -82,13 +90,13 @@ def sample_grad(
 
     Without the KL: d/dloc = g, d/dlog_scale = g·(w − loc). The noise need not be stored, since scale·ε = w − loc.
     """
-    g_loc = _join(offsets, g, loc)
+    g_loc = joined(layout, g, loc)
     g_log_scale = (w - loc).mul_(g_loc)
-    return _add_kl(offsets, loc, (2 * log_scale).exp_(), m, s, weight, g_loc, g_log_scale)
+    return _add_kl(layout, loc, (2 * log_scale).exp_(), m, s, weight, g_loc, g_log_scale)
 
 
 def moments_grad(
-    offsets: Sequence[int], g_mean: Grads, g_variance: Grads, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor,
+    layout: Layout, g_mean: Grads, g_variance: Grads, loc: Tensor, log_scale: Tensor, m: Tensor, s: Tensor,
     weight: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the gradients of loc and log_scale, given those of every site's mean, variance and KL (``weight`` [sites]).
@@ -96,9 +104,9 @@ def moments_grad(
     Without the KL: d/dloc = g_mean, d/dlog_scale = 2·scale²·g_variance.
     """
     variance = (2 * log_scale).exp_()
-    g_loc = _join(offsets, g_mean, loc)
-    g_log_scale = _join(offsets, g_variance, loc).mul_(variance).mul_(2)
-    return _add_kl(offsets, loc, variance, m, s, weight, g_loc, g_log_scale)
+    g_loc = joined(layout, g_mean, loc)
+    g_log_scale = joined(layout, g_variance, loc).mul_(variance).mul_(2)
+    return _add_kl(layout, loc, variance, m, s, weight, g_loc, g_log_scale)
 
 
 def perturb(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,19 +120,19 @@ def perturb(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     return torch.addcmul(mean, root, noise), noise.mul_(0.5).div_(root).masked_fill_(constant, 0.0)
 
 
-def _join(offsets: Sequence[int], grads: Grads, like: Tensor) -> Tensor:
-    return torch.cat(
-        [like.new_zeros(b - a) if g is None else g for g, (a, b) in zip(grads, pairwise(offsets), strict=True)]
-    )
+def joined(layout: Layout, grads: Grads, like: Tensor) -> Tensor:
+    """The gradients of all sites' kept weights as one vector [kept], with zeros for a site that has none."""
+    parts = zip(grads, layout.kept, strict=True)
+    return torch.cat([like.new_zeros(count) if g is None else g for g, count in parts])
 
 
 def _add_kl(
-    offsets: Sequence[int], loc: Tensor, variance: Tensor, m: Tensor, s: Tensor, weight: Tensor | None, g_loc: Tensor,
+    layout: Layout, loc: Tensor, variance: Tensor, m: Tensor, s: Tensor, weight: Tensor | None, g_loc: Tensor,
     g_log_scale: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     if weight is not None:
-        rate = weight / s.square()
-        for (start, end), centre, r, c in zip(pairwise(offsets), m, rate, weight, strict=True):
-            g_loc[start:end].addcmul_(loc[start:end] - centre, r)
-            g_log_scale[start:end].addcmul_(variance[start:end], r).sub_(c)
+        site = layout.site(loc.device)
+        rate = (weight / s.square()).index_select(0, site)
+        g_loc.addcmul_(loc - m.index_select(0, site), rate)
+        g_log_scale.addcmul_(variance, rate).sub_(weight.index_select(0, site))
     return g_loc, g_log_scale

@@ -7,7 +7,7 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor
 
-from pyro_lottery.distributions import elementary
+from pyro_lottery.distributions import Labels, elementary
 from pyro_lottery.errors import UserError
 from pyro_lottery.model.network import BayesianNetwork
 
@@ -21,7 +21,7 @@ class BayesianClassifier(BayesianNetwork):
     task = "classification"
 
     def likelihood(self, output: Tensor) -> dist.TorchDistribution:
-        return dist.Categorical(logits=_logits(output))
+        return Labels(_logits(output))
 
     def checked_targets(self, y: Tensor, likelihood: Any, output: Tensor) -> Tensor:
         if isinstance(y, Tensor) and y.shape == output.shape:

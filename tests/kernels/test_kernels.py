@@ -120,7 +120,7 @@ def test_moments_kl_and_gradients_are_autograds(backend, layout):
         sum((x * y).sum() for x, y in zip(sample, g, strict=True)) + (weight * reference_kl(layout, a, b, m, s)).sum()
     ).backward()
     for got, expected in zip(
-        backend.sample_grad(layout.offsets, layout.kept_of(g), kept, loc, log_scale, m, s, weight),
+        backend.sample_grad(layout, layout.kept_of(g), kept, loc, log_scale, m, s, weight),
         (a.grad, b.grad),
         strict=True,
     ):
@@ -131,7 +131,7 @@ def test_moments_kl_and_gradients_are_autograds(backend, layout):
     means, variances = layout.views(layout.scatter(a)), layout.views(layout.scatter((2 * b).exp()))
     loss = sum((x * y).sum() for x, y in zip([*means, *variances], g + h, strict=True))
     (loss + (weight * reference_kl(layout, a, b, m, s)).sum()).backward()
-    got = backend.moments_grad(layout.offsets, layout.kept_of(g), layout.kept_of(h), loc, log_scale, m, s, weight)
+    got = backend.moments_grad(layout, layout.kept_of(g), layout.kept_of(h), loc, log_scale, m, s, weight)
     for mine, expected in zip(got, (a.grad, b.grad), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
 
@@ -141,8 +141,8 @@ def test_sites_without_gradient_and_without_kl_get_zeros(backend, layout):
     (loc, log_scale), (m, s) = parameters(layout), priors(layout)
     nothing = [None] * len(SHAPES)
     for grads in (
-        backend.sample_grad(layout.offsets, nothing, loc + 1, loc, log_scale, m, s, None),
-        backend.moments_grad(layout.offsets, nothing, nothing, loc, log_scale, m, s, None),
+        backend.sample_grad(layout, nothing, loc + 1, loc, log_scale, m, s, None),
+        backend.moments_grad(layout, nothing, nothing, loc, log_scale, m, s, None),
     ):
         assert all(not g.any() for g in grads)
 
@@ -177,10 +177,10 @@ def results_of(backend, loc, log_scale):
     yield "moments", torch.stack(backend.moments(layout, loc, log_scale))
     yield "kl", backend.kl(layout, loc, log_scale, *priors)
     for weight in (None, one):
-        yield "sample_grad", torch.stack(backend.sample_grad(layout.offsets, [one], w, loc, log_scale, *priors, weight))
+        yield "sample_grad", torch.stack(backend.sample_grad(layout, [one], w, loc, log_scale, *priors, weight))
         yield (
             "moments_grad",
-            torch.stack(backend.moments_grad(layout.offsets, [one], [one], loc, log_scale, *priors, weight)),
+            torch.stack(backend.moments_grad(layout, [one], [one], loc, log_scale, *priors, weight)),
         )
     for dtype in (torch.float32, torch.bfloat16):
         yield "perturb", torch.stack(backend.perturb(loc.to(dtype, copy=True), variance.to(dtype, copy=True)))

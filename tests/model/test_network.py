@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pyro_lottery as pl
+from pyro_lottery import kernels
 from tests.support import TinyNet
 
 
@@ -117,7 +118,7 @@ def test_no_device_is_guessed():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     for prior, make in ((None, pl.guides.mean_field), (pl.priors.flat(), pl.guides.deterministic)):
-        with FakeTensorMode(), pyro.validation_enabled(False):
+        with FakeTensorMode(), pyro.validation_enabled(False), kernels.using("torch"):
             with torch.device("cuda"):
                 net = TinyNet()
             model = pl.BayesianClassifier(net, prior, num_data=4)
