@@ -13,15 +13,16 @@ from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.handlers.sparse_layers import CHOICES as SPARSE
 from pyro_lottery.runs.options import AT_LEAST_0, AT_LEAST_1, FRACTION, HALF_OPEN, POSITIVE, RISING, checked, option
 from pyro_lottery.runs.presets import PRESETS
+from pyro_lottery.training.graph import CHOICES as GRAPH
 
 RESUMABLE = {
     "levels", "data_dir", "run_dir", "device", "on_divergence", "deterministic", "pretrained", "pretrained_key",
-    "level0_from", "sparse",
+    "level0_from", "sparse", "graph",
 }  # fmt: skip
 """Options that may differ when a run is resumed. They do not change what a level is trained to, except for its last bits."""
 AFTER_LEVEL_0 = {"levels", "score", "prune_fraction", "rewind"}
 """Options that level 0 does not depend on; ``epoch:K`` and ``restart:K`` of ``rewind`` also save the rewind point."""
-LATER: dict[str, Any] = {"prune_to": None, "sparse": "off"}
+LATER: dict[str, Any] = {"prune_to": None, "sparse": "off", "graph": "off"}
 """Options added after version 0.1.0, with the values that stand for its behaviour."""
 
 
@@ -122,12 +123,16 @@ class Config:
     )  # fmt: skip
     sync_batchnorm: bool = option(False, bool, "BatchNorm over the images of all GPUs instead of each GPU's own")
     precision: str = option(
-        "32", str, "32 (float32), bf16 (autocast), or auto: bf16 on a GPU that supports it; on a CPU the faster one, which is "
-        "measured once for each network and batch size", choices=(*machine.PRECISIONS, "auto"),
+        "32", str, "32 (float32), tf32 (convolutions and matrix products of a GPU with factors of 10 bits), bf16 (autocast), or auto: bf16 "
+        "on a GPU that supports it; on a CPU the faster of 32 and bf16, which is measured once for each network and batch size", choices=(*machine.PRECISIONS, "auto"),
     )  # fmt: skip
     sparse: str = option(
         "auto", str, "pruned layers at the cost of their surviving weights, in float32 on the CPU: auto (where that is faster), "
         "on or off", choices=SPARSE,
+    )  # fmt: skip
+    graph: str = option(
+        "auto", str, "training steps as a CUDA graph, recorded once and replayed, so that a GPU does not wait for Python: auto (on "
+        "one GPU), on or off", choices=GRAPH,
     )  # fmt: skip
     deterministic: bool = option(
         False, bool, "on a GPU, use only algorithms that give the same bits every time; training on a CPU always does"

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.optim import Adam
@@ -28,6 +29,7 @@ from pyro_lottery.training.checks import (
     is_batch_norm,
 )
 from pyro_lottery.training.epoch import epoch
+from pyro_lottery.training.graph import Record, Steps, Take, recorder
 from pyro_lottery.training.history import History, measure_name, measure_of, measured, row_of
 from pyro_lottery.training.hooks import Hooks
 from pyro_lottery.training.mask_check import check_used_weights
@@ -61,6 +63,7 @@ def train(
     kl: str = "analytic",
     estimator: str = "weights",
     precision: str = "32",
+    graph: str = "auto",
     seed: int = 0,
     level: int = 0,
     state: TrainState | None = None,
@@ -72,8 +75,9 @@ def train(
     Minimises nll + f·T·KL/N per example, averaged over ``train_samples`` noise samples a batch: T is the model's
     ``kl_temperature``, f the :func:`kl_factor` of the epoch (1 after ``kl_warmup_epochs``), and N the number of training
     examples. ``estimator`` says whether the noise is on the weights or on the outputs of layers (see :class:`ELBO`). To
-    prune, call this under :func:`pyro_lottery.handlers.sparsify`. ``precision`` is ``32``, ``bf16`` (autocast), or ``auto``, the
-    faster of both on this machine.
+    prune, call this under :func:`pyro_lottery.handlers.sparsify`. ``precision`` is ``32``, ``tf32`` (on a GPU), ``bf16`` (autocast),
+    or ``auto``, the faster of fp32 and bf16 on this machine. ``graph`` says whether a GPU replays a recorded step (``auto``, ``on`` or ``off``), which has
+    the same results and spares the GPU from waiting for Python.
 
     ``data`` is a :class:`Data`, or a bare loader of (x, y) batches, then without test columns: see
     :func:`pyro_lottery.data.from_loaders`. A loader makes its own batches, whatever ``batch_size`` is, and training on one
@@ -108,6 +112,7 @@ def train(
     data = data.to(device)
     likelihood = check_data(model, data)
     check_batches(model, data, batch_size, ranks)
+    record = recorder(graph, device, ranks)
     precision = precision_for_data(precision, model, data, batch_size, ranks)
     hooks, state = hooks or Hooks(), state or TrainState()
     state.check(model, guide)
@@ -122,7 +127,8 @@ def train(
         loop = _Loop(
             model, guide, data, likelihood, elbo, optimizer, state, hooks, ranks,
             rates=(lr, milestones, warmup_epochs), kl_warmup_epochs=kl_warmup_epochs, batch_size=batch_size,
-            samples=samples, history_samples=history_samples or samples, precision=precision, seed=seed, level=level,
+            samples=samples, history_samples=history_samples or samples, precision=precision, record=record, seed=seed,
+            level=level,
         )  # fmt: skip
         with state.using(optimizer, ranks):
             hooks.start(state)
@@ -151,10 +157,18 @@ class _Loop:
     samples: int
     history_samples: int
     precision: str
+    record: Record | None
     seed: int
     level: int
 
     def __post_init__(self) -> None:
+        device, recorded = self.data.train.device, self.record is not None
+        self.rate: float = self.rates[0]
+        # A graph reads it from the GPU; so do all steps there, or the graph's last bits would be others.
+        self.rate_there = torch.tensor(self.rate, device=device) if recorded or device.type == "cuda" else None
+        self.take: Take = self._take
+        if self.record is not None:
+            self.take = Steps(self._take, self.optimizer, self._changed, self.record)
         self.norms: list[Any] = [m for m in self.model.modules() if is_batch_norm(m) and m.running_mean is not None]
         self.infinite = infinite_buffers(self.model)
 
@@ -172,18 +186,27 @@ class _Loop:
                     x, y = batches.batch(state.step)
                     if isinstance(batches, StreamEpoch):
                         check_batch(self.model, self.likelihood, y)
-                    step(
-                        self.model, self.guide, self.elbo, self.optimizer, x, y, samples=self.samples,
-                        precision=self.precision, kl_factor=factor, sums=state.sums, ranks=self.ranks,
-                    )  # fmt: skip
+                    self.take(x, y, factor, state.sums)
                 state.step += 1
                 state.seconds = time.perf_counter() - began
                 seen = self._check_or_stop(batches)
-        rate, seconds = self.optimizer.param_groups[0]["lr"], time.perf_counter() - began
-        return row_of(state.epoch, seen, len(batches), self.model, factor, rate, seconds) | self._of_other_splits()
+        seconds = time.perf_counter() - began
+        return row_of(state.epoch, seen, len(batches), self.model, factor, self.rate, seconds) | self._of_other_splits()
+
+    def _take(self, x: Any, y: Tensor, factor: float, sums: Tensor) -> None:
+        step(
+            self.model, self.guide, self.elbo, self.optimizer, x, y, samples=self.samples, precision=self.precision,
+            kl_factor=factor, sums=sums, ranks=self.ranks,
+        )  # fmt: skip
+
+    def _changed(self) -> list[Tensor]:
+        """The tensors that a step changes, beside the sums."""
+        moments = [value for own in self.optimizer.state.values() for value in own.values()]
+        return [*self.guide.parameters(), *self.model.parameters(), *self.model.buffers(), *moments]
 
     def _set_rate(self, steps: int) -> None:
-        rate = learning_rate(self.state.epoch, self.state.step, steps, *self.rates)
+        self.rate = learning_rate(self.state.epoch, self.state.step, steps, *self.rates)
+        rate = self.rate if self.rate_there is None else self.rate_there.fill_(self.rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
