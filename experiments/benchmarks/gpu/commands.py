@@ -1,0 +1,74 @@
+"""Whole commands on a GPU: resumed bit for bit, an IMP from its start to its end, and several runs at a time."""
+
+from __future__ import annotations
+
+import time
+
+import pandas as pd
+
+from experiments.benchmarks.gpu.day import Checks, Day, held, info
+
+SMOKE = ("imp", "--arch", "lenet", "--preset", "smoke")
+
+
+def resume(day: Day) -> Checks:
+    """``--deterministic`` runs end with the same files: once more, and stopped and resumed."""
+    large = ("imp", "--arch", "resnet20", "--dataset", "digits", "--preset", "quick")
+    found = list[dict[str, bytes]]()
+    for name in ("first", "again", "stopped"):
+        folder = day.out / f"resume-{name}"
+        line = [*(SMOKE if day.dry else large), "--deterministic", "--run-dir", str(folder)]
+        if name == "stopped":
+            child = day.start(*line)
+            while child.poll() is None and not (folder / "level_00").exists():
+                time.sleep(0.05)
+            child.terminate()
+            child.communicate()
+            yield info("stopped with", child.returncode, "75, or 0 if it had finished")
+        done = day.start(*line)
+        complaint = done.communicate()[1]
+        if done.returncode:
+            yield held(f"imp --deterministic, {name}", False, complaint.strip()[-200:])
+            return
+        found.append({str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.safetensors"))})
+    yield held("the same files twice", found[0] == found[1], f"{len(found[0])} files")
+    yield held("the same files when stopped and resumed", found[0] == found[2])
+
+
+def whole_imp(day: Day) -> Checks:
+    """IMP of 21 levels, as users start it, with and without a graph."""
+    data = ["--dataset", "folder", "--data-dir", day.data_dir] if day.data_dir else ["--dataset", "digits"]
+    large = ["imp", "--arch", "resnet20", *data, "--epochs", "6", "--milestones", "3", "5"]
+    for choice in ("auto", "off"):
+        folder = day.out / f"imp-{choice}"
+        began = time.perf_counter()
+        child = day.start(*(SMOKE if day.dry else large), "--graph", choice, "--run-dir", str(folder))
+        complaint = child.communicate()[1]
+        if child.returncode:
+            yield held(f"imp --graph {choice}", False, complaint.strip()[-200:])
+            continue
+        table = pd.read_csv(folder / "results.csv")
+        ms, accuracy = table["step_ms"].iloc[-1], table["test_accuracy"]
+        yield info(
+            f"imp --graph {choice}",
+            f"{len(table)} levels in {time.perf_counter() - began:.0f} s, {ms:.2f} ms a step, accuracy {accuracy.iloc[0]:.3f} to "
+            f"{accuracy.iloc[-1]:.3f}; 21 levels of 160 epochs of CIFAR-10 would take {21 * 160 * 391 * ms / 3.6e6:.1f} h",
+        )
+
+
+def shares(day: Day) -> Checks:
+    """Several runs on one GPU at a time."""
+    options = SMOKE if day.dry else ("imp", "--arch", "resnet20", "--dataset", "digits", "--preset", "smoke")
+    alone = 0.0
+    for count in (1, 2) if day.dry else (1, 2, 4):
+        began = time.perf_counter()
+        folders = [str(day.out / f"share-{count}-{k}") for k in range(count)]
+        children = [day.start(*options, "--seed", str(k), "--run-dir", f) for k, f in enumerate(folders)]
+        codes = [child.communicate() and child.returncode for child in children]
+        seconds = time.perf_counter() - began
+        alone = alone or seconds
+        yield held(
+            f"{count} runs at a time",
+            not any(codes),
+            f"{seconds:.0f} s, {count * alone / seconds:.2f} times the work of one",
+        )
