@@ -272,9 +272,10 @@ def inference(model: nn.Module) -> Iterator[None]:
 def _outputs(
     model: BayesianNetwork, weights: Mapping[str, Tensor], inputs: Iterator[Any], precision: str
 ) -> Iterator[Tensor]:
+    with poutine.condition(data=dict(weights)), as_drawn():
+        used = model.sampled()
     for batch in inputs:
-        first = trees.first_tensor(batch)
-        with poutine.condition(data=dict(weights)), as_drawn(), autocast(first.device, precision):
+        with model.with_weights(used), autocast(trees.first_tensor(batch).device, precision):
             try:
                 output = model.outputs(trees.map_tensors(channels_last, batch))
             except torch.OutOfMemoryError:

@@ -1,6 +1,6 @@
 """Lists the random and deterministic parameters of a network: ``python -m pyro_lottery.sites --arch resnet20``.
 
-For each site it prints the name, shape, prior, guide and initial scale. With ``--run-dir``, the network is that of a run, and
+For each site it prints the name, shape, prior, guide and initial scale, and then about how much memory training takes. With ``--run-dir``, the network is that of a run, and
 it prints how the run's pruned layers were computed, sparse or dense (see ``--sparse``).
 """
 
@@ -16,10 +16,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pyro_lottery import data, guides
+from pyro_lottery import data, guides, training
 from pyro_lottery.distributions import base
 from pyro_lottery.errors import UserError
 from pyro_lottery.levels import WHOLE
+from pyro_lottery.machine import channels_last
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.runs.build import Shape, build, check_names, load_data, shape_of
 from pyro_lottery.runs.cli import Parser, run_command
@@ -31,7 +32,8 @@ from pyro_lottery.runs.presets import PRESET_HELP
 
 PROG = "python -m pyro_lottery.sites"
 OPTIONS = (
-    "arch", "patch_size", "dataset", "data_dir", "image_size", "guide", "prior", "prior_scale", "init_scale", "seed",
+    "arch", "patch_size", "dataset", "data_dir", "image_size", "guide", "prior", "prior_scale", "init_scale", "seed", "batch_size",
+    "estimator",
 )  # fmt: skip
 
 
@@ -155,6 +157,13 @@ def show_layers(run: RunFolder) -> None:
         _print(table)
 
 
+def show_memory(config: Config, shape: Shape, model: BayesianNetwork, guide: Any) -> None:
+    """Print about how much memory training takes, beside the data."""
+    x, y = torch.zeros(4, shape.in_channels, *shape.image_size), torch.arange(4) % (shape.num_classes or 1)
+    size = training.step_memory(model, guide, channels_last(x), y, config.batch_size, config.estimator)
+    print(f"training with {config.batch_size} examples a batch takes about {size / 2**30:.2f} GiB of memory")
+
+
 def _print(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
@@ -183,8 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError("--trust-code is for a run; give --run-dir")
         config = preset(name or "default", **given)
         check_names(config)
-        model, guide = build(config, _shape(config))
+        shape = _shape(config)
+        model, guide = build(config, shape)
         show(describe(model, guide), deterministic(model))
+        show_memory(config, shape, model, guide)
 
     return run_command(PROG, work, arguments)
 

@@ -1,3 +1,4 @@
+import re
 import runpy
 import sys
 
@@ -29,6 +30,7 @@ def test_the_command_counts_by_hand(capsys):
     assert sites.main(["--arch", "resnet20", "--guide", "deterministic"]) == 0  # CIFAR-10's shape, without its images
     out = capsys.readouterr().out
     assert "21 prunable sites, 270,256 prunable weights" in out
+    assert re.search(r"training with 128 examples a batch takes about 0\.\d\d GiB of memory", out)
     assert sites.main(["--arch", "vit_tiny", "--image-size", "64", "--patch-size", "4"]) == 0
     (embedding,) = [line for line in capsys.readouterr().out.splitlines() if "pos_embed" in line]
     assert "257" in embedding, "16×16 patches and the class token"

@@ -27,11 +27,17 @@ from experiments.benchmarks.candidates import DENSITY, deterministic, ours, stoc
 from experiments.benchmarks.report import markdown, write
 from experiments.benchmarks.timing import Step
 from pyro_lottery import machine
-from pyro_lottery.kernels import triton_path
 from pyro_lottery.machine import channels_last
 from pyro_lottery.nets.resnet import ResNet
 from pyro_lottery.nets.vgg import VGG
 
+try:
+    from pyro_lottery.kernels import triton_path
+except ImportError:  # Triton is there where torch was built for GPUs
+    triton_path = None
+
+PATHS = ("triton", "torch") if triton_path else ("torch",)
+"""Kernels of a GPU that are counted."""
 NARROW: dict[str, Callable[[], nn.Module]] = {
     "resnet20": lambda: ResNet((4, 4, 4), 3, 10, 3),
     "vgg11": lambda: VGG((4, "M", 4, "M", 4, 4, "M", 4, 4, "M", 4, 4), 10, 3),
@@ -84,14 +90,18 @@ class Launches(TorchDispatchMode):
         return self.by_name.total()
 
     def __enter__(self) -> Launches:
-        self._launch = triton_path._launch
-        triton_path._launch = self._count  # without a GPU, they are not launched, so their results are not to be used
+        if triton_path:
+            self._launch = triton_path._launch
+            triton_path._launch = (
+                self._count
+            )  # without a GPU, they are not launched, so their results are not to be used
         super().__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
-        triton_path._launch = self._launch
+        if triton_path:
+            triton_path._launch = self._launch
 
     def _count(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
         self.by_name[kernel.__name__] += 1
@@ -187,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for arch in given.arch:
         torch.manual_seed(0)
         kernels, alone = (
-            {name: counted(step) for name, step in steps(arch, path, True).items()} for path in ("triton", "torch")
+            {name: counted(step) for name, step in steps(arch, path, True).items()} for path in (PATHS[0], "torch")
         )
         every = steps(arch, "torch", with_stock=True)
         seconds = host_seconds(every, given.rounds)

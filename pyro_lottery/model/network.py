@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import pyro
@@ -213,6 +213,28 @@ class BayesianNetwork(nn.Module):
         guides.set_posterior_(guide, ticket.start)
         self.load_net_state(ticket.net)
         return ticket.mask
+
+    def sampled(self) -> Sites:
+        """A value of every site as the network would use it here: under the enclosing handlers, such as conditions and masks."""
+        with poutine.trace() as traced:
+            self()
+        nodes: Any = traced.trace.nodes
+        return {site: nodes[site]["value"] for site in self._sites}
+
+    @contextmanager
+    def with_weights(self, values: Sites) -> Iterator[None]:
+        """Use ``values`` as the weights of the network within this context, without asking Pyro at every use.
+
+        Raises ``KeyError`` if a site is missing.
+        """
+        layers = [(self.net.get_submodule(path), name, values[site]) for site, (path, name) in self._sites.items()]
+        try:
+            for layer, name, value in layers:
+                vars(layer)[name] = value  # which Python finds before the site of this name
+            yield
+        finally:
+            for layer, name, _ in layers:
+                vars(layer).pop(name, None)
 
     def outputs(self, x: Any) -> Tensor:
         """The network's output [n, ...] for a batch of n examples, in float32, or in float64 if its weights are.

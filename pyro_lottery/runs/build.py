@@ -13,7 +13,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from pyro_lottery import data, guides, kernels, machine, masks, nets, priors, scores, seeds, tickets, training
+from pyro_lottery import data, guides, kernels, machine, masks, nets, priors, scores, seeds, tickets, training, trees
 from pyro_lottery.data import Data
 from pyro_lottery.distributed import ALONE, Ranks, check_alone, start
 from pyro_lottery.errors import UserError
@@ -246,6 +246,8 @@ def _prepare(config: Config, device: torch.device, ranks: Ranks, own: Own | None
     if data.test is None:
         raise UserError("the data have no test split, on which every level is measured; give one to from_loaders")
     dense = dense_ticket(model, guide)
+    if device.type == "cuda":
+        _warn_of_memory(config, model, guide, data, torch.cuda.mem_get_info(device)[0])
     model.to(device)
     guide.to(device)
     training.check_data(model, data)
@@ -256,6 +258,17 @@ def _prepare(config: Config, device: torch.device, ranks: Ranks, own: Own | None
     known |= {} if given is None else {PRETRAINED: f"{given.checksum():08x}"}
     known |= {} if own is None else {"own": fingerprint(model, guide, data, own.score)}
     return Setup(config, data, model, guide, dense, known, own, ranks)
+
+
+def _warn_of_memory(config: Config, model: BayesianNetwork, guide: AutoGuide, data: Data, free: int) -> None:
+    """Warn before the first step if a step needs more than the ``free`` bytes of a GPU's memory."""
+    x, y = (trees.map_tensors(lambda t: t[:8].cpu(), part) for part in data.train.head())
+    if trees.count(x) >= 4:
+        line = training.too_large(
+            lambda size: training.step_memory(model, guide, x, y, size, config.estimator), config.batch_size, free
+        )
+        if line is not None:
+            warnings.warn(line, stacklevel=3)
 
 
 def _with_precision(setup: Setup) -> Setup:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import pyro_lottery as pl
 from pyro_lottery import kernels
-from tests.support import TinyNet
+from tests.support import TinyNet, tiny
 
 
 def test_likelihood_counts_every_example_once_and_the_kl_once(tiny_model, tiny_data):
@@ -240,3 +240,25 @@ def test_num_data_is_a_whole_number_of_no_fewer_examples_than_a_batch():
     with pytest.raises(pl.UserError, match="a batch has 4 examples, but num_data is 3"):
         model(torch.randn(4, 2), torch.zeros(4, dtype=torch.long))
     assert model(torch.randn(4, 2)).shape == (4, 2), "without targets nothing is counted"
+
+
+def test_given_weights_are_used_without_asking_pyro_and_are_gone_afterwards():
+    model, guide = tiny()
+    x = torch.randn(5, 1, 4, 4)
+    model.eval()
+    with torch.no_grad():
+        mask = {"conv.weight": torch.rand(model.initial_values()["conv.weight"].shape) < 0.5}
+        drawn = guide()
+        with pl.handlers.sparsify(mask), pyro.condition(data=drawn):
+            expected, used = model.outputs(x), model.sampled()
+        assert not used["conv.weight"][~mask["conv.weight"]].any()
+        assert torch.equal(used["out.weight"], drawn["out.weight"])
+        with model.with_weights(used), pyro.poutine.trace() as traced:
+            assert torch.equal(model.outputs(x), expected)
+        assert not [name for name, node in traced.trace.nodes.items() if node["type"] == "sample"]
+        assert not torch.equal(model.outputs(x), model.outputs(x))  # the prior's weights again
+        with pytest.raises(ZeroDivisionError), model.with_weights(used):
+            raise ZeroDivisionError
+        assert "weight" not in vars(model.net.conv)
+    with pytest.raises(KeyError), model.with_weights({}):
+        pass

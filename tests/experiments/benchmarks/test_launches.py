@@ -4,7 +4,7 @@ import pyro
 import pytest
 import torch
 
-from experiments.benchmarks.launches import NARROW, Launches, counted, steps
+from experiments.benchmarks.launches import NARROW, PATHS, Launches, counted, steps
 
 MORE = {"our deterministic guide": 30, "one weight sample": 60, "one weight sample at 1.2 %": 60, "local": 250}
 """The most kernels beyond those of the deterministic step, with kernels in Triton."""
@@ -13,7 +13,7 @@ LAYERS = {"vit_tiny": {"local": 50 * 10}}
 """A local step takes about ten kernels a layer, in which vit_tiny has 50."""
 
 
-@pytest.mark.parametrize("path", ["triton", "torch"])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("arch", NARROW)
 def test_a_bayesian_step_launches_few_more_kernels_than_a_deterministic_one(arch, path):
     torch.manual_seed(0)
