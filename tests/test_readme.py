@@ -18,7 +18,8 @@ import torch
 import pyro_lottery.__main__ as listing
 from experiments import claims, odd_folders, odd_weights, own_data, timm_table
 from experiments import command as experimenting
-from experiments.benchmarks import candidates, estimators, layers, sparse, steps
+from experiments.benchmarks import candidates, estimators, launches, layers, sparse, steps
+from experiments.benchmarks.gpu import __main__ as gpu
 from experiments.study.statistics import FAILS, HOLDS, UNKNOWN
 from experiments.study.verdicts.judge import CLAIMS
 from plots import command as plotting
@@ -63,6 +64,8 @@ KINDS = {  # of commands, by the test that runs them
     "speed": r"python -m (experiments\.benchmarks\.steps|plots\.speed) ",
     "sparse": r"python -m experiments\.benchmarks\.sparse ",
     "layers": r"python -m experiments\.benchmarks\.layers ",
+    "launches": r"python -m experiments\.benchmarks\.launches$",
+    "gpu": r"python -m experiments\.benchmarks\.gpu",  # by experiments/benchmarks/test_gpu.py
     "estimators": r"python -m experiments\.benchmarks\.estimators ",
     "paper": r"python -m (experiments|plots)\.(fig\d|table1|all|claims|squared_sum) ",
     "tables": r"python -m experiments\.(timm_table|odd_weights|odd_folders) ",
@@ -309,6 +312,15 @@ def test_the_layers_command(tmp_path, monkeypatch, capsys):
             assert re.search(rf"^\| {layer} \| [\d.]+% \| {re.escape(way)} \|", out, re.M)
 
 
+def test_the_launches_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (command,) = OF["launches"]
+    launches.main([*shlex.split(command)[3:], "--rounds", "1", "--arch", "vgg11", "--by-operation"])
+    out = capsys.readouterr().out
+    assert re.search(r"^\| vgg11 \| one weight sample at 1.2 % \| \d+ \| \d+ \|", out, re.M)
+    assert re.search(r"^local: .*convolution_backward \+\d+", out, re.M)
+
+
 def test_the_estimators_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (command,) = OF["estimators"]
@@ -381,7 +393,7 @@ def test_its_claims_are_those_that_were_judged():
 
 def test_every_option_it_names_exists():
     fields = {f"--{name.replace('_', '-')}" for name in Config.__dataclass_fields__} | {"--help", "--preset"}
-    parsers = [module.parser() for module in (steps, estimators, claims, soak, evaluate)]
+    parsers = [module.parser() for module in (steps, estimators, claims, soak, evaluate, gpu)]
     parsers += [experimenting.parser("all", ""), plotting.parser("fig1", "")]
     fields |= {"--control", "--key", "--mask", "--save", "--compare"}
     fields = fields.union(*(parser._option_string_actions for parser in parsers))

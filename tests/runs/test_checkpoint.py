@@ -1,5 +1,6 @@
 """A checkpoint within a level: its names, and what is read of one that an earlier version wrote."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -76,3 +77,11 @@ def test_a_rewind_point_that_changed_while_level_0_trained_is_made_again(damage,
         imp.run_imp(config)
     assert rewind.read_bytes() == written
     assert RunFolder(config.run_dir).level(0).check(OPTIONS["epochs"])
+
+
+def test_progress_within_an_epoch_tells_the_speed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pyro_lottery.training.loop.CHECK_EVERY", 1)
+    monkeypatch.setattr("pyro_lottery.runs.progress.PLAIN_SECONDS", 0.0)
+    imp.run_imp(Config(**OPTIONS | {"epochs": 1}, run_dir=str(tmp_path / "run")))
+    within = next(line for line in capsys.readouterr().out.splitlines() if "epoch 0.5/1" in line)
+    assert re.search(r"nll [\d.]+, train accuracy [\d.]+ %, [\d,]+ examples/s", within)
