@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pyro_lottery import guides, metrics, seeds, trees
 from pyro_lottery.errors import UserError, one_line
-from pyro_lottery.handlers import active_mask, as_drawn
+from pyro_lottery.handlers import active_mask, are_as_drawn, as_drawn
 from pyro_lottery.machine import autocast, channels_last
 from pyro_lottery.masks import zeroed
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork
@@ -272,12 +272,14 @@ def inference(model: nn.Module) -> Iterator[None]:
 def _outputs(
     model: BayesianNetwork, weights: Mapping[str, Tensor], inputs: Iterator[Any], precision: str
 ) -> Iterator[Tensor]:
-    with poutine.condition(data=dict(weights)), as_drawn():
-        used = model.sampled()
-    for batch in inputs:
-        with model.with_weights(used), autocast(trees.first_tensor(batch).device, precision):
+    used: Mapping[str, Tensor] | None = weights if are_as_drawn(weights) else None
+    for number, batch in enumerate(inputs):
+        with poutine.condition(data=dict(weights)), as_drawn(), autocast(trees.first_tensor(batch).device, precision):
             try:
-                output = model.outputs(trees.map_tensors(channels_last, batch))
+                if used is None and number:  # one batch is as fast without
+                    used = model.sampled()
+                with model.with_weights(dict(used or {})):
+                    output = model.outputs(trees.map_tensors(channels_last, batch))
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import difflib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.poutine.runtime import effectful
+from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Size, Tensor
 
 from pyro_lottery.distributions import Pruned, base
@@ -245,6 +245,19 @@ def as_drawn(fn: Any = None) -> Any:
     """
     config: Any = {_AS_DRAWN: True}
     return poutine.infer_config(fn, config_fn=lambda site: config)
+
+
+def are_as_drawn(values: Mapping[str, Tensor]) -> bool:
+    """Whether a network that is conditioned on ``values`` here uses these very tensors: they are draws of a guide under the masks of
+    the enclosing ``sparsify``, unchanged, and no other handler of Pyro acts.
+    """
+    if not all(isinstance(handler, SparsifyMessenger) for handler in _PYRO_STACK):
+        return False
+    for name, value in values.items():
+        mask, kept = active_mask(name, value.shape, value.device), kept_of(value)
+        if mask is not None and (kept is None or kept.mask is not mask or not kept.is_unchanged(value)):
+            return False
+    return True
 
 
 def sparsify(mask: Mask) -> SparsifyMessenger:

@@ -223,11 +223,9 @@ class BayesianNetwork(nn.Module):
 
     @contextmanager
     def with_weights(self, values: Sites) -> Iterator[None]:
-        """Use ``values`` as the weights of the network within this context, without asking Pyro at every use.
-
-        Raises ``KeyError`` if a site is missing.
-        """
-        layers = [(self.net.get_submodule(path), name, values[site]) for site, (path, name) in self._sites.items()]
+        """Use ``values`` as weights of the network within this context, without asking Pyro at every use."""
+        places = {site: self._sites[site] for site in values if site in self._sites}
+        layers = [(self.net.get_submodule(path), name, values[site]) for site, (path, name) in places.items()]
         try:
             for layer, name, value in layers:
                 vars(layer)[name] = value  # which Python finds before the site of this name

@@ -30,6 +30,7 @@ from torch.distributions import kl_divergence
 import pyro_lottery as pl
 from pyro_lottery.distributions import Pruned
 from pyro_lottery.guides.family import family
+from pyro_lottery.handlers import are_as_drawn
 from pyro_lottery.kernels.kept import kept_of
 
 GUIDES = {
@@ -384,3 +385,47 @@ def test_pyros_losses_leave_pruned_weights_alone_and_train_the_others(loss, tiny
         mask = half_mask.get(site, torch.ones_like(after, dtype=torch.bool))
         assert torch.equal(after[~mask], before[site][~mask])
         assert (after[mask] != before[site][mask]).float().mean() > 0.5  # a dead unit gets the prior's gradient alone
+
+
+def test_draws_of_a_guide_under_the_masks_are_known_to_be_what_the_network_uses(tiny_model):
+    guide = pl.guides.mean_field(tiny_model)
+    mask = {"conv.weight": torch.rand(tiny_model.initial_values()["conv.weight"].shape) < 0.5}
+    with torch.no_grad():
+        dense = guide()
+        assert are_as_drawn(dense)
+        with pl.handlers.sparsify(mask):
+            assert not are_as_drawn(dense)
+            drawn = guide()
+            assert are_as_drawn(drawn)
+            with poutine.condition(data={"out.bias": torch.zeros(3)}):
+                assert not are_as_drawn(drawn)
+            with pl.handlers.sparsify({"conv.weight": ~mask["conv.weight"]}):
+                assert not are_as_drawn(drawn)
+            drawn["conv.weight"].mul_(2)
+            assert not are_as_drawn(drawn)
+            assert are_as_drawn(pl.guides.auto(AutoNormal, tiny_model)())
+
+
+@pytest.mark.parametrize("kind", ["mean_field", "AutoNormal"])
+@pytest.mark.parametrize("batch_size", [2, 5])
+@pytest.mark.parametrize("around", [nullcontext, poutine.trace])
+def test_predictions_ask_pyro_for_a_draw_of_the_weights_at_most_once(tiny_model, kind, batch_size, around):
+    guide = pl.guides.mean_field(tiny_model) if kind == "mean_field" else pl.guides.auto(AutoNormal, tiny_model)
+    mask = {"conv.weight": torch.rand(tiny_model.initial_values()["conv.weight"].shape) < 0.5}
+    x, met = torch.randn(5, 1, 4, 4), []
+    with pl.handlers.sparsify(mask):
+        torch.manual_seed(3)
+        with around():
+            probs = pl.predict(tiny_model, guide, x, 2, batch_size=batch_size)
+        torch.manual_seed(3)
+        tiny_model.eval()
+        with torch.no_grad():
+            draws = [dict(guide()) for _ in range(2)]
+            each = [poutine.condition(tiny_model.outputs, data=draw)(x).softmax(-1) for draw in draws]
+    torch.testing.assert_close(probs, torch.stack(each).mean(0))
+    network = pl.BayesianNetwork.sampled
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pl.BayesianNetwork, "sampled", lambda self: met.append(0) or network(self))
+        with pl.handlers.sparsify(mask), around():
+            pl.predict(tiny_model, guide, x, 2, batch_size=batch_size)
+    assert len(met) == (2 if around is poutine.trace and batch_size == 2 else 0)
