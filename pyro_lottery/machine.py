@@ -49,9 +49,9 @@ def autocast(device: torch.device, precision: str) -> Any:
     precision = resolve_precision(precision, device)
     if precision not in PRECISIONS:
         raise unknown("precision", precision, (*PRECISIONS, "auto"))
-    if precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return products(device, precision)
+    if device.type == "cuda":
+        return _Products(precision == "tf32", torch.autocast("cuda", torch.bfloat16, precision == "bf16"))
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def products(device: torch.device, precision: str) -> Any:
@@ -59,23 +59,27 @@ def products(device: torch.device, precision: str) -> Any:
 
     By torch's own default, convolutions are in TF32 and matrix products are not.
     """
-    return _Products(precision == "tf32") if device.type == "cuda" else nullcontext()
+    return _Products(precision == "tf32", nullcontext()) if device.type == "cuda" else nullcontext()
 
 
 class _Products:
-    """Sets torch's two switches of TF32, and sets them back."""
+    """Sets torch's switches of TF32, and sets them back; enters another context too."""
 
-    def __init__(self, tf32: bool):
-        self.tf32 = tf32
+    def __init__(self, tf32: bool, also: Any):
+        self.tf32, self.also = tf32, also
+        cudnn: Any = torch.backends.cudnn
+        self.switches = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
 
     def __enter__(self) -> None:
-        matmul: Any = torch.backends.cuda.matmul
-        self.before = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
+        self.before = [switch.fp32_precision for switch in self.switches]
+        for switch in self.switches:
+            switch.fp32_precision = "tf32" if self.tf32 else "ieee"
+        self.also.__enter__()
 
     def __exit__(self, *error: object) -> None:
-        matmul: Any = torch.backends.cuda.matmul
-        matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self.before
+        self.also.__exit__(*error)
+        for switch, value in zip(self.switches, self.before, strict=True):
+            switch.fp32_precision = value
 
 
 def channels_last(images: Tensor) -> Tensor:

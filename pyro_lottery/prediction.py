@@ -26,8 +26,10 @@ from pyro_lottery.model.mixture import Mixture
 from pyro_lottery.modes import evaluating
 from pyro_lottery.threads import TURN
 
-BATCH = {"cpu": 500, "cuda": 2_500}
-"""Default number of examples per forward pass. A GPU takes more at once, since it waits for Python between two passes."""
+BATCH = 500
+"""Default number of examples per forward pass."""
+SMALL, NUMBERS = 2_500, 2**23
+"""Examples per forward pass on a GPU, which waits for Python between two passes, if they hold no more input numbers than this."""
 Inputs = Any
 """Inputs: a tensor or numpy array [n, ...], a tuple, list or mapping of them as the network takes it, a
 ``pyro_lottery.data.Split``, or a loader, which is any other iterable of batches x or (x, y)."""
@@ -151,7 +153,12 @@ def predictives(
     device = _device(model)
     yield from _running(
         _draws(
-            model, guide, lambda: slices(x, _batch(batch_size, device), device), num_samples, precision, model.expected
+            model,
+            guide,
+            lambda: slices(x, _batch(batch_size, device, x), device),
+            num_samples,
+            precision,
+            model.expected,
         )
     )
 
@@ -190,7 +197,7 @@ def _of_parts(
     device = _device(model)
     if not is_loader(x):
         with guides.drawn_from(guide):  # not around a loader, whose code may use the guide
-            return [f(lambda: slices(x, _batch(batch_size, device), device), None)]
+            return [f(lambda: slices(x, _batch(batch_size, device, x), device), None)]
     replay, found = seeds.Replay(device), []
     for batch in batches(x, device):
         with replay:
@@ -203,8 +210,11 @@ def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def _batch(batch_size: int | None, device: torch.device) -> int:
-    return BATCH.get(device.type, BATCH["cpu"]) if batch_size is None else batch_size
+def _batch(batch_size: int | None, device: torch.device, x: Any) -> int:
+    if batch_size is not None or device.type == "cpu":
+        return BATCH if batch_size is None else batch_size
+    each = sum(t.numel() for t in trees.tensors(next(slices(x, 1, device))))
+    return max(BATCH, min(SMALL, NUMBERS // max(1, each)))
 
 
 def _device(model: BayesianNetwork) -> torch.device:
@@ -257,7 +267,7 @@ def logits_mean(
         for name, loc in guides.values_at_loc(guide).items():
             weights[name] = zeroed(loc, active_mask(name, loc.shape))
         device = _device(model)
-        parts = batches(x, device) if is_loader(x) else slices(x, _batch(batch_size, device), device)
+        parts = batches(x, device) if is_loader(x) else slices(x, _batch(batch_size, device, x), device)
         with inference(model):
             return torch.cat(list(_outputs(model, weights, parts, precision)))
 
@@ -272,13 +282,14 @@ def inference(model: nn.Module) -> Iterator[None]:
 def _outputs(
     model: BayesianNetwork, weights: Mapping[str, Tensor], inputs: Iterator[Any], precision: str
 ) -> Iterator[Tensor]:
-    used: Mapping[str, Tensor] | None = weights if are_as_drawn(weights) else None
-    for number, batch in enumerate(inputs):
+    used: Mapping[str, Tensor] = weights
+    if not are_as_drawn(weights):
+        with poutine.condition(data=dict(weights)), as_drawn():
+            used = model.sampled()
+    for batch in inputs:
         with poutine.condition(data=dict(weights)), as_drawn(), autocast(trees.first_tensor(batch).device, precision):
             try:
-                if used is None and number:  # one batch is as fast without
-                    used = model.sampled()
-                with model.with_weights(dict(used or {})):
+                with model.with_weights(used):
                     output = model.outputs(trees.map_tensors(channels_last, batch))
             except torch.OutOfMemoryError:
                 raise

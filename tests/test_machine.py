@@ -50,18 +50,17 @@ def test_autocast_takes_known_precisions():
 
 def test_a_gpus_products_are_rounded_by_tf32_alone():
     def switches():
-        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
 
     before, cuda = switches(), torch.device("cuda")
-    for name, rounded in (("32", False), ("tf32", True), ("bf16", False)):
+    for name, rounded in (("32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")):
         with machine.products(cuda, name):
             assert switches() == (rounded, rounded)
         assert switches() == before
-    with machine.autocast(cuda, "tf32"):
-        assert switches() == (True, True)
-        with machine.autocast(cuda, "32"):
-            assert switches() == (False, False)
-        assert switches() == (True, True)
+    with machine.products(cuda, "tf32"):
+        with machine.products(cuda, "32"):
+            assert switches() == ("ieee", "ieee")
+        assert switches() == ("tf32", "tf32")
     with machine.products(torch.device("cpu"), "tf32"):
         assert switches() == before
 

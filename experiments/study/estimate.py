@@ -68,7 +68,7 @@ def _random_images(config: Config, device: torch.device) -> Data:
     _, _, channels, size, classes = sizes(config.dataset, config.data_dir, config.image_size)
     count = max(STEPS[device.type] * config.batch_size, classes)  # a folder may have 1,000 classes and more
     pixels = torch.randint(0, 256, (count, channels, *size), dtype=torch.uint8)
-    labels, few = torch.arange(count) % classes, min(count, prediction.BATCH[device.type])
+    labels, few = torch.arange(count) % classes, min(count, prediction.BATCH)
     return data.from_tensors(pixels, labels, pixels[:few], labels[:few]).to(device)
 
 

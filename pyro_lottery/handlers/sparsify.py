@@ -248,8 +248,9 @@ def as_drawn(fn: Any = None) -> Any:
 
 
 def are_as_drawn(values: Mapping[str, Tensor]) -> bool:
-    """Whether a network that is conditioned on ``values`` here uses these very tensors: they are draws of a guide under the masks of
-    the enclosing ``sparsify``, unchanged, and no other handler of Pyro acts.
+    """Whether conditioning a network on ``values``, by site and of the sites' shapes, would change none of them here.
+
+    That is so for a guide's draws under the masks of the enclosing ``sparsify``, if nobody changed them and no other handler acts.
     """
     if not all(isinstance(handler, SparsifyMessenger) for handler in _PYRO_STACK):
         return False

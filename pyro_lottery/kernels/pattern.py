@@ -11,6 +11,8 @@ from torch import Tensor
 from pyro_lottery.kernels import native
 
 Pair = tuple[int, int]
+MOST = 12
+"""Most tables that a pattern keeps: one for each direction, size of inputs and number of examples."""
 
 
 class Pattern:
@@ -32,6 +34,8 @@ class Pattern:
     def places(self, tiles: Tiles, width: int, back: bool) -> Places:
         """The weights by output channel, or by input channel with ``back``, and by blocks of ``width`` of the other channels."""
         if (tiles, width, back) not in self._places:
+            if len(self._places) == MOST:  # of a network whose inputs have many sizes
+                self._places.clear()
             out, channel, tap = self._weights
             ends = (channel, out, self.columns, self.rows) if back else (out, channel, self.rows, self.columns)
             self._places[tiles, width, back] = Places(*ends, tap, width, tiles)

@@ -7,7 +7,7 @@
    in a plane whose inputs are contiguous for every tap: {its place, its length, its base, the number of its runs, the first
    tap and the end of each run}; taps outside the runs meet padding. A tile's sums stay in registers while the weights of
    a row and a block pass, and the inputs of a block stay in the first cache while all rows pass. Each output is summed by one
-   thread in an order that the pattern alone gives, so the number of threads does not change a bit. */
+   thread in an order that the pattern and the sizes give, so the number of threads does not change a bit. */
 
 #include <omp.h>
 #include <stdint.h>

@@ -46,7 +46,7 @@ class _Layer:
         )  # from one row of a channel to one tile
         fits = CACHE // (4 * min(table.plane, pattern.size[0] * inputs))
         dense = pattern.rows * pattern.columns * math.prod(pattern.size)
-        pays = math.ceil(LEAST * dense / (max(1, pattern.kept) * table.work))
+        pays = math.ceil(LEAST * dense / (max(1, pattern.kept) * max(1, table.work)))
         channels = pattern.rows if back else pattern.columns
         return table, pattern.places(table, max(1, min(channels, max(fits, pays))), back)
 

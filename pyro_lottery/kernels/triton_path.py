@@ -6,6 +6,7 @@ graph draws anew at each replay. Without a GPU, Triton's interpreter runs these 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -124,7 +125,10 @@ def sample_grad(
 
 
 def perturb(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean + √variance·ε and its derivative by the variance, ε / (2√variance), which is 0 where the variance is 0."""
+    """Return mean + √variance·ε and its derivative by the variance, ε / (2√variance), which is 0 where the variance is 0.
+
+    Both arguments have the same strides.
+    """
     out, rate = torch.empty_like(mean), torch.empty_like(mean)
     _launch(_perturb, _programs(mean), mean, variance, _seed(mean), out, rate, mean.numel(), TINY=TINY)
     return out, rate
@@ -135,8 +139,12 @@ def _programs(values: Tensor) -> tuple[int, ...]:
 
 
 def _launch(kernel: Any, programs: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    device = arguments[0].device
     if programs[0]:
-        kernel[programs](*arguments, BLOCK=BLOCK, **constants)
+        with (
+            torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        ):  # Triton launches on the current one
+            kernel[programs](*arguments, BLOCK=BLOCK, **constants)
 
 
 def _seed(like: Tensor) -> Tensor:

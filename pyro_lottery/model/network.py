@@ -147,6 +147,10 @@ class BayesianNetwork(nn.Module):
     def _hyperpriors(self) -> Any:
         return OneSite(self._hyper_sites) if self._hyper_sites else nullcontext()
 
+    def prior_ids(self) -> tuple[int, ...]:
+        """What tells whether :meth:`set_prior_` replaced a prior meanwhile."""
+        return tuple(id(prior) for prior in self._priors().values())
+
     def prior_parameters(self) -> list[nn.Parameter]:
         """The learned parameters of the priors, without duplicates."""
         return list(dict.fromkeys(p for prior in self._priors().values() for p in prior.parameters()))
@@ -222,17 +226,20 @@ class BayesianNetwork(nn.Module):
         return {site: nodes[site]["value"] for site in self._sites}
 
     @contextmanager
-    def with_weights(self, values: Sites) -> Iterator[None]:
-        """Use ``values`` as weights of the network within this context, without asking Pyro at every use."""
+    def with_weights(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Use ``values``, by site and of the sites' shapes, as weights within this context, without asking Pyro at every use."""
         places = {site: self._sites[site] for site in values if site in self._sites}
-        layers = [(self.net.get_submodule(path), name, values[site]) for site, (path, name) in places.items()]
+        layers = [(vars(self.net.get_submodule(path)), name, values[site]) for site, (path, name) in places.items()]
+        before = [layer.get(name) for layer, name, _ in layers]  # of a network that predicts within its own prediction
         try:
             for layer, name, value in layers:
-                vars(layer)[name] = value  # which Python finds before the site of this name
+                layer[name] = value  # which Python finds before the site of this name
             yield
         finally:
-            for layer, name, _ in layers:
-                vars(layer).pop(name, None)
+            for (layer, name, _), old in zip(layers, before, strict=True):
+                layer.pop(name, None)
+                if old is not None:
+                    layer[name] = old
 
     def outputs(self, x: Any) -> Tensor:
         """The network's output [n, ...] for a batch of n examples, in float32, or in float64 if its weights are.

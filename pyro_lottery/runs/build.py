@@ -246,8 +246,9 @@ def _prepare(config: Config, device: torch.device, ranks: Ranks, own: Own | None
     if data.test is None:
         raise UserError("the data have no test split, on which every level is measured; give one to from_loaders")
     dense = dense_ticket(model, guide)
-    if device.type == "cuda":
-        _warn_of_memory(config, model, guide, data, torch.cuda.mem_get_info(device)[0])
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    if free is not None and ranks.world == 1:
+        warn_of_memory(config, model, guide, data, free)
     model.to(device)
     guide.to(device)
     training.check_data(model, data)
@@ -260,15 +261,19 @@ def _prepare(config: Config, device: torch.device, ranks: Ranks, own: Own | None
     return Setup(config, data, model, guide, dense, known, own, ranks)
 
 
-def _warn_of_memory(config: Config, model: BayesianNetwork, guide: AutoGuide, data: Data, free: int) -> None:
-    """Warn before the first step if a step needs more than the ``free`` bytes of a GPU's memory."""
-    x, y = (trees.map_tensors(lambda t: t[:8].cpu(), part) for part in data.train.head())
-    if trees.count(x) >= 4:
+def warn_of_memory(config: Config, model: BayesianNetwork, guide: AutoGuide, data: Data, free: int) -> None:
+    """Warn before the first step if a step in float32 needs more than the ``free`` bytes of a GPU's memory."""
+    x, y = data.train.head()
+    four = torch.arange(4) % len(y)  # only the shapes count
+    x, y = trees.map_tensors(lambda t: t.cpu()[four], x), y.cpu()[four]
+    try:
         line = training.too_large(
             lambda size: training.step_memory(model, guide, x, y, size, config.estimator), config.batch_size, free
         )
-        if line is not None:
-            warnings.warn(line, stacklevel=3)
+    except (UserError, RuntimeError):  # it cannot be copied, or does not suit the data, which is said elsewhere
+        return
+    if line is not None:
+        warnings.warn(line, stacklevel=3)
 
 
 def _with_precision(setup: Setup) -> Setup:

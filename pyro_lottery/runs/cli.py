@@ -103,7 +103,6 @@ def run_command(prog: str, work: Callable[[], Any], arguments: Sequence[str] | N
         except KeyboardInterrupt:
             complain("interrupted; what was saved is undamaged, and the same command resumes from it")
             return 130
-        # Any other exception is a bug, so its traceback is shown.
         except torch.OutOfMemoryError as error:
             tried = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
             complain(
@@ -111,6 +110,7 @@ def run_command(prog: str, work: Callable[[], Any], arguments: Sequence[str] | N
                 "--precision bf16 needs less. If another process fills the memory, the same command resumes when that has ended"
             )
             return 1
+        # Any other exception is a bug, so its traceback is shown.
         except (Diverged, Damaged, Failed, OSError) as error:
             complain(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error)
             return 1

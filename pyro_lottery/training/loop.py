@@ -168,7 +168,9 @@ class _Loop:
         self.rate_there = torch.tensor(self.rate, device=device) if recorded or device.type == "cuda" else None
         self.take: Take = self._take
         if self.record is not None:
-            self.take = Steps(self._take, self.optimizer, self._changed, self.record)
+            self.take = Steps(self._take, self.optimizer, self._changed, self._facts, self.record)
+        self.parameters: list[Tensor] = [*self.guide.parameters(), *self.model.parameters()]
+        self.buffers = list(self.model.buffers())
         self.norms: list[Any] = [m for m in self.model.modules() if is_batch_norm(m) and m.running_mean is not None]
         self.infinite = infinite_buffers(self.model)
 
@@ -199,10 +201,17 @@ class _Loop:
             kl_factor=factor, sums=sums, ranks=self.ranks,
         )  # fmt: skip
 
-    def _changed(self) -> list[Tensor]:
-        """The tensors that a step changes, beside the sums."""
-        moments = [value for own in self.optimizer.state.values() for value in own.values()]
-        return [*self.guide.parameters(), *self.model.parameters(), *self.model.buffers(), *moments]
+    def _changed(self) -> list[list[Tensor]]:
+        """The tensors that a step changes, beside the sums: parameters, buffers and Adam's moments."""
+        return [
+            self.parameters,
+            self.buffers,
+            [value for own in self.optimizer.state.values() for value in own.values()],
+        ]
+
+    def _facts(self) -> tuple[object, ...]:
+        """What hooks may change meanwhile, beside tensors, and a step depends on."""
+        return self.model.kl_temperature, self.model.num_data, self.model.training, self.model.prior_ids()
 
     def _set_rate(self, steps: int) -> None:
         self.rate = learning_rate(self.state.epoch, self.state.step, steps, *self.rates)

@@ -27,6 +27,7 @@ LAYERS = {
     "groups, stride 2": dict(out=8, into=8, size=3, padding=1, stride=2, groups=4, image=(8, 8), n=64),
     "image of two pixels": dict(out=8, into=6, size=3, padding=1, image=(2, 2), n=64),
     "padding wider than the image": dict(out=8, into=6, size=5, padding=3, image=(1, 2), n=5),
+    "only padding": dict(out=8, into=6, size=2, padding=1, dilation=2, image=(1, 1), n=3),
     "one example": dict(out=8, into=6, size=3, padding=1, image=(9, 7), n=1),
     "blocks of channels": dict(out=80, into=50, size=3, padding=1, image=(8, 8), n=64),
     "blocks of channels, stride 2, groups": dict(

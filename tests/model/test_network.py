@@ -253,6 +253,10 @@ def test_given_weights_are_used_without_asking_pyro_and_are_gone_afterwards():
             expected, used = model.outputs(x), model.sampled()
         assert not used["conv.weight"][~mask["conv.weight"]].any()
         assert torch.equal(used["out.weight"], drawn["out.weight"])
+        with model.with_weights({"out.bias": torch.ones(3)}):
+            with model.with_weights(used):
+                assert torch.equal(model.outputs(x), expected)
+            assert torch.equal(model.net.out.bias, torch.ones(3)), "the outer ones are back"
         with model.with_weights(used), pyro.poutine.trace() as traced:
             assert torch.equal(model.outputs(x), expected)
         assert not [name for name, node in traced.trace.nodes.items() if node["type"] == "sample"]

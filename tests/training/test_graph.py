@@ -112,14 +112,15 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_an_epochs_rest_is_an_ordinary_step(tiny_data, recording):
-    _, history, ordinary, _ = train(False, recording, data=tiny_data)
-    recorder, replayed_history, replayed, said = train(True, recording, data=tiny_data)
+@pytest.mark.parametrize("epochs", [3, 7])
+def test_an_epochs_rest_is_an_ordinary_step(tiny_data, recording, epochs):
+    _, history, ordinary, _ = train(False, recording, data=tiny_data, epochs=epochs)
+    recorder, replayed_history, replayed, said = train(True, recording, data=tiny_data, epochs=epochs)
     assert said == []
     assert same(ordinary, replayed)
     assert without_times(history) == without_times(replayed_history)
     assert recorder.records == 1
-    assert recorder.replays == 3 * 7 - graph.WARM_UP - 1  # 60 images: 7 whole batches an epoch, and a rest of 4
+    assert recorder.replays == epochs * 7 - graph.WARM_UP - 1  # 60 images: 7 whole batches an epoch, and a rest of 4
 
 
 def test_an_epoch_with_another_kl_factor_is_recorded_anew(tiny_data, recording):
@@ -141,6 +142,42 @@ def test_a_state_that_is_loaded_meanwhile_is_recorded_anew(tiny_data, recording)
     recorder, _, replayed, _ = train(True, recording, data=tiny_data, hooks=Moments(), state=TrainState())
     assert same(ordinary, replayed)
     assert recorder.records > 1
+
+
+class Warmer(Hooks):
+    """Changes the KL temperature after every epoch."""
+
+    def __init__(self):
+        self.model = None
+
+    def epoch_ended(self, state):
+        self.model.kl_temperature = 0.1 * (1 + state.epoch)
+
+
+def test_a_model_that_a_hook_changes_is_recorded_anew(tiny_data, recording):
+    found, records = [], []
+    for works in (False, True):
+        recorder, hooks, (model, guide) = recording(works), Warmer(), tiny()
+        hooks.model = model
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pl.train(model, guide, tiny_data, **QUICK | {"epochs": 3, "batch_size": 8}, hooks=hooks)
+        found.append(guide.state_dict())
+        records.append(recorder.records)
+    assert same(*found)
+    assert records == [0, 3]
+
+
+def test_a_step_that_moves_weights_the_other_way_does_not_agree():
+    weights, sums = torch.zeros(500_000), torch.tensor([300.0, 2e5, 50.0, 128.0, 1.0])
+    before, step, other = ([[weights + by], [], [], [sums]] for by in (0.0, 1e-3, -1e-3))
+    before[-1] = [torch.zeros(5)]
+    assert graph._agree(before, step, step)
+    assert not graph._agree(before, step, other)
+    late = [*step[:-1], [torch.tensor([300.0, 2e5, 50.0, 120.0, 1.0])]]
+    assert not graph._agree(before, step, late)
+    nan = [*step[:-1], [torch.tensor([300.0, 2e5, torch.nan, 128.0, 1.0])]]
+    assert graph._agree(before, nan, nan)
 
 
 class Counting(nn.Module):

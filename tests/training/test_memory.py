@@ -4,6 +4,8 @@ import torch
 from torch import nn
 
 import pyro_lottery as pl
+from pyro_lottery.runs.build import warn_of_memory
+from pyro_lottery.runs.config import Config
 from pyro_lottery.training.memory import step_memory, too_large
 from tests.support import same, tiny
 
@@ -51,3 +53,11 @@ def test_a_batch_that_does_not_fit_is_one_line_with_one_that_does():
         "(--batch-size)"
     )
     assert too_large(needed, 64, 2**29).endswith("; no batch fits")
+
+
+def test_a_run_that_does_not_fit_is_warned_of(tiny_data):
+    model, guide = tiny()
+    config = Config(arch="lenet", batch_size=10_000)
+    with pytest.warns(UserWarning, match=r"training with 10000 examples a batch needs about [\d.]+ GiB, but 0.0 GiB"):
+        warn_of_memory(config, model, guide, tiny_data, free=2**20)
+    warn_of_memory(config, model, guide, tiny_data, free=2**40)
