@@ -30,10 +30,10 @@ KINDS = {
     "AutoDelta": {"guide": f"{GUIDES}AutoDelta", "score": "magnitude"},
     "AutoDiagonalNormal": {"guide": f"{GUIDES}AutoDiagonalNormal"},
     "AutoLowRankMultivariateNormal": {"guide": f"{GUIDES}AutoLowRankMultivariateNormal"},
-    "late rewinding": {"rewind": "epoch:1"},
-    "KL warm-up": {"kl_warmup_epochs": 1},
-    "resnet20": {"arch": "resnet20", "levels": 1, "epochs": 1},
-    "vit_tiny": {"arch": "vit_tiny", "levels": 1, "epochs": 1, "patch_size": 4},
+    "late rewinding": {"rewind": "epoch:1", "epochs": 2},
+    "KL warm-up": {"kl_warmup_epochs": 1, "epochs": 2},
+    "resnet20": {"arch": "resnet20"},
+    "vit_tiny": {"arch": "vit_tiny", "patch_size": 4, "levels": 0, "train_size": 120, "batch_size": 10},
 }
 SLOW = ("resnet20", "vit_tiny", "AutoLowRankMultivariateNormal")
 
@@ -74,7 +74,7 @@ def recording(monkeypatch):
 @pytest.mark.parametrize("name", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in KINDS])
 def test_a_run_of_replayed_steps_has_the_files_of_one_of_ordinary_steps(tmp_path, recording, monkeypatch, name):
     monkeypatch.setattr(sys.modules["pyro_lottery.handlers.local_reparameterization"], "_said", set())
-    options = {"batch_size": 30, "sparse": "off", "train_size": 240, "levels": 1} | KINDS[name]
+    options = {"batch_size": 20, "epochs": 1, "sparse": "off", "train_size": 160, "levels": 1} | KINDS[name]
     said = []
     for folder in ("ordinary", "replayed"):
         recorder = recording(works=folder == "replayed")

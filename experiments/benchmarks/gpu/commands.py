@@ -15,7 +15,7 @@ def resume(day: Day) -> Checks:
     """``--deterministic`` runs end with the same files: once more, and stopped and resumed."""
     large = ("imp", "--arch", "resnet20", "--dataset", "digits", "--preset", "quick")
     found = list[dict[str, bytes]]()
-    for name in ("first", "again", "stopped"):
+    for name in ("first", "stopped") if day.dry else ("first", "stopped", "again"):
         folder = day.out / f"resume-{name}"
         line = [*(SMOKE if day.dry else large), "--deterministic", "--run-dir", str(folder)]
         if name == "stopped":
@@ -31,15 +31,16 @@ def resume(day: Day) -> Checks:
             yield held(f"imp --deterministic, {name}", False, complaint.strip()[-200:])
             return
         found.append({str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.safetensors"))})
-    yield held("the same files twice", found[0] == found[1], f"{len(found[0])} files")
-    yield held("the same files when stopped and resumed", found[0] == found[2])
+    yield held("the same files when stopped and resumed", found[0] == found[1], f"{len(found[0])} files")
+    if not day.dry:  # a CPU's bits are always the same
+        yield held("the same files twice", found[0] == found[2])
 
 
 def whole_imp(day: Day) -> Checks:
     """IMP of 21 levels, as users start it, with and without a graph."""
     data = ["--dataset", "folder", "--data-dir", day.data_dir] if day.data_dir else ["--dataset", "digits"]
     large = ["imp", "--arch", "resnet20", *data, "--epochs", "6", "--milestones", "3", "5"]
-    for choice in ("auto", "off"):
+    for choice in ("auto",) if day.dry else ("auto", "off"):
         folder = day.out / f"imp-{choice}"
         began = time.perf_counter()
         child = day.start(*(SMOKE if day.dry else large), "--graph", choice, "--run-dir", str(folder))
@@ -60,7 +61,7 @@ def shares(day: Day) -> Checks:
     """Several runs on one GPU at a time."""
     options = SMOKE if day.dry else ("imp", "--arch", "resnet20", "--dataset", "digits", "--preset", "smoke")
     alone = 0.0
-    for count in (1, 2) if day.dry else (1, 2, 4):
+    for count in (2,) if day.dry else (1, 2, 4):
         began = time.perf_counter()
         folders = [str(day.out / f"share-{count}-{k}") for k in range(count)]
         children = [day.start(*options, "--seed", str(k), "--run-dir", f) for k, f in enumerate(folders)]
