@@ -64,13 +64,13 @@ def rng(device: torch.device | str, seed: int, *path: str | int) -> Iterator[Non
 
 
 @contextmanager
-def deterministic(on: bool = True) -> Iterator[None]:
-    """Use only deterministic algorithms within this context: the same bits every time on one GPU, possibly slower.
+def algorithms(deterministic: bool) -> Iterator[None]:
+    """Choose a GPU's algorithms within this context: deterministic ones, or those that cuDNN measures to be fastest.
 
-    With ``on=False``, cuDNN measures which of its algorithms is fastest. Raises ``UserError`` if an operation has no
+    Deterministic ones give the same bits every time on one GPU, and may be slower. Raises ``UserError`` if an operation has no
     deterministic algorithm.
     """
-    if not on:
+    if not deterministic:
         measured, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
         try:
             yield

@@ -76,13 +76,13 @@ def test_deterministic_algorithms_are_asked_for_inside_alone():
         return torch.are_deterministic_algorithms_enabled(), cudnn.benchmark, deterministic.fill_uninitialized_memory
 
     before = switches()
-    with seeds.deterministic():
+    with seeds.algorithms(deterministic=True):
         assert switches() == (True, False, False)
     assert switches() == before
-    with seeds.deterministic(False):
+    with seeds.algorithms(deterministic=False):
         assert switches() == (False, True, True)  # cuDNN measures its algorithms
     assert switches() == before
-    with pytest.raises(pl.UserError, match="--deterministic: put_ does not"), seeds.deterministic():
+    with pytest.raises(pl.UserError, match="--deterministic: put_ does not"), seeds.algorithms(deterministic=True):
         raise RuntimeError("put_ does not have a deterministic implementation\nmore")
-    with pytest.raises(RuntimeError, match="other"), seeds.deterministic():
+    with pytest.raises(RuntimeError, match="other"), seeds.algorithms(deterministic=True):
         raise RuntimeError("other")

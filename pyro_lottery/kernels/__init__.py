@@ -36,9 +36,7 @@ def backend(tensor: Tensor, bf16: bool = False) -> ModuleType:
     """
     known = tensor.dtype == torch.float32 or (bf16 and tensor.dtype == torch.bfloat16)
     if known and (_choice == "triton" or (_choice == "auto" and tensor.device.type == "cuda" and _has_triton())):
-        return importlib.import_module(
-            "pyro_lottery.kernels.triton_path"
-        )  # not before, since Triton takes time to import
+        return importlib.import_module("pyro_lottery.kernels.triton_path")  # not before: Triton takes time to import
     if _choice == "torch" or tensor.device.type != "cpu" or not known:
         return torch_path
     problem = native.problem()

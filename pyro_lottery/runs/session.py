@@ -182,7 +182,7 @@ class Session:
         hooks = LevelHooks(self.folder, level, setup, ticket, self._received)
         options = _train_options(config) | {"lr": lr, "epochs": config.epochs_of(level)}
         try:
-            with seeds.deterministic(config.deterministic), hooks:
+            with seeds.algorithms(config.deterministic), hooks:
                 return levels.train_level(
                     setup.model, setup.guide, setup.data, ticket, level, first_epoch=config.first_epoch(level),
                     eval_samples=config.eval_samples, sparse=config.sparse, hooks=hooks, ranks=setup.ranks, **options,

@@ -57,11 +57,12 @@ def too_large(needed: Callable[[int], int], batch_size: int, free: int) -> str |
 
     ``needed`` is :func:`step_memory` as a function of the batch size, which is linear.
     """
-    whole = needed(batch_size)
+    fixed, first = needed(0), needed(1)
+    each = first - fixed
+    whole = fixed + each * batch_size
     if whole <= free:
         return None
-    each = needed(1) - needed(0)
-    fits = (free - needed(0)) // each if each else 0
+    fits = (free - fixed) // each if each else 0
     remedy = f"about {fits} examples a batch fit (--batch-size)" if fits > 0 else "no batch fits"
     return (
         f"training with {batch_size} examples a batch needs about {whole / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB of the GPU's "

@@ -104,7 +104,7 @@ def graphs(day: Day) -> Checks:
             for precision in day.precisions:
                 found = []
                 for choice in ("off", "on"):
-                    with seeds.deterministic(), _tape(day, choice), kernels.using(day.path):
+                    with seeds.algorithms(deterministic=True), _tape(day, choice), kernels.using(day.path):
                         found.append(_trained(day, arch, estimator, precision, data, choice))
                 different = [name for name, value in found[0].items() if not torch.equal(value, found[1][name])]
                 name = f"graph = ordinary steps, {arch}, {estimator}, {precision}"
