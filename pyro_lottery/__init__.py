@@ -1,27 +1,27 @@
 """Bayesian lottery tickets on Pyro: sparse Bayesian neural networks by iterative magnitude pruning."""
 
-from pyro_lottery import data, guides, handlers, masks, metrics, plot, priors, scores, tables, tickets
-from pyro_lottery.elbo import ELBO
-from pyro_lottery.errors import UserError
-from pyro_lottery.find import find_tickets
-from pyro_lottery.guides import posterior
-from pyro_lottery.model import BayesianClassifier, BayesianNetwork, bayesianize_
-from pyro_lottery.model.regression import BayesianRegressor
-from pyro_lottery.nets import create_model, list_models
-from pyro_lottery.prediction import predict, predict_mean, predictive
-from pyro_lottery.runs.config import Config, preset
-from pyro_lottery.runs.loaded import load_run
-from pyro_lottery.tickets import compare
-from pyro_lottery.training import TrainState, train
-from pyro_lottery.types import LevelResult, Mask, Posterior, Ticket
+import sys
+from types import ModuleType
 
-draw = plot
-"""The former name of ``pyro_lottery.plot``."""
+import lazy_loader
+
 __version__ = "0.1.0"
+# What is here stands in __init__.pyi, and is imported when it is first used: an exported network is predicted without torch.
+_find, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_FORMER = {"draw": "plot"}
+"""Former names of what is here."""
 
-__all__ = [
-    "ELBO", "BayesianClassifier", "BayesianNetwork", "BayesianRegressor", "Config", "LevelResult", "Mask", "Posterior",
-    "Ticket", "TrainState", "UserError", "bayesianize_", "compare", "create_model", "data", "draw", "find_tickets",
-    "guides", "handlers", "list_models", "load_run", "masks", "metrics", "plot", "posterior", "predict", "predict_mean",
-    "predictive", "preset", "priors", "scores", "tables", "tickets", "train",
-]  # fmt: skip
+
+def __getattr__(name: str) -> object:
+    return _find(_FORMER.get(name, name))
+
+
+class _Package(ModuleType):
+    """This package, in which ``predict`` is the function: importing the command of that name does not replace it."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "predict" or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -25,6 +25,7 @@ from pyro_lottery.model.inputs import batches, is_loader, slices
 from pyro_lottery.model.mixture import Mixture
 from pyro_lottery.modes import evaluating
 from pyro_lottery.threads import TURN
+from pyro_lottery.types import Sites
 
 BATCH = 500
 """Default number of examples per forward pass."""
@@ -235,12 +236,40 @@ def _draws(
         with inference(model):
             if replay:
                 replay.mark(number)
-            trace = poutine.trace(guide).get_trace()
-            weights: dict[str, Any] = {
-                name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample"
-            }
-            found = torch.cat([of(output) for output in _outputs(model, weights, inputs(), precision)])
+            found = torch.cat([of(output) for output in _outputs(model, _drawn(guide), inputs(), precision)])
         yield found
+
+
+def drawn_weights(model: BayesianNetwork, guide: AutoGuide, num_samples: int) -> list[Sites]:
+    """The weights of the draws that :func:`predict` would use: values by site, 0 where ``sparsify`` prunes."""
+    with TURN, guides.drawn_from(guide), inference(model):
+        _check(model, guide, num_samples)
+        return [_used(model, _drawn(guide)) for _ in range(1 if guides.is_point(guide) else num_samples)]
+
+
+def mean_weights(model: BayesianNetwork, guide: AutoGuide) -> Sites:
+    """The weights of :func:`predict_mean`: the posterior's locs by site, 0 where ``sparsify`` prunes."""
+    with TURN, inference(model):
+        return _used(model, _locs(model, guide))
+
+
+def _drawn(guide: AutoGuide) -> dict[str, Any]:
+    trace = poutine.trace(guide).get_trace()
+    return {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample"}
+
+
+def _locs(model: BayesianNetwork, guide: AutoGuide) -> Sites:
+    guides.check_guide(guide)
+    guides.check_sites(model, guide)
+    return {name: zeroed(loc, active_mask(name, loc.shape)) for name, loc in guides.values_at_loc(guide).items()}
+
+
+def _used(model: BayesianNetwork, weights: Mapping[str, Tensor]) -> Sites:
+    """``weights`` as the network uses them here: under the enclosing masks."""
+    if are_as_drawn(weights):
+        return weights
+    with poutine.condition(data=dict(weights)), as_drawn():
+        return model.sampled()
 
 
 def predict_mean(
@@ -261,11 +290,7 @@ def logits_mean(
 ) -> Tensor:
     """The outputs [n, ...] of the network with the posterior's locs as weights (0 where ``sparsify`` prunes)."""
     with TURN:
-        guides.check_guide(guide)
-        guides.check_sites(model, guide)
-        weights: dict[str, Tensor] = {}
-        for name, loc in guides.values_at_loc(guide).items():
-            weights[name] = zeroed(loc, active_mask(name, loc.shape))
+        weights = _locs(model, guide)
         device = _device(model)
         parts = batches(x, device) if is_loader(x) else slices(x, _batch(batch_size, device, x), device)
         with inference(model):
@@ -282,10 +307,7 @@ def inference(model: nn.Module) -> Iterator[None]:
 def _outputs(
     model: BayesianNetwork, weights: Mapping[str, Tensor], inputs: Iterator[Any], precision: str
 ) -> Iterator[Tensor]:
-    used: Mapping[str, Tensor] = weights
-    if not are_as_drawn(weights):
-        with poutine.condition(data=dict(weights)), as_drawn():
-            used = model.sampled()
+    used = _used(model, weights)
     for batch in inputs:
         with poutine.condition(data=dict(weights)), as_drawn(), autocast(trees.first_tensor(batch).device, precision):
             try:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_lottery import files, untrusted
-from pyro_lottery.errors import Damaged
+from pyro_lottery import files, packed, untrusted
+from pyro_lottery.errors import Damaged, UserError, one_line
 
 Sites = Mapping[str, Tensor]
 """One tensor per site, in the network's order. Site names are the network's: ``layer1.0.conv1.weight``."""
@@ -65,9 +65,22 @@ class Ticket:
         """Write the ticket to a safetensors file with mask/ (uint8, 0 or 1), loc/, scale/ and net/."""
         self.start.save(path, self.net, self.mask)
 
+    def pack(self, path: str | Path, dtype: str = "fp32", info: Mapping[str, Any] | None = None) -> None:
+        """Write the ticket to a small safetensors file: a bit per prunable weight, and the surviving values in ``dtype``.
+
+        ``dtype`` is a key of ``pyro_lottery.packed.DTYPES``; ``info`` holds facts about the network, as JSON. Raises
+        ``UserError`` for a guide that loc and scale do not determine, such as a joint one.
+        """
+        if self.start.extra:
+            raise UserError("a guide that loc and scale do not determine has no small file; use a mean-field guide")
+        groups = {"mask": self.mask, "loc": self.start.loc, "scale": self.start.scale or {}, "net": self.net}
+        tensors, facts = packed.pack(groups, dtype)
+        facts |= {"sites": list(self.start.loc), "prunable": list(self.start.prunable)}
+        files.save_tensors(Path(path), tensors, {**(info or {}), **facts} | infinite_info(tensors))
+
     @classmethod
     def load(cls, path: str | Path) -> Ticket:
-        """Read a ticket from a file of :meth:`save`. Raises ``Damaged`` if the file is not a valid ticket."""
+        """Read a ticket from a file of :meth:`save` or :meth:`pack`. Raises ``Damaged`` if the file is not a valid ticket."""
         start, net, mask = _load(Path(path))
         if set(mask) != set(start.prunable):
             raise Damaged(f"{path} is not a ticket: its masks do not match its prunable sites")
@@ -90,17 +103,22 @@ def _load(path: Path) -> tuple[Posterior, Sites, Sites]:
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in ("mask", "loc", "scale", "net", "guide")}
     try:
         sites, prunable = info["sites"], tuple(info["prunable"])
-        for key, tensor in tensors.items():
-            group, _, name = key.partition("/")
-            groups[group][name] = tensor
+        if packed.KEY in info:
+            groups = packed.unpack(tensors, info)
+        else:
+            for key, tensor in tensors.items():
+                group, _, name = key.partition("/")
+                groups[group][name] = tensor
         loc = {name: groups["loc"][name] for name in sites}
         scale = {name: groups["scale"][name] for name in loc} if groups["scale"] else None
         posterior = Posterior(loc, scale, prunable, groups["guide"], info.get("draws", 0))
         _check(path, posterior, groups, info)
     except KeyError as error:
         raise Damaged(f"{path} does not hold a posterior: {error} is missing or unknown") from error
-    except TypeError as error:
-        raise Damaged(f"{path} does not hold a posterior: its metadata is not valid ({error})") from error
+    except Damaged:
+        raise
+    except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
+        raise Damaged(f"{path} does not hold a posterior: its metadata is not valid ({one_line(error)})") from error
     return posterior, groups["net"], groups["mask"]
 
 

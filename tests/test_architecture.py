@@ -8,13 +8,26 @@ import pytest
 
 from tests.support import ROOT
 
-GROUND = {"errors", "names", "seeds", "threads", "machine", "distributed", "files", "untrusted", "types", "modes", "trees", "faster"}  # fmt: skip
+GROUND = {"errors", "names", "seeds", "threads", "machine", "distributed", "files", "untrusted", "types", "modes", "trees", "faster", "packed"}  # fmt: skip
 METHOD = {
     "kernels", "distributions", "nets", "data", "priors", "model", "weights", "handlers", "guides", "elbo", "training",
-    "prediction", "metrics", "levels", "scores", "masks", "tickets",
+    "prediction", "metrics", "levels", "scores", "masks", "tickets", "exports",
 }  # fmt: skip
 RUNS = {"runs"}
-COMMANDS = {"imp", "controls", "transplant", "evaluate", "report", "sites", "find", "plot", "tables", "__main__"}
+COMMANDS = {
+    "imp",
+    "controls",
+    "transplant",
+    "evaluate",
+    "report",
+    "sites",
+    "find",
+    "plot",
+    "tables",
+    "export",
+    "predict",
+    "__main__",
+}
 GROUPS = [GROUND, METHOD, RUNS, COMMANDS]
 """Of the package: a file imports from its own group and from those before it."""
 GROUP = {room: number for number, rooms in enumerate(GROUPS) for room in rooms}

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import pyro_lottery.__main__ as listing
 from experiments import claims, odd_folders, odd_weights, own_data, timm_table
@@ -23,13 +24,14 @@ from experiments.benchmarks.gpu import __main__ as gpu
 from experiments.study.statistics import FAILS, HOLDS, UNKNOWN
 from experiments.study.verdicts.judge import CLAIMS
 from plots import command as plotting
-from pyro_lottery import evaluate, imp
+from pyro_lottery import evaluate, export, imp
 from pyro_lottery.imp import run_imp
 from pyro_lottery.runs.config import Config, preset
 from tests import fingerprint
 from tests.soak import __main__ as soak
 from tests.support import ROOT, tree
 
+predicting = importlib.import_module("pyro_lottery.predict")  # pyro_lottery.predict is the function of that name
 FRONT, LIBRARY, EXPERIMENTS, BENCHMARKS, GALLERY, TESTS = (
     ROOT / folder / "README.md"
     for folder in ("", "pyro_lottery", "experiments", "experiments/benchmarks", "plots/gallery", "tests")
@@ -59,6 +61,7 @@ KINDS = {  # of commands, by the test that runs them
     "runs": r"python -m pyro_lottery\.imp (?!.*--devices)",
     "two ranks": r"python -m pyro_lottery\.imp .*--devices",  # by test_distributed.py
     "of runs": r"python -m pyro_lottery\.(controls|transplant|evaluate|report|sites) ",
+    "exports": r"python -m pyro_lottery\.(export|predict) ",
     "side by side": r"python -m (experiments|plots)\.bayesian_vs_deterministic ",
     "own data": r"python -m experiments\.own_data ",
     "speed": r"python -m (experiments\.benchmarks\.steps|plots\.speed) ",
@@ -253,6 +256,12 @@ def test_python_and_the_commands_on_runs(tmp_path, monkeypatch, capsys):
         module, *arguments = shlex.split(command)[2:]
         toy = ["--epochs", "1", "--train-size", "40", "--milestones", "1"] if "weights.pt" in arguments else []
         assert importlib.import_module(module).main([*arguments, *toy]) == 0, command
+    Image.new("L", (8, 8), 100).save("image.png")
+    capsys.readouterr()
+    for command in OF["exports"]:
+        module, *arguments = shlex.split(command)[2:]
+        assert importlib.import_module(module).main(arguments) == 0, command
+    assert capsys.readouterr().out.splitlines()[-2] == "image,class,probability,total,aleatoric,epistemic"
 
 
 @pytest.mark.parametrize("command", OF["own data"])
@@ -393,7 +402,7 @@ def test_its_claims_are_those_that_were_judged():
 
 def test_every_option_it_names_exists():
     fields = {f"--{name.replace('_', '-')}" for name in Config.__dataclass_fields__} | {"--help", "--preset"}
-    parsers = [module.parser() for module in (steps, estimators, claims, soak, evaluate, gpu)]
+    parsers = [module.parser() for module in (steps, estimators, claims, soak, evaluate, gpu, export, predicting)]
     parsers += [experimenting.parser("all", ""), plotting.parser("fig1", "")]
     fields |= {"--control", "--key", "--mask", "--save", "--compare"}
     fields = fields.union(*(parser._option_string_actions for parser in parsers))

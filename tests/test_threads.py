@@ -10,7 +10,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 
 import pyro_lottery as pl
 from pyro_lottery.handlers import sparsify
-from pyro_lottery.runs.loaded import TrainedNetwork
+from pyro_lottery.runs.trained import TrainedNetwork
 from tests.support import TinyNet
 
 

@@ -23,7 +23,7 @@ from experiments.benchmarks.report import markdown, write
 from experiments.benchmarks.steps import BATCH
 from experiments.benchmarks.timing import Step, ratio_rows, time_steps
 from pyro_lottery import guides, machine, masks, training
-from pyro_lottery.runs.loaded import TrainedNetwork
+from pyro_lottery.runs.trained import TrainedNetwork
 from pyro_lottery.types import Mask
 
 MASKED = {"masked": "off", "sparse": "auto"}

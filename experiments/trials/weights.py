@@ -181,6 +181,13 @@ def own_ticket(path: Path) -> pl.Ticket:
     return ticket
 
 
+def own_small_ticket(path: Path) -> pl.Ticket:
+    """Writes a small ticket of this library, and returns it."""
+    ticket = tickets.transplant(pruned(), mask(), into())
+    ticket.pack(path)
+    return ticket
+
+
 def own_posterior(path: Path) -> None:
     """Writes a posterior of this library."""
     state = pruned()
@@ -279,6 +286,12 @@ def network(state: State) -> Network:
     network = Network()
     network.load_state_dict(state)
     return network
+
+
+def csc(value: Tensor) -> Tensor:
+    """``value`` in the sparse CSC layout."""
+    with warnings.catch_warnings(action="ignore"):  # that the layout is in beta
+        return value.to_sparse_csc()
 
 
 def csr(value: Tensor) -> Tensor:

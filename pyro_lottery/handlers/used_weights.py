@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_lottery.handlers.local_reparameterization import LAYER_FUNCTIONS
 from pyro_lottery.handlers.sparsify import active_mask
-from pyro_lottery.types import Sites
+from pyro_lottery.types import Mask, Sites
 
 _PLAIN: set[Any] = {cls.forward for cls in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 _PLAIN |= {cls.forward for cls in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)}
@@ -131,15 +131,24 @@ def _use(layer: Any, name: str, value: Tensor) -> Use | None:
     return max(used.uses, key=lambda use: use.nonzero, default=None)
 
 
+def fix_masks_(net: nn.Module, mask: Mask) -> None:
+    """Let the layers of ``net`` that transform their weights always use ``mask``, with the shapes of their sites, without a handler."""
+    for layer in net.modules():
+        forward = vars(layer).get("forward")
+        if isinstance(forward, _Masked):
+            forward.fixed = mask.get(forward.site)
+
+
 class _Masked:
     """The forward of a layer that transforms its weight, with the mask applied after the transformation."""
 
     def __init__(self, layer: nn.Module, site: str, shape: torch.Size):
         self.layer, self.site, self.shape = layer, site, shape
+        self.fixed: Tensor | None = None
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         forward = type(self.layer).forward
-        mask = active_mask(self.site, self.shape, x.device)
+        mask = active_mask(self.site, self.shape, x.device) if self.fixed is None else self.fixed
         if mask is None:
             return forward(self.layer, x, *args, **kwargs)
         with _Masking(mask):

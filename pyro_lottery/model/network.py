@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import pyro
@@ -19,6 +19,7 @@ from pyro_lottery import guides, trees
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import not_hidden
 from pyro_lottery.model.bayesianize import bayesianize_, sample_sites, site_priors, with_gradients
+from pyro_lottery.model.fixed import with_weights
 from pyro_lottery.model.layers import (
     prunable_sites,
     random_parameters,
@@ -225,21 +226,9 @@ class BayesianNetwork(nn.Module):
         nodes: Any = traced.trace.nodes
         return {site: nodes[site]["value"] for site in self._sites}
 
-    @contextmanager
-    def with_weights(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """Use ``values``, by site and of the sites' shapes, as weights within this context, without asking Pyro at every use."""
-        places = {site: self._sites[site] for site in values if site in self._sites}
-        layers = [(vars(self.net.get_submodule(path)), name, values[site]) for site, (path, name) in places.items()]
-        before = [layer.get(name) for layer, name, _ in layers]  # of a network that predicts within its own prediction
-        try:
-            for layer, name, value in layers:
-                layer[name] = value  # which Python finds before the site of this name
-            yield
-        finally:
-            for (layer, name, _), old in zip(layers, before, strict=True):
-                layer.pop(name, None)
-                if old is not None:
-                    layer[name] = old
+    def with_weights(self, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """A context in which the network uses ``values``, by site and of the sites' shapes, as weights without asking Pyro."""
+        return with_weights(self.net, {site: value for site, value in values.items() if site in self._sites})
 
     def outputs(self, x: Any) -> Tensor:
         """The network's output [n, ...] for a batch of n examples, in float32, or in float64 if its weights are.

@@ -12,7 +12,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from pyro_lottery import files, untrusted
+from pyro_lottery import files, packed, untrusted
 from pyro_lottery.errors import Damaged, UserError, one_line
 from pyro_lottery.names import under
 from pyro_lottery.weights import kinds, pickles
@@ -26,6 +26,8 @@ AVERAGED = (
     "state_dict_ema", "model_ema", "ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema_state", "params_ema", "swa",
 )  # fmt: skip
 """Entries of checkpoints that hold a running average of the weights."""
+SPARSEST = 2**12
+"""Largest ratio of a sparse matrix's elements to the numbers that it stores; another one could take any amount of memory."""
 _GROUPS = ("mask", "loc", "scale", "net", "guide")
 
 
@@ -58,6 +60,7 @@ def load(path: Path, key: str | None = None) -> Weights:
     else:
         found, is_ours = pickles.load(path), False
     state = _entry(path, found, key) if key else _state_dict(path, found)
+    state = {name: _dense(path, name, value) for name, value in state.items()}
     _check(path, state)
     if is_ours or any(name.startswith("loc/") for name in state):
         return _ours(path, state)
@@ -70,11 +73,20 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], bool]:
         with safetensors.safe_open(path, "pt") as file:
             is_ours = "pyro_lottery" in (file.metadata() or {})
             tensors = {} if is_ours else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        return (untrusted.load_tensors(path)[0], True) if is_ours else (tensors, False)
+        return (_own_tensors(path), True) if is_ours else (tensors, False)
     except Damaged as error:
         raise UserError(str(error)) from error
     except Exception as error:  # safetensors may raise anything for a damaged file
         raise not_read(path, f"{one_line(error)}; save it with torch.save or safetensors") from error
+
+
+def _own_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of this library by group and name, also of a small one."""
+    tensors, info = untrusted.load_tensors(path)
+    if packed.KEY not in info:
+        return tensors
+    groups = packed.unpack(tensors, info)
+    return {f"{group}/{name}": value for group, sites in groups.items() for name, value in sites.items()}
 
 
 def _is_state(value: Any) -> bool:
@@ -167,6 +179,25 @@ def _described(found: Any) -> str:
     if any(isinstance(value, pickles.Ignored) for value in found.values()):
         return "found numpy arrays or numbers"
     return f"found {', '.join(map(str, list(found)[:5])) or 'nothing'}"
+
+
+def _dense(path: Path, name: str, value: Tensor) -> Tensor:
+    """``value``, from a CSR or COO matrix too; raises ``UserError`` for one that is damaged or takes too much memory."""
+    if value.layout not in (torch.sparse_csr, torch.sparse_coo):
+        return value
+    parts: tuple[Any, ...]
+    try:
+        if value.layout == torch.sparse_csr:
+            parts = (value.crow_indices(), value.col_indices(), value.values())
+            torch._validate_sparse_csr_tensor_args(*parts, value.shape)
+        else:
+            parts = (value._indices(), value._values())
+            torch._validate_sparse_coo_tensor_args(*parts, value.shape)
+    except RuntimeError as error:
+        raise UserError(f"{path}: {name} is a damaged sparse matrix ({one_line(error)})") from error
+    if value.numel() > SPARSEST * sum(part.numel() for part in parts):
+        raise UserError(f"{path}: {name} is a sparse matrix of {tuple(value.shape)} with hardly a value; save it dense")
+    return value.to_dense()
 
 
 def _check(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickletools
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -73,7 +74,10 @@ def load(path: Path) -> Any:
         named: list[Any] = [(stand_in, name.replace(" ", ".")) for name, stand_in in _STAND_INS.items()]
         named += [(stand_in, name.replace("__builtin__.", "builtins.")) for stand_in, name in named]
         # An open file is passed, since torch chooses the format of a path by its suffix.
-        with torch.serialization.safe_globals(named), path.open("rb") as file:
+        with torch.serialization.safe_globals(named), path.open("rb") as file, warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", ".*sparse.*|.*Sparse.*"
+            )  # it checks sparse matrices, which are in beta state
             return torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise

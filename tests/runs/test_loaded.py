@@ -94,7 +94,7 @@ def test_pruned_weights_of_a_loaded_network_are_zero(run):
 def test_the_places_of_surviving_weights_are_found_once_until_the_mask_is_changed(run, monkeypatch):
     net, x, made = run.level(1).load_model(), run.load_data().test[:4], []
     handler = pl.handlers.sparsify
-    monkeypatch.setattr("pyro_lottery.runs.loaded.sparsify", lambda mask: made.append(mask) or handler(mask))
+    monkeypatch.setattr("pyro_lottery.runs.trained.sparsify", lambda mask: made.append(mask) or handler(mask))
     whole = net.predict(x, num_samples=2)
     assert torch.equal(net.predict(x, num_samples=2), whole)
     assert torch.equal([p.probs for p in net.predictives(x, 2)][-1], whole)

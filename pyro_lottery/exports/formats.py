@@ -1,0 +1,76 @@
+"""Graphs in files of ONNX and of torch.export, with facts about them as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_lottery.errors import UserError, one_line
+from pyro_lottery.exports.predictor import Predictor
+from pyro_lottery.exports.sparse_onnx import without_zeros_
+
+KEY = "pyro_lottery"
+"""Name of the facts in a file."""
+INPUT = "images"
+NEEDS = "--format onnx needs onnx, onnxscript and onnxruntime: pip install 'pyro-lottery[export]'"
+
+
+def check_installed(format: str) -> None:
+    """Raise ``UserError`` if a package that ``format`` needs is missing."""
+    if format == "onnx":
+        try:
+            import onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise UserError(f"{NEEDS} ({error.name} is missing)") from error
+
+
+def save_onnx(program: torch.export.ExportedProgram, path: Path, facts: Mapping[str, Any]) -> None:
+    """Write ``program`` as ONNX; raises ``UserError`` if it holds an operation that ONNX lacks."""
+    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            found: Any = torch.onnx.export(
+                program, input_names=[INPUT], output_names=facts["outputs"], dynamo=True, verbose=False
+            )
+        except Exception as error:  # the exporter raises errors of its own and of what it calls
+            raise UserError(f"this network cannot be written as ONNX ({one_line(error)}); use --format pt2") from error
+    without_zeros_(found.model)
+    found.model.metadata_props[KEY] = json.dumps(facts)
+    found.save(str(path))
+
+
+def save_pt2(program: torch.export.ExportedProgram, path: Path, facts: Mapping[str, Any]) -> None:
+    """Write ``program`` as an archive of torch.export."""
+    with warnings.catch_warnings(action="ignore"):  # of tensors that share memory, which are written once
+        torch.export.save(program, path, extra_files={KEY: json.dumps(facts)})
+
+
+class GraphPredictor(Predictor):
+    """An exported network in torch: the interface of ``Predictor`` for a folder with ``model.pt2``."""
+
+    def __init__(self, folder: str | Path):
+        extra: dict[str, Any] = {KEY: ""}
+        module = torch.export.load(Path(folder) / "model.pt2", extra_files=extra).module()
+        self.facts = json.loads(extra[KEY])
+
+        def run(images: np.ndarray) -> list[np.ndarray]:
+            with torch.no_grad():
+                return [value.numpy() for value in module(torch.from_numpy(np.ascontiguousarray(images)))]
+
+        self._run = run
+
+
+GRAPHS: dict[str, tuple[str, Any, Callable[[Path], Predictor]]] = {
+    "onnx": ("model.onnx", save_onnx, Predictor),
+    "pt2": ("model.pt2", save_pt2, GraphPredictor),
+}
+"""For each format of graphs: the file's name, the function that writes it, and the predictor that reads its folder."""

@@ -1,0 +1,81 @@
+"""A network that uses given values as weights, without asking Pyro."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_lottery.handlers.used_weights import fix_masks_
+from pyro_lottery.types import Mask
+
+
+@contextmanager
+def with_weights(net: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Use ``values``, by site and of the sites' shapes, as weights of ``net`` within this context, without asking Pyro at every use."""
+    places = [(site.rpartition("."), value) for site, value in values.items()]
+    layers = [(vars(net.get_submodule(path)), name, value) for (path, _, name), value in places]
+    before = [layer.get(name) for layer, name, _ in layers]  # of a network that predicts within its own prediction
+    try:
+        for layer, name, value in layers:
+            layer[name] = value  # which Python finds before the site of this name
+        yield
+    finally:
+        for (layer, name, _), old in zip(layers, before, strict=True):
+            layer.pop(name, None)
+            if old is not None:
+                layer[name] = old
+
+
+def bare(net: nn.Module, sites: Iterable[str], mask: Mask) -> nn.Module:
+    """A copy of a Bayesian network ``net`` in eval mode, without the priors and initial values of its ``sites``.
+
+    It holds what is not random, and runs within :func:`with_weights`. Layers that transform their weights apply ``mask``
+    afterwards, as under ``sparsify``.
+    """
+    found: Any = copy.deepcopy(net)
+    fix_masks_(found, mask)
+    for site in sites:
+        path, _, name = site.rpartition(".")
+        layer = found.get_submodule(path)
+        del layer._modules[f"{name}_prior"], layer._buffers[f"{name}_init"]
+    return found.eval()
+
+
+def plain(net: nn.Module, values: Mapping[str, Tensor], mask: Mask) -> nn.Module:
+    """A copy of a Bayesian network ``net`` as the torch module it was made from, with ``values`` by site as its parameters.
+
+    A module that is a PyroModule by its own class stays one.
+    """
+    found: Any = bare(net, values, mask)
+    mixed: Any = PyroModule
+    for module in found.modules():
+        base = type(module).__bases__[0]
+        if not issubclass(base, PyroModule) and mixed[base] is type(module):
+            module.__class__ = base
+            for name in [name for name in vars(module) if name.startswith("_pyro_")]:
+                del vars(module)[name]
+    for site, value in values.items():
+        path, _, name = site.rpartition(".")
+        layer = found.get_submodule(path)
+        vars(layer).get("_pyro_samples", {}).pop(name, None)
+        layer.register_parameter(name, nn.Parameter(value.detach().clone()))
+    return found
+
+
+class Ensemble(nn.Module):
+    """Networks whose outputs for a batch of n examples are joined to [networks · n, ...], one network after the other."""
+
+    def __init__(self, networks: Iterable[nn.Module]):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.num_estimators = len(self.networks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs of all networks."""
+        return torch.cat([network(x) for network in self.networks])

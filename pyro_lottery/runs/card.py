@@ -1,0 +1,160 @@
+"""The model card of an export: a README.md with the metadata that the Hugging Face Hub reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import pandas as pd
+
+from pyro_lottery import data
+from pyro_lottery.exports.state_dicts import LAYOUTS
+
+if TYPE_CHECKING:
+    from pyro_lottery.runs.loaded import Level
+
+CITATION = r"""@article{kuhn2026bayesian,
+  title = {Bayesian Lottery Ticket Hypothesis},
+  author = {Kuhn and Weyrauch and Heyen and Streit and G{\"o}tz and Debus},
+  journal = {arXiv preprint arXiv:2602.18825},
+  year = {2026}
+}"""
+SNIPPETS = {
+    "onnx": """from predictor import Predictor  # the file beside this one; needs numpy and onnxruntime
+
+network = Predictor(".")
+images = network.read(["image.png"])  # or uint8 [n, {{ shape }}]
+print(network.predict(images), network(images))""",
+    "pt2": """import torch
+
+network = torch.export.load("model.pt2").module()
+images = torch.zeros(1, {{ shape }}, dtype=torch.uint8)
+print(network(images))  # {{ outputs }}""",
+    **dict.fromkeys(
+        LAYOUTS,
+        """from torch import load
+
+state = load("model.pt", weights_only=True)
+print({name: tuple(value.shape) for name, value in state.items()})""",
+    ),
+    "safetensors": """import numpy as np
+from pyro_lottery.runs.predicting import open_folder
+
+network = open_folder(".")
+print(network(np.zeros((1, {{ shape }}), np.uint8)))""",
+}
+"""For each format, the lines of Python that predict; they run in the export's folder."""
+METRICS = {
+    "accuracy": ("accuracy", "accuracy"), "nll": ("nll", "negative log-likelihood"), "ece": ("ece", "expected calibration error"),
+    "mace": ("mace", "mean absolute calibration error"), "brier": ("brier", "Brier score"),
+}  # fmt: skip
+BODY = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False)
+TEXT = """
+# {{ title }}
+
+A sparse Bayesian `{{ facts.arch }}` found by iterative magnitude pruning: {{ "{:,}".format(facts.remaining) }} of
+{{ "{:,}".format(facts.total) }} prunable weights survive ({{ "%.2f" % (100 * facts.density) }} %, level {{ facts.level }}).
+{{ what }}
+
+| measured on | {{ dataset }}, {{ "{:,}".format(facts.compared_images) }} test images |
+|---|---|
+{% for name, value in measured %}
+| {{ name }} | {{ "%.4f" % value }} |
+{% endfor %}
+{% for row in ood %}
+| AUROC of {{ row.ood }} by {{ row.score }} | {{ "%.4f" % row.auroc }} |
+{% endfor %}
+| file | `{{ facts.file }}`, {{ "{:,}".format(facts.bytes) }} bytes |
+{% if predict_ms is not none %}
+| run's own prediction | {{ "%.3g" % predict_ms }} ms for each image |
+{% endif %}
+| largest difference from the run | {{ "%.1g" % largest }} |
+
+## Use
+
+```python
+{{ snippet }}
+```
+
+`{{ command }} image.png` does the same from the command line. The input `images` is uint8 [n, {{ shape }}] for any n, {{ colours }}.
+Normalisation is part of the network: mean {{ mean }} and standard deviation {{ std }} of values from 0 to 1.
+{{ "The shorter side of an image is resized to %d pixels and the centre is cut out." % facts.image_shape[2] if facts.resize else "" }}
+Outputs: {{ outputs }}. Entropies are in nats; epistemic = total − aleatoric is what the weights' uncertainty adds.
+
+Classes: {{ facts.classes | join(", ") }}.
+
+## Training
+
+{{ protocol }}
+
+Licence: {{ licence }}. Written by pyro_lottery.
+
+```bibtex
+{{ citation }}
+```
+"""
+
+
+def card(level: Level, facts: Mapping[str, Any], licence: str) -> str:
+    """The model card of an export with ``facts`` (those of ``export.json``), as Markdown with a YAML head."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    config, row = level.run.config, level.run.row(level.number)
+    title = f"{config.arch}, {data.title(config.dataset, config.data_dir, config.image_size)}, {100 * row.density:.2g} % of the weights"
+    dataset = data.title(config.dataset, config.data_dir, config.image_size)
+    measured = [(name, facts["measured"][key]) for key, (_, name) in METRICS.items() if key in facts["measured"]]
+    head = ModelCardData(
+        model_name=title, library_name="pyro_lottery", license=licence, pipeline_tag="image-classification",
+        tags=["bayesian", "lottery-ticket", "pruning", "sparse", "uncertainty"],
+        eval_results=[
+            EvalResult(
+                task_type="image-classification", dataset_type=config.dataset, dataset_name=dataset, dataset_split="test",
+                metric_type=kind, metric_name=name, metric_value=float(facts["measured"][key]),
+            )
+            for key, (kind, name) in METRICS.items() if key in facts["measured"]
+        ],
+    )  # fmt: skip
+    shape = ", ".join(map(str, facts["image_shape"]))
+    outputs = ", ".join(f"`{name}` [n{', classes' if name == 'probs' else ''}]" for name in facts["outputs"])
+    snippet = BODY.from_string(SNIPPETS[facts["format"]]).render(shape=shape, outputs=", ".join(facts["outputs"]))
+    body = BODY.from_string(TEXT).render(
+        title=title, facts=facts, dataset=dataset, measured=measured, ood=_ood(level), predict_ms=row.predict_ms,
+        largest=max(facts["largest_difference"].values()), snippet=snippet, shape=shape, outputs=outputs, what=_what(facts),
+        colours="grey values" if facts["image_shape"][0] == 1 else "red, green, blue", licence=licence, citation=CITATION,
+        mean=_numbers(facts["mean"]), std=_numbers(facts["std"]), protocol=_protocol(level),
+        command="python predictor.py" if facts["format"] == "onnx" else "python -m pyro_lottery.predict .",
+    )  # fmt: skip
+    return f"---\n{head.to_yaml()}\n---\n{body}"
+
+
+def _what(facts: Mapping[str, Any]) -> str:
+    kinds = {
+        "mean": "This file holds one pass with the posterior's means.",
+        "draws": f"This file holds {facts.get('samples')} posterior samples of the weights, drawn with seed {facts.get('seed')}.",
+        "moments": "This file computes means and variances of all activations in one pass, without sampling.",
+    }
+    return kinds[facts["form"]]
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
+
+
+def _protocol(level: Level) -> str:
+    config = level.run.config
+    return (
+        f"{config.epochs} epochs a level, batch {config.batch_size}, learning rate {config.lr:g}, guide `{config.guide}`, prior "
+        f"`{config.prior}` of scale {config.prior_scale:g}, KL temperature {config.kl_temperature:g}, score `{config.score}`, "
+        f"{100 * config.prune_fraction:g} % pruned a level, seed {config.seed}, {level.run.shape.num_data:,} training images."
+    )
+
+
+def _ood(level: Level) -> list[dict[str, Any]]:
+    """The level's rows of ``evaluation/ood.csv``, if the run was evaluated."""
+    path: Path = level.run.folder.path / "evaluation" / "ood.csv"
+    if not path.is_file():
+        return []
+    table = pd.read_csv(path)
+    return table[table["level"] == level.number].to_dict("records")  # type: ignore[return-value]

@@ -1,0 +1,163 @@
+"""What an export can be: a trained network as a graph of draws, means or moments, or as a small ticket file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pyro_lottery import files, guides, masks, metrics, prediction
+from pyro_lottery.data import Split
+from pyro_lottery.errors import UserError
+from pyro_lottery.exports import formats, graphs
+from pyro_lottery.exports.moments import Moments
+from pyro_lottery.exports.networks import OUTPUTS, Drawn, Logits, Pixels, outputs
+from pyro_lottery.exports.state_dicts import LAYOUTS, state_dict
+from pyro_lottery.runs.config import RESUMABLE, Config
+from pyro_lottery.runs.packed_ticket import PACKED
+from pyro_lottery.runs.trained import TrainedNetwork
+from pyro_lottery.types import Ticket
+
+if TYPE_CHECKING:
+    from pyro_lottery.runs.loaded import Level
+
+STATE = "model.pt"
+"""The file of a state dict in its folder."""
+Outputs = dict[str, Tensor]
+"""Outputs of a network by name."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trained network, the images that it is tested on, and what is to be written."""
+
+    level: Level
+    network: TrainedNetwork
+    test: Split
+    form: str
+    format: str
+    samples: int
+    seed: int
+    dtype: str
+
+    @property
+    def pixels(self) -> Pixels:
+        """The normalisation."""
+        return Pixels(self.test.mean, self.test.std)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; their numbers if they have no names."""
+        return list(self.network.classes or map(str, range(self.level.run.shape.classes)))
+
+    def facts(self, file: str, outputs: Iterable[str]) -> dict[str, Any]:
+        """What a file says about itself."""
+        run, row = self.level.run, self.level.run.row(self.level.number)
+        drawn = {"samples": self.samples, "seed": self.seed} if self.form == "draws" else {}
+        return {
+            "file": file, "form": self.form, "format": self.format, "dtype": self.dtype, **drawn, "arch": run.config.arch,
+            "level": self.level.number, "density": row.density, "remaining": row.remaining, "total": row.total,
+            "classes": self.classes,
+            "image_shape": list(self.test.inputs.shape[1:]), "resize": run.config.image_size is not None,
+            "mean": self.test.mean.tolist(), "std": self.test.std.tolist(), "outputs": list(outputs),
+        }  # fmt: skip
+
+
+def write_graph(job: Job, place: Path) -> tuple[Outputs, dict[str, Any]]:
+    """Write a network as a graph into the folder ``place``; returns what it must compute for the test images, and its facts."""
+    module, expected = _MAKERS[job.form](job)
+    name, save, _ = formats.GRAPHS[job.format]
+    facts = job.facts(name, expected)
+    images = job.test.inputs[:2]
+    graph = graphs.graph_of(graphs.trace(module, images))
+    graphs.fold_(graph)
+    save(graphs.trace(graph, images), place / name, facts)
+    return expected, facts
+
+
+def pack(job: Job, place: Path) -> tuple[Outputs, dict[str, Any]]:
+    """Write a network as a small ticket file; returns as :func:`write_graph`."""
+    network, config = job.network, job.level.run.config
+    posterior = masks.apply(network.mask, guides.posterior(network.guide))
+    if job.form == "mean" or guides.is_point(network.guide):
+        posterior = replace(posterior, scale=None)
+        _, expected = _of_mean(job)
+    else:
+        _, expected = _of_draws(job)
+    facts = job.facts(PACKED, expected)
+    options = {f.name: getattr(config, f.name) for f in fields(Config) if f.name not in RESUMABLE}
+    whole = Ticket(network.mask, posterior, network.model.net_state())
+    whole.pack(place / PACKED, job.dtype, {"facts": facts, "config": options, "data": asdict(job.level.run.shape)})
+    tensors = (*posterior.loc.values(), *(posterior.scale or {}).values(), *whole.net.values())
+    return expected, facts | {"dense_bytes": sum(value.nbytes for value in tensors)}
+
+
+def _of_draws(job: Job) -> tuple[nn.Module, Outputs]:
+    network = job.network
+    found: Any = network.predictive(job.test, job.samples, job.seed)
+    with network.pruned(), network.draws(job.seed):
+        draws = prediction.drawn_weights(network.model, network.guide, job.samples)
+    return Drawn(network.model, draws, network.mask, job.pixels), {
+        name: getattr(found, name) for name in outputs(job.samples)
+    }
+
+
+def _of_mean(job: Job) -> tuple[Drawn, Outputs]:
+    network = job.network
+    probs = network.predict_mean(job.test)
+    with network.pruned():
+        weights = prediction.mean_weights(network.model, network.guide)
+    expected = dict(zip(outputs(1), (probs, metrics.entropy(probs)), strict=True))
+    return Drawn(network.model, [weights], network.mask, job.pixels), expected
+
+
+def _of_moments(job: Job) -> tuple[nn.Module, Outputs]:
+    if guides.is_point(job.network.guide):
+        raise UserError("a deterministic network has no variances; use --form mean")
+    module = Moments(*_mean_graph(job), job.pixels, job.level.run.shape.classes)
+    with torch.no_grad():
+        parts = [module(part) for part in job.test.inputs.split(prediction.BATCH)]
+    return module, {name: torch.cat(each) for name, each in zip(OUTPUTS, zip(*parts, strict=True), strict=True)}
+
+
+def _mean_graph(job: Job) -> tuple[fx.GraphModule, dict[str, Tensor]]:
+    """The network of mean weights from normalised images to logits, and the variances of its weights by their names."""
+    mean, _ = _of_mean(job)
+    scale = masks.apply(job.network.mask, guides.posterior(job.network.guide)).scale
+    assert scale is not None
+    graph = graphs.graph_of(graphs.trace(Logits(mean), mean.pixels(job.test.inputs[:2])))
+    variances = {f"network.{mean.name_of(0, site)}": scale[site].square() for site in mean.sites}
+    for new, (old, factor) in graphs.fold_(graph).items():
+        if old in variances:
+            spread = variances.pop(old)
+            variances[new] = spread * factor.square().view(-1, *(1,) * (spread.ndim - 1))
+    return graph, variances
+
+
+_MAKERS: dict[str, Callable[[Job], tuple[nn.Module, Outputs]]] = {
+    "draws": _of_draws, "mean": _of_mean, "moments": _of_moments,
+}  # fmt: skip
+"""For each form of a graph, the function that makes the module and computes the outputs that it must have."""
+
+
+def write_state(job: Job, place: Path) -> tuple[Outputs, dict[str, Any]]:
+    """Write the mean weights as a state dict of PyTorch; returns as :func:`write_graph`."""
+    _, expected = _of_mean(job)
+    posterior = replace(guides.posterior(job.network.guide), scale=None)
+    whole = Ticket(job.network.mask, masks.apply(job.network.mask, posterior), job.network.model.net_state())
+    content = io.BytesIO()
+    torch.save(state_dict(whole, job.format), content)
+    files.write_atomic(place / STATE, content.getvalue())
+    return expected, job.facts(STATE, expected)
+
+
+WRITERS: dict[str, Callable[[Job, Path], tuple[Outputs, dict[str, Any]]]] = {
+    "onnx": write_graph, "pt2": write_graph, "safetensors": pack,
+    **dict.fromkeys(LAYOUTS, write_state),
+}  # fmt: skip
+"""For each format, the function that writes it."""

@@ -1,0 +1,262 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+import pyro_lottery as pl
+from pyro_lottery import files, transplant
+from pyro_lottery.errors import Damaged, Failed
+from pyro_lottery.exports import formats
+from pyro_lottery.exports.formats import GraphPredictor
+from pyro_lottery.exports.predictor import Predictor
+from pyro_lottery.runs import exporting
+from pyro_lottery.runs.predicting import open_folder
+from pyro_lottery.untrusted import load_tensors
+from tests.support import small_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return small_run(tmp_path_factory.mktemp("run") / "run", eval_samples=3, test_size=60)
+
+
+@pytest.fixture(scope="module")
+def images(run):
+    return run.load_data().test.inputs.numpy()
+
+
+def own_probabilities(run, form, images, level=2):
+    network = run.level(level).load_model()
+    x = run.load_data().test.normalize(torch.from_numpy(images))
+    if form == "mean":
+        return network.predict_mean(x).numpy()
+    return network.predict(x, run.config.eval_samples, run.config.seed).numpy()
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("form", ["mean", "draws", "moments"])
+def test_a_graph_predicts_what_the_run_does(run, images, tmp_path, form, format):
+    facts = run.level(2).export(tmp_path / "x", form, format).facts
+    found = (Predictor if format == "onnx" else GraphPredictor)(tmp_path / "x")
+    assert facts["outputs"] == (["probs", "total"] if form == "mean" else ["probs", "total", "aleatoric", "epistemic"])
+    for count in (1, 32, 60):
+        outputs = found(images[:count])
+        if form != "moments":
+            np.testing.assert_allclose(outputs["probs"], own_probabilities(run, form, images)[:count], atol=1e-5)
+        p = outputs["probs"].astype(float)
+        np.testing.assert_allclose(outputs["total"], -(p * np.log(p.clip(1e-30))).sum(1), atol=1e-5)
+    assert max(facts["largest_difference"].values()) <= 1e-5
+    assert json.loads((tmp_path / "x" / "export.json").read_text()) == json.loads(json.dumps(facts))
+
+
+def test_draws_are_the_probabilities_behind_the_results(run, images, tmp_path):
+    facts = run.level(1).export(tmp_path / "x").facts
+    row = run.row(1)
+    assert facts["measured"]["accuracy"] == pytest.approx(row.test_accuracy)
+    assert facts["measured"]["nll"] == pytest.approx(row.nll, abs=1e-5)
+    other = run.level(1).export(tmp_path / "y", samples=2, seed=5).facts
+    assert (other["samples"], other["seed"]) == (2, 5)
+    network = run.level(1).load_model()
+    expected = network.predict(run.load_data().test, 2, 5)
+    np.testing.assert_allclose(Predictor(tmp_path / "y")(images)["probs"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8"])
+def test_a_small_ticket_predicts_what_the_run_does(run, images, tmp_path, dtype):
+    facts = run.level(2).export(tmp_path / "x", format="safetensors", dtype=dtype).facts
+    found = open_folder(tmp_path / "x")(images)["probs"]
+    atol = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 0.03, "int8": 0.1}[dtype]
+    np.testing.assert_allclose(found, own_probabilities(run, "draws", images), atol=atol)
+    assert facts["bytes"] < facts["dense_bytes"]
+    packed = pl.Ticket.load(tmp_path / "x" / "ticket.safetensors")
+    assert all(torch.equal(m, run.level(2).ticket.mask[name]) for name, m in packed.mask.items())
+    if dtype == "fp32":
+        posterior = run.level(2).posterior
+        assert all(
+            torch.equal(v[packed.mask[n]], posterior.loc[n][packed.mask[n]])
+            for n, v in packed.start.loc.items()
+            if n in packed.mask
+        )
+
+
+def test_a_small_ticket_without_scales_is_a_deterministic_network(run, images, tmp_path):
+    run.level(2).export(tmp_path / "x", "mean", "safetensors")
+    found = open_folder(tmp_path / "x")
+    assert found.facts["outputs"] == ["probs", "total"]
+    np.testing.assert_allclose(found(images)["probs"], own_probabilities(run, "mean", images), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse")
+@pytest.mark.parametrize("format", ["state_dict", "prune", "csr"])
+def test_a_state_dict_is_one_that_torch_loads(run, images, tmp_path, format):
+    run.level(2).export(tmp_path / "x", format=format)
+    state = torch.load(tmp_path / "x" / "model.pt", weights_only=True)
+    mask = run.level(2).ticket.mask
+    net = pl.create_model("lenet", 10, 1, 8)
+    if format == "prune":
+        for name, module in list(net.named_modules()):
+            if f"{name}.weight" in mask:
+                torch.nn.utils.prune.identity(module, "weight")
+        assert all(torch.equal(state[f"{name}_mask"].bool(), m) for name, m in mask.items())
+    if format == "csr":
+        linear = [name for name, m in mask.items() if m.ndim == 2]
+        assert [name for name, value in state.items() if value.layout == torch.sparse_csr] == linear
+        assert all(state[name].values().numel() == int(mask[name].sum()) for name in linear)
+        state = {name: value.to_dense() for name, value in state.items()}
+    net.load_state_dict(state)
+    net.eval()(torch.zeros(1, 1, 8, 8))  # the hooks of torch.nn.utils.prune multiply
+    x = run.load_data().test.normalize(torch.from_numpy(images))
+    probs = net(x).softmax(1).detach().numpy()
+    np.testing.assert_allclose(probs, own_probabilities(run, "mean", images), atol=1e-6)
+    with pytest.raises(pl.UserError, match="holds one weight for each; omit --form draws"):
+        run.level(2).export(tmp_path / "y", "draws", format)
+
+
+@pytest.mark.parametrize("format", ["csr", "safetensors", "prune"])
+def test_what_was_exported_can_be_transplanted(run, tmp_path, format):
+    run.level(2).export(tmp_path / "x", "mean", format)
+    file = "ticket.safetensors" if format == "safetensors" else "model.pt"
+    source, masked = transplant.read(tmp_path / "x" / file)
+    found = transplant.ticket_of(source, masked, run.initial(0))
+    assert all(torch.equal(m, run.level(2).ticket.mask[name]) for name, m in found.mask.items())
+    loc = run.level(2).posterior.loc
+    assert all(
+        torch.equal(v, loc[n] * found.mask[n] if n in found.mask else loc[n]) for n, v in found.start.loc.items()
+    )
+
+
+def test_a_deterministic_run_has_one_draw(tmp_path):
+    run = small_run(tmp_path / "run", guide="deterministic", score="magnitude", levels=1, test_size=40)
+    facts = run.level(1).export(tmp_path / "x").facts
+    assert facts["outputs"] == ["probs", "total"]
+    with pytest.raises(pl.UserError, match="has no variances; use --form mean"):
+        run.level(1).export(tmp_path / "y", "moments")
+    run.level(1).export(tmp_path / "z", format="safetensors")
+    assert open_folder(tmp_path / "z").facts["outputs"] == ["probs", "total"]
+
+
+def test_files_give_the_run_s_own_probabilities(run, images, tmp_path):
+    run.level(2).export(tmp_path / "x")
+    paths = []
+    for i in range(5):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(images[i, 0]).save(paths[-1])
+    for folder in (tmp_path / "x", run.folder.path):
+        network = open_folder(folder)
+        found = network(network.read(paths))["probs"]
+        np.testing.assert_allclose(found, own_probabilities(run, "draws", images)[:5], atol=1e-5)
+
+
+def test_no_random_operator_and_no_pyro_name_is_in_the_graph(run, tmp_path):
+    import onnx
+
+    run.level(2).export(tmp_path / "x")
+    model = onnx.load(tmp_path / "x" / "model.onnx")
+    operators = {node.op_type for node in model.graph.node}
+    assert not {name for name in operators if "Random" in name or "Bernoulli" in name}
+    assert [i.name for i in model.graph.input] == ["images"]
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+
+
+def test_what_differs_is_not_written(run, tmp_path, monkeypatch):
+    name, save, load = formats.GRAPHS["pt2"]
+
+    def wrong(program, path, facts):
+        with torch.no_grad():
+            next(value for value in program.state_dict.values() if value.ndim == 2).add_(0.01)
+        save(program, path, facts)
+
+    monkeypatch.setitem(formats.GRAPHS, "pt2", (name, wrong, load))
+    with pytest.raises(Failed, match=r"differs by .* from the run's, more than --tolerance 1e-05; nothing was written"):
+        run.level(2).export(tmp_path / "x", "mean", "pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_export_leaves_nothing(run, tmp_path, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporting, "card", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.level(2).export(tmp_path / "x", "mean")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "median"}, "unknown --form 'median'"),
+        ({"format": "tflite"}, "unknown --format 'tflite'"),
+        ({"dtype": "int8"}, "--dtype int8 is for --format safetensors"),
+        ({"format": "safetensors", "dtype": "int3"}, "unknown --dtype 'int3'"),
+        ({"format": "safetensors", "form": "moments"}, "holds loc and scale; choose --form draws"),
+        ({"samples": 0}, "samples must be a whole number, at least 1, got 0"),
+    ],
+)
+def test_bad_options_are_one_line(run, tmp_path, options, message):
+    with pytest.raises(pl.UserError, match=message):
+        run.level(2).export(tmp_path / "x", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_exists_is_not_touched(run, tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(pl.UserError, match="exists; choose a new folder"):
+        run.level(2).export(tmp_path / "x")
+    assert not list((tmp_path / "x").iterdir())
+
+
+def test_the_card_is_one_that_the_hub_reads(run, tmp_path):
+    facts = run.level(2).export(tmp_path / "x", licence="cc-by-4.0").facts
+    found = ModelCard.load(tmp_path / "x" / "README.md")
+    assert found.data.license == "cc-by-4.0"
+    values = {result.metric_type: result.metric_value for result in found.data.eval_results}
+    assert values == {
+        name: pytest.approx(facts["measured"][name]) for name in ("accuracy", "nll", "ece", "mace", "brier")
+    }
+    assert {p.name for p in (tmp_path / "x").iterdir()} == {"model.onnx", "predictor.py", "export.json", "README.md"}
+
+
+def test_the_lines_of_the_card_run_without_the_library(run, images, tmp_path):
+    run.level(2).export(tmp_path / "x")
+    text = (tmp_path / "x" / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    Image.fromarray(images[0, 0]).save(tmp_path / "x" / "image.png")
+    code += "\nimport sys; assert not {'torch', 'pyro', 'pyro_lottery'} & set(sys.modules)\n"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "x", capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    best = own_probabilities(run, "draws", images)[0].argmax()
+    assert f"'{run.classes[best] if run.classes else best}'" in found.stdout
+
+
+def test_a_stranger_s_files_run_no_code(run, images, tmp_path):
+    run.level(2).export(tmp_path / "x", "mean", "pt2")
+    with pytest.raises(pl.UserError, match="is a program of torch operations; if you trust it, give --trust-code"):
+        open_folder(tmp_path / "x")
+    assert open_folder(tmp_path / "x", trust_code=True)(images[:1])["probs"].shape == (1, 10)
+    run.level(2).export(tmp_path / "y", format="safetensors")
+    path = tmp_path / "y" / "ticket.safetensors"
+    tensors, info = load_tensors(path)
+    info["config"]["arch"] = "os:system"
+    files.save_tensors(path, tensors, info)
+    with pytest.raises(pl.UserError, match="names code to import, os:system"):
+        open_folder(tmp_path / "y")
+
+
+def test_damaged_runs_are_refused_as_ever(tmp_path):
+    run = small_run(tmp_path / "run", levels=0, test_size=40)
+    path = run.folder.level(0).path / "posterior.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(Damaged, match=r"posterior\.safetensors"):
+        run.level(0).export(tmp_path / "x")
+    assert {p.name for p in tmp_path.iterdir()} == {"run"}
