@@ -123,7 +123,8 @@ def test_bad_input_is_one_line(run, tmp_path, refused):
         "list": [1, 2],
         "number": {1: torch.ones(1)},
         "complex": state | {"fc1.weight": torch.ones(2, dtype=torch.complex64)},
-        "sparse": state | {"fc1.weight": torch.sparse_coo_tensor([[0], [1]], [1.0], (2**20, 2**20), check_invariants=True)},
+        "sparse": state
+        | {"fc1.weight": torch.sparse_coo_tensor([[0], [1]], [1.0], (2**20, 2**20), check_invariants=True)},
         "pruned": {"fc1.weight_orig": torch.ones(2, 2), "fc1.weight_mask": torch.ones(3)},
         "bomb": Bomb(),
     }
