@@ -19,7 +19,7 @@ from PIL import Image
 import pyro_lottery.__main__ as listing
 from experiments import claims, odd_folders, odd_weights, own_data, timm_table
 from experiments import command as experimenting
-from experiments.benchmarks import candidates, estimators, launches, layers, sparse, steps
+from experiments.benchmarks import candidates, estimators, exports, launches, layers, sparse, steps
 from experiments.benchmarks.gpu import __main__ as gpu
 from experiments.study.statistics import FAILS, HOLDS, UNKNOWN
 from experiments.study.verdicts.judge import CLAIMS
@@ -66,12 +66,13 @@ KINDS = {  # of commands, by the test that runs them
     "own data": r"python -m experiments\.own_data ",
     "speed": r"python -m (experiments\.benchmarks\.steps|plots\.speed) ",
     "sparse": r"python -m experiments\.benchmarks\.sparse ",
+    "cost of exports": r"python -m experiments\.benchmarks\.exports ",
     "layers": r"python -m experiments\.benchmarks\.layers ",
     "launches": r"python -m experiments\.benchmarks\.launches$",
     "gpu": r"python -m experiments\.benchmarks\.gpu",  # by experiments/benchmarks/test_gpu.py
     "estimators": r"python -m experiments\.benchmarks\.estimators ",
     "paper": r"python -m (experiments|plots)\.(fig\d|table1|all|claims|squared_sum) ",
-    "tables": r"python -m experiments\.(timm_table|odd_weights|odd_folders) ",
+    "tables": r"python -m experiments\.(timm_table|export_table|odd_weights|odd_folders) ",
     "soak": r"python -m tests\.soak ",  # by soak/test_soak.py
     "reference": r"python -m pdoc ",  # by test_reference.py
     "fingerprint": r"python -m tests\.fingerprint ",
@@ -311,6 +312,20 @@ def test_the_sparse_command(tmp_path, monkeypatch, capsys):
             assert f"| {what} | 32 | sparse, {mask} |" in out
 
 
+def test_the_command_on_the_cost_of_exports(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    arguments = arguments_on_a_small_run("cost of exports")
+    arguments = arguments[: arguments.index("--levels")]
+    exports.main([*arguments, "--rounds", "1", "--batch", "2", "--draws", "3"])
+    out = capsys.readouterr().out
+    for way in ("ONNX Runtime, mean", "ONNX Runtime, ten draws", "ONNX Runtime, moments", "sparse layers, ten draws"):
+        assert f"| lenet, B 2 | 100.0% | {way} |" in out
+    for prediction in ("mean", "10 draws", "3 draws", "moments"):
+        assert f"| lenet | 100.0% | {prediction} |" in out
+    assert "| lenet | 100.0% | ticket, int8 |" in out
+
+
 def test_the_layers_command(tmp_path, monkeypatch, capsys):
     """It asserts that all libraries agree on each layer's outputs and gradients."""
     monkeypatch.chdir(tmp_path)
@@ -367,11 +382,15 @@ def test_the_commands_that_write_tables(tmp_path, monkeypatch):
     Path("plots", "gallery").mkdir(parents=True)
     for command in OF["tables"]:
         module, *arguments = shlex.split(command)[2:]
-        more = ["--models", "test_resnet"] if "timm" in module else []
+        more = {"timm_table": ["--models", "test_resnet"], "export_table": ["--networks", "lenet"]}.get(
+            module.split(".")[1], []
+        )
         assert importlib.import_module(module).main([*arguments, *more]) == 0, command
     assert {path.name for path in Path("plots", "gallery").iterdir()} == {
         "timm.csv",
         "timm.md",
+        "exports.csv",
+        "exports.md",
         "weights.md",
         "folders.md",
     }

@@ -1,8 +1,9 @@
-"""Question: what does an exported ticket cost to predict with, and how good is one pass of moments beside many draws?
+"""Question: what does an exported ticket cost to keep and to predict with, and how good is one pass of moments?
 
 For each level of a run, each form is exported to ONNX and timed with ONNX Runtime, beside the sparse layers of this library on
 the small ticket file; in every round each candidate predicts the same images. Then accuracy and NLL of mean, draws and moments
-on all test images. Writes ``OUT/exports.csv`` and ``OUT/quality.csv`` and prints both as Markdown.
+on all test images, and bytes and accuracy of the files. Writes exports.csv, quality.csv and sizes.csv to ``OUT`` and prints them
+as Markdown.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 import pyro_lottery as pl
 from experiments.benchmarks.report import markdown, write
 from experiments.benchmarks.timing import Step, ratio_rows, time_steps
-from pyro_lottery import machine
+from pyro_lottery import machine, packed
 from pyro_lottery.exports.predictor import Predictor
 from pyro_lottery.runs.predicting import open_folder
 
@@ -31,6 +32,11 @@ COLUMNS = {
 QUALITY = {
     "network": "{arch}", "density": "{density:.1%}", "prediction": "{prediction}", "accuracy %": "{accuracy:.2f}",
     "NLL": "{nll:.4f}", "ECE": "{ece:.4f}", "difference of NLL to 100 draws": "{difference:+.4f}",
+}  # fmt: skip
+
+SIZES = {
+    "network": "{arch}", "density": "{density:.1%}", "file": "{file}", "bytes": "{bytes:,}", "ratio to dense": "{ratio:.3f}",
+    "accuracy %": "{accuracy:.2f}", "NLL": "{nll:.4f}",
 }  # fmt: skip
 
 
@@ -56,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         f"{machine.processor_name()}, {given.threads} threads, torch {torch.__version__}, {platform.python_version()}\n"
     )
-    times, quality = list[dict[str, Any]](), list[dict[str, Any]]()
+    times, quality, sizes = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
     for path in given.runs:
         run = pl.load_run(path)
         for level in given.levels or run.results["level"].tolist():
@@ -70,10 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     )
                     times += [row | {"arch": run.config.arch, "density": density} for row in rows]
             quality += _quality(run, level, density, facts, given)
-            write(given.out / "exports.csv", times)
-            write(given.out / "quality.csv", quality)
+            sizes += _sizes(run, level, density, facts, given)
+            for name, rows in (("exports", times), ("quality", quality), ("sizes", sizes)):
+                write(given.out / f"{name}.csv", rows)
     print(markdown(times, COLUMNS), end="\n\n")
-    print(markdown(quality, QUALITY), flush=True)
+    print(markdown(quality, QUALITY), end="\n\n")
+    print(markdown(sizes, SIZES), flush=True)
 
 
 def _export(run: Any, level: int, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
@@ -95,6 +103,27 @@ def _candidates(run: Any, folder: Path, batch: int, given: argparse.Namespace) -
         "dense layers, ten draws": open_folder(folder / "packed", backend="dense"),
     }
     return {name: lambda network=network: network(images) for name, network in networks.items()}
+
+
+def _sizes(
+    run: Any, level: int, density: float, facts: dict[str, Any], given: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Rows of files; a dense file has loc and scale of every weight in fp32."""
+    found = {f"{form}, ONNX": facts[form] for form in ("mean", "draws", "moments")}
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype in packed.DTYPES:
+            exported = run.level(level).export(
+                Path(folder) / dtype, format="safetensors", dtype=dtype, samples=10, data_dir=given.data_dir
+            )
+            found[f"ticket, {dtype}"] = exported.facts
+    dense = found["ticket, fp32"]["dense_bytes"]
+    return [
+        {
+            "arch": run.config.arch, "level": level, "density": density, "file": name, "bytes": f["bytes"],
+            "ratio": f["bytes"] / dense, "accuracy": 100 * f["measured"]["accuracy"], "nll": f["measured"]["nll"],
+        }
+        for name, f in found.items()
+    ]  # fmt: skip
 
 
 def _quality(

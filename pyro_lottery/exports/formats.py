@@ -43,6 +43,9 @@ def save_onnx(program: torch.export.ExportedProgram, path: Path, facts: Mapping[
             )
         except Exception as error:  # the exporter raises errors of its own and of what it calls
             raise UserError(f"this network cannot be written as ONNX ({one_line(error)}); use --format pt2") from error
+    for node in found.model.graph:  # where its code is on this machine
+        node.metadata_props.clear()
+        node.doc_string = None
     without_zeros_(found.model)
     found.model.metadata_props[KEY] = json.dumps(facts)
     found.save(str(path))
@@ -50,6 +53,9 @@ def save_onnx(program: torch.export.ExportedProgram, path: Path, facts: Mapping[
 
 def save_pt2(program: torch.export.ExportedProgram, path: Path, facts: Mapping[str, Any]) -> None:
     """Write ``program`` as an archive of torch.export."""
+    for node in program.graph.nodes:  # where its code is on this machine
+        for name in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node"):
+            node.meta.pop(name, None)
     with warnings.catch_warnings(action="ignore"):  # of tensors that share memory, which are written once
         torch.export.save(program, path, extra_files={KEY: json.dumps(facts)})
 

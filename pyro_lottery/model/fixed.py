@@ -33,38 +33,33 @@ def with_weights(net: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]
 
 
 def bare(net: nn.Module, sites: Iterable[str], mask: Mask) -> nn.Module:
-    """A copy of a Bayesian network ``net`` in eval mode, without the priors and initial values of its ``sites``.
+    """A copy of a Bayesian network ``net`` in eval mode as the torch module it was made from, without the parameters ``sites``.
 
-    It holds what is not random, and runs within :func:`with_weights`. Layers that transform their weights apply ``mask``
-    afterwards, as under ``sparsify``.
+    It runs within :func:`with_weights`. Layers that transform their weights apply ``mask`` afterwards, as under ``sparsify``.
+    A module that is a PyroModule by its own class stays one.
     """
     found: Any = copy.deepcopy(net)
+    mixed: Any = PyroModule
     fix_masks_(found, mask)
     for site in sites:
         path, _, name = site.rpartition(".")
         layer = found.get_submodule(path)
-        del layer._modules[f"{name}_prior"], layer._buffers[f"{name}_init"]
-    return found.eval()
-
-
-def plain(net: nn.Module, values: Mapping[str, Tensor], mask: Mask) -> nn.Module:
-    """A copy of a Bayesian network ``net`` as the torch module it was made from, with ``values`` by site as its parameters.
-
-    A module that is a PyroModule by its own class stays one.
-    """
-    found: Any = bare(net, values, mask)
-    mixed: Any = PyroModule
+        del layer._modules[f"{name}_prior"], layer._buffers[f"{name}_init"], layer._pyro_samples[name]
     for module in found.modules():
         base = type(module).__bases__[0]
         if not issubclass(base, PyroModule) and mixed[base] is type(module):
             module.__class__ = base
             for name in [name for name in vars(module) if name.startswith("_pyro_")]:
                 del vars(module)[name]
+    return found.eval()
+
+
+def plain(net: nn.Module, values: Mapping[str, Tensor], mask: Mask) -> nn.Module:
+    """A copy of a Bayesian network ``net`` as the torch module it was made from, with ``values`` by site as its parameters."""
+    found = bare(net, values, mask)
     for site, value in values.items():
         path, _, name = site.rpartition(".")
-        layer = found.get_submodule(path)
-        vars(layer).get("_pyro_samples", {}).pop(name, None)
-        layer.register_parameter(name, nn.Parameter(value.detach().clone()))
+        found.get_submodule(path).register_parameter(name, nn.Parameter(value.detach().clone()))
     return found
 
 

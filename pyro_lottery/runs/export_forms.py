@@ -16,7 +16,7 @@ from pyro_lottery.data import Split
 from pyro_lottery.errors import UserError
 from pyro_lottery.exports import formats, graphs
 from pyro_lottery.exports.moments import Moments
-from pyro_lottery.exports.networks import OUTPUTS, Drawn, Logits, Pixels, outputs
+from pyro_lottery.exports.networks import Drawn, Logits, Pixels, outputs
 from pyro_lottery.exports.state_dicts import LAYOUTS, state_dict
 from pyro_lottery.runs.config import RESUMABLE, Config
 from pyro_lottery.runs.packed_ticket import PACKED
@@ -122,7 +122,7 @@ def _of_moments(job: Job) -> tuple[nn.Module, Outputs]:
     module = Moments(*_mean_graph(job), job.pixels, job.level.run.shape.classes)
     with torch.no_grad():
         parts = [module(part) for part in job.test.inputs.split(prediction.BATCH)]
-    return module, {name: torch.cat(each) for name, each in zip(OUTPUTS, zip(*parts, strict=True), strict=True)}
+    return module, {name: torch.cat(each) for name, each in zip(outputs(1), zip(*parts, strict=True), strict=True)}
 
 
 def _mean_graph(job: Job) -> tuple[fx.GraphModule, dict[str, Tensor]]:

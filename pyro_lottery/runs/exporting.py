@@ -61,7 +61,7 @@ def export(
     with normalisation inside and batch normalisation folded; or ``safetensors``, a small file of mask, loc and scale in
     ``dtype`` (:mod:`pyro_lottery.packed`), which ``pl.Ticket.load`` reads; or a state dict of PyTorch: ``state_dict`` with zeros, ``prune`` with the masks of
     ``torch.nn.utils.prune``, or ``csr`` with sparse matrices for linear layers. Outputs are ``probs`` [n, classes] and entropies
-    [n]: ``total`` and, but for ``mean``, ``aleatoric`` and ``epistemic``.
+    [n]: ``total`` and, for ``draws``, ``aleatoric`` and ``epistemic``.
 
     What was written is loaded again and predicts all test images. Raises ``Failed``, and writes nothing, if an output differs
     from the run's by more than ``tolerance``; values of another ``dtype`` than fp32 may differ, and the loss is measured.

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pyro_lottery import prediction, untrusted
+from pyro_lottery import masks, prediction, untrusted
 from pyro_lottery.data import OWN, Split
 from pyro_lottery.errors import Damaged, UserError, one_line
 from pyro_lottery.exports.networks import outputs, summary
 from pyro_lottery.exports.predictor import Predictor
 from pyro_lottery.guides import is_point
+from pyro_lottery.handlers import sparse_layers
 from pyro_lottery.machine import channels_last
+from pyro_lottery.model.fixed import bare, with_weights
+from pyro_lottery.model.outputs import one_tensor
 from pyro_lottery.runs.config import from_json
 from pyro_lottery.runs.trained import TrainedNetwork, check_code, rebuild, shape_from
 from pyro_lottery.types import Ticket
@@ -40,14 +43,16 @@ class NetworkPredictor(Predictor):
         self.facts = {"image_shape": shape, "resize": resize, "classes": list(classes), "outputs": list(outputs(count))}
         with network.pruned(), network.draws(seed):
             draws = prediction.drawn_weights(model, network.guide, count)
+        net = bare(model.net, model.sites, network.mask)
+        sparse = sparse_layers("off" if masks.is_full(network.mask) else network.sparse)
 
         def run(images: np.ndarray) -> list[np.ndarray]:
             x = channels_last(pixels.normalize(torch.from_numpy(np.ascontiguousarray(images))))
             probs = []
-            with network.pruned(), prediction.inference(model):
+            with sparse, torch.no_grad():
                 for weights in draws:
-                    with model.with_weights(weights):
-                        probs.append(model.expected(model.outputs(x)))
+                    with with_weights(net, weights):
+                        probs.append(model.expected(one_tensor(net(x))))
                 return [value.numpy() for value in summary(torch.stack(probs))]
 
         self._run = run

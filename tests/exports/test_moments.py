@@ -120,6 +120,19 @@ def test_a_network_of_layers_and_relus_agrees_with_draws():
     assert float((v.detach().sqrt() / torch.stack(outputs).std(0)).log().abs().max()) < math.log(1.3)
 
 
+def test_a_weight_that_is_standardised_is_refused():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            weight = F.batch_norm(self.weight.reshape(1, 3, -1), None, None, training=True).reshape_as(self.weight)
+            return self._conv_forward(x, weight, self.bias)
+
+    net = nn.Sequential(Standardised(1, 3, 2), nn.Flatten()).eval()
+    graph = graphs.graph_of(graphs.trace(net, torch.zeros(2, 1, 2, 2)))
+    module = Moments(graph, {"0.weight": torch.ones(3, 1, 2, 2)}, Pixels(torch.zeros(1), torch.ones(1)), 3)
+    with pytest.raises(pl.UserError, match=r"no rule for aten.batch_norm.default"):
+        module(torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
+
+
 def test_an_operation_without_a_rule_is_named():
     class Odd(nn.Module):
         def __init__(self):

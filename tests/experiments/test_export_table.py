@@ -1,0 +1,26 @@
+import csv
+
+from experiments import export_table
+
+
+def test_a_network_s_row_holds_its_differences(tmp_path, capsys):
+    assert export_table.main(["-o", str(tmp_path), "--networks", "lenet"]) == 0
+    (row,) = csv.DictReader((tmp_path / "exports.csv").read_text().splitlines())
+    for form, format in export_table.WAYS:
+        assert 0 < float(row[f"{form}_{format}"]) <= 1e-5
+    text = (tmp_path / "exports.md").read_text()
+    assert "1 networks: 1 are exported as mean and draws in both formats" in text
+    assert "| lenet | 32 |" in text
+    assert export_table.main(["-o", str(tmp_path), "--networks", "lenet"]) == 0
+    assert capsys.readouterr().out.count("lenet 32") == 1  # the second command has nothing to do
+
+
+def test_what_is_refused_or_fails_is_counted_as_such():
+    def row(name, **values):
+        ways = {f"{form}_{format}": "1e-7" for form, format in export_table.WAYS}
+        return {"network": name, "size": 32, "seconds": 1, "note": ""} | ways | values
+
+    rows = [row("a"), row("b", moments_onnx="refused", note="no rule"), row("c", draws_pt2="failed", note="crashed")]
+    text = export_table.markdown(rows)
+    assert "3 networks: 2 are exported as mean and draws in both formats" in text
+    assert "| b | 32 | 1e-07 | 1e-07 | 1e-07 | 1e-07 | refused | 1e-07 | no rule |" in text
