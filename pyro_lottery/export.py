@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyro_lottery.packed import DTYPES
+from pyro_lottery.runs.card import reference
 from pyro_lottery.runs.cli import Parser, run_command
 from pyro_lottery.runs.exporting import FORMATS, FORMS, TOLERANCE
 from pyro_lottery.runs.loaded import load_run
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         facts = run.level(level).export(given.out, given.form, given.format, **options).facts
         print(
             f"{given.out / facts['file']}: {facts['bytes']:,} bytes; over {facts['compared_images']:,} test images the largest "
-            "differences from the run are "
+            f"differences from {reference(facts['form'])} are "
             + ", ".join(f"{name} {value:.1g}" for name, value in facts["largest_difference"].items())
         )
         if facts["dtype"] != "fp32":

@@ -86,9 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _export(run: Any, level: int, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {"data_dir": given.data_dir, "samples": 10}
-    found = {
-        form: run.level(level).export(folder / form, form, **options).facts for form in ("mean", "draws", "moments")
-    }
+    found = {"draws": run.level(level).export(folder / "draws", "draws", **options).facts}
+    for form in ("mean", "moments"):
+        found[form] = run.level(level).export(folder / form, form, data_dir=given.data_dir).facts
     run.level(level).export(folder / "packed", format="safetensors", **options)
     return found
 

@@ -44,18 +44,21 @@ def attribute(module: nn.Module, name: str) -> Any:
     return reduce(getattr, name.split("."), module)
 
 
-def fold_(graph: fx.GraphModule) -> dict[str, tuple[str, Tensor]]:
+def fold_(graph: fx.GraphModule) -> dict[str, tuple[str | None, Tensor]]:
     """Fold each batch normalisation into the layer before it, in place, where the layer's output goes nowhere else.
 
-    With a = γ/√(σ² + ε), the layer's weight becomes a·w and its bias a·(b − μ) + β. Returns, by the name of the new weight,
-    the name of the old one and a [channels].
+    With a = γ/√(σ² + ε), the layer's weight becomes a·w and its bias a·(b − μ) + β. Returns, by the name of each new weight
+    and bias, the name of the old one, None for a new bias, and a [channels]. A linear layer's output of more than two dimensions
+    is left alone, since its channels are the last dimension and not the second.
     """
-    folded: dict[str, tuple[str, Tensor]] = {}
+    folded: dict[str, tuple[str | None, Tensor]] = {}
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or node.target is not aten.batch_norm.default or node.args[5]:
             continue
         layer, (gain, shift, mean, var), eps = node.args[0], node.args[1:5], node.args[7]
         if layer.target not in FOLDED or len(layer.users) != 1:
+            continue
+        if layer.target is aten.linear.default and layer.meta["val"].ndim != 2:
             continue
         weight, bias = layer.args[1:3] if len(layer.args) > 2 else (*layer.args[1:2], None)
         constants = [p for p in (weight, bias, gain, shift, mean, var) if p is not None]
@@ -69,7 +72,7 @@ def fold_(graph: fx.GraphModule) -> dict[str, tuple[str, Tensor]]:
             a = (v + eps).rsqrt() * (1.0 if g is None else g)
             new_weight = w * a.view(-1, *(1,) * (w.ndim - 1))
             new_bias = ((0.0 if b is None else b) - m) * a + (0.0 if s is None else s)
-        name = f"folded{len(folded)}"
+        name = f"folded{len(folded) // 2}"
         graph.register_buffer(f"{name}_weight", new_weight)
         graph.register_buffer(f"{name}_bias", new_bias)
         with graph.graph.inserting_before(layer):
@@ -78,6 +81,7 @@ def fold_(graph: fx.GraphModule) -> dict[str, tuple[str, Tensor]]:
         node.replace_all_uses_with(layer)
         graph.graph.erase_node(node)
         folded[f"{name}_weight"] = (weight.target, a)
+        folded[f"{name}_bias"] = (None if bias is None else bias.target, a)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     _drop_unused_(graph)

@@ -140,15 +140,22 @@ def _quotient(f: Any, x: Gaussian, y: Any) -> Gaussian:
 
 @rule(aten.max_pool2d.default)
 def _max_pool(
-    f: Any, x: Gaussian, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, *more: Any
+    f: Any, x: Gaussian, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Gaussian:
     """Clark's moments of the larger of two Gaussians (1961), value by value of a window; approximation: each is a Gaussian."""
     kernel, stride, padding, dilation = (_pair(p) for p in (kernel, stride or kernel, padding, dilation))
+    sizes, around = list[int](), list[int]()
+    for a in (1, 0):  # F.pad begins with the last dimension
+        side, reach = x.mean.shape[2 + a], dilation[a] * (kernel[a] - 1) + 1
+        rest = side + 2 * padding[a] - reach
+        size = -(-rest // stride[a]) + 1 if ceil_mode else rest // stride[a] + 1
+        if ceil_mode and (size - 1) * stride[a] >= side + padding[a]:  # a window begins inside
+            size -= 1
+        sizes.insert(0, size)
+        around += [padding[a], max(padding[a], (size - 1) * stride[a] + reach - side - padding[a])]
     m, v = x.mean, x.var
-    if any(padding):
-        around = (padding[1], padding[1], padding[0], padding[0])
+    if any(around):
         m, v = F.pad(m, around, value=-1e4), F.pad(v, around)
-    sizes = [(m.shape[2 + a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in (0, 1)]
 
     def shifted(axis: int, values: Tensor) -> list[Tensor]:
         starts = [dilation[axis] * i for i in range(kernel[axis])]
@@ -166,7 +173,7 @@ def _larger(m: Tensor, v: Tensor, n: Tensor, w: Tensor) -> tuple[Tensor, Tensor]
     spread = (v + w).clamp_min(TINY).sqrt()
     r = (m - n) / spread
     cdf, density = _cdf(r), spread * _density(r)
-    first = n + (m - n) * cdf + density
+    first = m * cdf + n * (1 - cdf) + density  # exactly m beside the very small values of padding
     second = (m.square() + v) * cdf + (n.square() + w) * (1 - cdf) + (m + n) * density
     return first, (second - first.square()).clamp_min(0.0)
 
@@ -209,7 +216,7 @@ def _dropout(f: Any, x: Gaussian, p: float, train: bool) -> Gaussian:
     aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.permute.default, aten.transpose.int,
     aten.select.int, aten.slice.Tensor, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.expand.default,
     aten.contiguous.default, aten.clone.default, aten.unbind.int, aten.split.Tensor, aten.chunk.default,
-    aten.unflatten.int, aten.cat.default, aten.stack.default, aten.pad.default, aten.pixel_shuffle.default,
+    aten.unflatten.int, aten.cat.default, aten.stack.default, aten.pixel_shuffle.default,
     aten.roll.default, aten.channel_shuffle.default, aten.movedim.int, aten.upsample_nearest2d.vec, aten.to.dtype, aten.alias.default,
 )  # fmt: skip
 def _moved(f: Any, x: Any, *more: Any, **options: Any) -> Any:
@@ -220,6 +227,11 @@ def _moved(f: Any, x: Any, *more: Any, **options: Any) -> Any:
     if isinstance(means, Tensor):
         return Gaussian(means, spreads)
     return [Gaussian(m, v) for m, v in zip(means, spreads, strict=True)]
+
+
+@rule(aten.pad.default)
+def _pad(f: Any, x: Gaussian, sizes: Any, mode: str = "constant", value: Any = None) -> Gaussian:
+    return Gaussian(f(x.mean, sizes, mode, value), f(x.var, sizes, mode, None if value is None else 0.0))
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -285,7 +297,7 @@ class _Propagation(fx.Interpreter):
             return super().call_function(target, args, kwargs)
         try:
             return RULES[target](target, *args, **kwargs)
-        except (KeyError, NotImplementedError) as error:
+        except (KeyError, NotImplementedError, TypeError) as error:
             raise UserError(
                 f"--form moments has no rule for {target}, which this network computes with random values; use --form draws"
             ) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, fx, nn
 
 from pyro_lottery import files, guides, masks, metrics, prediction
@@ -18,14 +19,18 @@ from pyro_lottery.exports import formats, graphs
 from pyro_lottery.exports.moments import Moments
 from pyro_lottery.exports.networks import Drawn, Logits, Pixels, outputs
 from pyro_lottery.exports.state_dicts import LAYOUTS, state_dict
+from pyro_lottery.handlers import sparsify
+from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.runs.config import RESUMABLE, Config
 from pyro_lottery.runs.packed_ticket import PACKED
 from pyro_lottery.runs.trained import TrainedNetwork
-from pyro_lottery.types import Ticket
+from pyro_lottery.types import Mask, Ticket
 
 if TYPE_CHECKING:
     from pyro_lottery.runs.loaded import Level
 
+CERTAIN = 1e-4
+"""Largest difference of a probability between a network of moments without variances and the mean network."""
 STATE = "model.pt"
 """The file of a state dict in its folder."""
 Outputs = dict[str, Tensor]
@@ -119,24 +124,47 @@ def _of_mean(job: Job) -> tuple[Drawn, Outputs]:
 def _of_moments(job: Job) -> tuple[nn.Module, Outputs]:
     if guides.is_point(job.network.guide):
         raise UserError("a deterministic network has no variances; use --form mean")
-    module = Moments(*_mean_graph(job), job.pixels, job.level.run.shape.classes)
+    network, x = job.network, job.test.prepare(job.test.inputs[:2])
+    graph, variances = moments_of(network.model, network.guide, network.mask, x)
+    _check_moments(job, graph, variances)
+    module = Moments(graph, variances, job.pixels, job.level.run.shape.classes)
     with torch.no_grad():
         parts = [module(part) for part in job.test.inputs.split(prediction.BATCH)]
     return module, {name: torch.cat(each) for name, each in zip(outputs(1), zip(*parts, strict=True), strict=True)}
 
 
-def _mean_graph(job: Job) -> tuple[fx.GraphModule, dict[str, Tensor]]:
-    """The network of mean weights from normalised images to logits, and the variances of its weights by their names."""
-    mean, _ = _of_mean(job)
-    scale = masks.apply(job.network.mask, guides.posterior(job.network.guide)).scale
+def _check_moments(job: Job, graph: fx.GraphModule, variances: dict[str, Tensor]) -> None:
+    """Raise ``UserError`` unless the rules give the mean network's outputs for weights without variance."""
+    certain = {name: torch.zeros_like(spread) for name, spread in variances.items()}
+    module = Moments(graph, certain, job.pixels, job.level.run.shape.classes)
+    images = job.test.inputs[:32]
+    with torch.no_grad():
+        found = module(images)[0]
+    difference = float((found - job.network.predict_mean(job.test.prepare(images))).abs().max())
+    if not difference <= CERTAIN:
+        raise UserError(
+            f"--form moments computes another network than this one: without variances they differ by {difference:.1g}; use "
+            "--form draws"
+        )
+
+
+def moments_of(
+    model: BayesianNetwork, guide: AutoGuide, mask: Mask, x: Tensor
+) -> tuple[fx.GraphModule, dict[str, Tensor]]:
+    """The network of mean weights from normalised images like ``x`` [n, ...] to logits, and its weights' variances by their names."""
+    with sparsify(mask):
+        weights = prediction.mean_weights(model, guide)
+    scale = masks.apply(mask, guides.posterior(guide)).scale
     assert scale is not None
-    graph = graphs.graph_of(graphs.trace(Logits(mean), mean.pixels(job.test.inputs[:2])))
+    mean = Drawn(model, [weights], mask, Pixels(torch.zeros(1), torch.ones(1)))
+    graph = graphs.graph_of(graphs.trace(Logits(mean), x))
     variances = {f"network.{mean.name_of(0, site)}": scale[site].square() for site in mean.sites}
     for new, (old, factor) in graphs.fold_(graph).items():
-        if old in variances:
-            spread = variances.pop(old)
+        if old in variances:  # and stays, since another place may use it too
+            spread = variances[old]
             variances[new] = spread * factor.square().view(-1, *(1,) * (spread.ndim - 1))
-    return graph, variances
+    read = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    return graph, {name: spread for name, spread in variances.items() if name in read}
 
 
 _MAKERS: dict[str, Callable[[Job], tuple[nn.Module, Outputs]]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,7 +69,7 @@ def export(
     Raises ``UserError`` if the level cannot be exported like this, or if ``folder`` exists.
     """
     form = form or ("mean" if format in LAYOUTS else "draws")
-    _check(level, form, format, samples, dtype)
+    _check(level, form, format, samples, seed, dtype, tolerance)
     job = _job(level, form, format, samples, seed, dtype, data_dir)
     with _placed(Path(folder)) as place:
         expected, facts = WRITERS[format](job, place)
@@ -94,7 +95,9 @@ def export(
     return Exported(Path(folder), facts)
 
 
-def _check(level: Level, form: str, format: str, samples: int | None, dtype: str) -> None:
+def _check(
+    level: Level, form: str, format: str, samples: int | None, seed: int | None, dtype: str, tolerance: float
+) -> None:  # fmt: skip
     if form not in FORMS:
         raise unknown("--form", form, FORMS)
     if format not in FORMATS:
@@ -109,6 +112,10 @@ def _check(level: Level, form: str, format: str, samples: int | None, dtype: str
         raise UserError("--format safetensors holds loc and scale; choose --form draws, or mean to leave out the scale")
     if samples is not None:
         check_counts(1, samples=samples)
+    if not 0 <= tolerance < math.inf:
+        raise UserError(f"--tolerance must be a finite number, at least 0, got {tolerance}")
+    if form != "draws" and not (samples is None and seed is None):
+        raise UserError(f"--samples and --seed are of --form draws; --form {form} draws nothing")
     if level.run.shape.num_classes is None:
         raise UserError(f"{level.run.folder.path} has real targets; only classifiers of images can be exported")
     formats.check_installed(format)

@@ -83,6 +83,12 @@ def open_packed(
         classes = tuple(map(str, facts["classes"]))
         level, resize, count, seed = (facts.get(name, 0) for name in ("level", "resize", "samples", "seed"))
         whole = {shape.in_channels} == {len(mean), len(std), images.shape[1]} and len(classes) == shape.num_classes
+        if not (
+            mean.ndim == std.ndim == 1
+            and bool(mean.isfinite().all())
+            and bool(std.isfinite().all() and (std > 0).all())
+        ):
+            raise TypeError("mean and std are not finite numbers, std above 0")
         if not whole or images.shape[2:] != shape.image_size or {type(n) for n in (level, count, seed)} != {int}:
             raise TypeError("they do not agree")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -25,6 +25,7 @@ NETS = {
     "groups": (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.BatchNorm2d(4)), (2, 4, 6, 6), 0),
     "not affine": (nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3, affine=False)), (2, 2, 6, 6), 0),
     "linear": (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), (2, 4), 0),
+    "linear over places": (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), (2, 4, 4), 1),
     "first": (nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3)), (2, 2, 6, 6), 1),
     "after a relu": (nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.BatchNorm2d(3)), (2, 2, 6, 6), 1),
 }
@@ -38,7 +39,7 @@ def test_folding_changes_no_output(name):
     folded = graphs.fold_(graph)
     torch.testing.assert_close(graph(x), net(x), rtol=1e-5, atol=1e-5)
     norms = [node for node in graph.graph.nodes if node.target is torch.ops.aten.batch_norm.default]
-    assert (len(norms), len(folded)) == (left, 1 - left)
+    assert (len(norms), len(folded)) == (left, 2 - 2 * left)  # a weight and a bias
     assert not any("running" in buffer for buffer, _ in graph.named_buffers()) or left
 
 

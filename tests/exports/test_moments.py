@@ -87,6 +87,24 @@ def test_max_pooling_agrees_with_samples(kernel, stride, padding):
     agrees(found, values, rtol=0.2)  # each maximum of two is taken for a Gaussian
 
 
+@pytest.mark.parametrize("side", [4, 5, 6, 7])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 0), (3, 2, 1), (2, 3, 1), (3, 3, 0)])
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_max_pooling_has_the_windows_of_torch(side, kernel, stride, padding, ceil_mode):
+    x = torch.randn(2, 3, side, side + 1)
+    found = rule(
+        aten.max_pool2d.default, Gaussian(x, torch.zeros_like(x)), [kernel], [stride], [padding], [1], ceil_mode
+    )
+    torch.testing.assert_close(found.mean, F.max_pool2d(x, kernel, stride, padding, 1, ceil_mode), rtol=0, atol=1e-5)
+
+
+def test_padding_with_a_number_adds_no_variance():
+    x = gaussian(1, 1, 2, 2)
+    found = rule(aten.pad.default, x, [1, 1, 1, 1], "constant", -5.0)
+    assert float(found.mean[0, 0, 0, 0]) == -5
+    assert float(found.var.sum()) == float(x.var.sum())
+
+
 def test_certain_values_stay_as_they_are():
     x = torch.randn(2, 1, 6, 6)
     certain = Gaussian(x, torch.zeros_like(x))

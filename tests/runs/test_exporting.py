@@ -14,8 +14,9 @@ from pyro_lottery import files, transplant
 from pyro_lottery.errors import Damaged, Failed
 from pyro_lottery.exports import formats
 from pyro_lottery.exports.formats import GraphPredictor
+from pyro_lottery.exports.networks import Pixels
 from pyro_lottery.exports.predictor import Predictor
-from pyro_lottery.runs import exporting
+from pyro_lottery.runs import export_forms, exporting
 from pyro_lottery.runs.predicting import open_folder
 from pyro_lottery.untrusted import load_tensors
 from tests.support import ROOT, small_run
@@ -53,6 +54,43 @@ def test_a_graph_predicts_what_the_run_does(run, images, tmp_path, form, format)
         np.testing.assert_allclose(outputs["total"], -(p * np.log(p.clip(1e-30))).sum(1), atol=1e-5)
     assert max(facts["largest_difference"].values()) <= 1e-5
     assert json.loads((tmp_path / "x" / "export.json").read_text()) == json.loads(json.dumps(facts))
+
+
+class TwiceUsed(torch.nn.Module):
+    """A convolution that is used twice, with a normalisation after each."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 1, 3, padding=1)
+        self.norms = torch.nn.ModuleList(torch.nn.BatchNorm2d(1) for _ in range(2))
+        self.out = torch.nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.out(self.norms[1](self.conv(self.norms[0](self.conv(x)))).flatten(1))
+
+
+def test_the_variances_of_folded_biases_and_of_a_layer_used_twice_are_kept():
+    torch.manual_seed(0)
+    model = pl.BayesianClassifier(TwiceUsed(), num_data=5)
+    guide = pl.guides.mean_field(model)
+    scales = {"conv.weight": 1e-6, "conv.bias": 0.5, "out.weight": 1e-6, "out.bias": 1e-6}
+    start = pl.posterior(guide)
+    scale = {name: torch.full_like(value, scales[name]) for name, value in start.loc.items()}
+    pl.guides.set_posterior_(guide, pl.Posterior(start.loc, scale, start.prunable))
+    for norm in model.net.norms:
+        norm.running_var.fill_(0.25)
+    network = export_forms.Moments(
+        *export_forms.moments_of(model, guide, {}, torch.zeros(2, 1, 4, 4)), Pixels(torch.zeros(1), torch.ones(1)), 3
+    )
+    _, found = network.logits(torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
+    # The first bias reaches the logits through the second convolution, the second one directly: both by hand.
+    loc = start.loc
+    gain = (0.25 + 1e-5) ** -0.5
+    ones = torch.ones(1, 1, 4, 4)
+    inner = torch.nn.functional.conv2d(ones * (0.5 * gain) ** 2, loc["conv.weight"].square(), padding=1) * gain**2
+    spread = inner + (0.5 * gain) ** 2
+    expected = spread.flatten(1) @ loc["out.weight"].square().T
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_draws_are_the_probabilities_behind_the_results(run, images, tmp_path):
@@ -209,6 +247,10 @@ def test_an_interrupted_export_leaves_nothing(run, tmp_path, monkeypatch):
         ({"dtype": "int8"}, "--dtype int8 is for --format safetensors"),
         ({"format": "safetensors", "dtype": "int3"}, "unknown --dtype 'int3'"),
         ({"format": "safetensors", "form": "moments"}, "holds loc and scale; choose --form draws"),
+        ({"tolerance": float("nan")}, "--tolerance must be a finite number, at least 0, got nan"),
+        ({"tolerance": -1}, "--tolerance must be a finite number, at least 0, got -1"),
+        ({"form": "mean", "samples": 3}, "--samples and --seed are of --form draws"),
+        ({"form": "moments", "seed": 3}, "--samples and --seed are of --form draws"),
         ({"samples": 0}, "samples must be a whole number, at least 1, got 0"),
     ],
 )
