@@ -59,8 +59,8 @@ def pack(groups: Groups, dtype: str) -> tuple[dict[str, Tensor], dict[str, Any]]
 def unpack(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     """The groups that :func:`pack` was given: masks as uint8, values in float32, 0 at pruned weights.
 
-    Raises ``KeyError``, ``TypeError`` or ``ValueError`` if the file was not made by it. Takes at most 64 times the memory of
-    the tensors.
+    Raises ``KeyError``, ``TypeError`` or ``ValueError`` if the file was not made by it. Takes no more than some hundred
+    times the memory of the tensors, where a mask prunes almost everything.
     """
     dtype, shapes = info[KEY], {name: _shape(shape) for name, shape in info["shapes"].items()}
     if dtype not in DTYPES:
@@ -124,6 +124,14 @@ def _quantised(key: str, values: Tensor, rows: Tensor, count: int) -> dict[str, 
 
 def _restored(key: str, stored: Tensor, rows: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     step = tensors[f"step/{key}"]
+    wanted = int(rows.max()) + 1 if key.startswith("loc/") and len(rows) else 0
+    if (
+        step.ndim != 1
+        or step.dtype != torch.float32
+        or len(step) < wanted
+        or (key.startswith("scale/") and len(step) != 2)
+    ):
+        raise ValueError(f"step/{key} is {step.dtype} {list(step.shape)}")
     if key.startswith("loc/"):
         return stored.float() * step[rows]
     low, each = step

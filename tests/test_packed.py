@@ -85,6 +85,12 @@ def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path):
         lambda t, i: t.update({"mask/b10.weight": torch.ones(2, 3, dtype=torch.uint8)}),
         lambda t, i: t.update({"loc/a.bias": t["loc/a.bias"].double()}),
         lambda t, i: t.update({"scale/a.bias": -t["scale/a.bias"]}),
+        lambda t, i: (
+            t.update({"step/loc/a.bias": torch.ones(1, 1000)}) if "step/loc/a.bias" in t else t.pop("loc/a.bias")
+        ),
+        lambda t, i: (
+            t.update({"step/scale/a.bias": torch.ones(2, 9)}) if "step/loc/a.bias" in t else t.pop("loc/a.bias")
+        ),
         lambda t, i: t.pop("step/loc/a.bias") if "step/loc/a.bias" in t else t.pop("loc/a.bias"),
     ],
 )

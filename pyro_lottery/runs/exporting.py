@@ -68,6 +68,8 @@ def export(
     from the run's by more than ``tolerance``; values of another ``dtype`` than fp32 may differ, and the loss is measured.
     Raises ``UserError`` if the level cannot be exported like this, or if ``folder`` exists.
     """
+    if os.path.lexists(folder):
+        raise UserError(f"-o {folder} exists; choose a new folder")
     form = form or ("mean" if format in LAYOUTS else "draws")
     _check(level, form, format, samples, seed, dtype, tolerance)
     job = _job(level, form, format, samples, seed, dtype, data_dir)
@@ -143,8 +145,6 @@ def _job(
 @contextmanager
 def _placed(folder: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``folder`` at the end, and is removed if anything fails before."""
-    if folder.exists() or folder.is_symlink():
-        raise UserError(f"-o {folder} exists; choose a new folder")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -26,8 +26,8 @@ AVERAGED = (
     "state_dict_ema", "model_ema", "ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema_state", "params_ema", "swa",
 )  # fmt: skip
 """Entries of checkpoints that hold a running average of the weights."""
-SPARSEST = 2**12
-"""Largest ratio of a sparse matrix's elements to the numbers that it stores; another one could take any amount of memory."""
+SPARSEST = 2**8
+"""Largest ratio of a sparse matrix's elements to the bytes that it stores; another one could take any amount of memory."""
 _GROUPS = ("mask", "loc", "scale", "net", "guide")
 
 
@@ -195,7 +195,9 @@ def _dense(path: Path, name: str, value: Tensor) -> Tensor:
             torch._validate_sparse_coo_tensor_args(*parts, value.shape)
     except RuntimeError as error:
         raise UserError(f"{path}: {name} is a damaged sparse matrix ({one_line(error)})") from error
-    if value.numel() > SPARSEST * sum(part.numel() for part in parts):
+    if value.numel() > SPARSEST * sum(
+        part.untyped_storage().nbytes() for part in parts
+    ):  # parts may be views of one number
         raise UserError(f"{path}: {name} is a sparse matrix of {tuple(value.shape)} with hardly a value; save it dense")
     return value.to_dense()
 
