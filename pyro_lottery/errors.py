@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 
 class UserError(ValueError):
@@ -45,6 +47,14 @@ class Failed(Exception):
 
 class Damaged(Exception):
     """A file fails its checksum or cannot be read."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser of command lines that reports an error in one line and exits with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def one_line(error: BaseException) -> str:

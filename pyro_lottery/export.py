@@ -60,13 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             + ", ".join(f"{name} {value:.1g}" for name, value in facts["largest_difference"].items())
         )
         if facts["dtype"] != "fp32":
-            before, after = facts["measured_in_run"], facts["measured"]
+            before, after = facts["measured_in_fp32"], facts["measured"]
             print(
-                f"accuracy {before['accuracy']:.4f} in the run, {after['accuracy']:.4f} in the file; NLL {before['nll']:.4f} and "
+                f"accuracy {before['accuracy']:.4f} of the run in fp32, {after['accuracy']:.4f} in the file; NLL {before['nll']:.4f} and "
                 f"{after['nll']:.4f}"
             )
 
-    return run_command(PROG, work, arguments)
+    return run_command(PROG, work, arguments, resumes=False)
 
 
 if __name__ == "__main__":

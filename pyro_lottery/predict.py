@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pyro_lottery.errors import OneLineParser, UserError, one_line
 from pyro_lottery.exports.predictor import Predictor
 
 PROG = "python -m pyro_lottery.predict"
@@ -23,7 +26,12 @@ COLUMNS = ("image", "class", "probability", "total", "aleatoric", "epistemic")
 
 
 def rows(predictor: Any, images: Sequence[str | Path]) -> Iterator[dict[str, Any]]:
-    """Yield a dictionary of ``COLUMNS`` for each image file. Raises ``ValueError`` or ``OSError`` for a file that does not fit."""
+    """Yield a dictionary of ``COLUMNS`` for each image file.
+
+    Raises ``ValueError`` for a file that does not fit; a file that is missing is named before anything is predicted.
+    """
+    if missing := [path for path in images if not Path(path).is_file()]:
+        raise ValueError(f"{missing[0]} is not a file" + (f", and {len(missing) - 1} more" if missing[1:] else ""))
     for start in range(0, len(images), BATCH):
         paths = images[start : start + BATCH]
         outputs = predictor(predictor.read(paths))
@@ -43,6 +51,7 @@ def show(found: Sequence[dict[str, Any]], as_csv: bool) -> None:
         writer.writerows([row[name] for name in names] for row in found)
         return
     cells = [[f"{row[name]:.4f}" if isinstance(row[name], float) else row[name] for name in names] for row in found]
+    cells = [[cell if cell.isprintable() else ascii(cell) for cell in line] for line in cells]  # names of files
     widths = [max(len(line[i]) for line in (names, *cells)) for i in range(len(names))]
     for line in (names, *cells):
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -50,7 +59,7 @@ def show(found: Sequence[dict[str, Any]], as_csv: bool) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(PROG, description=str(__doc__), allow_abbrev=False)
+    parser = OneLineParser(PROG, description=str(__doc__), allow_abbrev=False)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="an export, or a run")
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files")
     parser.add_argument("--csv", action="store_true", help="print CSV with all digits")
@@ -69,36 +78,70 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     given = parser().parse_args(arguments)
-
     options = {name: getattr(given, name) for name in ("level", "samples", "backend", "data_dir", "trust_code")}
-    if not (given.folder / "model.onnx").is_file():
-        return _with_torch(given, options, arguments)
-    try:
-        if odd := [name for name, value in options.items() if value not in (None, False, "auto")]:
-            raise ValueError(
-                f"{given.folder} is an exported graph, which has all of this in it; omit --{odd[0].replace('_', '-')}"
-            )
-        show(list(rows(Predictor(given.folder), given.images)), given.csv)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{PROG}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _with_torch(given: argparse.Namespace, options: dict[str, Any], arguments: Sequence[str] | None) -> int:
-    from pyro_lottery.errors import UserError
-    from pyro_lottery.runs.cli import run_command
-    from pyro_lottery.runs.predicting import open_folder
 
     def work() -> None:
-        network = open_folder(given.folder, **options)
+        found: list[dict[str, Any]] = []
         try:
-            found = list(rows(network, given.images))
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        show(found, given.csv)
+            found.extend(rows(_opened(given.folder, options), given.images))
+        except (ValueError, FileNotFoundError) as error:
+            raise UserError(" ".join(str(error).split())) from error
+        except ImportError as error:
+            raise UserError(f"{error}; onnxruntime and Pillow come with pip install 'pyro-lottery[export]'") from error
+        finally:
+            if found:  # what was predicted before an error, too
+                with _a_reader_that_may_leave():
+                    show(found, given.csv)
 
-    return run_command(PROG, work, arguments)
+    if (given.folder / "model.onnx").is_file():
+        return _without_torch(work)
+    from pyro_lottery.runs.cli import run_command
+
+    return run_command(PROG, work, arguments, resumes=False)
+
+
+def _opened(folder: Path, options: dict[str, Any]) -> Any:
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give its folder, {folder.parent}")
+    if (folder / "model.pt").is_file():
+        raise ValueError(f"{folder} holds weights alone; load model.pt into a network, as its README.md says")
+    if not (folder / "model.onnx").is_file():
+        from pyro_lottery.runs.predicting import open_folder
+
+        return open_folder(folder, **options)
+    if odd := [name for name, value in options.items() if value not in (None, False, "auto")]:
+        raise ValueError(
+            f"{folder} is an exported graph, which has all of this in it; omit --{odd[0].replace('_', '-')}"
+        )
+    return Predictor(folder)
+
+
+def _without_torch(work: Callable[[], None]) -> int:
+    """What ``run_command`` does, which imports torch."""
+    code, said = 0, ""
+    try:
+        work()
+    except UserError as error:
+        code, said = 2, str(error)
+    except KeyboardInterrupt:
+        code, said = 130, "interrupted"
+    except Exception as error:
+        if not (isinstance(error, OSError) or type(error).__module__.startswith("onnxruntime")):
+            raise  # a bug, so that its traceback is shown
+        code, said = 1, one_line(error)
+    if said:
+        print(f"{PROG}: {said}", file=sys.stderr)
+    return code
+
+
+@contextmanager
+def _a_reader_that_may_leave() -> Iterator[None]:
+    """Ignore that the reader of our output has closed its pipe, as ``head`` does."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
 
 
 if __name__ == "__main__":

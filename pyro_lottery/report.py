@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"-o {str(given.output)[:200]}: {error.strerror}; choose another file") from error
         print(given.output)
 
-    return run_command(PROG, work, arguments)
+    return run_command(PROG, work, arguments, resumes=False)
 
 
 if __name__ == "__main__":

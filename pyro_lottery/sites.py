@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(describe(model, guide), deterministic(model))
         show_memory(config, shape, model, guide)
 
-    return run_command(PROG, work, arguments)
+    return run_command(PROG, work, arguments, resumes=False)
 
 
 if __name__ == "__main__":

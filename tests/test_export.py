@@ -25,7 +25,7 @@ def test_a_loss_of_accuracy_is_printed(run, tmp_path, capsys):
     options = ["--format", "safetensors", "--dtype", "int8", "--level", "0"]
     assert export.main([str(run.folder.path), "-o", str(tmp_path / "x"), *options]) == 0
     facts = json.loads((tmp_path / "x" / "export.json").read_text())
-    said = f"accuracy {facts['measured_in_run']['accuracy']:.4f} in the run, {facts['measured']['accuracy']:.4f} in the file"
+    said = f"accuracy {facts['measured_in_fp32']['accuracy']:.4f} of the run in fp32, {facts['measured']['accuracy']:.4f} in the file"
     assert said in capsys.readouterr().out
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_lottery import files
 from pyro_lottery.errors import UserError, one_line
-from pyro_lottery.exports.predictor import Predictor
+from pyro_lottery.exports.predictor import Predictor, checked
 from pyro_lottery.exports.sparse_onnx import without_zeros_
 
 KEY = "pyro_lottery"
@@ -48,7 +49,11 @@ def save_onnx(program: torch.export.ExportedProgram, path: Path, facts: Mapping[
         node.doc_string = None
     without_zeros_(found.model)
     found.model.metadata_props[KEY] = json.dumps(facts)
-    found.save(str(path))
+    try:
+        content = found.model_proto.SerializeToString()
+    except Exception as error:  # of protobuf, whose messages end at 2 GiB
+        raise UserError(f"this network is too large for one ONNX file ({one_line(error)}); use --format pt2") from error
+    files.write_atomic(path, content)
 
 
 def save_pt2(program: torch.export.ExportedProgram, path: Path, facts: Mapping[str, Any]) -> None:
@@ -56,17 +61,24 @@ def save_pt2(program: torch.export.ExportedProgram, path: Path, facts: Mapping[s
     for node in program.graph.nodes:  # where its code is on this machine
         for name in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node"):
             node.meta.pop(name, None)
+    content = io.BytesIO()  # a full disk under torch's own writer ends the process
     with warnings.catch_warnings(action="ignore"):  # of tensors that share memory, which are written once
-        torch.export.save(program, path, extra_files={KEY: json.dumps(facts)})
+        torch.export.save(program, content, extra_files={KEY: json.dumps(facts)})
+    files.write_atomic(path, content.getvalue())
 
 
 class GraphPredictor(Predictor):
     """An exported network in torch: the interface of ``Predictor`` for a folder with ``model.pt2``."""
 
     def __init__(self, folder: str | Path):
-        extra: dict[str, Any] = {KEY: ""}
-        module = torch.export.load(Path(folder) / "model.pt2", extra_files=extra).module()
-        self.facts = json.loads(extra[KEY])
+        """Open ``FOLDER/model.pt2``, a program; raises ``ValueError`` if it is not an export or is damaged."""
+        path, extra = Path(folder) / "model.pt2", {KEY: ""}
+        try:
+            module = torch.export.load(path, extra_files=extra).module()
+            facts = json.loads(extra[KEY])
+        except Exception as error:  # of zip files, pickles and programs
+            raise ValueError(f"{path} is not an export of pyro_lottery ({one_line(error)})") from error
+        self.facts = checked(facts, path)
 
         def run(images: np.ndarray) -> list[np.ndarray]:
             with torch.no_grad():

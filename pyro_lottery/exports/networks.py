@@ -7,13 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_lottery.exports.predictor import OUTPUTS
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.model.fixed import bare, with_weights
 from pyro_lottery.model.outputs import one_tensor
 from pyro_lottery.types import Mask, Sites
-
-OUTPUTS = ("probs", "total", "aleatoric", "epistemic")
-"""Outputs of a network of several draws: p̄ [n, classes], and the entropies [n] of ``pyro_lottery.prediction.Predictive``."""
 
 
 class Pixels(nn.Module):
@@ -33,7 +31,7 @@ class Pixels(nn.Module):
 
 
 class Drawn(nn.Module):
-    """A classifier with the weights of each of ``draws``; a call returns ``OUTPUTS``, or p and its entropy for one draw.
+    """A classifier with the weights of each of ``draws``; a call returns those of ``OUTPUTS``.
 
     ``draws`` hold a value per site, with 0 where ``mask`` prunes it. For several draws the outputs are p̄ [n, classes], the mean of
     the draws' softmaxes, and its total, aleatoric and epistemic entropy [n] in nats.
@@ -77,7 +75,7 @@ class Logits(nn.Module):
 
 def outputs(count: int) -> tuple[str, ...]:
     """Names of the outputs of a network of ``count`` draws; knowing the weights, one draw has no epistemic entropy."""
-    return OUTPUTS[:2] if count == 1 else OUTPUTS
+    return tuple(OUTPUTS[count > 1])
 
 
 def summary(probs: Tensor) -> tuple[Tensor, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,9 @@ import jinja2
 import pandas as pd
 
 from pyro_lottery import data
+from pyro_lottery.errors import Damaged, UserError, one_line
 from pyro_lottery.exports.state_dicts import LAYOUTS
+from pyro_lottery.untrusted import foreign
 
 if TYPE_CHECKING:
     from pyro_lottery.runs.loaded import Level
@@ -50,25 +53,24 @@ METRICS = {
     "accuracy": ("accuracy", "accuracy"), "nll": ("nll", "negative log-likelihood"), "ece": ("ece", "expected calibration error"),
     "mace": ("mace", "mean absolute calibration error"), "brier": ("brier", "Brier score"),
 }  # fmt: skip
-BODY = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False)
 TEXT = """
-# {{ title }}
+# {{ title | md }}
 
-A sparse Bayesian `{{ facts.arch }}` found by iterative magnitude pruning: {{ "{:,}".format(facts.remaining) }} of
+A sparse {{ kind }} `{{ facts.arch }}` found by iterative magnitude pruning: {{ "{:,}".format(facts.remaining) }} of
 {{ "{:,}".format(facts.total) }} prunable weights survive ({{ "%.2f" % (100 * facts.density) }} %, level {{ facts.level }}).
 {{ what }}
 
-| measured on | {{ dataset }}, {{ "{:,}".format(facts.compared_images) }} test images |
+| measured on | {{ dataset | md }}, {{ "{:,}".format(facts.compared_images) }} test images |
 |---|---|
 {% for name, value in measured %}
 | {{ name }} | {{ "%.4f" % value }} |
 {% endfor %}
 {% for row in ood %}
-| AUROC of {{ row.ood }} by {{ row.score }} | {{ "%.4f" % row.auroc }} |
+| AUROC of {{ row.ood | md }} by {{ row.score | md }} | {{ "%.4f" % row.auroc }} |
 {% endfor %}
 | file | `{{ facts.file }}`, {{ "{:,}".format(facts.bytes) }} bytes |
 {% if predict_ms is not none %}
-| run's own prediction | {{ "%.3g" % predict_ms }} ms for each image |
+| the run's own prediction | {{ "%.3g" % predict_ms }} ms for each image |
 {% endif %}
 | largest difference from {{ reference }} | {{ "%.1g" % largest }} |
 
@@ -78,12 +80,17 @@ A sparse Bayesian `{{ facts.arch }}` found by iterative magnitude pruning: {{ "{
 {{ snippet }}
 ```
 
-`{{ command }} image.png` does the same from the command line. The input `images` is uint8 [n, {{ shape }}] for any n, {{ colours }}.
+{% if is_network %}
+`{{ command }}image.png` does the same from the command line. The input `images` is uint8 [n, {{ shape }}] for any n, {{ colours }}.
 Normalisation is part of the network: mean {{ mean }} and standard deviation {{ std }} of values from 0 to 1.
 {{ "The shorter side of an image is resized to %d pixels and the centre is cut out." % facts.image_shape[2] if facts.resize else "" }}
-Outputs: {{ outputs }}. Entropies are in nats; epistemic = total − aleatoric is what the weights' uncertainty adds.
+Outputs: {{ outputs }}. Entropies are in nats{{ "; epistemic = total − aleatoric is what the weights' uncertainty adds" if "epistemic" in facts.outputs else "" }}.
+{% else %}
+The file holds weights alone; the network is `{{ facts.arch }}` of pyro_lottery, and returns logits. Its inputs are images
+[n, {{ shape }}], {{ colours }}, as values from 0 to 1 minus the mean {{ mean }}, over the standard deviation {{ std }}.
+{% endif %}
 
-Classes: {{ facts.classes | join(", ") }}.
+Classes: {{ facts.classes | map("md") | join(", ") }}.
 
 ## Training
 
@@ -97,8 +104,29 @@ Licence: {{ licence }}. Written by pyro_lottery.
 """
 
 
-def card(level: Level, facts: Mapping[str, Any], licence: str) -> str:
-    """The model card of an export with ``facts`` (those of ``export.json``), as Markdown with a YAML head."""
+def _escaped(text: object) -> str:
+    """``text`` from a file, in one line of Markdown without markup."""
+    line = "".join(c if c.isprintable() else " " for c in str(text))
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", line)
+
+
+BODY = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False)
+BODY.filters["md"] = _escaped
+
+
+def check_licence(licence: str) -> None:
+    """Raise ``UserError`` unless ``licence`` is an identifier like those of the Hugging Face Hub."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
+        raise UserError(
+            f"--licence {licence!r} is no identifier of a licence; expected one like apache-2.0 or cc-by-4.0"
+        )
+
+
+def card(level: Level, facts: Mapping[str, Any], licence: str, ood: Sequence[Mapping[str, Any]]) -> str:
+    """The model card of an export with ``facts`` (those of ``export.json``), as Markdown with a YAML head.
+
+    ``ood`` are rows of :func:`detections`, which like the time of a prediction are of the run's draws.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     config, row = level.run.config, level.run.row(level.number)
@@ -119,19 +147,29 @@ def card(level: Level, facts: Mapping[str, Any], licence: str) -> str:
     shape = ", ".join(map(str, facts["image_shape"]))
     outputs = ", ".join(f"`{name}` [n{', classes' if name == 'probs' else ''}]" for name in facts["outputs"])
     snippet = BODY.from_string(SNIPPETS[facts["format"]]).render(shape=shape, outputs=", ".join(facts["outputs"]))
+    of_draws, certain = facts["form"] == "draws", level.posterior.scale is None
     body = BODY.from_string(TEXT).render(
-        title=title, facts=facts, dataset=dataset, measured=measured, ood=_ood(level), predict_ms=row.predict_ms,
-        largest=max(facts["largest_difference"].values()), snippet=snippet, shape=shape, outputs=outputs, what=_what(facts),
+        title=title, facts=facts, dataset=dataset, measured=measured, ood=ood if of_draws else (),
+        predict_ms=row.predict_ms if of_draws else None, kind="deterministic" if certain else "Bayesian",
+        is_network=facts["format"] not in LAYOUTS,
+        largest=max(facts["largest_difference"].values()), snippet=snippet, shape=shape, outputs=outputs, what="This file holds its weights." if certain else _what(facts),
         colours="grey values" if facts["image_shape"][0] == 1 else "red, green, blue", licence=licence, citation=CITATION,
         mean=_numbers(facts["mean"]), std=_numbers(facts["std"]), protocol=_protocol(level),
-        command="python -m pyro_lottery.predict .", reference=reference(facts["form"]),
+        command="python -m pyro_lottery.predict . " + ("--trust-code " if _is_code(level, facts) else ""), reference=reference(facts["form"]),
     )  # fmt: skip
     return f"---\n{head.to_yaml()}\n---\n{body}"
 
 
 def reference(form: str) -> str:
     """What an export is compared with: moments approximate the run, so that their file is compared with the formula."""
-    return "the same pass in torch" if form == "moments" else "the run"
+    return "the same pass in torch" if form == "moments" else "the run's network in fp32"
+
+
+def _is_code(level: Level, facts: Mapping[str, Any]) -> bool:
+    """Whether opening the file runs or imports code, which ``--trust-code`` allows."""
+    config = level.run.config
+    named = foreign(config.arch, config.guide, config.prior, config.score)
+    return facts["format"] == "pt2" or (facts["format"] == "safetensors" and bool(named))
 
 
 def _what(facts: Mapping[str, Any]) -> str:
@@ -150,16 +188,22 @@ def _numbers(values: list[float]) -> str:
 def _protocol(level: Level) -> str:
     config = level.run.config
     return (
-        f"{config.epochs} epochs a level, batch {config.batch_size}, learning rate {config.lr:g}, guide `{config.guide}`, prior "
+        f"{config.epochs} epoch{'' if config.epochs == 1 else 's'} a level, batch {config.batch_size}, learning rate {config.lr:g}, guide `{config.guide}`, prior "
         f"`{config.prior}` of scale {config.prior_scale:g}, KL temperature {config.kl_temperature:g}, score `{config.score}`, "
         f"{100 * config.prune_fraction:g} % pruned a level, seed {config.seed}, {level.run.shape.num_data:,} training images."
     )
 
 
-def _ood(level: Level) -> list[dict[str, Any]]:
-    """The level's rows of ``evaluation/ood.csv``, if the run was evaluated."""
+def detections(level: Level) -> list[dict[str, Any]]:
+    """The level's rows (ood, score, auroc) of ``evaluation/ood.csv``, none if the run was not evaluated.
+
+    Raises ``Damaged`` for a file that ``pyro_lottery.evaluate`` does not write.
+    """
     path: Path = level.run.folder.path / "evaluation" / "ood.csv"
     if not path.is_file():
         return []
-    table = pd.read_csv(path)
-    return table[table["level"] == level.number].to_dict("records")  # type: ignore[return-value]
+    try:
+        table = pd.read_csv(path, dtype={"level": int, "ood": str, "score": str, "auroc": float})
+        return table[table["level"] == level.number][["ood", "score", "auroc"]].to_dict("records")  # type: ignore[return-value]
+    except (ValueError, KeyError, OSError) as error:
+        raise Damaged(f"{path} is damaged ({one_line(error)}); run python -m pyro_lottery.evaluate again") from error

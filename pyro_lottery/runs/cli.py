@@ -9,28 +9,24 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from pyro_lottery import machine
 from pyro_lottery.distributed import is_first
-from pyro_lottery.errors import Damaged, Diverged, Failed, Stopped, UserError
+from pyro_lottery.errors import Damaged, Diverged, Failed, OneLineParser, Stopped, UserError
 from pyro_lottery.runs.config import Config, preset
 from pyro_lottery.runs.options import as_text, dashed
 from pyro_lottery.runs.presets import PRESET_HELP
 from pyro_lottery.runs.signals import signals
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(OneLineParser):
     """A parser that reports an error in one line and accepts no abbreviated options."""
 
     def __init__(self, prog: str, description: str):
         super().__init__(prog=prog, description=description, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        raise SystemExit(2)
 
     def add_run_options(self) -> None:
         """Add the options of commands on a finished run: ``--device``, ``--data-dir`` and ``--trust-code``."""
@@ -73,9 +69,11 @@ def parse(prog: str, description: str, arguments: Sequence[str] | None = None) -
     return preset(given.pop("preset"), **given)
 
 
-def run_command(prog: str, work: Callable[[], Any], arguments: Sequence[str] | None = None) -> int:
+def run_command(
+    prog: str, work: Callable[[], Any], arguments: Sequence[str] | None = None, resumes: bool = True
+) -> int:
     """Do ``work`` and return the exit code: 0 finished, 2 bad input, 75 stopped with everything saved, 130 interrupted by a
-    second SIGINT, 1 any other error.
+    second SIGINT, or by the first if the work is not one that ``resumes``, 1 any other error.
 
     Prints each warning and error as one line on stderr that starts with ``prog``. The line about a stop ends with the command
     that resumes the work: ``prog`` and ``arguments``, by default those of the process.
@@ -97,6 +95,9 @@ def run_command(prog: str, work: Callable[[], Any], arguments: Sequence[str] | N
             complain(error)
             return 2 if is_first() else 0  # another code would make the launcher end all ranks
         except Stopped:
+            if not resumes:
+                complain("interrupted")
+                return 130
             again = shlex.join(sys.argv[1:] if arguments is None else arguments)
             complain(f"stopped, everything is saved; to resume: {prog} {again}")
             return 75 if is_first() else 0

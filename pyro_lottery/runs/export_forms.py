@@ -56,6 +56,11 @@ class Job:
         return Pixels(self.test.mean, self.test.std)
 
     @property
+    def two(self) -> Tensor:
+        """Two test images, uint8 [2, c, h, w], by which the network is traced."""
+        return self.test.inputs[:1].expand(2, -1, -1, -1)
+
+    @property
     def classes(self) -> list[str]:
         """Names of the classes; their numbers if they have no names."""
         return list(self.network.classes or map(str, range(self.level.run.shape.classes)))
@@ -78,7 +83,7 @@ def write_graph(job: Job, place: Path) -> tuple[Outputs, dict[str, Any]]:
     module, expected = _MAKERS[job.form](job)
     name, save, _ = formats.GRAPHS[job.format]
     facts = job.facts(name, expected)
-    images = job.test.inputs[:2]
+    images = job.two
     graph = graphs.graph_of(graphs.trace(module, images))
     graphs.fold_(graph)
     save(graphs.trace(graph, images), place / name, facts)
@@ -90,7 +95,7 @@ def pack(job: Job, place: Path) -> tuple[Outputs, dict[str, Any]]:
     network, config = job.network, job.level.run.config
     posterior = masks.apply(network.mask, guides.posterior(network.guide))
     if job.form == "mean" or guides.is_point(network.guide):
-        posterior = replace(posterior, scale=None)
+        posterior = replace(posterior, scale=None, extra={})
         _, expected = _of_mean(job)
     else:
         _, expected = _of_draws(job)
@@ -124,7 +129,7 @@ def _of_mean(job: Job) -> tuple[Drawn, Outputs]:
 def _of_moments(job: Job) -> tuple[nn.Module, Outputs]:
     if guides.is_point(job.network.guide):
         raise UserError("a deterministic network has no variances; use --form mean")
-    network, x = job.network, job.test.prepare(job.test.inputs[:2])
+    network, x = job.network, job.test.prepare(job.two)
     graph, variances = moments_of(network.model, network.guide, network.mask, x)
     _check_moments(job, graph, variances)
     module = Moments(graph, variances, job.pixels, job.level.run.shape.classes)

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from pyro_lottery.exports.predictor import Predictor
 from pyro_lottery.exports.state_dicts import LAYOUTS
 from pyro_lottery.model import BayesianClassifier
 from pyro_lottery.runs.build import build, dense_ticket
-from pyro_lottery.runs.card import card
+from pyro_lottery.runs.card import card, check_licence, detections
 from pyro_lottery.runs.export_forms import STATE, WRITERS, Job, Outputs
 from pyro_lottery.runs.packed_ticket import PACKED, NetworkPredictor, open_packed
 from pyro_lottery.runs.trained import rebuild
@@ -55,7 +55,7 @@ def export(
     """Write a finished level as one file that runs elsewhere, with a model card, to a new ``folder``.
 
     ``form`` is ``mean``, one pass with the posterior's locs; ``draws``, ``samples`` draws of the weights by ``seed`` (defaults:
-    those of the run, so that the outputs are the probabilities behind results.csv); or ``moments``, one pass of means and
+    those of the run, so that the outputs are the probabilities behind results.csv, computed in fp32); or ``moments``, one pass of means and
     variances (:mod:`pyro_lottery.exports.moments`). The default is ``draws``, and ``mean`` for a state dict.
 
     ``format`` is ``onnx`` or ``pt2``, a network without random numbers whose input ``images`` is uint8 [n, c, h, w] for any n,
@@ -68,10 +68,11 @@ def export(
     from the run's by more than ``tolerance``; values of another ``dtype`` than fp32 may differ, and the loss is measured.
     Raises ``UserError`` if the level cannot be exported like this, or if ``folder`` exists.
     """
-    if os.path.lexists(folder):
-        raise UserError(f"-o {folder} exists; choose a new folder")
+    _check_place(level, Path(folder))
+    check_licence(licence)
     form = form or ("mean" if format in LAYOUTS else "draws")
     _check(level, form, format, samples, seed, dtype, tolerance)
+    ood = detections(level)
     job = _job(level, form, format, samples, seed, dtype, data_dir)
     with _placed(Path(folder)) as place:
         expected, facts = WRITERS[format](job, place)
@@ -88,13 +89,22 @@ def export(
             "bytes": file.stat().st_size, "crc32": files.crc32_of(file), "largest_difference": differences,
             "tolerance": tolerance, "compared_images": len(job.test),
             "measured": metrics.all_metrics(found[0]["probs"], job.test.labels),
-            "measured_in_run": metrics.all_metrics(expected["probs"], job.test.labels),
+            "measured_in_fp32": metrics.all_metrics(expected["probs"], job.test.labels),
         }  # fmt: skip
         if format == "onnx":
             shutil.copyfile(predictor.__file__, place / "predictor.py")
         files.write_json(place / FACTS, facts)
-        files.write_atomic(place / "README.md", card(level, facts, licence).encode())
+        files.write_atomic(place / "README.md", card(level, facts, licence, ood).encode())
     return Exported(Path(folder), facts)
+
+
+def _check_place(level: Level, folder: Path) -> None:
+    if folder.name in ("", "..") or "\0" in folder.name:
+        raise UserError(f"-o {folder}: this is no name of a new folder")
+    if os.path.lexists(folder):
+        raise UserError(f"-o {folder} exists; choose a new folder")
+    if level.run.folder.path.resolve() in folder.absolute().resolve().parents:
+        raise UserError(f"-o {folder} is in the run's folder, which holds only what runs write; choose another place")
 
 
 def _check(
@@ -112,6 +122,11 @@ def _check(
         raise UserError(f"--format {format} holds one weight for each; omit --form {form}")
     if form == "moments" and format == "safetensors":
         raise UserError("--format safetensors holds loc and scale; choose --form draws, or mean to leave out the scale")
+    if form == "draws" and format == "safetensors" and level.posterior.extra:
+        raise UserError(
+            f"--format safetensors holds loc and scale, which do not determine guide {level.run.config.guide}; choose "
+            "--form mean, or another format"
+        )
     if samples is not None:
         check_counts(1, samples=samples)
     if not 0 <= tolerance < math.inf:
@@ -146,6 +161,7 @@ def _job(
 def _placed(folder: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``folder`` at the end, and is removed if anything fails before."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    missing = [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
@@ -153,15 +169,19 @@ def _placed(folder: Path) -> Iterator[Path]:
         files.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not folder.exists():
+            for parent in missing:
+                with suppress(OSError):
+                    parent.rmdir()
 
 
 def _opened(job: Job, place: Path) -> Predictor:
     """A predictor of what was written, from the file alone."""
+    run = job.level.run
     if job.format in formats.GRAPHS:
         return formats.GRAPHS[job.format][2](place)
     if job.format == "safetensors":
-        return open_packed(place / PACKED, backend="dense", trust_code=True)  # its code is the run's
-    run = job.level.run
+        return open_packed(place / PACKED, backend="dense", trust_code=True, own=run.own)  # its code is the run's
     config, own = replace(run.config, guide="deterministic"), None if run.own is None else replace(run.own, guide=None)
     read = weights.load(place / STATE)
     into = dense_ticket(*build(config, run.shape, own=own))

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pyro_lottery import masks, prediction, untrusted
 from pyro_lottery.data import OWN, Split
 from pyro_lottery.errors import Damaged, UserError, one_line
 from pyro_lottery.exports.networks import outputs, summary
-from pyro_lottery.exports.predictor import Predictor
+from pyro_lottery.exports.predictor import Predictor, checked
 from pyro_lottery.guides import is_point
 from pyro_lottery.handlers import sparse_layers
 from pyro_lottery.machine import channels_last
 from pyro_lottery.model.fixed import bare, with_weights
 from pyro_lottery.model.outputs import one_tensor
+from pyro_lottery.runs.build import Shape
 from pyro_lottery.runs.config import from_json
+from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.trained import TrainedNetwork, check_code, rebuild, shape_from
 from pyro_lottery.types import Ticket
 
@@ -27,10 +31,12 @@ PACKED = "ticket.safetensors"
 """The file of a small ticket in its folder."""
 BACKENDS = {"auto": "auto", "sparse": "on", "dense": "off"}
 """What ``--backend`` says about layers, and what ``--sparse`` calls it."""
+SAMPLES = 2**12
+"""Largest number of draws that a file may ask for by itself."""
 
 
 class NetworkPredictor(Predictor):
-    """A trained network with the interface of ``Predictor``; its outputs are the run's with the same samples and seed.
+    """A trained network with the interface of ``Predictor``; its outputs are the run's with the same samples and seed, in fp32.
 
     The weights are drawn once, as they are for an exported graph.
     """
@@ -59,40 +65,69 @@ class NetworkPredictor(Predictor):
 
 
 def open_packed(
-    path: Path, samples: int | None = None, backend: str = "auto", trust_code: bool = False
+    path: Path, samples: int | None = None, backend: str = "auto", trust_code: bool = False, own: Own | None = None
 ) -> NetworkPredictor:
     """A predictor for a file of ``Ticket.pack`` that an export wrote, whose network is built again from its facts.
 
-    Raises ``Damaged`` if the file is damaged, and ``UserError`` if its network cannot be built, or names code to import
-    without ``trust_code``.
+    ``own`` holds the objects that a network was made from in Python, which a file cannot. Raises ``Damaged`` if the file is
+    damaged, and ``UserError`` if its network cannot be built, or names code to import without ``trust_code``.
     """
     ticket, info = Ticket.load(path), untrusted.load_tensors(path)[1]
     facts = info.get("facts")
     if not isinstance(facts, dict) or not isinstance(info.get("config"), dict):
         raise UserError(f"{path} does not say which network it belongs to; use it with pl.Ticket.load")
-    config = from_json(info["config"])
+    try:
+        config = from_json(info["config"])
+    except UserError as error:
+        raise UserError(f"{path}: the options of its run are not valid ({str(error).partition(';')[0]})") from error
     shape = shape_from(info, config, str(path))
-    if config.dataset == OWN:
+    if config.dataset == OWN and own is None:
         raise UserError(f"{path} belongs to a network that was made in Python; use it with pl.Ticket.load")
     if ticket.start.scale is None:
         config = replace(config, guide="deterministic")
+        own = None if own is None else replace(own, guide=None)
     check_code(config, trust_code, str(path))
-    try:
-        mean, std = (torch.tensor(facts[name], dtype=torch.float32) for name in ("mean", "std"))
-        images = torch.zeros(1, *facts["image_shape"], dtype=torch.uint8)
-        classes = tuple(map(str, facts["classes"]))
-        level, resize, count, seed = (facts.get(name, 0) for name in ("level", "resize", "samples", "seed"))
-        whole = {shape.in_channels} == {len(mean), len(std), images.shape[1]} and len(classes) == shape.num_classes
-        if not (
-            mean.ndim == std.ndim == 1
-            and bool(mean.isfinite().all())
-            and bool(std.isfinite().all() and (std > 0).all())
-        ):
-            raise TypeError("mean and std are not finite numbers, std above 0")
-        if not whole or images.shape[2:] != shape.image_size or {type(n) for n in (level, count, seed)} != {int}:
-            raise TypeError("they do not agree")
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise Damaged(f"{path}: its facts are not valid ({one_line(error)})") from error
-    network = rebuild(replace(config, sparse=BACKENDS[backend]), shape, ticket, level, classes, whose=str(path))
-    pixels = Split(images, torch.zeros(1, dtype=torch.int64), mean, std)
-    return NetworkPredictor(network, pixels, classes, samples or count or 1, seed, bool(resize))
+    found = _Facts.read(facts, shape, path)
+    network = rebuild(
+        replace(config, sparse=BACKENDS[backend]), shape, ticket, found.level, found.classes, whose=str(path), own=own
+    )
+    images = torch.zeros(0, shape.in_channels, *shape.image_size, dtype=torch.uint8)
+    pixels = Split(images, torch.zeros(0, dtype=torch.int64), found.mean, found.std)
+    return NetworkPredictor(network, pixels, found.classes, samples or found.samples, found.seed, found.resize)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a ticket file says of its network beside the options of its run."""
+
+    level: int
+    classes: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    samples: int
+    seed: int
+    resize: bool
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], shape: Shape, path: Path) -> _Facts:
+        """The facts in ``path``; raises ``Damaged`` unless they are valid and agree with the run's ``shape``."""
+        try:
+            checked(facts, path)
+            counts = [facts["level"], facts.get("samples", 1), facts.get("seed", 0)]
+            statistics = [facts["mean"], facts["std"]]
+            if not all(type(n) is int for n in counts) or not (counts[0] >= 0 and 1 <= counts[1] <= SAMPLES):
+                raise ValueError(f"level, samples and seed are {counts}")
+            if not all(len(each) == shape.in_channels and {*map(type, each)} == {float} for each in statistics):
+                raise ValueError("mean and std are not numbers of each channel")
+            mean, std = (torch.tensor(each, dtype=torch.float32) for each in statistics)
+            if not bool((mean.isfinite() & std.isfinite() & (std > 0)).all()):
+                raise ValueError("mean and std are not finite, std above 0")
+            if (
+                facts["image_shape"] != [shape.in_channels, *shape.image_size]
+                or len(facts["classes"]) != shape.num_classes
+            ):
+                raise ValueError("they are of another network than its options")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise Damaged(f"{path}: its facts are not valid ({one_line(error)})") from error
+        level, samples, seed = counts
+        return cls(level, tuple(facts["classes"]), mean, std, samples, seed, facts["resize"])

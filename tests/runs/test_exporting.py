@@ -19,7 +19,7 @@ from pyro_lottery.exports.predictor import Predictor
 from pyro_lottery.runs import export_forms, exporting
 from pyro_lottery.runs.predicting import open_folder
 from pyro_lottery.untrusted import load_tensors
-from tests.support import ROOT, small_run
+from tests.support import ROOT, TinyNet, small_run
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +252,7 @@ def test_an_interrupted_export_leaves_nothing(run, tmp_path, monkeypatch):
         ({"form": "mean", "samples": 3}, "--samples and --seed are of --form draws"),
         ({"form": "moments", "seed": 3}, "--samples and --seed are of --form draws"),
         ({"samples": 0}, "samples must be a whole number, at least 1, got 0"),
+        ({"licence": "MIT\n[x](y)"}, "is no identifier of a licence"),
     ],
 )
 def test_bad_options_are_one_line(run, tmp_path, options, message):
@@ -265,6 +266,122 @@ def test_a_folder_that_exists_is_not_touched(run, tmp_path):
     with pytest.raises(pl.UserError, match="exists; choose a new folder"):
         run.level(2).export(tmp_path / "x")
     assert not list((tmp_path / "x").iterdir())
+
+
+@pytest.mark.parametrize("folder", ["", "..", "a\0b"])
+def test_what_is_no_name_of_a_folder_is_refused(run, tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(pl.UserError, match="this is no name of a new folder"):
+        run.level(2).export(folder)
+
+
+def test_an_export_does_not_go_into_a_run(run):
+    with pytest.raises(pl.UserError, match="is in the run's folder"):
+        run.level(2).export(run.folder.path / "exports" / "x")
+
+
+def test_folders_that_were_made_for_nothing_go(run, tmp_path):
+    with pytest.raises(Failed):
+        run.level(2).export(tmp_path / "a" / "b" / "x", "mean", "pt2", tolerance=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_test_image_is_enough(tmp_path):
+    run = small_run(tmp_path / "run", levels=0, test_size=1)
+    images = run.load_data().test.inputs.numpy().repeat(3, 0)
+    run.level(0).export(tmp_path / "x", "mean", "pt2")
+    np.testing.assert_allclose(
+        GraphPredictor(tmp_path / "x")(images)["probs"], own_probabilities(run, "mean", images, 0), atol=1e-5
+    )
+
+
+def test_a_network_made_in_python_has_a_small_ticket(tmp_path):
+    x = torch.randint(0, 256, (40, 1, 4, 4), dtype=torch.uint8)
+    data = pl.data.from_tensors(x, torch.arange(40) % 3, x, torch.arange(40) % 3)
+    run = pl.find_tickets(TinyNet(), data, levels=1, epochs=1, milestones=(), run_dir=str(tmp_path / "run"))
+    facts = run.level(1).export(tmp_path / "x", format="safetensors").facts
+    assert max(facts["largest_difference"].values()) <= 1e-5
+    with pytest.raises(pl.UserError, match=r"was made in Python; use it with pl\.Ticket\.load"):
+        open_folder(tmp_path / "x")
+    assert pl.Ticket.load(tmp_path / "x" / "ticket.safetensors").mask.keys() == run.level(1).ticket.mask.keys()
+
+
+def test_a_joint_guide_has_a_small_ticket_of_means_alone(tmp_path):
+    guide = "pyro.infer.autoguide.AutoLowRankMultivariateNormal"
+    run = small_run(tmp_path / "run", guide=guide, levels=0, test_size=20, train_size=40)
+    with pytest.raises(pl.UserError, match=r"which do not determine guide .*; choose --form mean"):
+        run.level(0).export(tmp_path / "x", format="safetensors")
+    assert run.level(0).export(tmp_path / "x", "mean", "safetensors").facts["outputs"] == ["probs", "total"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"image_shape": [1, 30000, 30000]}, "they are of another network than its options"),
+        ({"image_shape": [1, 8, 10**12]}, "image_shape is not three sizes"),
+        ({"samples": -1}, r"level, samples and seed are \[2, -1, 0\]"),
+        ({"samples": 10**9}, "level, samples and seed are"),
+        ({"classes": ["a\x1b[2J"] * 10}, "classes are not names"),
+        ({"classes": ["a"]}, "they are of another network"),
+        ({"mean": [1.0, 2.0]}, "mean and std are not numbers of each channel"),
+        ({"std": [0.0]}, "mean and std are not finite, std above 0"),
+        ({"outputs": ["probs"]}, "outputs are unknown"),
+    ],
+)
+def test_facts_of_a_ticket_that_cannot_be_are_damage(run, tmp_path, facts, message):
+    run.level(2).export(tmp_path / "x", format="safetensors")
+    path = tmp_path / "x" / "ticket.safetensors"
+    tensors, info = load_tensors(path)
+    files.save_tensors(path, tensors, {**info, "facts": {**info["facts"], **facts}})
+    with pytest.raises(Damaged, match=message):
+        open_folder(tmp_path / "x")
+
+
+def test_options_of_a_ticket_that_cannot_be_name_the_file(run, tmp_path):
+    run.level(2).export(tmp_path / "x", format="safetensors")
+    path = tmp_path / "x" / "ticket.safetensors"
+    tensors, info = load_tensors(path)
+    files.save_tensors(path, tensors, {**info, "config": {**info["config"], "lr": "fast"}})
+    with pytest.raises(pl.UserError, match=r"ticket\.safetensors: the options of its run are not valid \(.*lr"):
+        open_folder(tmp_path / "x")
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"no archive", lambda data: data[: len(data) // 2]])
+def test_damaged_programs_are_one_line(run, tmp_path, damage):
+    run.level(2).export(tmp_path / "x", "mean", "pt2")
+    path = tmp_path / "x" / "model.pt2"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"model\.pt2 is not an export of pyro_lottery") as found:
+        open_folder(tmp_path / "x", trust_code=True)
+    assert "\n" not in str(found.value)
+
+
+def test_detections_are_on_cards_of_draws_alone_and_damage_to_them_is_found_first(run, tmp_path):
+    path = run.folder.path / "evaluation" / "ood.csv"
+    path.parent.mkdir()
+    try:
+        path.write_text("level,ood,score,auroc\n2,noise|[a](b),entropy,0.75\n1,noise,entropy,0.25\n")
+        run.level(2).export(tmp_path / "draws", format="safetensors")
+        run.level(2).export(tmp_path / "mean", "mean", "safetensors")
+        cards = {form: (tmp_path / form / "README.md").read_text() for form in ("draws", "mean")}
+        assert r"AUROC of noise\|\[a\](b) by entropy | 0.7500" in cards["draws"]
+        assert "0.2500" not in cards["draws"].split("## Use")[0].split("AUROC")[1]
+        assert "AUROC" not in cards["mean"]
+        path.write_text("level,ood,score,auroc\n2,noise,entropy,high\n")
+        with pytest.raises(Damaged, match=r"ood\.csv is damaged .*; run python -m pyro_lottery\.evaluate again"):
+            run.level(2).export(tmp_path / "x")
+    finally:
+        path.unlink()
+        path.parent.rmdir()
+
+
+def test_the_card_says_what_its_file_is(run, tmp_path):
+    for format in ("state_dict", "pt2"):
+        run.level(2).export(tmp_path / format, "mean", format)
+    weights, program = ((tmp_path / format / "README.md").read_text() for format in ("state_dict", "pt2"))
+    assert "The file holds weights alone" in weights
+    assert "pyro_lottery.predict" not in weights
+    assert "pyro_lottery.predict . --trust-code image.png" in program
 
 
 def test_the_card_is_one_that_the_hub_reads(run, tmp_path):
