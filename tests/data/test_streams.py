@@ -1,5 +1,6 @@
 """Batches from loaders: the same training as from memory, in any process and from any epoch on."""
 
+import multiprocessing
 import random
 
 import numpy as np
@@ -24,6 +25,9 @@ from pyro_lottery.training import Hooks
 from tests.support import same
 
 QUICK = {"milestones": (), "epochs": 2, "lr": 0.01}
+multiprocessing.set_forkserver_preload(["tests.data.test_streams"])  # so that a worker starts in no time
+WORKER = {"num_workers": 1, "multiprocessing_context": "forkserver"}
+"""Options of a loader with a process of its own; a fork of a test runner may wait for ever for a lock that a thread held."""
 
 
 def regression(count=48, outputs=1, seed=0):
@@ -98,7 +102,7 @@ def test_augmentation_by_numpy_and_python_follows_the_seed_and_leaves_their_gene
 
 def test_workers_follow_the_seed():
     def loader():
-        return DataLoader(Augmented(), 24, shuffle=True, num_workers=1)
+        return DataLoader(Augmented(), 24, shuffle=True, **WORKER)
 
     torch.manual_seed(1)
     first, _ = trained(loader(), epochs=1)
@@ -120,7 +124,7 @@ def test_several_calls_with_one_state_are_one_call():
 
 def test_workers_that_stay_draw_what_new_ones_would():
     def loader():
-        return DataLoader(Augmented(), 24, num_workers=1, persistent_workers=True)
+        return DataLoader(Augmented(), 24, persistent_workers=True, **WORKER)
 
     whole, _ = trained(loader(), epochs=2)
     model, guide = linear()
@@ -444,7 +448,7 @@ def test_a_pass_to_measure_on_draws_the_same_numbers_each_time():
     once, again = passes()
     assert random.getstate() == state
     assert torch.equal(once, again)
-    once, again = passes(num_workers=1, persistent_workers=True)
+    once, again = passes(persistent_workers=True, **WORKER)
     assert torch.equal(once, again)
 
 
