@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import pandas as pd
 
 from pyro_lottery import data
 from pyro_lottery.errors import Damaged, UserError, one_line
@@ -203,7 +203,8 @@ def detections(level: Level) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        table = pd.read_csv(path, dtype={"level": int, "ood": str, "score": str, "auroc": float})
-        return table[table["level"] == level.number][["ood", "score", "auroc"]].to_dict("records")  # type: ignore[return-value]
-    except (ValueError, KeyError, OSError) as error:
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["level"]) == level.number]
+        return [{"ood": row["ood"], "score": row["score"], "auroc": float(row["auroc"])} for row in rows]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise Damaged(f"{path} is damaged ({one_line(error)}); run python -m pyro_lottery.evaluate again") from error

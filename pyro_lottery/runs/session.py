@@ -12,7 +12,6 @@ from typing import Any
 from pyro_lottery import levels, seeds, tickets, training
 from pyro_lottery.errors import Damaged, Diverged, Stopped
 from pyro_lottery.levels import TrainedLevel
-from pyro_lottery.runs import figures
 from pyro_lottery.runs.build import Setup, prepare
 from pyro_lottery.runs.checkpoint import LevelHooks
 from pyro_lottery.runs.config import Config
@@ -219,6 +218,8 @@ class Session:
             self._plot()
 
     def _plot(self) -> None:
+        from pyro_lottery.runs import figures  # matplotlib takes half a second
+
         figures.plot_run(self.folder)
         self._plotted = time.monotonic()
 
