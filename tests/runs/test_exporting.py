@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -423,12 +424,38 @@ def test_a_stranger_s_files_run_no_code(run, images, tmp_path):
         open_folder(tmp_path / "y")
 
 
-def test_damaged_runs_are_refused_as_ever(tmp_path):
-    run = small_run(tmp_path / "run", levels=0, test_size=40)
-    path = run.folder.level(0).path / "posterior.safetensors"
+def flipped(folder):
+    path = folder / "level_00" / "posterior.safetensors"
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(Damaged, match=r"posterior\.safetensors"):
-        run.level(0).export(tmp_path / "x")
-    assert {p.name for p in tmp_path.iterdir()} == {"run"}
+
+
+def cut(folder):
+    path = folder / "level_00" / "ticket.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def of_another_network(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"lenet"', '"vgg11"'))
+
+
+def naming_code(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"lenet"', '"os:system"'))
+
+
+@pytest.mark.parametrize("damage", [flipped, cut, of_another_network, naming_code])
+def test_damaged_and_hostile_runs_are_refused_as_load_run_refuses_them(run, tmp_path, damage):
+    folder = shutil.copytree(run.folder.path, tmp_path / "run")
+    damage(folder)
+    expected = refusal(lambda: pl.load_run(folder).level(0).load_model())
+    assert refusal(lambda: pl.load_run(folder).level(0).export(tmp_path / "x" / "y")) == expected
+    assert not (tmp_path / "x").exists()
+
+
+def refusal(work):
+    with pytest.raises((pl.UserError, Damaged)) as found:
+        work()
+    return found.type, str(found.value)
