@@ -16,6 +16,7 @@ from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.faster import Work, is_faster
 from pyro_lottery.kernels import native, norm, sparse
 from pyro_lottery.kernels.batch_last import activations, in_batch_last, in_channels_last, is_batch_last, planes
+from pyro_lottery.kernels.draws import Draws
 from pyro_lottery.kernels.kept import Kept, kept_of
 from pyro_lottery.kernels.pattern import Pair, Pattern
 
@@ -57,7 +58,7 @@ class SparseLayers(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         own = _FUNCTIONS.get(func)  # first, since every function of torch passes here
-        if own is None or _is_transformed():
+        if own is None or Draws in types or _is_transformed():
             return func(*args, **kwargs)
         found = own(self, *args, **kwargs)
         return func(*args, **kwargs) if found is NotImplemented else found

@@ -52,6 +52,21 @@ INLINE void tile_forward(int count, int rest, const int32_t *tile, const int32_t
     for (int l = 0; l < rest; l++) y[l] = few[l];
 }
 
+/* As tile_forward, where each vector of the planes holds one place for VECTOR draws of the weights: values is [weight][draw], and
+   bias [draw] or NULL. */
+INLINE void tile_draws(int count, const int32_t *tile, const int32_t *ptr, const int32_t *off, const float *values, const float *x,
+                       float *y, int first, const float *bias) {
+    vector sum[MOST];
+    for (int v = 0; v < count; v++) if (!first) sum[v] = AT(y, v); else if (bias) sum[v] = AT(bias, 0); else sum[v] = (vector){0};
+    EACH_WEIGHT(k) {
+        const float *in = INPUTS(k);
+        const vector w = AT(values, (int64_t)k);
+        #pragma GCC unroll 16
+        for (int v = 0; v < count; v++) sum[v] += w * AT(in, v);
+    }
+    for (int v = 0; v < count; v++) *(vector *)(y + v * VECTOR) = sum[v];
+}
+
 /* sums[k] += the product of a tile of gradients g with the inputs of weight k, for all weights of a row and a block. */
 INLINE void tile_grad(int count, int rest, const int32_t *tile, const int32_t *ptr, const int32_t *off, const float *x, const float *g,
                       vector *sums) {
@@ -79,21 +94,34 @@ INLINE void tile_grad(int count, int rest, const int32_t *tile, const int32_t *p
 
 /* y[r] = bias[r] + sum of values over x, for planes of `out` numbers; bias may be NULL. Some rows and a group of tiles, each of
    `wide` numbers, are one task. */
-void pl_sparse_forward(const float *x, float *y, int64_t rows, int64_t blocks, int64_t taps, const int32_t *ptr, const int32_t *off,
-                       const float *values, const float *bias, int64_t tiles, int64_t wide, const int32_t *table, int64_t out,
-                       int64_t some, int64_t group) {
-    #pragma omp parallel for collapse(2) schedule(dynamic, 1)
-    for (int64_t first = 0; first < rows; first += some)
-        for (int64_t begin = 0; begin < tiles; begin += group)
-            for (int64_t j = begin; j < MIN(begin + group, tiles); j++)
-                for (int64_t b = 0; b < blocks; b++)
-                    for (int64_t r = first; r < MIN(first + some, rows); r++) {
-                        const int32_t *tile = table + j * wide, *own = ptr + (r * blocks + b) * taps;
-                        if (b > 0 && own[0] == own[taps]) continue;
-                        #define OF(count, rest) tile_forward(count, rest, tile, own, off, values, x, y + r * out + tile[0], b == 0, bias ? bias[r] : 0)
-                        BY_SIZE(tile[1], OF)
-                        #undef OF
-                    }
+#define FORWARD(name, of) void name( \
+        const float *x, float *y, int64_t rows, int64_t blocks, int64_t taps, const int32_t *ptr, const int32_t *off, const float *values, \
+        const float *bias, int64_t tiles, int64_t wide, const int32_t *table, int64_t out, int64_t some, int64_t group) { \
+    _Pragma("omp parallel for collapse(2) schedule(dynamic, 1)") \
+    for (int64_t first = 0; first < rows; first += some) \
+        for (int64_t begin = 0; begin < tiles; begin += group) \
+            for (int64_t j = begin; j < MIN(begin + group, tiles); j++) \
+                for (int64_t b = 0; b < blocks; b++) \
+                    for (int64_t r = first; r < MIN(first + some, rows); r++) { \
+                        const int32_t *tile = table + j * wide, *own = ptr + (r * blocks + b) * taps; \
+                        if (b > 0 && own[0] == own[taps]) continue; \
+                        BY_SIZE(tile[1], of) \
+                    } \
+}
+#define OF_ONE(count, rest) tile_forward(count, rest, tile, own, off, values, x, y + r * out + tile[0], b == 0, bias ? bias[r] : 0)
+#define OF_DRAWS(count, rest) tile_draws(count, tile, own, off, values, x, y + r * out + tile[0], b == 0, bias ? bias + r * VECTOR : bias)
+FORWARD(pl_sparse_forward, OF_ONE)
+FORWARD(pl_sparse_draws, OF_DRAWS)  /* of planes that hold VECTOR draws at each place; bias is [row][draw] */
+
+/* y = x scale + shift, for planes of `places` vectors and [channel][draw]. */
+void pl_draws_affine(int64_t channels, int64_t places, const float *x, float *y, const float *scale, const float *shift) {
+    #pragma omp parallel for schedule(static)
+    for (int64_t c = 0; c < channels; c++) {
+        const float *in = x + c * places * VECTOR;
+        float *out = y + c * places * VECTOR;
+        const vector a = AT(scale, c), b = AT(shift, c);
+        for (int64_t i = 0; i < places; i++) *(vector *)(out + i * VECTOR) = AT(in, i) * a + b;
+    }
 }
 
 /* grad[pos[k]] = the gradient of each weight, given x and the gradients g of the outputs. Some rows and a block of channels are

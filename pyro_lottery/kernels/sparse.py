@@ -21,7 +21,7 @@ LEAST = 3200
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """A pattern with the sizes and the geometry of one layer, for ``n`` examples."""
 
     pattern: Pattern
@@ -56,6 +56,21 @@ class _Layer:
         self._apply(x, planes(y), values, bias, False)
         return y
 
+    def of_draws(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        """As :meth:`forward` for planes that hold ``draws_at_once()`` draws at each place: [c, h, w, images · draws].
+
+        ``values`` is [kept, draws] in the order of the pattern's places for these tables, and ``bias`` [out, draws].
+        """
+        table, places = self._tables(False)
+        y = empty(x, self.n, self.pattern.rows, *self.out)
+        self._call("pl_sparse_draws", x, planes(y), values, bias, table, places)
+        return y
+
+    @property
+    def places(self) -> Places:
+        """The pattern's places for outputs."""
+        return self._tables(False)[1]
+
     def of_input(self, g: Tensor, values: Tensor) -> Tensor:
         """The gradient of the inputs [in, h, w, n], given that of the outputs, ``g`` [out, h, w, n]."""
         of_x = g.new_empty(self.pattern.columns, *self.into, self.n)
@@ -77,11 +92,17 @@ class _Layer:
 
     def _apply(self, x: Tensor, y: Tensor, values: Tensor, bias: Tensor | None, back: bool) -> None:
         table, places = self._tables(back)
+        self._call("pl_sparse_forward", x, y, values.index_select(0, places.pos), bias, table, places)
+
+    @staticmethod
+    def _call(
+        name: str, x: Tensor, y: Tensor, values: Tensor, bias: Tensor | None, table: Tiles, places: Places
+    ) -> None:
         some = min(64, len(y))  # rows of one task
         parts = -(-4 * torch.get_num_threads() // -(-len(y) // some))
         native.call(
-            "pl_sparse_forward", x, y, *places.sizes, places.ptr, places.off, values.index_select(0, places.pos), bias,
-            *table.table.shape, table.table, y[0].numel(), some, -(-len(table.table) // parts),
+            name, x, y, *places.sizes, places.ptr, places.off, values, bias, *table.table.shape, table.table, y[0].numel(), some,
+            -(-len(table.table) // parts),
         )  # fmt: skip
 
 
@@ -92,7 +113,7 @@ def convolution(
 
     Its gradients are those of x, of the values and of the bias. All tensors are float32 on the CPU.
     """
-    layer = _Layer(pattern, (x.shape[2], x.shape[3]), len(x), stride, padding, dilation)
+    layer = Layer(pattern, (x.shape[2], x.shape[3]), len(x), stride, padding, dilation)
     return _Convolution.apply(x, values, bias, layer)  # type: ignore[no-untyped-call,no-any-return]
 
 
@@ -101,12 +122,12 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> 
 
     Its gradients are those of x, of the values and of the bias. All tensors are float32 on the CPU.
     """
-    return _Linear.apply(x, values, bias, _Layer(pattern, (1, 1), len(x)))  # type: ignore[no-untyped-call,no-any-return]
+    return _Linear.apply(x, values, bias, Layer(pattern, (1, 1), len(x)))  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: _Layer) -> Tensor:
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: Layer) -> Tensor:
         x, values, bias = planes(x.detach()), values.detach().contiguous(), _detached(bias)
         ctx.save_for_backward(x, values)
         ctx.layer = layer
@@ -121,7 +142,7 @@ class _Convolution(torch.autograd.Function):
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: _Layer) -> Tensor:
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: Layer) -> Tensor:
         x, values, bias = (
             turned(x.detach().contiguous())[:, None, None],
             values.detach().contiguous(),

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_lottery import masks, prediction, untrusted
 from pyro_lottery.data import OWN, Split
 from pyro_lottery.errors import Damaged, UserError, one_line
 from pyro_lottery.exports.networks import outputs, summary
 from pyro_lottery.exports.predictor import Predictor, checked
+from pyro_lottery.faster import is_faster
 from pyro_lottery.guides import is_point
 from pyro_lottery.handlers import sparse_layers
+from pyro_lottery.handlers.sparse_layers import measured_code
+from pyro_lottery.kernels import native
+from pyro_lottery.kernels.draws import Draws, NotTogether, at_once, by_draw, repeated
 from pyro_lottery.machine import channels_last
 from pyro_lottery.model.fixed import bare, with_weights
 from pyro_lottery.model.outputs import one_tensor
@@ -25,7 +29,7 @@ from pyro_lottery.runs.build import Shape
 from pyro_lottery.runs.config import from_json
 from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.trained import TrainedNetwork, check_code, rebuild, shape_from
-from pyro_lottery.types import Ticket
+from pyro_lottery.types import Sites, Ticket
 
 PACKED = "ticket.safetensors"
 """The file of a small ticket in its folder."""
@@ -33,6 +37,8 @@ BACKENDS = {"auto": "auto", "sparse": "on", "dense": "off"}
 """What ``--backend`` says about layers, and what ``--sparse`` calls it."""
 SAMPLES = 2**12
 """Largest number of draws that a file may ask for by itself."""
+MOST_IMAGES = 16
+"""Images of a batch up to which draws in one pass are tried; larger batches fill the processor's vectors by themselves."""
 
 
 class NetworkPredictor(Predictor):
@@ -50,18 +56,65 @@ class NetworkPredictor(Predictor):
         with network.pruned(), network.draws(seed):
             draws = prediction.drawn_weights(model, network.guide, count)
         net = bare(model.net, model.sites, network.mask)
-        sparse = sparse_layers("off" if masks.is_full(network.mask) else network.sparse)
+        is_sparse = network.sparse != "off" and not masks.is_full(network.mask)
+        handler = sparse_layers(network.sparse if is_sparse else "off")
+        together = _Together(net, draws) if is_sparse and count > 1 and native.problem() is None else None
 
-        def run(images: np.ndarray) -> list[np.ndarray]:
-            x = channels_last(pixels.normalize(torch.from_numpy(np.ascontiguousarray(images))))
-            probs = []
-            with sparse, torch.no_grad():
+        def apart(x: Tensor) -> Tensor:
+            logits = []
+            with handler:
                 for weights in draws:
                     with with_weights(net, weights):
-                        probs.append(model.expected(one_tensor(net(x))))
-                return [value.numpy() for value in summary(torch.stack(probs))]
+                        logits.append(one_tensor(net(x)))
+            return torch.stack(logits)
+
+        def run(images: np.ndarray) -> list[np.ndarray]:
+            with torch.no_grad():
+                x = channels_last(pixels.normalize(torch.from_numpy(np.ascontiguousarray(images))))
+                logits = together(x) if together is not None and together.is_faster(apart, x) else apart(x)
+                return [value.numpy() for value in summary(torch.stack([model.expected(each) for each in logits]))]
 
         self._run = run
+
+
+class _Together:
+    """A network's logits [draws, n, classes] with all draws in one pass, where its layers allow this."""
+
+    def __init__(self, net: nn.Module, draws: Sequence[Sites]):
+        self.net, self.count, self.handler = net, len(draws), sparse_layers("on")
+        self.parts: list[tuple[int, dict[str, Tensor]]] | None = None
+        kept = {name: int((value != 0).sum()) for name, value in draws[0].items()}
+        self.what = f"{self.count} draws of {kept}, code {measured_code()}"
+        self._draws: Sequence[Sites] = draws
+
+    def is_faster(self, other: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+        """Whether one pass for images ``x`` takes less time than ``other``, which is measured for small batches."""
+        if len(x) > MOST_IMAGES or self._is_refused(x):
+            return False
+        return is_faster(lambda: lambda: self(x), lambda: lambda: other(x), f"{tuple(x.shape)}, {self.what}")
+
+    def _is_refused(self, x: Tensor) -> bool:
+        if self.parts is not None:
+            return not self.parts
+        step = at_once()
+        try:
+            self.parts = [
+                (len(some), {name: Draws([draw[name] for draw in some]) for name in some[0]})
+                for some in (self._draws[i : i + step] for i in range(0, self.count, step))
+            ]
+            self(x)
+        except NotTogether:
+            self.parts = []
+        self._draws = ()
+        return not self.parts
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The logits of images ``x`` [n, c, h, w]."""
+        found = []
+        for count, weights in self.parts or ():
+            with self.handler, with_weights(self.net, weights):
+                found.append(by_draw(one_tensor(self.net(repeated(x))), count))
+        return torch.cat(found)
 
 
 def open_packed(

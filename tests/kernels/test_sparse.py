@@ -71,12 +71,12 @@ def test_a_convolution_and_its_gradients_are_those_of_double_precision(name):
 def test_channels_are_in_blocks_whose_inputs_stay_in_the_cache():
     mask, x, _, _, geometry, _ = layer(**LAYERS["blocks of channels"])
     pattern = Pattern(mask)
-    one = sparse._Layer(pattern, x.shape[2:], len(x), *geometry)
+    one = sparse.Layer(pattern, x.shape[2:], len(x), *geometry)
     rows, blocks, taps = one._tables(False)[1].sizes
     assert (rows, taps) == (80, 9)
     assert 1 < blocks < 50
     few = Pattern(mask & (torch.rand(mask.shape) < 0.01))  # too few weights for blocks
-    assert sparse._Layer(few, x.shape[2:], len(x), *geometry)._tables(False)[1].sizes == (80, 1, 9)
+    assert sparse.Layer(few, x.shape[2:], len(x), *geometry)._tables(False)[1].sizes == (80, 1, 9)
 
 
 def test_directional_derivatives_are_finite_differences():

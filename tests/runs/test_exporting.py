@@ -17,7 +17,8 @@ from pyro_lottery.exports import formats
 from pyro_lottery.exports.formats import GraphPredictor
 from pyro_lottery.exports.networks import Pixels
 from pyro_lottery.exports.predictor import Predictor
-from pyro_lottery.runs import export_forms, exporting
+from pyro_lottery.kernels import native
+from pyro_lottery.runs import export_forms, exporting, packed_ticket
 from pyro_lottery.runs.predicting import open_folder
 from pyro_lottery.untrusted import load_tensors
 from tests.support import ROOT, TinyNet, small_run
@@ -122,6 +123,28 @@ def test_a_small_ticket_predicts_what_the_run_does(run, images, tmp_path, dtype)
             for n, v in packed.start.loc.items()
             if n in packed.mask
         )
+
+
+@pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
+@pytest.mark.parametrize("samples", [3, 20])
+def test_draws_in_one_pass_are_those_one_by_one(run, images, tmp_path, monkeypatch, samples):
+    run.level(2).export(tmp_path / "x", format="safetensors", samples=samples)
+    asked = []
+
+    def faster(first, second, what):
+        asked.append(what)
+        return way == "together"
+
+    monkeypatch.setattr(packed_ticket, "is_faster", faster)
+    found = {}
+    for way in ("together", "apart"):
+        network = open_folder(tmp_path / "x")
+        found[way] = [network(images[:count]) for count in (1, 5, packed_ticket.MOST_IMAGES + 1)]
+    assert len(asked) == 4, "of the two small batches"
+    assert f"{samples} draws" in asked[0]
+    for together, apart in zip(*found.values(), strict=True):
+        for name in apart:
+            np.testing.assert_allclose(together[name], apart[name], atol=1e-5)
 
 
 def test_a_small_ticket_without_scales_is_a_deterministic_network(run, images, tmp_path):
