@@ -23,7 +23,7 @@ from pyro_lottery.runs.progress import show_results
 from pyro_lottery.runs.session import Session
 from pyro_lottery.threads import TURN
 from pyro_lottery.training.mask_check import check_used_weights
-from pyro_lottery.types import Posterior, Sites, Ticket
+from pyro_lottery.types import Mask, Posterior, Ticket
 
 PROG = "python -m pyro_lottery.imp"
 
@@ -37,8 +37,13 @@ def run_imp(config: Config, own: Own | None = None) -> Run:
     with Session.open(config, own) as session:
         if config.levels:
             _check_pruning(session)
+        remaining = -1
         for level in range(config.levels + 1):
-            session.train(level, next_ticket(session, level))
+            ticket = next_ticket(session, level)
+            if masks.remaining(ticket.mask) == remaining:
+                break  # the score says that all weights that are left are worth something
+            session.train(level, ticket)
+            remaining = masks.remaining(ticket.mask)
     return session.load()
 
 
@@ -51,25 +56,36 @@ def next_ticket(session: Session, level: int) -> Ticket:
     if level == 0:
         return session.dense
     config, (posterior, net) = session.config, session.posterior(level - 1)
-    mask = masks.shrink(session.ticket(level - 1).mask, score_of(session, level)(posterior), config.prune_fraction)
+    mask = next_mask(session, level, session.ticket(level - 1).mask, posterior)
     if config.rewind != "lr":
         posterior, net = session.rewind_point()
     return tickets.rewind(mask, posterior, net)
 
 
-def score_of(session: Session, level: int) -> scores.Score:
-    """The score that prunes the ticket of ``level``."""
-    own, seed = session.setup.own, session.config.seed
+def next_mask(session: Session, level: int, mask: Mask, posterior: Posterior) -> Mask:
+    """``mask``, shrunk by the score of ``posterior`` for the ticket of ``level``."""
+    setup, seed, fraction = session.setup, session.config.seed, session.config.prune_fraction
+    score = _score_of(session, level)
+    # Otherwise a score that draws random numbers would give a resumed run other tickets than it has.
+    with TURN, seeds.rng("cpu", seed, "score", level):
+        context = scores.Context(setup.model, setup.data.train, mask, session.dense, seed, level)
+        found = scores.ranks(score, posterior, context)
+    if isinstance(fraction, float):
+        return masks.shrink(mask, found, fraction)
+    threshold = scores.threshold_of(score)
+    if threshold is None:
+        raise UserError(
+            f"--prune-fraction {fraction} needs a score that says which weights are worth nothing: "
+            f"{', '.join(scores.WITH_THRESHOLD)}, or one of yours with an attribute threshold"
+        )
+    return masks.shrink_below(mask, found, threshold)
+
+
+def _score_of(session: Session, level: int) -> scores.Score:
+    own = session.setup.own
     if own is None or own.score is None:
-        return scores.by_name(session.config.score, seed, level)
-    given = own.score
-
-    def seeded(posterior: Posterior) -> Sites:
-        # Otherwise a score that draws random numbers would give a resumed run other tickets than it has.
-        with TURN, seeds.rng("cpu", seed, "score", level):
-            return given(posterior)
-
-    return seeded
+        return scores.by_name(session.config.score, session.config.seed, level)
+    return own.score
 
 
 def _check_pruning(session: Session) -> None:
@@ -77,17 +93,16 @@ def _check_pruning(session: Session) -> None:
 
     Raises ``UserError`` if the score does not suit the guide, the guide cannot be pruned, or a level would have no weights.
     """
-    config, setup = session.config, session.setup
+    config, setup, fraction = session.config, session.setup, session.config.prune_fraction
     count = masks.total(session.dense.mask)
-    if count and config.levels > (possible := masks.times(count, config.prune_fraction)):
+    if count and isinstance(fraction, float) and config.levels > (possible := masks.times(count, fraction)):
         raise UserError(
-            f"--levels {config.levels} would prune every weight: --prune-fraction {config.prune_fraction:g} leaves some of "
+            f"--levels {config.levels} would prune every weight: --prune-fraction {fraction:g} leaves some of "
             f"{count:,} prunable weights {possible} times; use at most --levels {possible}"
         )
     initial = guides.posterior(setup.guide)
-    score = score_of(session, 1)(initial)
     with warnings.catch_warnings(action="ignore"):  # the untrained network's scores may empty whole layers
-        mask = masks.shrink(masks.full(initial), score, config.prune_fraction)
+        mask = next_mask(session, 1, masks.full(initial), initial)
     with torch.no_grad(), sparsify(mask):
         setup.guide()
         check_used_weights(setup.model, setup.data.train.head()[0])

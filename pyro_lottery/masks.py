@@ -36,6 +36,34 @@ def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
     """
     if not 0 < fraction < 1:
         raise UserError(f"fraction must be between 0 and 1, both excluded, got {fraction}")
+    flat, survivors, values = _ranked(mask, score)
+    count = _to_prune(len(survivors), fraction)
+    if count == len(survivors):
+        raise UserError(
+            f"no weight would survive: {len(survivors)} are left, and --prune-fraction {fraction:g} prunes {count}; use "
+            "fewer --levels or a smaller --prune-fraction"
+        )
+    last = values.kthvalue(count).values  # faster than sorting
+    below, equal = values < last, (values == last).nonzero().squeeze(1)
+    flat[survivors[below]] = False
+    flat[survivors[equal[: count - int(below.sum())]]] = False
+    return _smaller(flat, mask)
+
+
+def shrink_below(mask: Mask, score: Sites, threshold: float) -> Mask:
+    """Prune all survivors whose score is below ``threshold``; the mask stays as it is if there are none.
+
+    Warns if a layer loses its last weight. Raises ``UserError`` as :func:`shrink` does.
+    """
+    flat, survivors, values = _ranked(mask, score)
+    flat[survivors[values < threshold]] = False
+    if not bool(flat.any()):
+        raise UserError(f"no weight would survive: the scores of all {len(survivors)} are below {threshold:g}")
+    return _smaller(flat, mask)
+
+
+def _ranked(mask: Mask, score: Sites) -> tuple[Tensor, Tensor, Tensor]:
+    """The mask of all weights, the places of its survivors, and their scores."""
     if not total(mask):
         raise UserError(NOTHING_PRUNABLE)
     if not (isinstance(score, Mapping) and all(isinstance(value, Tensor) for value in score.values())):
@@ -48,16 +76,11 @@ def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
     values = _flat({name: score[name] for name in mask})[survivors]
     if values.isnan().any():
         raise UserError("the score of a surviving weight is NaN; scores must be numbers that rank every weight")
-    count = _to_prune(len(survivors), fraction)
-    if count == len(survivors):
-        raise UserError(
-            f"no weight would survive: {len(survivors)} are left, and --prune-fraction {fraction:g} prunes {count}; use "
-            "fewer --levels or a smaller --prune-fraction"
-        )
-    last = values.kthvalue(count).values  # faster than sorting
-    below, equal = values < last, (values == last).nonzero().squeeze(1)
-    flat[survivors[below]] = False
-    flat[survivors[equal[: count - int(below.sum())]]] = False
+    return flat, survivors, values
+
+
+def _smaller(flat: Tensor, mask: Mask) -> Mask:
+    """``flat`` by site, with a warning if a layer of ``mask`` has lost its last weight."""
     smaller = _unflat(flat, mask)
     emptied = [name for name, m in mask.items() if bool(m.any()) and not bool(smaller[name].any())]
     if emptied:
@@ -65,7 +88,7 @@ def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
         warnings.warn(
             f"at density {density(smaller):.2%} no weight is left of {', '.join(map(repr, emptied[:3]))}{more}; the layer's "
             "output no longer depends on its input",
-            stacklevel=2,
+            stacklevel=3,
         )
     return smaller
 

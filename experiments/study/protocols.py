@@ -82,7 +82,7 @@ def describe(config: Config) -> str:
     images = f"{config.train_size:,} training images" if config.train_size else "all training images"
     return (
         f"{protocol_of(config)} protocol: {images}, {config.epochs} epochs a level, batch {config.batch_size}, "
-        f"{100 * config.prune_fraction:g} % pruned a level, weight samples: {config.train_samples}"
+        f"{100 * float(config.prune_fraction):g} % pruned a level, weight samples: {config.train_samples}"
         + (f", {config.patch_size}-pixel patches" if config.patch_size else "")
     )
 

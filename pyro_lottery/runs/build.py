@@ -257,7 +257,7 @@ def _prepare(config: Config, device: torch.device, ranks: Ranks, own: Own | None
         raise UserError(f"--init-scale {config.init_scale} gives scales of 0 in single precision; choose a larger one")
     known = facts(config, shape, device, data.classes)
     known |= {} if given is None else {PRETRAINED: f"{given.checksum():08x}"}
-    known |= {} if own is None else {"own": fingerprint(model, guide, data, own.score)}
+    known |= {} if own is None else {"own": fingerprint(model, data, dense, own.score)}
     return Setup(config, data, model, guide, dense, known, own, ranks)
 
 

@@ -187,10 +187,11 @@ def _numbers(values: list[float]) -> str:
 
 def _protocol(level: Level) -> str:
     config = level.run.config
+    fraction = config.prune_fraction if isinstance(config.prune_fraction, str) else f"{100 * config.prune_fraction:g} %"
     return (
         f"{config.epochs} epoch{'' if config.epochs == 1 else 's'} a level, batch {config.batch_size}, learning rate {config.lr:g}, guide `{config.guide}`, prior "
         f"`{config.prior}` of scale {config.prior_scale:g}, KL temperature {config.kl_temperature:g}, score `{config.score}`, "
-        f"{100 * config.prune_fraction:g} % pruned a level, seed {config.seed}, {level.run.shape.num_data:,} training images."
+        f"{fraction} pruned a level, seed {config.seed}, {level.run.shape.num_data:,} training images."
     )
 
 

@@ -54,7 +54,19 @@ class Parser(OneLineParser):
             choices = f": {', '.join(meta['choices'])}" if meta["choices"] else ""
             text = (meta["help"] + choices + shown).replace("%", "%%")
             shared |= {"metavar": f.name.upper(), "nargs": "*" if meta["many"] else None}
-            self.add_argument(f"--{dashed(f.name)}", type=meta["kind"], help=text, **shared)
+            self.add_argument(f"--{dashed(f.name)}", type=_reader(meta["kind"], meta["words"]), help=text, **shared)
+
+
+def _reader(kind: Any, words: Sequence[str]) -> Any:
+    """What reads an argument of ``kind``, or one of ``words``."""
+    if not words:
+        return kind
+
+    def read(text: str) -> Any:
+        return text if text in words else kind(text)
+
+    read.__name__ = kind.__name__  # argparse says it: invalid float value
+    return read
 
 
 def parse(prog: str, description: str, arguments: Sequence[str] | None = None) -> Config:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pyro_lottery import data, elbo, machine, priors
+from pyro_lottery import data, elbo, machine, priors, scores
 from pyro_lottery.distributed import PARALLEL, STRATEGIES
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.handlers.sparse_layers import CHOICES as SPARSE
@@ -20,6 +20,8 @@ RESUMABLE = {
     "level0_from", "sparse", "graph",
 }  # fmt: skip
 """Options that may differ when a run is resumed. They do not change what a level is trained to, except for its last bits."""
+EVIDENCE = "evidence"
+"""The value of ``--prune-fraction`` that leaves the number of weights to the score."""
 AFTER_LEVEL_0 = {"levels", "score", "prune_fraction", "rewind"}
 """Options that level 0 does not depend on; ``epoch:K`` and ``restart:K`` of ``rewind`` also save the rewind point."""
 LATER: dict[str, Any] = {"prune_to": None, "sparse": "off", "graph": "off"}
@@ -64,11 +66,15 @@ class Config:
     prior_scale: float = option(1.0, float, "scale of the prior", POSITIVE)
     score: str = option(
         "snr", str,
-        "score that ranks weights for pruning: snr, magnitude, squared_sum, mean_over_variance, squared_sum_log_scale, random, or an "
-        "import path; with a deterministic guide, which has no scale, snr means magnitude",
+        f"score that ranks weights for pruning: {', '.join(scores.SCORES)}, or an import path; with a deterministic guide, which has no scale, snr means magnitude",
     )  # fmt: skip
     levels: int = option(20, int, "number of prunings; level 0 is dense, so N levels need N + 1 trainings", AT_LEAST_0)
-    prune_fraction: float = option(0.2, float, "fraction of the remaining weights that each level prunes", FRACTION)
+    prune_fraction: float | str = option(
+        0.2, float,
+        "fraction of the remaining weights that each level prunes; or evidence: all that the score says are worth nothing, until a "
+        "level has none",
+        FRACTION, words=(EVIDENCE,),
+    )  # fmt: skip
     prune_to: float | None = option(
         None,
         float,

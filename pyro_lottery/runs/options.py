@@ -27,11 +27,11 @@ def option(
     check: Check | None = None,
     choices: Sequence[str] | None = None,
     many: bool = False,
+    words: Sequence[str] = (),
 ) -> Any:
-    """A dataclass field for an option of type ``kind``, or of a tuple of them with ``many``; ``text`` is its help."""
-    return field(
-        default=default, metadata={"kind": kind, "help": text, "check": check, "choices": choices, "many": many}
-    )
+    """A dataclass field for an option of type ``kind``, or of a tuple of them with ``many``, or one of ``words``; ``text`` is its help."""
+    meta = {"kind": kind, "help": text, "check": check, "choices": choices, "many": many, "words": tuple(words)}
+    return field(default=default, metadata=meta)
 
 
 _KINDS = {
@@ -44,10 +44,14 @@ def checked(option: Field[Any], value: Any) -> Any:
     meta, name = option.metadata, f"--{dashed(option.name)}"
     if value is None and option.default is None:
         return None
+    if isinstance(value, str) and value in meta["words"]:
+        return value
     try:
         value = tuple(_typed(v, meta["kind"]) for v in value) if meta["many"] else _typed(value, meta["kind"])
     except (TypeError, ValueError, OverflowError):
-        expected = f"{'a list of ' if meta['many'] else ''}{_KINDS[meta['kind']]}"
+        expected = f"{'a list of ' if meta['many'] else ''}{_KINDS[meta['kind']]}" + "".join(
+            f", or {w}" for w in meta["words"]
+        )
         raise UserError(f"{name} must be {expected}, got {value!r}") from None
     if meta["choices"] and value not in meta["choices"] and (option.name, value) != ("dataset", data.OWN):
         raise unknown(name, str(value), meta["choices"])

@@ -13,15 +13,16 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_lottery import files, guides, seeds
+from pyro_lottery import files, seeds
 from pyro_lottery.data import OWN, Data
 from pyro_lottery.errors import UserError, one_line
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork
 from pyro_lottery.model.regression import BayesianRegressor
 from pyro_lottery.modes import evaluating
 from pyro_lottery.priors import AnyPrior
-from pyro_lottery.scores import Score
+from pyro_lottery.scores import Context, Score, ranks
 from pyro_lottery.threads import TURN
+from pyro_lottery.types import Ticket
 
 Likelihood = Callable[..., BayesianNetwork]
 """Called as ``likelihood(net, prior, num_data=N, kl_temperature=T)``; returns a :class:`BayesianNetwork`.
@@ -116,7 +117,7 @@ def name_of(thing: Any) -> str:
     return f"{OWN}-{''.join(c for c in name if c.isalnum() or c == '_')}"
 
 
-def fingerprint(model: BayesianNetwork, guide: Any, data: Data, score: Score | None = None) -> dict[str, float]:
+def fingerprint(model: BayesianNetwork, data: Data, dense: Ticket, score: Score | None = None) -> dict[str, float]:
     """Numbers by which a resumed run recognises its network, likelihood, prior, guide and score, at their initial values.
 
     A checksum of the values; log p(w) + log p(two targets | w), which depends on the network's code, likelihood and prior; the
@@ -126,7 +127,7 @@ def fingerprint(model: BayesianNetwork, guide: Any, data: Data, score: Score | N
     with TURN, evaluating(model), torch.no_grad(), poutine.block():
         conditioned: Any = poutine.condition(model, dict(initial))
         log_joint = poutine.trace(conditioned).get_trace(x, y).log_prob_sum()
-    scale = guides.posterior(guide).scale or {}
+    scale = dense.start.scale or {}
     state = {f"loc/{n}": t.cpu() for n, t in initial.items()} | {
         f"net/{n}": t.cpu() for n, t in model.net_state().items()
     }
@@ -136,10 +137,10 @@ def fingerprint(model: BayesianNetwork, guide: Any, data: Data, score: Score | N
         "log_scales": sum(float(t.double().log().sum()) for t in scale.values()),
     }
     if score is not None:
-        with TURN, torch.no_grad(), seeds.rng("cpu", 0, "score"):
-            values = score(guides.posterior(guide))
+        with TURN, seeds.rng("cpu", 0, "score"):
+            values = ranks(score, dense.start, Context(model, data.train, dense.mask, dense, 0, 1))
         tensors = values.values() if isinstance(values, dict) else ()  # shrinking a mask reports any other type
         found["score"] = sum(
-            float(t.double().nan_to_num(0, 0, 0).sum()) for t in tensors if isinstance(t, torch.Tensor)
+            float(t.detach().double().nan_to_num(0, 0, 0).sum()) for t in tensors if isinstance(t, torch.Tensor)
         )
     return found

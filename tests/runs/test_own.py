@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import pyro_lottery as pl
+from pyro_lottery.runs.build import dense_ticket
 from pyro_lottery.runs.own import Own, fingerprint
 
 
@@ -15,7 +16,7 @@ def made(network=None, prior=None, scale=0.01):
     network = network or nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     own = Own(network, data)
     model = own.model(prior or pl.priors.normal(1.0), 1.0)
-    return own, model, pl.guides.mean_field(model, scale), data
+    return own, model, data, dense_ticket(model, pl.guides.mean_field(model, scale))
 
 
 def test_a_fingerprint_tells_values_code_prior_and_guide_apart():
@@ -33,13 +34,13 @@ def test_a_fingerprint_tells_values_code_prior_and_guide_apart():
 
 
 def test_the_log_joint_is_that_of_prior_and_two_examples():
-    own, model, guide, data = made()
+    own, model, data, dense = made()
     with torch.no_grad():
         prior = sum(float(torch.distributions.Normal(0.0, 1.0).log_prob(p).sum()) for p in own.network.parameters())
         logits = own.network(data.train[:2])
         likelihood = torch.distributions.Categorical(logits=logits).log_prob(data.train.targets[:2]).sum()
     # Pyro's plate scales two examples up to six
-    assert fingerprint(model, guide, data)["log_joint"] == pytest.approx(prior + 3 * float(likelihood), rel=1e-5)
+    assert fingerprint(model, data, dense)["log_joint"] == pytest.approx(prior + 3 * float(likelihood), rel=1e-5)
 
 
 def test_drawing_anew_leaves_the_network_as_it_is():

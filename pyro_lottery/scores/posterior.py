@@ -1,25 +1,18 @@
-"""Pruning scores (paper §5): functions from a ``Posterior`` to one tensor per site; the lowest-scoring weights are pruned.
-
-Each tensor has the shape of its site. A score of your own is any such function.
-"""
+"""Scores by loc and scale alone."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 
 from pyro_lottery import seeds
-from pyro_lottery.errors import UserError, unknown
+from pyro_lottery.errors import UserError
 from pyro_lottery.types import Posterior, Sites
-from pyro_lottery.untrusted import load_callable
-
-Score = Callable[[Posterior], Sites]
 
 
 def snr(posterior: Posterior) -> Sites:
     """The signal-to-noise ratio |μ|/σ, the paper's default; each tensor has the shape of its site.
 
+    (μ/σ)²/2, what optimal brain damage (LeCun et al. 1990) makes of a Gaussian posterior, ranks weights alike.
     Raises ``UserError`` if the posterior has no scales.
     """
     scale = _scale(posterior, "snr")
@@ -64,23 +57,13 @@ def random(posterior: Posterior, seed: int = 0) -> Sites:
     return {name: torch.rand(loc.shape, generator=generator).to(loc) for name, loc in posterior.loc.items()}
 
 
-_SCORES: dict[str, Score] = {
-    f.__name__: f for f in (snr, magnitude, squared_sum, mean_over_variance, squared_sum_log_scale, random)
-}
+def log_alpha(posterior: Posterior) -> Sites:
+    """log(μ²/σ²) = −log α of variational dropout (Molchanov et al. 2017), which prunes log α > 3; each tensor has the shape of its site.
 
-
-def by_name(name: str, seed: int = 0, level: int = 0) -> Score:
-    """A score from its command-line name or import path; ``random`` uses new noise at every level.
-
-    Raises ``UserError`` if the name is unknown, or if the import fails.
+    Raises ``UserError`` if the posterior has no scales.
     """
-    if name == "random":
-        return lambda posterior: random(posterior, seeds.derive(seed, "score", level))
-    if name in _SCORES:
-        return _SCORES[name]
-    if "." not in name:
-        raise unknown("--score", name, [*_SCORES, "package.module.function"])
-    return load_callable(name, "--score")
+    scale = _scale(posterior, "log_alpha")
+    return {name: 2 * (loc.abs().log() - scale[name].log()) for name, loc in posterior.loc.items()}
 
 
 def _scale(posterior: Posterior, name: str) -> Sites:

@@ -1,0 +1,78 @@
+"""What a score may see beside the posterior: the prior, the network, the training data and gradients."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+
+from pyro_lottery import masks, seeds
+from pyro_lottery.data import Split, Stream, batch, shuffle
+from pyro_lottery.model import BayesianNetwork
+from pyro_lottery.model.fixed import bare, with_weights
+from pyro_lottery.model.outputs import call
+from pyro_lottery.types import Mask, Ticket
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a score may see beside the posterior, on the CPU. Nothing of it depends on what the process did before."""
+
+    model: BayesianNetwork
+    """The network with its prior and likelihood; its own values are of no meaning."""
+    data: Split | Stream
+    """The training data."""
+    mask: Mask
+    """The mask of the level that was trained, whose survivors are ranked."""
+    dense: Ticket
+    """All weights and the other tensors at the start of level 0."""
+    seed: int
+    level: int
+    """The level that is to be trained."""
+
+    def prior(self, site: str) -> Any:
+        """The prior of a site, with the site's shape."""
+        found = self.model.prior_of(site)
+        return found.expand(self.dense.start.loc[site].shape) if found.event_shape == () else found
+
+    def batches(self, count: int = 1, size: int = 128) -> Iterator[tuple[Any, Tensor]]:
+        """The first ``count`` batches of inputs [b, ...] and targets [b, ...], without augmentation, in an order by ``seed`` and ``level``.
+
+        ``size`` is that of batches from memory; a loader has its own.
+        """
+        if isinstance(self.data, Stream):
+            with seeds.rng("cpu", self.seed, "score data", self.level):
+                yield from islice(self.data, count)
+            return
+        generator = seeds.generator("cpu", self.seed, "score data", self.level)
+        for indices in shuffle(len(self.data), min(size, len(self.data)), generator)[:count]:
+            x, y = batch(self.data, indices.to(self.data.device), "none", generator)
+            yield x.cpu(), y.cpu()
+
+    def initial(self) -> dict[str, Tensor]:
+        """The initial locs, of the sites' shapes, 0 where the mask prunes; gradients can be asked for them."""
+        loc = masks.apply(self.mask, self.dense.start).loc
+        return {site: value.detach().clone().requires_grad_() for site, value in loc.items()}
+
+    def outputs(self, values: Mapping[str, Tensor], x: Any, training: bool = False) -> Tensor:
+        """The network's outputs [b, ...] for inputs ``x`` [b, ...] with ``values`` as weights; other tensors are as at the start of level 0.
+
+        In the type of the values, and with the statistics of the batch if ``training``.
+        """
+        model = copy.deepcopy(self.model).cpu()
+        model.load_net_state(self.dense.net)
+        dtype = next(iter(values.values())).dtype
+        net = bare(model.net, model.sites, self.mask).to(dtype).train(training)
+        with with_weights(net, values):
+            return call(net, x, dtype)
+
+    def loss(self, values: Mapping[str, Tensor], examples: tuple[Any, Tensor]) -> Tensor:
+        """The mean negative log-likelihood, a scalar, of a batch of ``examples`` with ``values`` as weights, in training."""
+        x, y = examples
+        output = self.outputs(values, x, training=True)
+        likelihood = self.model.checked_likelihood(output, len(output))
+        return -likelihood.log_prob(self.model.checked_targets(y, likelihood, output)).mean()

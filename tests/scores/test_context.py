@@ -1,0 +1,155 @@
+"""Scores that see the prior, the network and the data."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import pyro_lottery as pl
+from pyro_lottery import scores
+from pyro_lottery.tickets import rewind
+from tests.support import TinyNet
+
+
+def context_of(model, data, mask=None, **more):
+    start = pl.posterior(pl.guides.mean_field(model))
+    dense = rewind(pl.masks.full(start), start, model.net_state())
+    return scores.Context(model, data, dense.mask if mask is None else mask, dense, **{"seed": 0, "level": 1} | more)
+
+
+def linear(weight, count=6):
+    """A regression without bias whose loss, gradient and Hessian are known."""
+    net = nn.Sequential(nn.Linear(len(weight), 1, bias=False))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([weight]))
+    model = pl.BayesianRegressor(net, num_data=count, noise_scale=1.0)
+    x = torch.randn(count, len(weight), generator=torch.Generator().manual_seed(3))
+    y = x.sum(1, keepdim=True)
+    data = pl.data.from_tensors(x, y, x, y, normalize=False)
+    return model, data.train, x.double(), y.double()
+
+
+def test_snip_and_grasp_of_a_regression_by_hand():
+    w0 = [0.5, -1.0, 2.0]
+    model, data, x, y = linear(w0)
+    context = context_of(model, data)
+    posterior, w = context.dense.start, torch.tensor([w0]).double()
+    # L = mean (x w − y)² / 2 + const, of which all examples are one batch.
+    gradient = ((x @ w.T - y) * x).mean(0)
+    hessian = x.T @ x / len(x)
+    site = "0.weight"
+    torch.testing.assert_close(
+        scores.snip(posterior, context)[site].double(), (w * gradient).abs(), rtol=1e-4, atol=1e-6
+    )
+    expected = w * (hessian @ gradient)
+    torch.testing.assert_close(scores.grasp(posterior, context)[site].double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_synflow_is_the_flow_of_ones_and_is_conserved():
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0, -2.0], [3.0, 4.0]]))
+        net[2].weight.copy_(torch.tensor([[5.0, -6.0]]))
+    model = pl.BayesianRegressor(net, num_data=4, noise_scale=1.0)
+    x = torch.randn(4, 2)
+    data = pl.data.from_tensors(x, x[:, :1], x, x[:, :1], normalize=False).train
+    context = context_of(model, data)
+    found = scores.synflow(context.dense.start, context)
+    # R = 5 (1 + 2) + 6 (3 + 4); each weight's score is the flow through it.
+    torch.testing.assert_close(found["0.weight"], torch.tensor([[5.0, 10.0], [18.0, 24.0]]).double())
+    torch.testing.assert_close(found["2.weight"], torch.tensor([[15.0, 42.0]]).double())
+
+
+def test_pruned_weights_stay_pruned():
+    model, data, x, y = linear([0.5, -1.0, 2.0])
+    mask = {"0.weight": torch.tensor([[True, False, True]])}
+    context = context_of(model, data, mask)
+    w = torch.tensor([[0.5, 0.0, 2.0]]).double()
+    gradient = ((x @ w.T - y) * x).mean(0)
+    found = scores.snip(context.dense.start, context)["0.weight"].double()
+    torch.testing.assert_close(found, (w * gradient).abs(), rtol=1e-4, atol=1e-6)
+    assert scores.initial_magnitude(context.dense.start, context)["0.weight"].tolist() == [[0.5, 0.0, 2.0]]
+
+
+def test_nothing_depends_on_what_the_model_holds(tiny_data):
+    model = pl.BayesianClassifier(TinyNet(), num_data=60)
+    context = context_of(model, tiny_data.train)
+    before = {f.__name__: f(context.dense.start, context) for f in (scores.snip, scores.grasp, scores.synflow)}
+    states = {name: value.clone() for name, value in model.state_dict().items()}
+    for name, value in model.net_state().items():
+        if value.is_floating_point():
+            model.net.state_dict()[name].add_(1.0)
+    changed = {name: value.clone() for name, value in model.state_dict().items()}
+    assert not all(torch.equal(states[name], changed[name]) for name in states), "TinyNet has normalisation"
+    torch.randn(3)
+    for name, values in before.items():
+        again = scores.by_name(name)(context.dense.start, context)
+        assert all(torch.equal(values[site], again[site]) for site in values), name
+    assert all(torch.equal(value, changed[name]) for name, value in model.state_dict().items())
+
+
+def test_batches_follow_seed_and_level(tiny_data):
+    model = pl.BayesianClassifier(TinyNet(), num_data=60)
+
+    def labels(**more):
+        found = list(context_of(model, tiny_data.train, **more).batches(3, 25))
+        assert [len(y) for _, y in found] == [25, 25, 10]
+        return torch.cat([y for _, y in found]).tolist()
+
+    assert labels() == labels()
+    assert labels() != labels(seed=1) != labels(seed=1, level=2)
+    assert sorted(labels()) == sorted(tiny_data.train.targets.tolist())
+
+
+def test_savage_dickey_by_hand():
+    model, data, _, _ = linear([0.5, -1.0, 2.0])
+    loc, scale = torch.tensor([[0.0, 0.2, 3.0]]), torch.tensor([[0.1, 0.1, 1.0]])
+    posterior = pl.Posterior({"0.weight": loc}, {"0.weight": scale}, ("0.weight",))
+    found = scores.savage_dickey(posterior, context_of(model, data))["0.weight"][0].tolist()
+    # log N(0; 0, 1) − log N(0; μ, σ²) = log σ + μ² / (2 σ²)
+    assert found == pytest.approx([math.log(0.1), math.log(0.1) + 2, 4.5], abs=1e-5)
+    model.set_prior_(pl.priors.laplace(1.0))
+    found = scores.savage_dickey(posterior, context_of(model, data))["0.weight"][0, 0].item()
+    assert found == pytest.approx(math.log(0.5) - math.log(1 / (0.1 * math.sqrt(2 * math.pi))), abs=1e-5)
+
+
+def test_what_savage_dickey_needs():
+    model, data, _, _ = linear([0.5, -1.0, 2.0])
+    context = context_of(model, data)
+    point = pl.Posterior(context.dense.start.loc, None, ("0.weight",))
+    with pytest.raises(pl.UserError, match="a point guide has none; use --score magnitude"):
+        scores.savage_dickey(point, context)
+    model.set_prior_(pl.priors.flat())
+    with pytest.raises(pl.UserError, match=r"the prior of '0\.weight' is flat and has no density"):
+        scores.savage_dickey(context.dense.start, context_of(model, data))
+
+
+def test_log_alpha():
+    posterior = pl.Posterior({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.0, 20.0])}, ("w",))
+    assert scores.log_alpha(posterior)["w"].tolist() == pytest.approx([0.0, -2 * math.log(10)], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in scores.SCORES if name not in scores.WITH_THRESHOLD])
+def test_only_some_scores_say_which_weights_are_worth_nothing(name):
+    assert scores.threshold_of(scores.by_name(name)) is None
+
+
+def test_thresholds():
+    assert scores.threshold_of(scores.savage_dickey) == 0
+    assert scores.threshold_of(scores.log_alpha) == -3
+
+    def own(posterior):
+        return posterior.loc
+
+    assert scores.threshold_of(own) is None
+    own.threshold = 0.5
+    assert scores.threshold_of(own) == 0.5
+
+
+def test_which_scores_see_more():
+    assert {name for name in scores.SCORES if scores.takes_context(scores.by_name(name))} == {
+        "savage_dickey", "initial_magnitude", "snip", "grasp", "synflow",
+    }  # fmt: skip
+    assert not scores.takes_context(lambda posterior, power=2: posterior)
+    assert scores.takes_context(lambda posterior, context, power=2: posterior)
