@@ -22,6 +22,7 @@ from pyro_lottery.exports.networks import Pixels, summary
 aten = torch.ops.aten
 TINY = 1e-12
 """Least variance of an activation, below which a Gaussian's standard deviation has no reciprocal in float32."""
+HALF_LOG_4_PI = 0.5 * math.log(4 * math.pi)
 SAMPLES = 64
 """Points of the logits' distribution over which the softmax is averaged."""
 
@@ -87,13 +88,16 @@ def _batch_norm(f: Any, x: Gaussian, gain: Any, shift: Any, centre: Any, spread:
 
 @rule(aten.relu.default, aten.relu_.default)
 def _relu(f: Any, x: Gaussian) -> Gaussian:
-    """E[max(x, 0)] = m·Φ(m/s) + s·φ(m/s) and E[max(x, 0)²] = (m² + v)·Φ(m/s) + m·s·φ(m/s)."""
+    """E[max(x, 0)] = e = m·Φ(m/s) + s·φ(m/s), and the variance (m² + v)·Φ + m·s·φ − e² = e·(m − e) + v·Φ.
+
+    In as few operations as there are, since each reads and writes all activations.
+    """
     m, v = x.mean, x.var.clamp_min(TINY)
-    s = v.sqrt()
-    r = m / s
-    cdf, density = _cdf(r), s * _density(r)
-    first = m * cdf + density
-    return Gaussian(first, ((m.square() + v) * cdf + m * density - first.square()).clamp_min(0.0))
+    wide = (2 * v).sqrt()
+    t = m / wide
+    cdf = 0.5 * t.erf() + 0.5
+    first = m * cdf + wide * (-t * t - HALF_LOG_4_PI).exp()
+    return Gaussian(first, (first * (m - first) + v * cdf).clamp_min(0.0))
 
 
 _NODES, _WEIGHTS = ([-2.856970, -1.355626, 0.0, 1.355626, 2.856970], [0.011257, 0.222076, 0.533333, 0.222076, 0.011257])
