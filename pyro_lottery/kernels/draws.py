@@ -90,8 +90,7 @@ class Draws(Tensor):
 
 def repeated(x: Tensor) -> Tensor:
     """Images [n, c, h, w] as a batch [n · at_once(), c, h, w] in batch_last, each for every draw."""
-    lanes = planes(x)[..., None].expand(*planes(x).shape, at_once())
-    return activations(lanes.contiguous().flatten(-2))
+    return activations(planes(x).repeat_interleave(at_once(), -1))
 
 
 def by_draw(y: Tensor, count: int) -> Tensor:

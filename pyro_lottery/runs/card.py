@@ -13,7 +13,7 @@ import jinja2
 from pyro_lottery import data
 from pyro_lottery.errors import Damaged, UserError, one_line
 from pyro_lottery.exports.state_dicts import LAYOUTS
-from pyro_lottery.untrusted import foreign
+from pyro_lottery.runs.trained import named_code
 
 if TYPE_CHECKING:
     from pyro_lottery.runs.loaded import Level
@@ -167,9 +167,7 @@ def reference(form: str) -> str:
 
 def _is_code(level: Level, facts: Mapping[str, Any]) -> bool:
     """Whether opening the file runs or imports code, which ``--trust-code`` allows."""
-    config = level.run.config
-    named = foreign(config.arch, config.guide, config.prior, config.score)
-    return facts["format"] == "pt2" or (facts["format"] == "safetensors" and bool(named))
+    return facts["format"] == "pt2" or (facts["format"] == "safetensors" and bool(named_code(level.run.config)))
 
 
 def _what(facts: Mapping[str, Any]) -> str:
@@ -187,11 +185,15 @@ def _numbers(values: list[float]) -> str:
 
 def _protocol(level: Level) -> str:
     config = level.run.config
-    fraction = config.prune_fraction if isinstance(config.prune_fraction, str) else f"{100 * config.prune_fraction:g} %"
+    by = (
+        "pruned by evidence"
+        if isinstance(config.prune_fraction, str)
+        else f"{100 * config.prune_fraction:g} % pruned a level"
+    )
     return (
         f"{config.epochs} epoch{'' if config.epochs == 1 else 's'} a level, batch {config.batch_size}, learning rate {config.lr:g}, guide `{config.guide}`, prior "
         f"`{config.prior}` of scale {config.prior_scale:g}, KL temperature {config.kl_temperature:g}, score `{config.score}`, "
-        f"{fraction} pruned a level, seed {config.seed}, {level.run.shape.num_data:,} training images."
+        f"{by}, seed {config.seed}, {level.run.shape.num_data:,} training images."
     )
 
 

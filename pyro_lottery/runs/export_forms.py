@@ -57,7 +57,7 @@ class Job:
 
     @property
     def two(self) -> Tensor:
-        """Two test images, uint8 [2, c, h, w], by which the network is traced."""
+        """A test image twice, uint8 [2, c, h, w], by which the network is traced for any batch size."""
         return self.test.inputs[:1].expand(2, -1, -1, -1)
 
     @property

@@ -55,8 +55,8 @@ def export(
     """Write a finished level as one file that runs elsewhere, with a model card, to a new ``folder``.
 
     ``form`` is ``mean``, one pass with the posterior's locs; ``draws``, ``samples`` draws of the weights by ``seed`` (defaults:
-    those of the run, so that the outputs are the probabilities behind results.csv, computed in fp32); or ``moments``, one pass of means and
-    variances (:mod:`pyro_lottery.exports.moments`). The default is ``draws``, and ``mean`` for a state dict.
+    those of the run, so that the outputs are the probabilities behind results.csv, computed in fp32); or ``moments``, one pass
+    of means and variances (:mod:`pyro_lottery.exports.moments`). The default is ``draws``, and ``mean`` for a state dict.
 
     ``format`` is ``onnx`` or ``pt2``, a network without random numbers whose input ``images`` is uint8 [n, c, h, w] for any n,
     with normalisation inside and batch normalisation folded; or ``safetensors``, a small file of mask, loc and scale in

@@ -89,7 +89,7 @@ class _Together:
 
     def is_faster(self, other: Callable[[Tensor], Tensor], x: Tensor) -> bool:
         """Whether one pass for images ``x`` takes less time than ``other``, which is measured for small batches."""
-        if len(x) > MOST_IMAGES or self._is_refused(x):
+        if not 0 < len(x) <= MOST_IMAGES or self._is_refused(x):
             return False
         return is_faster(lambda: lambda: self(x), lambda: lambda: other(x), f"{tuple(x.shape)}, {self.what}")
 

@@ -135,10 +135,14 @@ def shape_from(saved: Mapping[str, Any], config: Config, whose: str) -> Shape:
     return shape
 
 
+def named_code(config: Config) -> list[str]:
+    """The import paths of code that building the network of ``config`` imports."""
+    return foreign(config.arch, config.guide, config.prior, config.score)
+
+
 def check_code(config: Config, trust_code: bool, whose: str) -> None:
     """Raise ``UserError`` if building the network of ``config`` would import code that it names, unless ``trust_code``."""
-    named = foreign(config.arch, config.guide, config.prior, config.score)
-    if named and not trust_code:
+    if (named := named_code(config)) and not trust_code:
         raise UserError(
             f"{whose} names code to import, {', '.join(named)}; if you trust it, give --trust-code, or load_run(path, "
             "trust_code=True)"

@@ -23,7 +23,7 @@ def snip(posterior: Posterior, context: Context) -> Sites:
 
 
 def grasp(posterior: Posterior, context: Context) -> Sites:
-    """w₀ (H g), by which pruning a weight lowers the squared norm of the gradient g of a batch (Wang et al. 2020).
+    """w₀ (H g), half of what pruning a weight takes from the squared norm of a batch's gradient g, to first order (Wang et al. 2020).
 
     H is the Hessian of the loss L of the batch at the initial weights w₀. Each tensor has the shape of its site.
     """

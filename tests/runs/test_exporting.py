@@ -141,6 +141,7 @@ def test_draws_in_one_pass_are_those_one_by_one(run, images, tmp_path, monkeypat
         network = open_folder(tmp_path / "x")
         found[way] = [network(images[:count]) for count in (1, 5, packed_ticket.MOST_IMAGES + 1)]
     assert len(asked) == 4, "of the two small batches"
+    assert network(images[:0])["probs"].shape == (0, 10)
     assert f"{samples} draws" in asked[0]
     for together, apart in zip(*found.values(), strict=True):
         for name in apart:
