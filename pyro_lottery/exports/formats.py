@@ -74,7 +74,8 @@ class GraphPredictor(Predictor):
         """Open ``FOLDER/model.pt2``, a program; raises ``ValueError`` if it is not an export or is damaged."""
         path, extra = Path(folder) / "model.pt2", {KEY: ""}
         try:
-            module = torch.export.load(path, extra_files=extra).module()
+            with warnings.catch_warnings(action="ignore"):  # torch 2.11 warns of its own read-only buffers
+                module = torch.export.load(path, extra_files=extra).module()
             facts = json.loads(extra[KEY])
         except Exception as error:  # of zip files, pickles and programs
             raise ValueError(f"{path} is not an export of pyro_lottery ({one_line(error)})") from error
