@@ -9,14 +9,15 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from pyro_lottery import guides, masks, scores, seeds, tickets
+from pyro_lottery import guides, masks, schedules, scores, seeds, tickets
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.runs.cli import parse, run_command
-from pyro_lottery.runs.config import Config
+from pyro_lottery.runs.config import EVIDENCE, MOVING, Config
 from pyro_lottery.runs.loaded import Run
 from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.progress import show_results
@@ -35,14 +36,17 @@ def run_imp(config: Config, own: Own | None = None) -> Run:
     :meth:`Session.open`, and ``Diverged`` if a loss is not finite.
     """
     with Session.open(config, own) as session:
-        if config.levels:
+        schedule = _schedule_of(session)
+        if schedule is not None:
+            _check_schedule(session, schedule)
+        elif config.levels:
             _check_pruning(session)
         remaining = -1
         for level in range(config.levels + 1):
             ticket = next_ticket(session, level)
-            if masks.remaining(ticket.mask) == remaining:
+            if config.prune_fraction == EVIDENCE and masks.remaining(ticket.mask) == remaining:
                 break  # the score says that all weights that are left are worth something
-            session.train(level, ticket)
+            session.train(level, ticket, schedule if level == 0 else None)
             remaining = masks.remaining(ticket.mask)
     return session.load()
 
@@ -50,16 +54,38 @@ def run_imp(config: Config, own: Own | None = None) -> Run:
 def next_ticket(session: Session, level: int) -> Ticket:
     """The ticket of ``level`` (paper §5).
 
-    Level 0 is dense, at the initial values. A later level has the mask of the level before, shrunk by the score of that level's
-    posterior, and the values of the rewind point.
+    Level 0 is dense, at the initial values, or has a random mask over them with ``--schedule dynamic``. A later level has the mask of the
+    level before, shrunk by the score of that level's posterior or as its schedule left it, and the values of the rewind point.
     """
+    config = session.config
     if level == 0:
-        return session.dense
-    config, (posterior, net) = session.config, session.posterior(level - 1)
-    mask = next_mask(session, level, session.ticket(level - 1).mask, posterior)
+        return _random_ticket(session) if config.schedule == "dynamic" else session.dense
+    posterior, net = session.posterior(level - 1)
+    if config.schedule in MOVING:
+        mask = session.mask(level - 1)
+    else:
+        mask = next_mask(session, level, session.ticket(level - 1).mask, posterior)
     if config.rewind != "lr":
         posterior, net = session.rewind_point()
     return tickets.rewind(mask, posterior, net)
+
+
+def _random_ticket(session: Session) -> Ticket:
+    """A random mask over the dense network, whose values are kept for weights that come later."""
+    config, dense = session.config, session.dense
+    shapes = {name: mask.shape for name, mask in dense.mask.items()}
+    assert config.prune_to is not None
+    return replace(dense, mask=schedules.erdos_renyi(shapes, config.prune_to, config.seed))
+
+
+def _schedule_of(session: Session) -> schedules.Schedule | None:
+    """The schedule of level 0, or None if its mask stays."""
+    config = session.config
+    if config.schedule not in MOVING:
+        return None
+    score = _score_of(session, 0)
+    assert config.prune_to is not None
+    return schedules.Gradual(config.prune_to, score) if config.schedule == "gradual" else schedules.Dynamic(score)
 
 
 def next_mask(session: Session, level: int, mask: Mask, posterior: Posterior) -> Mask:
@@ -103,6 +129,25 @@ def _check_pruning(session: Session) -> None:
     initial = guides.posterior(setup.guide)
     with warnings.catch_warnings(action="ignore"):  # the untrained network's scores may empty whole layers
         mask = next_mask(session, 1, masks.full(initial), initial)
+    with torch.no_grad(), sparsify(mask):
+        setup.guide()
+        check_used_weights(setup.model, setup.data.train.head()[0])
+
+
+def _check_schedule(session: Session, schedule: schedules.Schedule) -> None:
+    """Move the mask once before anything is trained or written.
+
+    Raises ``UserError`` if the score does not suit the guide, the guide cannot be pruned, or no move would be left for the end.
+    """
+    config, setup, ticket = session.config, session.setup, next_ticket(session, 0)
+    if not masks.total(ticket.mask):
+        raise UserError(masks.NOTHING_PRUNABLE)
+    schedules.check_guide(setup.guide)
+    schedules.steps_between_moves(config.mask_every, setup.data, config.epochs, config.batch_size)
+    start = masks.apply(ticket.mask, ticket.start)
+    context = scores.Context(setup.model, setup.data.train, ticket.mask, session.dense, config.seed, 0)
+    with warnings.catch_warnings(action="ignore"), TURN, seeds.rng("cpu", config.seed, "move", 0):
+        mask = schedule.move(schedules.Move(ticket.mask, start, context, ticket.net, 0.0))
     with torch.no_grad(), sparsify(mask):
         setup.guide()
         check_used_weights(setup.model, setup.data.train.head()[0])

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pyro.infer.autoguide import AutoGuide
 
-from pyro_lottery import guides, masks, metrics, seeds, training
+from pyro_lottery import guides, masks, metrics, schedules, seeds, training
 from pyro_lottery.data import Data, recorded
 from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.handlers import count_flops, sparse_layers, sparsify
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.prediction import logits_mean, predict, predictive
-from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket
+from pyro_lottery.types import LevelResult, Mask, Posterior, Sites, Ticket
 
 WHOLE = "training steps as a whole"
 """Key of :attr:`TrainedLevel.layers` for whole steps, which were measured."""
@@ -25,6 +26,8 @@ WHOLE = "training steps as a whole"
 class TrainedLevel:
     """The result of training one ticket."""
 
+    mask: Mask
+    """The mask of the trained network: the ticket's, unless a schedule moved it."""
     posterior: Posterior
     """Marginal loc and scale of every site; 0 for pruned weights."""
     net: Sites
@@ -60,31 +63,34 @@ def train_level(
     hooks: training.Hooks,
     ranks: Ranks = ALONE,
     sparse: str = "auto",
+    schedule: schedules.Schedule | None = None,
+    mask_every: int | None = None,
+    dense: Ticket | None = None,
     **options: Any,
 ) -> TrainedLevel:
     """Train ``model`` and ``guide`` from ``ticket`` under its mask, and measure them with ``eval_samples`` posterior samples.
 
     Training starts at ``first_epoch``, counted from 0, with ``epochs`` and the other ``options`` of :func:`pyro_lottery.train`.
     ``sparse`` is the choice of :func:`pyro_lottery.handlers.sparse_layers`; in training, ``auto`` means what
-    :func:`pyro_lottery.training.sparse_for_data` returns. Metrics are those on the test split. Raises ``Diverged`` if the loss
-    is not finite, and any exception of ``hooks``.
+    :func:`pyro_lottery.training.sparse_for_data` returns. A ``schedule`` moves the mask every ``mask_every`` steps
+    (:func:`pyro_lottery.schedules.train`), and ``dense`` then holds the values at the start of level 0. Metrics are those on the test
+    split. Raises ``Diverged`` if the loss is not finite, and any exception of ``hooks``.
     """
-    predicting = sparse_layers(sparse)
-    if masks.is_full(ticket.mask):
-        sparse, predicting = "off", sparse_layers("off")
-    whole = training.sparse_for_data(
-        sparse, ticket.mask, model, guide, data, epochs=epochs, batch_size=batch_size, precision=precision,
-        estimator=options.get("estimator", "weights"), ranks=ranks,
-    )  # fmt: skip
-    layers = sparse_layers(whole)
-    with sparsify(ticket.mask):
-        model.start_from_(guide, ticket)
-        state = training.TrainState(first_epoch)  # each level starts with new moments of Adam
-        with layers:
-            history = training.train(
-                model, guide, data, epochs=epochs, batch_size=batch_size, precision=precision, seed=seed, level=level,
-                state=state, hooks=hooks, ranks=ranks, **options,
-            )  # fmt: skip
+    model.start_from_(guide, ticket)
+    state = training.TrainState(first_epoch)  # each level starts with new moments of Adam
+    of_all: dict[str, Any] = {
+        "epochs": epochs, "batch_size": batch_size, "precision": precision, "seed": seed, "level": level, "state": state,
+        "hooks": hooks, "ranks": ranks, **options,
+    }  # fmt: skip
+    if schedule is not None:
+        assert dense is not None
+        mask, ways = schedules.train(
+            schedule, mask_every, model, guide, data, ticket, dense=dense, sparse=sparse, **of_all
+        )
+    else:
+        mask, ways = ticket.mask, _train_under(ticket.mask, model, guide, data, sparse, of_all)
+    predicting = sparse_layers("off" if masks.is_full(mask) else sparse)
+    with sparsify(mask):
         device = next(guide.parameters()).device
         with predicting, hooks.measuring(), seeds.rng(device, seed, "predict", level):
             began = time.perf_counter()
@@ -92,12 +98,32 @@ def train_level(
             assert data.test is not None
             seconds = time.perf_counter() - began
             costs = {"predict_ms": 1000 * seconds / len(data.test), "flops": flops(model, guide, data)}
-    posterior = masks.apply(ticket.mask, guides.posterior(guide))
+    posterior = masks.apply(mask, guides.posterior(guide))
     steps = training.steps_in(data.train, batch_size, ranks.least)
-    ways = {} if whole == sparse else {WHOLE: "dense" if whole == "off" else "sparse"}
     return TrainedLevel(
-        posterior, model.net_state(), history, measured, costs, steps, ways | layers.ways | predicting.ways
+        mask, posterior, model.net_state(), state.history, measured, costs, steps, ways | predicting.ways
     )
+
+
+def _train_under(
+    mask: Mask, model: BayesianNetwork, guide: AutoGuide, data: Data, sparse: str, options: Mapping[str, Any]
+) -> dict[str, str]:
+    """Train under one mask; returns how its layers were computed."""
+    sparse = "off" if masks.is_full(mask) else sparse
+    names = ("epochs", "batch_size", "precision", "ranks")
+    whole = training.sparse_for_data(
+        sparse,
+        mask,
+        model,
+        guide,
+        data,
+        estimator=options.get("estimator", "weights"),
+        **{n: options[n] for n in names},
+    )
+    layers = sparse_layers(whole)
+    with sparsify(mask), layers:
+        training.train(model, guide, data, **options)
+    return ({} if whole == sparse else {WHOLE: "dense" if whole == "off" else "sparse"}) | layers.ways
 
 
 def measure(
@@ -118,14 +144,14 @@ def flops(model: BayesianNetwork, guide: AutoGuide, data: Data) -> int:
     return counted.total // len(outputs)
 
 
-def result(level: int, ticket: Ticket, trained: TrainedLevel) -> LevelResult:
+def result(level: int, trained: TrainedLevel) -> LevelResult:
     """The level's row of ``results.csv``."""
     seconds = [row["seconds"] for row in trained.history]
     return LevelResult(
         level=level,
-        density=masks.density(ticket.mask),
-        remaining=masks.remaining(ticket.mask),
-        total=masks.total(ticket.mask),
+        density=masks.density(trained.mask),
+        remaining=masks.remaining(trained.mask),
+        total=masks.total(trained.mask),
         train_seconds=sum(seconds),
         step_ms=1000 * statistics.median(seconds) / trained.steps,
         **trained.costs,

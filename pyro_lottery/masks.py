@@ -43,11 +43,32 @@ def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
             f"no weight would survive: {len(survivors)} are left, and --prune-fraction {fraction:g} prunes {count}; use "
             "fewer --levels or a smaller --prune-fraction"
         )
-    last = values.kthvalue(count).values  # faster than sorting
-    below, equal = values < last, (values == last).nonzero().squeeze(1)
-    flat[survivors[below]] = False
-    flat[survivors[equal[: count - int(below.sum())]]] = False
+    flat[survivors[lowest(values, count)]] = False
     return _smaller(flat, mask)
+
+
+def shrink_to(mask: Mask, score: Sites, count: int) -> Mask:
+    """Prune the survivors with the lowest score, globally over all sites of ``mask``, until ``count`` are left.
+
+    The mask stays as it is if it has no more. Ties are broken and layers warned of as in :func:`shrink`. Raises ``UserError`` if ``count`` is
+    below 1, or as :func:`shrink` does for scores.
+    """
+    flat, survivors, values = _ranked(mask, score)
+    if count < 1:
+        raise UserError(f"no weight would survive: {count} of {len(survivors)} are to be left")
+    if count >= len(survivors):
+        return dict(mask)
+    flat[survivors[lowest(values, len(survivors) - count)]] = False
+    return _smaller(flat, mask)
+
+
+def lowest(values: Tensor, count: int) -> Tensor:
+    """The places [count] of the ``count`` lowest of ``values`` [n], not in order; of equal values the first are taken."""
+    if count == 0:
+        return torch.zeros(0, dtype=torch.int64, device=values.device)
+    last = values.kthvalue(count).values  # faster than sorting
+    below, equal = (values < last).nonzero().squeeze(1), (values == last).nonzero().squeeze(1)
+    return torch.cat([below, equal[: count - len(below)]])
 
 
 def shrink_below(mask: Mask, score: Sites, threshold: float) -> Mask:

@@ -143,7 +143,7 @@ def mask(run: Run, level: int, site: str, axes: Axes | None = None) -> Axes:
 
     Raises ``UserError`` if ``site`` is not a prunable layer.
     """
-    axes, found = _axes(axes), run.level(level).ticket.mask
+    axes, found = _axes(axes), run.level(level).mask
     (site,) = _known([site], found)
     axes.imshow(found[site].flatten(1).numpy(), cmap="gray_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     remaining = 100 * masks.density_per_site(found)[site]
@@ -208,7 +208,7 @@ def _values(run: Run, level: int, quantity: str) -> dict[str, np.ndarray]:
     """The values of ``quantity`` for the surviving weights of each prunable layer."""
     if quantity not in QUANTITIES:
         raise unknown("quantity", quantity, QUANTITIES)
-    posterior, mask = run.level(level).posterior, run.level(level).ticket.mask
+    posterior, mask = run.level(level).posterior, run.level(level).mask
     if quantity != "loc" and posterior.scale is None:
         raise UserError(f"a deterministic run has no {quantity}; plot loc")
     found = {}
@@ -225,5 +225,5 @@ def _values(run: Run, level: int, quantity: str) -> dict[str, np.ndarray]:
 def _pruned_next(run: Run, level: int) -> dict[str, np.ndarray] | None:
     if run.folder.origin or level + 1 not in {row.level for row in run.folder.finished()}:
         return None
-    now, later = run.level(level).ticket.mask, run.level(level + 1).ticket.mask
+    now, later = run.level(level).mask, run.level(level + 1).mask
     return {site: (~later[site][alive]).numpy() for site, alive in now.items()}

@@ -63,7 +63,7 @@ def layers(runs: list[Run], level: int | None = None) -> pd.DataFrame:
     rows = []
     for run in runs:
         chosen = run.folder.finished()[-1].level if level is None else check_levels(run, [level])[0]
-        mask = run.folder.level(chosen).load_ticket().mask
+        mask = run.folder.mask(chosen)
         for depth, (site, density) in enumerate(masks.density_per_site(mask).items(), start=1):
             where = {"level": chosen, "site": site, "depth": depth, "weights": mask[site].numel()}
             rows.append(_key("imp", run) | where | {"density": density, "sparsity": 1 - density})

@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--key", help="key of the state_dict in a file that has several, such as state_dict_ema; default: common names"
     )
     parser.add_argument("--preset", default="default", help=f"options of a file's training: {PRESET_HELP}")
-    parser.add_options(but={"levels", "pretrained", "pretrained_key", "level0_from"})
+    parser.add_options(but={"levels", "schedule", "mask_every", "pretrained", "pretrained_key", "level0_from"})
     parser.add_trust_option()
     given = vars(parser.parse_args(arguments))
     return run_command(PROG, lambda: show_results(_transplant(**given).folder), arguments)

@@ -52,6 +52,14 @@ class Posterior:
         posterior, net, _ = _load(Path(path))
         return posterior, net
 
+    @classmethod
+    def load_with_mask(cls, path: str | Path) -> tuple[Posterior, Sites, Mask | None]:
+        """Read a file as :meth:`load` does, and the mask if the file has one."""
+        posterior, net, mask = _load(Path(path))
+        if mask and set(mask) != set(posterior.prunable):
+            raise Damaged(f"{path}: its masks do not match its prunable sites")
+        return posterior, net, {name: mask[name].bool() for name in posterior.prunable} if mask else None
+
 
 @dataclass(frozen=True, eq=False)
 class Ticket:

@@ -59,7 +59,7 @@ def test_a_level_can_be_trained_again_and_another_ticket_gives_other_bits(tiny_m
 
 def test_the_row_of_a_level(tiny_model, guide, tiny_data, ticket):
     trained = train(tiny_model, guide, tiny_data, ticket)
-    row = levels.result(1, ticket, trained)
+    row = levels.result(1, trained)
     kept, total = pl.masks.remaining(ticket.mask), pl.masks.total(ticket.mask)
     assert (row.level, row.remaining, row.total, row.density) == (1, kept, total, kept / total)
     assert row.test_accuracy == trained.measured["accuracy"]

@@ -11,16 +11,18 @@ from pyro_lottery.guides.state import (
     drawn_from,
     is_point,
     locs,
+    moved_moments,
     not_finite,
     parameter_groups,
     posterior,
     set_posterior_,
+    set_posterior_at_,
     values_at_loc,
     zero_pruned_,
 )
 
 __all__ = [
     "DRAWS", "MeanField", "Point", "active_masks", "auto", "by_name", "check_guide", "check_name", "check_sites",
-    "compressed", "deterministic", "drawn_from", "is_point", "locs", "made_by", "mean_field", "not_finite", "parameter_groups",
-    "posterior", "set_posterior_", "values_at_loc", "zero_pruned_",
+    "compressed", "deterministic", "drawn_from", "is_point", "locs", "made_by", "mean_field", "moved_moments", "not_finite", "parameter_groups",
+    "posterior", "set_posterior_", "set_posterior_at_", "values_at_loc", "zero_pruned_",
 ]  # fmt: skip

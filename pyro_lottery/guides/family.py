@@ -54,6 +54,19 @@ class Family:
         """Take the parameters from ``posterior``, which has been checked to fit, in place."""
         raise NotImplementedError
 
+    def set_at_(self, where: Mapping[str, Tensor], posterior: Posterior) -> None:
+        """:meth:`set_`, of the weights alone where the bool tensor of their site in ``where`` is True, if the family can do that."""
+        self.set_(posterior)
+
+    def relaid(
+        self, parameter: Tensor, values: Tensor, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+    ) -> Tensor:
+        """``values`` of a compressed ``parameter`` under the masks ``before``, as they are under ``after``: 0 where a weight is new.
+
+        ``parameter`` is the guide's own, uncompressed; masks are bool tensors of the sites' shapes.
+        """
+        return values
+
     def loc_parameters(self) -> list[Tensor]:
         """The parameters that are locs, to which weight decay applies."""
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
@@ -69,6 +69,27 @@ class FlatGuide(Tempered, Family):
             raise UserError("a guide cannot be set while it trains under a mask; set it before or after the training")
         for name, loc in self.locs().items():
             loc.copy_(posterior.loc[name])
+
+    @torch.no_grad()
+    def set_at_(self, where: Mapping[str, Tensor], posterior: Posterior) -> None:
+        before = [getattr(self, name).detach().clone() for name in self.flat]
+        self.set_(posterior)
+        no = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in self.shapes.items()}
+        chosen = torch.cat([flatten(site) for site in (no | dict(where)).values()]).to(self.loc.device)
+        for name, old in zip(self.flat, before, strict=True):
+            parameter = getattr(self, name)
+            parameter.copy_(torch.where(chosen, parameter, old))
+
+    def relaid(
+        self, parameter: Tensor, values: Tensor, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+    ) -> Tensor:
+        if not any(parameter is getattr(self, name) for name in self.flat):
+            return values
+        old, new = (
+            Layout(self.layout.shapes, [masks.get(name) for name in self.shapes], values.device)
+            for masks in (before, after)
+        )
+        return new.keep(old.scatter(values)).clone()
 
     def loc_parameters(self) -> list[Tensor]:
         return [self.loc]

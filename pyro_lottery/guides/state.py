@@ -109,6 +109,34 @@ def set_posterior_(guide: AutoGuide, posterior: Posterior) -> None:
     own.set_(posterior)
 
 
+@torch.no_grad()
+def set_posterior_at_(guide: AutoGuide, where: Mask, posterior: Posterior) -> None:
+    """:func:`set_posterior_`, of the weights alone where ``where``, a bool tensor by site of the site's shape, is True.
+
+    Guides other than this package's take the whole of ``posterior``.
+    """
+    family(guide).set_at_(where, posterior)
+
+
+def moved_moments(
+    model: nn.Module, guide: AutoGuide, moments: Mapping[int, Mapping[str, Tensor]], before: Mask, after: Mask
+) -> dict[int, dict[str, Tensor]]:
+    """Adam's ``moments``, of a training under ``before`` within :func:`compressed`, for one that goes on under ``after``.
+
+    They are those of an optimizer's state dict, over the parameters of :func:`parameter_groups`; those of a new weight are 0. Masks hold
+    bool tensors of the sites' shapes.
+    """
+    parameters = [p for group in parameter_groups(model, guide, 0.0) for p in group["params"]]
+    own = family(guide)
+    return {
+        index: {
+            name: value if name == "step" else own.relaid(parameters[index], value, before, after)
+            for name, value in of_one.items()
+        }
+        for index, of_one in moments.items()
+    }
+
+
 def not_finite(guide: AutoGuide) -> list[str]:
     """The sites whose parameters are not all finite; the parameters' names where they belong to no site."""
     sites = family(guide).per_site()

@@ -18,7 +18,7 @@ from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.runs.progress import LevelDisplay
 from pyro_lottery.runs.signals import Received
 from pyro_lottery.training import TrainState
-from pyro_lottery.types import Posterior, Sites, Ticket, infinite_info, ticket_checksum
+from pyro_lottery.types import Mask, Posterior, Sites, Ticket, infinite_info, ticket_checksum
 
 CHECKPOINT_SECONDS = 5.0
 """Shortest time between two checkpoints at the ends of epochs. Slow saving makes them rarer, so that saving takes at most
@@ -48,6 +48,15 @@ class LevelHooks(training.Hooks):
 
     def __exit__(self, *exception: Any) -> None:
         self.display.__exit__(*exception)
+
+    def begin(self, mask: Mask) -> Mask:
+        loaded = self.ranks.first(self._load)
+        moved = None if loaded is None else training.mask_of(loaded[0])
+        if moved is not None and {n: m.shape for n, m in moved.items()} != {n: m.shape for n, m in mask.items()}:
+            raise Damaged(
+                f"{self.folder.checkpoint} belongs to another network; remove the level's checkpoints to train it from its start"
+            )
+        return mask if moved is None else moved
 
     def start(self, state: TrainState) -> None:
         loaded = self.ranks.first(self._load)

@@ -22,9 +22,13 @@ RESUMABLE = {
 """Options that may differ when a run is resumed. They do not change what a level is trained to, except for its last bits."""
 EVIDENCE = "evidence"
 """The value of ``--prune-fraction`` that leaves the number of weights to the score."""
+SCHEDULES = ("iterative", "one_shot", "gradual", "dynamic")
+"""How density falls (``--schedule``)."""
+MOVING = ("gradual", "dynamic")
+"""Schedules that move the mask while level 0 trains."""
 AFTER_LEVEL_0 = {"levels", "score", "prune_fraction", "rewind"}
 """Options that level 0 does not depend on; ``epoch:K`` and ``restart:K`` of ``rewind`` also save the rewind point."""
-LATER: dict[str, Any] = {"prune_to": None, "sparse": "off", "graph": "off"}
+LATER: dict[str, Any] = {"prune_to": None, "sparse": "off", "graph": "off", "schedule": "iterative", "mask_every": None}
 """Options added after version 0.1.0, with the values that stand for its behaviour."""
 
 
@@ -68,7 +72,20 @@ class Config:
         "snr", str,
         f"score that ranks weights for pruning: {', '.join(scores.SCORES)}, or an import path; with a deterministic guide, which has no scale, snr means magnitude",
     )  # fmt: skip
-    levels: int = option(20, int, "number of prunings; level 0 is dense, so N levels need N + 1 trainings", AT_LEAST_0)
+    schedule: str = option(
+        "iterative", str, "how density falls: iterative (--levels prunings, each followed by a training); one_shot (one pruning of the trained "
+        "dense network to --prune-to); gradual (level 0 starts dense and is pruned to --prune-to while it trains); dynamic (level 0 has "
+        "density --prune-to from the start, and exchanges its lowest weights by --score for those of the largest gradient)",
+        choices=SCHEDULES,
+    )  # fmt: skip
+    mask_every: int | None = option(
+        None, int, "steps between two changes of the mask of --schedule gradual or dynamic; default: a hundredth of the training",
+        AT_LEAST_1,
+    )  # fmt: skip
+    levels: int = option(
+        None, int, "number of prunings; level 0 is dense, so N levels need N + 1 trainings; default: 20. With --schedule gradual or dynamic, "
+        "1 trains the ticket that level 0 has found once more, and the default is 0", AT_LEAST_0,
+    )  # fmt: skip
     prune_fraction: float | str = option(
         0.2, float,
         "fraction of the remaining weights that each level prunes; or evidence: all that the score says are worth nothing, until a "
@@ -78,7 +95,7 @@ class Config:
     prune_to: float | None = option(
         None,
         float,
-        "density of the last level; sets --prune-fraction to 1 - density^(1/levels), to six digits",
+        "density of the last level; sets --prune-fraction to 1 - density^(1/levels), to six digits, where --schedule is iterative",
         FRACTION,
     )
     rewind: str = option(
@@ -178,7 +195,8 @@ class Config:
             raise UserError(
                 f"--rewind {self.rewind} leaves none of {self.epochs} epochs to train; choose an earlier epoch"
             )
-        if self.prune_to is not None:
+        self._settle_schedule()
+        if self.prune_to is not None and self.schedule == "iterative":
             if self.levels == 0:
                 raise UserError(f"--prune-to {self.prune_to:g} needs --levels of at least 1")
             fraction = float(f"{1 - self.prune_to ** (1 / self.levels):.6g}")
@@ -190,6 +208,38 @@ class Config:
             object.__setattr__(self, "history_samples", min(self.train_samples, self.eval_samples))
         if self.run_dir is None:
             object.__setattr__(self, "run_dir", str(Path("runs") / self.name()))
+
+    def _settle_schedule(self) -> None:
+        """Give ``levels`` its default, and check what belongs to ``--schedule``. Equal runs then have equal options."""
+        usual = {f.name: f.default for f in fields(self)}
+        if self.levels is None:
+            object.__setattr__(self, "levels", {"iterative": 20, "one_shot": 1}.get(self.schedule, 0))
+        if self.mask_every is not None and self.schedule not in MOVING:
+            raise UserError(
+                f"--mask-every is for --schedule {' and '.join(MOVING)}, whose masks change while a network trains"
+            )
+        if self.schedule == "iterative":
+            return
+        if self.prune_to is None:
+            raise UserError(f"--schedule {self.schedule} needs --prune-to, the density that it ends with")
+        if self.prune_fraction != usual["prune_fraction"]:
+            raise UserError(f"--schedule {self.schedule} prunes to --prune-to; leave out --prune-fraction")
+        possible = (1,) if self.schedule == "one_shot" else (0, 1)
+        if self.levels not in possible:
+            raise UserError(
+                f"--levels must be {' or '.join(map(str, possible))} with --schedule {self.schedule}, got {self.levels}"
+            )
+        if self.schedule == "one_shot":  # a single level of iterative pruning, which may share its level 0
+            object.__setattr__(self, "schedule", "iterative")
+            return
+        if self.devices * self.num_nodes > 1:
+            raise UserError(
+                f"--schedule {self.schedule} trains on one device, got --devices {self.devices} --num-nodes {self.num_nodes}"
+            )
+        if self.schedule == "dynamic" and self.rewind_epoch:
+            raise UserError(
+                f"--rewind {self.rewind} has no values for weights that --schedule dynamic adds later; use init or lr"
+            )
 
     @property
     def rewind_epoch(self) -> int:
@@ -263,7 +313,10 @@ def preset(name: str, **options: Any) -> Config:
     """
     if name not in PRESETS:
         raise unknown("--preset", name, PRESETS)
-    return Config(**(PRESETS[name] | options))
+    chosen = PRESETS[name]
+    if options.get("schedule", "iterative") != "iterative":  # which has its own number of levels
+        chosen = {n: value for n, value in chosen.items() if n not in ("levels", "prune_fraction")}
+    return Config(**(chosen | options))
 
 
 def from_json(options: dict[str, Any]) -> Config:

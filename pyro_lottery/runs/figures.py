@@ -130,7 +130,7 @@ def layers(axes: Axes, run: RunFolder) -> None:
     """Plot the density per layer, one line per finished level of ``run``; later levels are darker."""
     rows = run.finished()
     for row in rows:
-        density = masks.density_per_site(run.level(row.level).load_ticket().mask)
+        density = masks.density_per_site(run.mask(row.level))
         shade = str(0.75 * (1 - row.level / max(1, rows[-1].level)))
         axes.plot(range(1, len(density) + 1), [100 * d for d in density.values()], ".-", color=shade, lw=1)
     axes.set(xlabel="layer (from the input)", ylabel="weights remaining (%)", ylim=(0, 105))

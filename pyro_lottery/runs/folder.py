@@ -12,10 +12,11 @@ from typing import Any
 from pyro_lottery import files, untrusted
 from pyro_lottery.errors import Damaged, UserError
 from pyro_lottery.runs import first_version
+from pyro_lottery.runs.config import MOVING
 from pyro_lottery.runs.level_folder import LevelFolder, as_csv
 from pyro_lottery.runs.lock import is_busy, locked
 from pyro_lottery.runs.manifest import COLUMNS
-from pyro_lottery.types import LevelResult, Posterior, Sites
+from pyro_lottery.types import LevelResult, Mask, Posterior, Sites
 
 ORIGINS = ("control", "transplant")
 """Facts of ``config.json`` that say how the folder's tickets were made if not by pruning."""
@@ -99,6 +100,11 @@ class RunFolder:
             return self.rewind_point.load_posterior()
         first = self.level(0).load_ticket()
         return first.start, first.net
+
+    def mask(self, level: int) -> Mask:
+        """The mask of the trained network of a finished level: the one that its schedule ended with, or that of its ticket."""
+        moved = self.level(level).load_moved_mask() if level == 0 and self.config.get("schedule") in MOVING else None
+        return self.level(level).load_ticket().mask if moved is None else moved
 
     def results(self) -> list[LevelResult]:
         """The rows of all finished levels, in order; raises ``UserError`` if a manifest is damaged."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_lottery import files, masks, untrusted
 from pyro_lottery.errors import Damaged, UserError, one_line
 from pyro_lottery.runs.manifest import Manifest
-from pyro_lottery.types import LevelResult, Posterior, Sites, Ticket, all_finite
+from pyro_lottery.types import LevelResult, Mask, Posterior, Sites, Ticket, all_finite
 
 TICKET, POSTERIOR, HISTORY, MANIFEST = "ticket.safetensors", "posterior.safetensors", "history.csv", "level.json"
 REWIND = f"../rewind/{POSTERIOR}"
@@ -28,6 +28,8 @@ class Contents:
     """What the files of a level hold."""
 
     ticket: Ticket
+    mask: Mask
+    """The mask of the trained network."""
     posterior: Posterior
     net: Sites
     """The network's values that are not random, as trained."""
@@ -53,14 +55,18 @@ class LevelFolder:
         """Read ``ticket.safetensors``."""
         return Ticket.load(self.path / TICKET)
 
-    def save_posterior(self, posterior: Posterior, net: Sites) -> None:
-        """Write ``posterior.safetensors``: loc/, scale/, net/."""
+    def save_posterior(self, posterior: Posterior, net: Sites, mask: Mask | None = None) -> None:
+        """Write ``posterior.safetensors``: loc/, scale/, net/, and mask/ if ``mask`` is not the ticket's."""
         self.path.mkdir(parents=True, exist_ok=True)
-        posterior.save(self.path / POSTERIOR, net)
+        posterior.save(self.path / POSTERIOR, net, mask)
 
     def load_posterior(self) -> tuple[Posterior, Sites]:
         """Read ``posterior.safetensors``: the posterior, and the network's values that are not random."""
         return Posterior.load(self.path / POSTERIOR)
+
+    def load_moved_mask(self) -> Mask | None:
+        """The mask that the level's schedule ended with; None if the mask stayed that of the ticket."""
+        return Posterior.load_with_mask(self.path / POSTERIOR)[2]
 
     def posterior_crc(self) -> str | None:
         """The CRC-32 of ``posterior.safetensors``; None if the file does not exist."""
@@ -189,20 +195,21 @@ class LevelFolder:
         the history with the number of ``epochs``.
         """
         try:
-            ticket, (posterior, net) = self.load_ticket(), self.load_posterior()
+            ticket, (posterior, net, moved) = self.load_ticket(), Posterior.load_with_mask(self.path / POSTERIOR)
             history = self.load_history(epochs)
         except (FileNotFoundError, UserError) as error:
             raise Damaged(str(error)) from error
-        kept = masks.remaining(ticket.mask), masks.total(ticket.mask)
+        mask = ticket.mask if moved is None else moved
+        kept = masks.remaining(mask), masks.total(mask)
         if kept != (row.remaining, row.total):
             raise Damaged(
                 f"{self.path}'s mask keeps {kept[0]} of {kept[1]} weights, its row {row.remaining} of {row.total}"
             )
         if {n: t.shape for n, t in posterior.loc.items()} != {n: t.shape for n, t in ticket.start.loc.items()}:
             raise Damaged(f"{self.path}'s posterior has other sites than its ticket")
-        if any(bool(posterior.loc[name][~mask].any()) for name, mask in ticket.mask.items()):
-            raise Damaged(f"{self.path}'s posterior has weights that its ticket has pruned")
-        return Contents(ticket, posterior, net, history)
+        if any(bool(posterior.loc[name][~own].any()) for name, own in mask.items()):
+            raise Damaged(f"{self.path}'s posterior has weights that its mask prunes")
+        return Contents(ticket, mask, posterior, net, history)
 
     def has_files(self) -> bool:
         """Whether all files of a finished level exist; :meth:`check` reads them."""

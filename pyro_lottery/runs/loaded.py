@@ -21,7 +21,7 @@ from pyro_lottery.runs.level_folder import Contents
 from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.trained import TrainedNetwork, check_code, rebuild, shape_from
 from pyro_lottery.threads import TURN
-from pyro_lottery.types import LevelResult, Posterior, Ticket
+from pyro_lottery.types import LevelResult, Mask, Posterior, Ticket
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +37,11 @@ class Level:
     def ticket(self) -> Ticket:
         """The ticket that the level was trained from."""
         return self._contents.ticket
+
+    @property
+    def mask(self) -> Mask:
+        """The mask of the trained network: that of the ticket, unless ``--schedule`` moved it while the level trained."""
+        return self._contents.mask
 
     @property
     def posterior(self) -> Posterior:
@@ -58,7 +63,7 @@ class Level:
         self.run.vet()
         run, read = self.run, self._contents
         return rebuild(
-            run.config, run.shape, replace(self.ticket, start=read.posterior, net=read.net), self.number, run.classes,
+            run.config, run.shape, Ticket(read.mask, read.posterior, read.net), self.number, run.classes,
             whose=str(run.folder.level(self.number).path), own=run.own, device=device,
         )  # fmt: skip
 

@@ -22,7 +22,8 @@ from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.resume import adopt, open_folder
 from pyro_lottery.runs.sharing import check_level_0, copy_level_0
 from pyro_lottery.runs.signals import Received, signals
-from pyro_lottery.types import Posterior, Sites, Ticket, posterior_checksum, ticket_checksum
+from pyro_lottery.schedules import Schedule
+from pyro_lottery.types import Mask, Posterior, Sites, Ticket, posterior_checksum, ticket_checksum
 
 PLOT_SECONDS = 10.0
 """Shortest time between two plots of a run's figures: plotting takes longer than training a small network."""
@@ -61,10 +62,10 @@ class Session:
                 if session._is_open:
                     session._ranks.first(session._plot)
 
-    def train(self, level: int, ticket: Ticket) -> None:
+    def train(self, level: int, ticket: Ticket, schedule: Schedule | None = None) -> None:
         """Train ``ticket`` as ``level``, measure the trained network and save everything.
 
-        Returns at once if the level is finished and was trained from the same ticket.
+        A ``schedule`` moves the mask meanwhile, every ``--mask-every`` steps. Returns at once if the level is finished and was trained from the same ticket.
         """
         self._enter()
         ticket = self._ranks.first(self._as_begun, level, ticket)
@@ -78,9 +79,9 @@ class Session:
             raise Stopped
         self._ranks.agree(f"the ticket of level {level}", ticket_checksum, ticket)
         self._ranks.first(self.folder.level(level).save_ticket, ticket)
-        trained = self._train(level, ticket)
+        trained = self._train(level, ticket, schedule)
         self._ranks.agree(f"the posterior of level {level}", posterior_checksum, trained.posterior, trained.net)
-        self._ranks.first(self._finish, level, ticket, trained)
+        self._ranks.first(self._finish, level, ticket, trained, schedule is not None)
         self._trained = True
 
     @property
@@ -91,6 +92,10 @@ class Session:
     def ticket(self, level: int) -> Ticket:
         """The ticket of a level, read from its file, so that a resumed run has the same bits."""
         return self._ranks.first(self.folder.level(level).load_ticket)
+
+    def mask(self, level: int) -> Mask:
+        """The mask of the trained network of a finished level, read from its files."""
+        return self._ranks.first(self.folder.mask, level)
 
     def posterior(self, level: int) -> tuple[Posterior, Sites]:
         """The posterior of a finished level, and the network's values that are not random, read from their file."""
@@ -173,7 +178,7 @@ class Session:
         folder.drop_checkpoints()  # the process may have been killed after writing the manifest
         return True
 
-    def _train(self, level: int, ticket: Ticket) -> TrainedLevel:
+    def _train(self, level: int, ticket: Ticket, schedule: Schedule | None) -> TrainedLevel:
         """Train the level; if it diverges, ``--on-divergence retry`` trains it once more with half the learning rate."""
         setup, config, folder = self.setup, self.config, self.folder.level(level)
         halved = self._ranks.first(self._halved, level)
@@ -184,7 +189,8 @@ class Session:
             with seeds.algorithms(config.deterministic), hooks:
                 return levels.train_level(
                     setup.model, setup.guide, setup.data, ticket, level, first_epoch=config.first_epoch(level),
-                    eval_samples=config.eval_samples, sparse=config.sparse, hooks=hooks, ranks=setup.ranks, **options,
+                    eval_samples=config.eval_samples, sparse=config.sparse, hooks=hooks, ranks=setup.ranks,
+                    schedule=schedule, mask_every=config.mask_every, dense=setup.dense, **options,
                 )  # fmt: skip
         except Diverged as error:
             if config.on_divergence != "retry" or halved:
@@ -193,7 +199,7 @@ class Session:
             what = {"epoch": error.epoch, "step": error.step, "sites": error.sites, "lr": config.lr / 2}
             self._ranks.first(folder.save_divergence, what)
             warnings.warn(f"{error}; level {level} starts again with --lr {config.lr / 2:g}", stacklevel=2)
-        return self._train(level, ticket)
+        return self._train(level, ticket, schedule)
 
     def _halved(self, level: int) -> bool:
         """Whether the level trains with half the learning rate because its first training diverged."""
@@ -205,13 +211,13 @@ class Session:
             )
         return diverged is not None
 
-    def _finish(self, level: int, ticket: Ticket, trained: TrainedLevel) -> None:
+    def _finish(self, level: int, ticket: Ticket, trained: TrainedLevel, has_moved: bool) -> None:
         """Save the trained level; its manifest is written last, since it is the commit point."""
         folder = self.folder.level(level)
-        folder.save_posterior(trained.posterior, trained.net)
+        folder.save_posterior(trained.posterior, trained.net, trained.mask if has_moved else None)
         folder.save_history(trained.history)
         rewind = level == 0 and self.folder.rewinds_late
-        folder.finish(levels.result(level, ticket, trained), ticket_checksum(ticket), rewind, trained.layers)
+        folder.finish(levels.result(level, trained), ticket_checksum(ticket), rewind, trained.layers)
         self.folder.write_results()
         folder.drop_checkpoints()
         if time.monotonic() - self._plotted > PLOT_SECONDS:

@@ -32,7 +32,9 @@ class Context:
     """All weights and the other tensors at the start of level 0."""
     seed: int
     level: int
-    """The level that is to be trained."""
+    """The level that is to be trained, or is being trained under a mask that moves."""
+    step: int = 0
+    """The finished steps of a training under a mask that moves."""
 
     def prior(self, site: str) -> Any:
         """The prior of a site, with the site's shape."""
@@ -40,15 +42,16 @@ class Context:
         return found.expand(self.dense.start.loc[site].shape) if found.event_shape == () else found
 
     def batches(self, count: int = 1, size: int = 128) -> Iterator[tuple[Any, Tensor]]:
-        """The first ``count`` batches of inputs [b, ...] and targets [b, ...], without augmentation, in an order by ``seed`` and ``level``.
+        """The first ``count`` batches of inputs [b, ...] and targets [b, ...], without augmentation, in an order by ``seed``, ``level`` and ``step``.
 
         ``size`` is that of batches from memory; a loader has its own.
         """
+        path: tuple[str | int, ...] = ("score data", self.level, *([self.step] if self.step else []))
         if isinstance(self.data, Stream):
-            with seeds.rng("cpu", self.seed, "score data", self.level):
+            with seeds.rng("cpu", self.seed, *path):
                 yield from islice(self.data, count)
             return
-        generator = seeds.generator("cpu", self.seed, "score data", self.level)
+        generator = seeds.generator("cpu", self.seed, *path)
         for indices in shuffle(len(self.data), min(size, len(self.data)), generator)[:count]:
             x, y = batch(self.data, indices.to(self.data.device), "none", generator)
             yield x.cpu(), y.cpu()

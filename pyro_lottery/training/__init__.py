@@ -16,11 +16,11 @@ from pyro_lottery.training.memory import step_memory, too_large
 from pyro_lottery.training.precision import precision_for_batch, precision_for_data
 from pyro_lottery.training.schedule import kl_factor, learning_rate, steps_in, steps_per_epoch
 from pyro_lottery.training.sparsity import sparse_for_data
-from pyro_lottery.training.state import TrainState
+from pyro_lottery.training.state import TrainState, mask_of
 from pyro_lottery.training.step import step
 
 __all__ = [
     "COLUMNS", "History", "Hooks", "TrainState", "check_batches", "check_data", "columns", "epoch", "kl_factor",
-    "learning_rate", "measure_name", "precision_for_batch", "precision_for_data", "sparse_for_data", "step", "step_memory", "steps_in",
+    "learning_rate", "mask_of", "measure_name", "precision_for_batch", "precision_for_data", "sparse_for_data", "step", "step_memory", "steps_in",
     "steps_per_epoch", "too_large", "train",
 ]  # fmt: skip

@@ -5,10 +5,15 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 from pyro_lottery.training.state import TrainState
+from pyro_lottery.types import Mask
 
 
 class Hooks:
     """Methods that :func:`train` calls; a subclass overrides those that it needs."""
+
+    def begin(self, mask: Mask) -> Mask:
+        """Called before a training under a mask that moves: the mask that it goes on with, here that of its start."""
+        return mask
 
     def start(self, state: TrainState) -> None:
         """Called before the first step: may load ``state``, and the values of the guide and the network."""

@@ -18,6 +18,7 @@ from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.errors import UserError, check_counts, one_line
 from pyro_lottery.names import under
 from pyro_lottery.training.history import History
+from pyro_lottery.types import Mask
 
 Moments = dict[int, dict[str, Tensor]]
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
@@ -49,6 +50,11 @@ class TrainState:
     """The kind of device that ``generators`` are of."""
     belongs: int | None = None
     """Checksum of the names and shapes of the parameters and of the masks that ``moments`` belong to."""
+
+    mask: Mask | None = None
+    """The mask that a schedule has moved to (:func:`pyro_lottery.schedules.train`); None before its first move."""
+    moved: int = 0
+    """Finished steps of all epochs at the last move of the mask."""
 
     def __post_init__(self) -> None:
         self._optimizer: Adam | None = None
@@ -101,17 +107,18 @@ class TrainState:
         self.history = [*self.history, row] if row else self.history
 
     def state_dict(self) -> dict[str, Any]:
-        """All of the state as one flat dict: tensors (``sums``, ``optimizer/I/…``, ``generator/…``), numbers and the history.
+        """All of the state as one flat dict: tensors (``sums``, ``optimizer/I/…``, ``generator/…``, ``mask/…``), numbers and the history.
 
         Tensors are not copied, as in torch. Within an epoch of several ranks, all of them must call this.
         """
         state: dict[str, Any] = {
-            name: getattr(self, name) for name in ("epoch", "step", "seconds", "device", "belongs")
+            name: getattr(self, name) for name in ("epoch", "step", "seconds", "device", "belongs", "moved")
         }
         moments = self._optimizer.state_dict()["state"] if self._optimizer else self.moments
         tensors = {f"optimizer/{index}/{name}": t for index, own in moments.items() for name, t in own.items()}
         generators = self.generators if self._order is None else self._live_generators()
         tensors |= {f"generator/{name}": t for name, t in generators.items()}
+        tensors |= {f"mask/{name}": m.to(torch.uint8) for name, m in (self.mask or {}).items()}
         return state | {"history": self.history, "sums": self.sums} | tensors
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -184,4 +191,14 @@ def _read(saved: Mapping[str, Any], world: int) -> TrainState:
         state = generators[name]
         if device != "cuda" or torch.cuda.is_available():  # of a GPU that is not here it is not used
             torch.Generator(device).set_state(state)  # fails for what is no state
-    return TrainState(epoch, step, float(saved["seconds"]), history, sums, moments, generators, device, belongs)
+    mask, moved = mask_of(saved), saved.get("moved", 0)
+    if type(moved) is not int or moved < 0:
+        raise ValueError(f"moved {moved!r}")
+    return TrainState(
+        epoch, step, float(saved["seconds"]), history, sums, moments, generators, device, belongs, mask, moved
+    )
+
+
+def mask_of(saved: Mapping[str, Any]) -> Mask | None:
+    """The mask in a state dict of :class:`TrainState`, bool tensors of the sites' shapes; None if it has none."""
+    return {name: m.bool() for name, m in under("mask/", saved).items()} or None

@@ -194,7 +194,7 @@ def an_epoch_less(level):
     [
         (another_mask, "keeps 5 of 10 weights, its row 6 of 10"),
         (other_sites, "other sites than its ticket"),
-        (pruned_weights_that_are_not_0, "weights that its ticket has pruned"),
+        (pruned_weights_that_are_not_0, "weights that its mask prunes"),
         (an_epoch_less, "has 4 of 5 epochs"),
     ],
 )

@@ -1,0 +1,164 @@
+"""Runs whose density falls while level 0 trains."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+import pyro_lottery as pl
+from pyro_lottery import controls, imp, masks, transplant
+from pyro_lottery.errors import Stopped
+from pyro_lottery.runs.checkpoint import LevelHooks
+from pyro_lottery.runs.config import Config, preset
+from tests.support import SMALL, fingerprint, same, small_run
+
+MOVING = {
+    "schedule": "dynamic",
+    "prune_to": 0.1,
+    "epochs": 4,
+    "milestones": (3,),
+    "batch_size": 50,
+    "levels": 1,
+    "lr": 0.01,
+}
+"""Sixteen steps, after each of which the mask moves until the twelfth."""
+
+
+@pytest.fixture(params=["dynamic", "gradual"])
+def run(request, tmp_path):
+    return small_run(tmp_path / "run", **MOVING | {"schedule": request.param})
+
+
+def test_level_0_ends_with_the_density_and_level_1_trains_what_it_has_found(run):
+    found, ticket = run.level(0), run.level(1).ticket
+    total = masks.total(found.mask)
+    assert run.results["remaining"].tolist() == [-(-total // 10)] * 2
+    begun = found.ticket.mask
+    assert masks.density(begun) == (1.0 if run.config.schedule == "gradual" else run.results["density"][0])
+    assert not same(begun, found.mask)
+    assert same(ticket.mask, found.mask)
+    initial = run.initial(run.config.seed)
+    assert same(ticket.start.loc, masks.apply(found.mask, initial.start).loc)
+    assert same(found.load_model().mask, found.mask)
+    for name, mask in found.mask.items():
+        assert not bool(found.posterior.loc[name][~mask].any())
+        assert bool((found.posterior.scale[name][mask] > 0).all())
+    assert same(run.folder.mask(0), found.mask)
+
+
+def test_the_saved_network_gives_the_probabilities_behind_the_results(run):
+    data = run.load_data()
+    network = run.level(0).load_model()
+    probabilities = network.predict(data.test, run.config.eval_samples, run.config.seed)
+    accuracy = float((probabilities.argmax(1) == data.test.targets).double().mean())
+    assert accuracy == pytest.approx(run.results["test_accuracy"][0])
+
+
+def test_a_finished_run_trains_nothing_again(run, capsys):
+    before = fingerprint(run.folder.path)
+    capsys.readouterr()
+    imp.run_imp(run.config)
+    assert fingerprint(run.folder.path) == before
+    assert "level 0" not in capsys.readouterr().out
+
+
+def test_a_control_has_the_initial_values_of_weights_that_were_pruned(run):
+    with warnings.catch_warnings(action="ignore"):
+        done = controls.run_control(run, "shuffle_global", [1])
+    ticket, initial = done.level(1).ticket, run.initial(run.config.seed)
+    assert same(ticket.start.loc, masks.apply(ticket.mask, initial.start).loc)
+    assert not same(ticket.mask, run.level(1).ticket.mask)
+
+
+@pytest.mark.parametrize("schedule", ["dynamic", "gradual"])
+@pytest.mark.parametrize("guide", ["mean_field", "deterministic"])
+def test_a_run_that_was_stopped_within_level_0_goes_on_with_the_same_bits(schedule, guide, tmp_path, monkeypatch):
+    options = SMALL | MOVING | {"schedule": schedule, "guide": guide, "levels": 0, "mask_every": 3}
+    whole = imp.run_imp(Config(**options, run_dir=str(tmp_path / "whole")))
+    config = Config(**options, run_dir=str(tmp_path / "stopped"))
+    for asks in (3, 5, 1, 2):  # at a move, in the second epoch, after one more step, and at a move
+        asked = []
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                LevelHooks, "stopping", lambda self, asked=asked, asks=asks: asked.append(0) or len(asked) >= asks
+            )
+            with pytest.raises(Stopped):
+                imp.run_imp(config)
+    assert fingerprint(imp.run_imp(config).folder.path) == fingerprint(whole.folder.path)
+
+
+def test_gradual_pruning_rewinds_late(tmp_path):
+    run = small_run(tmp_path / "run", **MOVING | {"schedule": "gradual", "rewind": "epoch:1"})
+    ticket, point = run.level(1).ticket, run.folder.load_rewind_point()[0]
+    assert same(ticket.start.loc, masks.apply(run.level(0).mask, point).loc)
+    assert len(run.level(1).history) == 3
+
+
+def test_a_deterministic_ticket_found_in_one_training_is_transplanted(tmp_path):
+    run = small_run(tmp_path / "run", **MOVING | {"guide": "deterministic"})
+    done = transplant.transplant_run(run, [1])
+    assert same(done.level(1).ticket.mask, run.level(0).mask)
+
+
+def test_options_follow_from_the_schedule():
+    assert Config().levels == 20
+    assert Config(schedule="gradual", prune_to=0.1).levels == 0
+    one = Config(schedule="one_shot", prune_to=0.05)
+    assert one == Config(levels=1, prune_to=0.05)  # so that both may share a level 0
+    assert (one.levels, one.prune_fraction, one.schedule) == (1, 0.95, "iterative")
+    assert preset("quick", schedule="dynamic", prune_to=0.1).levels == 0
+    assert preset("quick", schedule="one_shot", prune_to=0.1).levels == 1
+    assert preset("quick").levels == 2
+    again = Config(schedule="dynamic", prune_to=0.1, mask_every=7)
+    assert Config(**again.options()) == again
+    assert "dynamic" in again.name()
+    assert "prune_to0.1" in again.name()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "sudden"}, "unknown --schedule 'sudden'"),
+        ({"schedule": "dynamic"}, "--schedule dynamic needs --prune-to, the density that it ends with"),
+        ({"schedule": "one_shot"}, "--schedule one_shot needs --prune-to"),
+        ({"schedule": "gradual", "prune_to": 0.1, "prune_fraction": 0.5}, "--schedule gradual prunes to --prune-to"),
+        ({"schedule": "gradual", "prune_to": 0.1, "levels": 3}, "--levels must be 0 or 1 with --schedule gradual, got 3"),
+        ({"schedule": "one_shot", "prune_to": 0.1, "levels": 0}, "--levels must be 1 with --schedule one_shot, got 0"),
+        ({"mask_every": 3}, "--mask-every is for --schedule gradual and dynamic"),
+        ({"schedule": "dynamic", "prune_to": 0.1, "mask_every": 0}, "--mask-every must be at least 1, got 0"),
+        ({"schedule": "dynamic", "prune_to": 0.1, "devices": 2}, "--schedule dynamic trains on one device"),
+        ({"schedule": "dynamic", "prune_to": 0.1, "rewind": "epoch:1"}, "--rewind epoch:1 has no values for weights"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_one_line(options, message):
+    with pytest.raises(pl.UserError, match=message):
+        Config(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask_every": 8}, "--mask-every 8 changes the mask last after 8 of 16"),
+        ({"guide": "pyro.infer.autoguide.AutoMultivariateNormal", "arch": "tests.schedules.test_runs:small"}, "a mask cannot move"),
+        ({"guide": "deterministic", "score": "squared_sum"}, "--score squared_sum needs scales"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_completed_is_one_line_before_any_training(options, message, tmp_path):
+    with pytest.raises(pl.UserError, match=message):
+        small_run(tmp_path / "run", **MOVING | {"mask_every": 3} | options)
+    assert not (tmp_path / "run").exists()
+
+
+def small(num_classes):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2), torch.nn.Linear(2, num_classes))
+
+
+def test_a_run_made_in_python(tmp_path, tiny_data):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    found = pl.find_tickets(
+        net, tiny_data, run_dir=tmp_path / "run", schedule="dynamic", prune_to=0.25, epochs=4, batch_size=16, milestones=(),
+        eval_samples=2,
+    )  # fmt: skip
+    assert found.results["remaining"].tolist() == [32]
+    assert replace(found.config, run_dir=None).schedule == "dynamic"
