@@ -6,9 +6,11 @@ from . import (
     masks,
     metrics,
     plot,
+    posteriors,
     prediction,
     priors,
     runs,
+    schedules,
     scores,
     seeds,
     tables,
@@ -24,6 +26,7 @@ from .model.regression import BayesianRegressor
 from .nets import create_model, list_models
 from .prediction import predict, predict_mean, predictive
 from .runs.config import Config, preset
+from .runs.ensemble import ensemble
 from .runs.loaded import load_run
 from .tickets import compare
 from .training import TrainState, train
@@ -33,7 +36,7 @@ draw = plot
 __version__: str
 __all__ = [
     "ELBO", "BayesianClassifier", "BayesianNetwork", "BayesianRegressor", "Config", "LevelResult", "Mask", "Posterior",
-    "Ticket", "TrainState", "UserError", "bayesianize_", "compare", "create_model", "data", "draw", "errors", "find_tickets",
-    "guides", "handlers", "list_models", "load_run", "masks", "metrics", "plot", "posterior", "predict", "predict_mean",
-    "prediction", "predictive", "preset", "priors", "runs", "scores", "seeds", "tables", "tickets", "train", "training",
+    "Ticket", "TrainState", "UserError", "bayesianize_", "compare", "create_model", "data", "draw", "ensemble", "errors", "find_tickets",
+    "guides", "handlers", "list_models", "load_run", "masks", "metrics", "plot", "posterior", "posteriors", "predict", "predict_mean",
+    "prediction", "predictive", "preset", "priors", "runs", "schedules", "scores", "seeds", "tables", "tickets", "train", "training",
 ]  # fmt: skip

@@ -66,7 +66,7 @@ def find_tickets(
         if name not in OPTIONS:
             raise unknown("option of find_tickets", name, OPTIONS)
     # This library's guides go by their names, since a deterministic run, known by its name, has no prior.
-    guide = next((name for name in ("mean_field", "deterministic") if guide is getattr(guides, name)), guide)
+    guide = next((name for name, known in guides.NAMED.items() if guide is known), guide)
     given: dict[str, Any] = {"prior": prior, "guide": guide, "score": score}
     objects = {name: value for name, value in given.items() if not isinstance(value, str)}
     names: dict[str, Any] = {name: name_of(value) if name in objects else value for name, value in given.items()}

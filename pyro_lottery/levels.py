@@ -10,7 +10,7 @@ from typing import Any
 
 from pyro.infer.autoguide import AutoGuide
 
-from pyro_lottery import guides, masks, metrics, schedules, seeds, training
+from pyro_lottery import guides, masks, metrics, posteriors, schedules, seeds, training
 from pyro_lottery.data import Data, recorded
 from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.handlers import count_flops, sparse_layers, sparsify
@@ -91,6 +91,9 @@ def train_level(
         mask, ways = ticket.mask, _train_under(ticket.mask, model, guide, data, sparse, of_all)
     predicting = sparse_layers("off" if masks.is_full(mask) else sparse)
     with sparsify(mask):
+        posteriors.find_scales_(
+            model, guide, data, mask, epochs=first_epoch + epochs, batch_size=batch_size, seed=seed, level=level
+        )
         device = next(guide.parameters()).device
         with predicting, hooks.measuring(), seeds.rng(device, seed, "predict", level):
             began = time.perf_counter()

@@ -8,6 +8,8 @@ probabilities counts as wrong in ``accuracy``; every other metric is then NaN.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -270,3 +272,19 @@ def _scored(inside: Tensor, outside: Tensor) -> tuple[Tensor, Tensor] | None:
     ranks = scores.unique(return_inverse=True)[1].double()
     labels = torch.cat([torch.zeros(len(inside)), torch.ones(len(outside))]).long()
     return ranks / ranks.max().clamp_min(1), labels.to(scores.device)
+
+
+def deep_ensemble_equivalent(nll: float, of_ensembles: Sequence[float]) -> float:
+    """The size of a deep ensemble of the same NLL (Ashukha et al. 2020), between sizes by linear interpolation.
+
+    ``of_ensembles`` holds the NLL of ensembles of 1, 2, ... networks. Returns 1 for an ``nll`` that is no better than that of one network, and
+    infinity for one that is better than all. Raises ``UserError`` for values that are not numbers.
+    """
+    if not of_ensembles or any(math.isnan(value) for value in (nll, *of_ensembles)):
+        raise UserError(f"deep_ensemble_equivalent needs numbers, got {nll} and {list(of_ensembles)}")
+    if nll >= of_ensembles[0]:
+        return 1.0
+    for size, (before, after) in enumerate(pairwise(of_ensembles), start=1):
+        if after <= nll < before:
+            return size + (before - nll) / (before - after)
+    return math.inf

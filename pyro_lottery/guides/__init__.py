@@ -1,7 +1,8 @@
 """The variational families, and where a guide keeps loc and scale."""
 
-from pyro_lottery.guides.build import auto, by_name, check_name, made_by
+from pyro_lottery.guides.build import NAMED, auto, by_name, check_name, made_by
 from pyro_lottery.guides.check import check_guide, check_sites
+from pyro_lottery.guides.found import Found, Laplace, Swag, laplace, swag
 from pyro_lottery.guides.mean_field import MeanField, mean_field
 from pyro_lottery.guides.point import Point, deterministic
 from pyro_lottery.guides.state import (
@@ -17,12 +18,14 @@ from pyro_lottery.guides.state import (
     posterior,
     set_posterior_,
     set_posterior_at_,
+    step_ended,
+    training_point,
     values_at_loc,
     zero_pruned_,
 )
 
 __all__ = [
-    "DRAWS", "MeanField", "Point", "active_masks", "auto", "by_name", "check_guide", "check_name", "check_sites",
-    "compressed", "deterministic", "drawn_from", "is_point", "locs", "made_by", "mean_field", "moved_moments", "not_finite", "parameter_groups",
-    "posterior", "set_posterior_", "set_posterior_at_", "values_at_loc", "zero_pruned_",
+    "DRAWS", "NAMED", "Found", "Laplace", "MeanField", "Point", "Swag", "active_masks", "auto", "by_name", "check_guide", "check_name", "check_sites",
+    "compressed", "deterministic", "drawn_from", "is_point", "laplace", "locs", "made_by", "mean_field", "moved_moments", "not_finite", "parameter_groups",
+    "posterior", "set_posterior_", "set_posterior_at_", "step_ended", "swag", "training_point", "values_at_loc", "zero_pruned_",
 ]  # fmt: skip

@@ -24,9 +24,10 @@ from pyro.infer.autoguide import (
 
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.guides.adapted import Adapted, adapted
+from pyro_lottery.guides.adapted_laplace import AdaptedLaplace
 from pyro_lottery.guides.family import family
+from pyro_lottery.guides.found import laplace, swag
 from pyro_lottery.guides.joint import AdaptedJoint
-from pyro_lottery.guides.laplace import AdaptedLaplace
 from pyro_lottery.guides.lists import AdaptedList
 from pyro_lottery.guides.mean_field import mean_field
 from pyro_lottery.guides.memory import check_memory
@@ -125,13 +126,18 @@ def _check_plates(kind: type[AutoGuide], sites: Mapping[str, Any]) -> None:
                 )
 
 
+NAMED: dict[str, Callable[..., AutoGuide]] = {
+    "mean_field": mean_field, "deterministic": deterministic, "laplace": laplace, "swag": swag,
+}  # fmt: skip
+"""Guides by their names on the command line."""
+
+
 def check_name(name: str) -> Any:
     """The function or class that a guide's command-line name or import path names; ``UserError`` if there is none."""
-    known = {"mean_field": mean_field, "deterministic": deterministic}
-    if name in known:
-        return known[name]
+    if name in NAMED:
+        return NAMED[name]
     if "." not in name:
-        raise unknown("--guide", name, [*known, "package.module.AutoGuide"])
+        raise unknown("--guide", name, [*NAMED, "package.module.AutoGuide"])
     return load_callable(name, "--guide")
 
 

@@ -28,6 +28,9 @@ class Family:
     is_determined: bool = True
     """Loc and scale are all there is to know; otherwise a posterior keeps the raw parameters too, as ``extra``."""
 
+    scales_are_trained: bool = True
+    """Otherwise they are found after the training (:func:`pyro_lottery.posteriors.find_scales_`)."""
+
     @property
     def takes_scales(self) -> bool:
         """Whether :meth:`set_` needs a posterior with scales."""
@@ -82,6 +85,13 @@ class Family:
     def compressed(self) -> AbstractContextManager[None]:
         """A context in which only surviving weights have parameters, if the family can do that."""
         return nullcontext()
+
+    def training_point(self) -> AbstractContextManager[None]:
+        """A context of a training, in which the guide is a point if its scales are not trained."""
+        return nullcontext()
+
+    def step_ended(self, done: int, steps: int) -> None:
+        """Called after step ``done``, counted from 1, of ``steps`` steps of a training."""
 
     def drawn_from(self) -> AbstractContextManager[None]:
         """A context for several draws, in which the surviving weights' parameters are looked up once and none may change."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -31,7 +31,7 @@ class MeanField(FlatGuide):
     Raises ``UserError`` if ``init_scale`` or ``max_scale`` is not greater than 0.
     """
 
-    flat = ("loc", "log_scale")
+    flat: ClassVar[tuple[str, ...]] = ("loc", "log_scale")
 
     def __init__(
         self,
@@ -80,12 +80,12 @@ class MeanField(FlatGuide):
         return log_scale if self.max_scale is None else _AtMost.apply(log_scale, math.log(self.max_scale))
 
     def under_masks(self) -> tuple[Layout, list[Tensor]]:
-        layout, (loc, log_scale) = super().under_masks()
-        return layout, [loc, self.bounded(log_scale)]
+        layout, (loc, log_scale, *more) = super().under_masks()
+        return layout, [loc, self.bounded(log_scale), *more]
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every site of the model; returns the values by site, with the sites' shapes."""
-        layout, (loc, log_scale) = self.under_masks()
+        layout, (loc, log_scale, *_) = self.under_masks()
         draw = Draw(loc, log_scale, layout)
 
         def normal(number: int, select: Select) -> dist.TorchDistribution:

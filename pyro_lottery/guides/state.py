@@ -178,6 +178,16 @@ def compressed(guide: AutoGuide) -> Iterator[None]:
         yield
 
 
+def training_point(guide: AutoGuide) -> AbstractContextManager[None]:
+    """A context of a training, in which a guide whose scales are found afterwards is a point."""
+    return family(guide).training_point()
+
+
+def step_ended(guide: AutoGuide, done: int, steps: int) -> None:
+    """Tell ``guide`` that step ``done``, counted from 1, of ``steps`` steps of its training has ended."""
+    family(guide).step_ended(done, steps)
+
+
 def drawn_from(guide: AutoGuide) -> AbstractContextManager[None]:
     """A context for several draws from ``guide`` under one mask, in which no parameter may change.
 

@@ -54,7 +54,8 @@ class Parser(OneLineParser):
             choices = f": {', '.join(meta['choices'])}" if meta["choices"] else ""
             text = (meta["help"] + choices + shown).replace("%", "%%")
             shared |= {"metavar": f.name.upper(), "nargs": "*" if meta["many"] else None}
-            self.add_argument(f"--{dashed(f.name)}", type=_reader(meta["kind"], meta["words"]), help=text, **shared)
+            names = [f"--{dashed(name)}" for name in (f.name, *meta["also"])]
+            self.add_argument(*names, type=_reader(meta["kind"], meta["words"]), help=text, **shared)
 
 
 def _reader(kind: Any, words: Sequence[str]) -> Any:

@@ -63,7 +63,11 @@ class Config:
         0.0, float, "fraction of the training images held out for validation, stratified", HALF_OPEN
     )
     augment: str = option("auto", str, "random crop and flip of training images", choices=("auto", *data.AUGMENTATIONS))
-    guide: str = option("mean_field", str, "mean_field, deterministic, or the import path of a Pyro AutoGuide")
+    guide: str = option(
+        "mean_field", str,
+        "the posterior: mean_field; deterministic; laplace and swag, which train a point and find its scales afterwards; or the import path of a Pyro "
+        "AutoGuide. --posterior is another name of this option", also=("posterior",),
+    )  # fmt: skip
     prior: str = option(
         "normal", str, f"{', '.join(priors.KINDS)}, or the import path of (site, shape) -> distribution"
     )
@@ -79,7 +83,7 @@ class Config:
         choices=SCHEDULES,
     )  # fmt: skip
     mask_every: int | None = option(
-        None, int, "steps between two changes of the mask of --schedule gradual or dynamic; default: a hundredth of the training",
+        None, int, "steps between two changes of the mask of --schedule gradual or dynamic; default: 100, or a tenth of a training of fewer than 1,000 steps",
         AT_LEAST_1,
     )  # fmt: skip
     levels: int = option(

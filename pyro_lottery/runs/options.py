@@ -28,9 +28,19 @@ def option(
     choices: Sequence[str] | None = None,
     many: bool = False,
     words: Sequence[str] = (),
+    also: Sequence[str] = (),
 ) -> Any:
-    """A dataclass field for an option of type ``kind``, or of a tuple of them with ``many``, or one of ``words``; ``text`` is its help."""
-    meta = {"kind": kind, "help": text, "check": check, "choices": choices, "many": many, "words": tuple(words)}
+    """A dataclass field for an option of type ``kind``, or of a tuple of them with ``many``, or one of ``words``; ``text`` is its help, and ``also`` has its other
+    names on the command line."""
+    meta = {
+        "kind": kind,
+        "help": text,
+        "check": check,
+        "choices": choices,
+        "many": many,
+        "words": tuple(words),
+        "also": tuple(also),
+    }
     return field(default=default, metadata=meta)
 
 

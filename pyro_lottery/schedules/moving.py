@@ -55,13 +55,13 @@ class Schedule(Protocol):
 
 
 def steps_between_moves(every: int | None, data: Data, epochs: int, batch_size: int) -> int:
-    """``every``, or by default a hundredth of the steps of a training; for a loader, rounded up to whole epochs.
+    """``every``, by default 100 steps, or a tenth of a training if that is less; for a loader, rounded up to whole epochs.
 
     Raises ``UserError`` if no move falls between ``LAST_MOVE`` of the training and its end, since a schedule would not be completed.
     """
     per_epoch = training.steps_in(data.train, batch_size)
     steps, unit = epochs * per_epoch, 1 if isinstance(data.train, Split) else per_epoch
-    every = max(1, steps // 100) if every is None else every
+    every = max(1, min(100, steps // 10)) if every is None else every
     every = math.ceil(every / unit) * unit
     last = (steps - 1) // every * every
     if last < LAST_MOVE * steps:
@@ -129,6 +129,11 @@ def train(
 def check_guide(guide: AutoGuide) -> None:
     """Raise ``UserError`` if the mask of ``guide`` cannot move, since loc and scale are not all there is to know of it."""
     own = family(guide)
+    if not own.scales_are_trained:
+        raise UserError(
+            f"a mask cannot move while a {type(guide).__name__} guide trains, whose scales are known only after the training; use mean_field "
+            "or deterministic"
+        )
     if not (own.has_marginals and own.is_determined):
         raise UserError(
             f"a mask cannot move while a {type(guide).__name__} trains, since loc and scale do not determine it; use mean_field or "

@@ -117,18 +117,21 @@ def train(
     hooks, state = hooks or Hooks(), state or TrainState()
     state.check(model, guide)
     first = state.epoch
-    point = guides.is_point(guide)
-    samples = 1 if point else train_samples
     channels_last_(model)
     check_used_weights(model, data.train.head()[0])
-    with guides.compressed(guide):  # the parameters are those of surviving weights, so is the optimizer's state
+    with (
+        guides.training_point(guide),
+        guides.compressed(guide),
+    ):  # the parameters are those of surviving weights, so is the optimizer's state
+        point = guides.is_point(guide)
+        samples = 1 if point else train_samples
         optimizer = Adam(guides.parameter_groups(model, guide, weight_decay), lr, fused=True)
         elbo = ELBO(kl, estimator="weights" if point else estimator)
         loop = _Loop(
             model, guide, data, likelihood, elbo, optimizer, state, hooks, ranks,
             rates=(lr, milestones, warmup_epochs), kl_warmup_epochs=kl_warmup_epochs, batch_size=batch_size,
             samples=samples, history_samples=history_samples or samples, precision=precision, record=record, seed=seed,
-            level=level,
+            level=level, last=first + epochs,
         )  # fmt: skip
         with state.using(optimizer, ranks):
             hooks.start(state)
@@ -160,6 +163,8 @@ class _Loop:
     record: Record | None
     seed: int
     level: int
+    last: int
+    """The epoch before which training ends."""
 
     def __post_init__(self) -> None:
         device, recorded = self.data.train.device, self.record is not None
@@ -190,6 +195,7 @@ class _Loop:
                         check_batch(self.model, self.likelihood, y)
                     self.take(x, y, factor, state.sums)
                 state.step += 1
+                guides.step_ended(self.guide, state.epoch * len(batches) + state.step, self.last * len(batches))
                 state.seconds = time.perf_counter() - began
                 seen = self._check_or_stop(batches)
         seconds = time.perf_counter() - began

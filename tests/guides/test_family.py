@@ -7,9 +7,9 @@ from pyro import poutine
 from pyro.infer import autoguide as A
 
 import pyro_lottery as pl
+from pyro_lottery.guides.adapted_laplace import StockLaplace
 from pyro_lottery.guides.family import family
 from pyro_lottery.guides.joint import StockJoint
-from pyro_lottery.guides.laplace import StockLaplace
 from pyro_lottery.guides.lists import StockList
 from pyro_lottery.guides.stock import Drawn, StockDelta, StockNormal, StockStructured
 from tests.guides.models import nested

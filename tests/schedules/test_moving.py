@@ -81,7 +81,7 @@ def test_a_schedule_that_could_not_be_completed_is_refused(tiny_data):
         schedules.steps_between_moves(7, tiny_data, 5, 16)
     with pytest.raises(pl.UserError, match="last after 0 of 4 steps"):
         schedules.steps_between_moves(4, tiny_data, 1, 16)
-    assert schedules.steps_between_moves(None, tiny_data, 300, 16) == 12
+    assert schedules.steps_between_moves(None, tiny_data, 300, 16) == 100
 
 
 def test_a_loader_moves_at_the_ends_of_epochs(tiny_data):

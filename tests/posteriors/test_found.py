@@ -1,0 +1,174 @@
+"""Scales that are found at a trained point."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import pyro_lottery as pl
+from pyro_lottery import imp, masks, posteriors
+from pyro_lottery.errors import Stopped
+from pyro_lottery.guides.found import snapshots
+from pyro_lottery.handlers import sparsify
+from pyro_lottery.runs.checkpoint import LevelHooks
+from pyro_lottery.runs.config import Config
+from tests.support import QUICK, SMALL, fingerprint, same, small_run, tiny
+
+NAMES = ["laplace", "swag"]
+SHORT = SMALL | {"epochs": 3, "batch_size": 50, "levels": 1}
+
+
+def find(model, guide, data, mask=None, epochs=2, batch_size=16):
+    mask = mask or {}
+    with sparsify(mask):
+        posteriors.find_scales_(model, guide, data, mask, epochs=epochs, batch_size=batch_size, seed=0, level=0)
+    return pl.posterior(guide)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_laplace_has_the_precision_of_a_conjugate_regression(temperature):
+    """The posterior of w for y ~ N(w·x, 0.5²) to the power 1/T and w ~ N(0, 2²) has the precision Σx²/0.25/T + 1/4."""
+    x, net = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), nn.Sequential(nn.Linear(3, 1, bias=False))
+    y = x.sum(1, keepdim=True)
+    model = pl.BayesianRegressor(net, pl.priors.normal(2.0), num_data=50, noise_scale=0.5, kl_temperature=temperature)
+    data = pl.data.from_tensors(x, y, x, y, normalize=False)
+    found = find(model, pl.guides.laplace(model), data)
+    precision = (x**2).sum(0) / 0.25 / temperature + 0.25
+    torch.testing.assert_close(found.scale["0.weight"], precision.rsqrt()[None], rtol=1e-4, atol=1e-6)
+
+
+def test_laplace_takes_a_part_of_many_examples_for_all(monkeypatch, tiny_data):
+    model, guide = tiny(pl.guides.laplace)
+    whole = find(model, guide, tiny_data).scale
+    monkeypatch.setattr("pyro_lottery.posteriors.found.EXAMPLES", 30)
+    part = find(model, guide, tiny_data).scale
+    ratios = torch.cat([(part[name] / whole[name]).flatten() for name in whole])
+    assert not same(part, whole)
+    assert 0.8 < float(ratios.median()) < 1.25
+
+
+def test_laplace_without_curvature_is_one_line(tiny_data):
+    model, guide = tiny(pl.guides.laplace, prior=pl.priors.flat())
+    for loc in guide.locs().values():
+        loc.zero_()
+    with pytest.raises(pl.UserError, match=r"laplace finds no positive curvature at .* use a prior with curvature"):
+        find(model, guide, tiny_data)
+
+
+def test_when_snapshots_are_taken():
+    assert snapshots(75, 100) == 0
+    assert [snapshots(done, 100) for done in (76, 77, 99, 100)] == [1, 2, 24, 25]
+    taken = [done for done in range(1, 2001) if snapshots(done, 2000) > snapshots(done - 1, 2000)]
+    assert len(taken) == snapshots(2000, 2000) == 500 // 16
+    assert taken[-1] == 2000
+    assert {b - a for a, b in pairwise(taken)} == {16}
+
+
+def test_swag_is_mean_and_standard_deviation_of_the_last_weights(tiny_data):
+    model, guide = tiny(pl.guides.swag)
+    seen = []
+
+    class Hooks(pl.training.Hooks):
+        def stopping(self):
+            seen.append({name: loc.clone() for name, loc in guide.locs().items()})
+            return False
+
+        def epoch_ended(self, state):
+            self.stopping()
+
+    pl.train(model, guide, tiny_data, **QUICK | {"epochs": 4}, hooks=Hooks())
+    last = {name: torch.stack([one[name] for one in seen[12:16]]) for name in seen[0]}
+    assert len(seen) == 16
+    before = model.net_state()
+    found = find(model, guide, tiny_data, epochs=4)
+    for name, values in last.items():
+        torch.testing.assert_close(found.loc[name], values.mean(0), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(found.scale[name], values.std(0).clamp(min=1e-15), rtol=1e-4, atol=1e-8)
+    assert not same(before, model.net_state())
+
+
+def test_batch_norm_has_the_statistics_of_the_data_at_the_new_loc(tiny_data):
+    model, guide = tiny(pl.guides.swag)
+    pl.train(model, guide, tiny_data, **QUICK)
+    found = find(model, guide, tiny_data)  # one batch of all examples
+    norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    x = (tiny_data.train.inputs.float() / 255 - tiny_data.train.mean) / tiny_data.train.std
+    h = nn.functional.conv2d(x, found.loc["conv.weight"], found.loc.get("conv.bias"), padding=1)
+    torch.testing.assert_close(norm.running_mean, h.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+
+
+def test_swag_needs_two_snapshots(tiny_data):
+    model, guide = tiny(pl.guides.swag)
+    with pytest.raises(
+        pl.UserError, match="swag needs at least two steps in the last quarter of a training, which has 4"
+    ):
+        find(model, guide, tiny_data, epochs=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_is_that_of_a_point(name, tiny_data, half_mask):
+    def trained(make):
+        model, guide = tiny(make, prior=pl.priors.normal(1.0))
+        with sparsify(half_mask):
+            history = pl.train(model, guide, tiny_data, **QUICK)
+        return masks.apply(half_mask, pl.posterior(guide)).loc, [row["loss"] for row in history]
+
+    own, losses = trained(getattr(pl.guides, name))
+    point, expected = trained(pl.guides.deterministic)
+    assert same(own, point)
+    assert losses == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_scores_prunes_rewinds_and_loads(name, tmp_path):
+    run = small_run(tmp_path / "run", **SHORT | {"guide": name})
+    level = run.level(1)
+    posterior, ticket = level.posterior, level.ticket
+    first = run.level(0).posterior
+    snr = {n: first.loc[n].abs() / first.scale[n] for n in first.prunable}
+    kept = torch.cat([snr[n][ticket.mask[n]] for n in snr])
+    assert kept.min() >= torch.cat([snr[n][~ticket.mask[n]] for n in snr]).max()
+    for site, mask in ticket.mask.items():
+        assert not bool(posterior.loc[site][~mask].any())
+        assert bool((posterior.scale[site][mask] > 0).all())
+    data, network = run.load_data(), level.load_model()
+    draws = network.predict(data.test, 3, seed=1, aggregate=False)
+    assert not torch.equal(draws[0], draws[1])
+    found = network.predict(data.test, run.config.eval_samples, run.config.seed)
+    accuracy = float((found.argmax(1) == data.test.targets).double().mean())
+    assert accuracy == pytest.approx(run.results["test_accuracy"][1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_that_was_stopped_goes_on_with_the_same_bits(name, tmp_path, monkeypatch):
+    options = SHORT | {"guide": name}
+    whole = imp.run_imp(Config(**options, run_dir=str(tmp_path / "whole")))
+    config = Config(**options, run_dir=str(tmp_path / "stopped"))
+    for asks in (8, 3):  # in the last quarter of level 0, where swag collects, and then again
+        asked = []
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                LevelHooks, "stopping", lambda self, asked=asked, asks=asks: asked.append(0) or len(asked) >= asks
+            )
+            with pytest.raises(Stopped):
+                imp.run_imp(config)
+    assert fingerprint(imp.run_imp(config).folder.path) == fingerprint(whole.folder.path)
+
+
+def test_a_mask_cannot_move_meanwhile(tmp_path):
+    with pytest.raises(
+        pl.UserError, match="a mask cannot move while a Laplace guide trains, whose scales are known only after"
+    ):
+        small_run(
+            tmp_path / "run",
+            **SHORT | {"guide": "laplace", "schedule": "dynamic", "prune_to": 0.1, "levels": 0, "epochs": 5},
+        )
+
+
+def test_posterior_is_another_name_of_guide():
+    from pyro_lottery.runs.cli import parse
+
+    assert parse("x", "y", ["--posterior", "swag"]) == parse("x", "y", ["--guide", "swag"])
+    assert math.isclose(parse("x", "y", []).lr, 1e-3)
