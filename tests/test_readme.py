@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 
 import pyro_lottery.__main__ as listing
-from experiments import claims, odd_folders, odd_weights, own_data, timm_table
+from experiments import claims, export_table, odd_folders, odd_weights, own_data, timm_table
 from experiments import command as experimenting
 from experiments.benchmarks import candidates, estimators, exports, launches, layers, sparse, steps
 from experiments.benchmarks.gpu import __main__ as gpu
@@ -214,6 +215,8 @@ def test_runs(command, tmp_path, monkeypatch, capsys):
     else:
         arguments += ["--train-size", "40"]
     arguments += [*SHORT, "--arch", "lenet"]
+    if "--schedule" in arguments:
+        arguments += ["--epochs", "8"]  # of one step each, between which the mask moves
     assert imp.main(arguments) == 0
     assert "results, tickets" in capsys.readouterr().out
 
@@ -312,6 +315,7 @@ def test_the_sparse_command(tmp_path, monkeypatch, capsys):
             assert f"| {what} | 32 | sparse, {mask} |" in out
 
 
+@pytest.mark.slow
 def test_the_command_on_the_cost_of_exports(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
@@ -371,14 +375,16 @@ def test_the_papers_experiments(command, smoke_study, tmp_path, monkeypatch):
     assert stopped.value.code == 0
 
 
+@pytest.mark.slow
 def test_the_commands_that_write_tables(tmp_path, monkeypatch):
-    """Each on its first cases, since every case is a test of its own."""
+    """Each on its first cases, since every case is a test of its own; of a network's exports one, since all are in its table's test."""
     monkeypatch.chdir(tmp_path)
     weights = odd_weights.cases()[:2]
     monkeypatch.setattr(odd_weights, "cases", lambda: weights)
     monkeypatch.setattr(odd_folders, "CASES", odd_folders.CASES[:2])
     monkeypatch.setattr(timm_table, "_in_a_process", lambda name, timeout: timm_table.try_out(name))
     monkeypatch.setattr(timm_table, "MODELS", ["test_resnet"])
+    monkeypatch.setattr(export_table, "WAYS", export_table.WAYS[:1])
     Path("plots", "gallery").mkdir(parents=True)
     for command in OF["tables"]:
         module, *arguments = shlex.split(command)[2:]
@@ -420,9 +426,10 @@ def test_its_claims_are_those_that_were_judged():
 
 
 def test_every_option_it_names_exists():
-    fields = {f"--{name.replace('_', '-')}" for name in Config.__dataclass_fields__} | {"--help", "--preset"}
+    names = [name for f in fields(Config) for name in (f.name, *f.metadata["also"])]
+    options = {f"--{name.replace('_', '-')}" for name in names} | {"--help", "--preset"}
     parsers = [module.parser() for module in (steps, estimators, claims, soak, evaluate, gpu, export, predicting)]
     parsers += [experimenting.parser("all", ""), plotting.parser("fig1", "")]
-    fields |= {"--control", "--key", "--mask", "--save", "--compare"}
-    fields = fields.union(*(parser._option_string_actions for parser in parsers))
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", README)) - fields == set()
+    options |= {"--control", "--key", "--mask", "--save", "--compare"}
+    options = options.union(*(parser._option_string_actions for parser in parsers))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", README)) - options == set()

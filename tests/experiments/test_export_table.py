@@ -1,8 +1,11 @@
 import csv
 
+import pytest
+
 from experiments import export_table
 
 
+@pytest.mark.slow
 def test_a_network_s_row_holds_its_differences(tmp_path, capsys):
     assert export_table.main(["-o", str(tmp_path), "--networks", "lenet"]) == 0
     (row,) = csv.DictReader((tmp_path / "exports.csv").read_text().splitlines())

@@ -25,6 +25,7 @@ needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="run by test_all_
 
 
 @pytest.mark.skipif(INTERPRETED, reason="runs these tests")
+@pytest.mark.slow
 def test_all_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(

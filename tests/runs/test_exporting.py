@@ -43,7 +43,7 @@ def own_probabilities(run, form, images, level=2):
 
 
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
-@pytest.mark.parametrize("form", ["mean", "draws", "moments"])
+@pytest.mark.parametrize("form", ["mean", "draws", pytest.param("moments", marks=pytest.mark.slow)])
 def test_a_graph_predicts_what_the_run_does(run, images, tmp_path, form, format):
     facts = run.level(2).export(tmp_path / "x", form, format).facts
     found = (Predictor if format == "onnx" else GraphPredictor)(tmp_path / "x")
