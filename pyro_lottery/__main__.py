@@ -2,7 +2,7 @@
 
 import importlib
 
-COMMANDS = ("imp", "controls", "transplant", "evaluate", "report", "sites", "export", "predict")
+COMMANDS = ("imp", "controls", "transplant", "evaluate", "diagnose", "report", "sites", "export", "predict")
 
 
 def text() -> str:

@@ -11,7 +11,7 @@ from tests.support import ROOT
 GROUND = {"errors", "names", "seeds", "threads", "machine", "distributed", "files", "untrusted", "types", "modes", "trees", "faster", "packed"}  # fmt: skip
 METHOD = {
     "kernels", "distributions", "nets", "data", "priors", "model", "weights", "handlers", "guides", "elbo", "training",
-    "prediction", "metrics", "levels", "posteriors", "schedules", "scores", "masks", "tickets", "exports",
+    "prediction", "metrics", "levels", "posteriors", "diagnostics", "schedules", "scores", "masks", "tickets", "exports",
 }  # fmt: skip
 RUNS = {"runs"}
 COMMANDS = {
@@ -19,6 +19,7 @@ COMMANDS = {
     "controls",
     "transplant",
     "evaluate",
+    "diagnose",
     "report",
     "sites",
     "find",

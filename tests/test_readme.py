@@ -61,7 +61,7 @@ KINDS = {  # of commands, by the test that runs them
     "list": r"python -m pyro_lottery$",
     "runs": r"python -m pyro_lottery\.imp (?!.*--devices)",
     "two ranks": r"python -m pyro_lottery\.imp .*--devices",  # by test_distributed.py
-    "of runs": r"python -m pyro_lottery\.(controls|transplant|evaluate|report|sites) ",
+    "of runs": r"python -m pyro_lottery\.(controls|transplant|evaluate|diagnose|report|sites) ",
     "exports": r"python -m pyro_lottery\.(export|predict) ",
     "side by side": r"python -m (experiments|plots)\.bayesian_vs_deterministic ",
     "own data": r"python -m experiments\.own_data ",

@@ -16,11 +16,9 @@ from pyro_lottery.data import Data, Split, batch, in_memory, shuffle
 from pyro_lottery.errors import UserError
 from pyro_lottery.guides.found import Found, Laplace, Swag, snapshots
 from pyro_lottery.model import BayesianNetwork
-from pyro_lottery.model.outputs import call
+from pyro_lottery.posteriors.batch_norm import update_batch_norm_
 from pyro_lottery.posteriors.curvature import ggn_diagonal, prior_precision
 from pyro_lottery.training import TrainState, steps_in
-from pyro_lottery.training import epoch as epoch_of
-from pyro_lottery.training.checks import is_batch_norm
 from pyro_lottery.types import Mask
 
 EXAMPLES = 1024
@@ -105,29 +103,5 @@ def _swag_(
     scale = {name: (value / (count - 1)).sqrt().clamp(min=math.sqrt(1e-30)) for name, value in squares.items()}
     posterior = replace(guides.posterior(guide), loc=mean, scale=scale)
     guides.set_posterior_(guide, masks.apply(mask, posterior))
-    _update_batch_norm_(model, guide, data, mask, seed, level, epochs)
-
-
-@torch.no_grad()
-def _update_batch_norm_(
-    model: BayesianNetwork, guide: Swag, data: Data, mask: Mask, seed: int, level: int, epoch: int
-) -> None:
-    """Replace BatchNorm's running statistics by those of one more epoch's batches at loc (Izmailov et al. 2018)."""
-    norms: list[Any] = [m for m in model.modules() if is_batch_norm(m) and m.running_mean is not None]
-    if not norms:
-        return
-    momenta, state = [m.momentum for m in norms], TrainState(epoch)
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a mean over all batches
     weights = masks.apply(mask, guides.posterior(guide)).loc
-    try:
-        with epoch_of(model, data, state, batch_size=BATCH, seed=seed, level=level) as batches:
-            while state.step < len(batches):
-                x, _ = batches.batch(state.step)
-                with model.with_weights(weights):
-                    call(model.net, x, next(iter(weights.values())).dtype)
-                state.step += 1
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+    update_batch_norm_(model, weights, data, TrainState(epochs), seed=seed, level=level)
