@@ -13,6 +13,7 @@ from dataclasses import replace
 from pyro_lottery import masks, seeds, tickets
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.runs.cli import Parser, run_command
+from pyro_lottery.runs.config import MASK_STAYS
 from pyro_lottery.runs.loaded import Run, check_levels, load_run
 from pyro_lottery.runs.progress import show_results
 from pyro_lottery.runs.session import Session
@@ -40,6 +41,11 @@ def run_control(
         raise UserError(
             f"--control {control} needs the values of pruned weights, which --rewind lr does not keep; use --control reinit"
         )
+    if control != "reinit" and run.config.schedule == "gradual" and run.config.rewind_epoch:
+        raise UserError(
+            f"--control {control} needs the values of pruned weights, which --rewind {run.config.rewind} does not keep with --schedule gradual; use "
+            "--control reinit"
+        )
     if run.folder.origin:
         raise UserError(f"{run.folder.path} is itself a {run.folder.origin}; give the run that it was made from")
     run.vet()
@@ -48,7 +54,9 @@ def run_control(
         run.row(0)  # a shuffle takes values of the rewind point, which is one of the files of level 0
     folder = run.folder.derived("controls", control)
     config = replace(run.config, device=device, run_dir=str(folder.path), data_dir=data_dir or run.config.data_dir)
-    config = replace(config, pretrained=None, pretrained_key=None, level0_from=None)  # the tickets hold all values
+    config = replace(
+        config, pretrained=None, pretrained_key=None, level0_from=None, **MASK_STAYS
+    )  # the tickets hold all values
     with Session.open(config, run.own, control=control) as session:
         run.check_data(session.setup.data)
         for level in chosen:

@@ -24,7 +24,7 @@ from pyro_lottery.runs.progress import show_results
 from pyro_lottery.runs.session import Session
 from pyro_lottery.threads import TURN
 from pyro_lottery.training.mask_check import check_used_weights
-from pyro_lottery.types import Mask, Posterior, Ticket
+from pyro_lottery.types import Mask, Posterior, Sites, Ticket
 
 PROG = "python -m pyro_lottery.imp"
 
@@ -71,7 +71,7 @@ def next_ticket(session: Session, level: int) -> Ticket:
 
 
 def _random_ticket(session: Session) -> Ticket:
-    """A random mask over the dense network, whose values are kept for weights that come later."""
+    """A random mask over the dense network, whose values are kept for rewinding and for controls."""
     config, dense = session.config, session.dense
     shapes = {name: mask.shape for name, mask in dense.mask.items()}
     assert config.prune_to is not None
@@ -83,9 +83,14 @@ def _schedule_of(session: Session) -> schedules.Schedule | None:
     config = session.config
     if config.schedule not in MOVING:
         return None
-    score = _score_of(session, 0)
+    score = _random_at if config.score == "random" else _score_of(session, 0)
     assert config.prune_to is not None
     return schedules.Gradual(config.prune_to, score) if config.schedule == "gradual" else schedules.Dynamic(score)
+
+
+def _random_at(posterior: Posterior, context: scores.Context) -> Sites:
+    """New noise at every move."""
+    return scores.random(posterior, seeds.derive(context.seed, "score", context.level, context.step))
 
 
 def next_mask(session: Session, level: int, mask: Mask, posterior: Posterior) -> Mask:
@@ -147,7 +152,8 @@ def _check_schedule(session: Session, schedule: schedules.Schedule) -> None:
     start = masks.apply(ticket.mask, ticket.start)
     context = scores.Context(setup.model, setup.data.train, ticket.mask, session.dense, config.seed, 0)
     with warnings.catch_warnings(action="ignore"), TURN, seeds.rng("cpu", config.seed, "move", 0):
-        mask = schedule.move(schedules.Move(ticket.mask, start, context, ticket.net, 0.0))
+        end = 1.0 if config.schedule == "gradual" else 0.0  # where it prunes or exchanges most
+        mask = schedule.move(schedules.Move(ticket.mask, start, context, ticket.net, end))
     with torch.no_grad(), sparsify(mask):
         setup.guide()
         check_used_weights(setup.model, setup.data.train.head()[0])

@@ -34,6 +34,8 @@ class TrainedLevel:
     """The network's values that are not random."""
     history: training.History
     """One row per epoch."""
+    is_found: bool
+    """Whether the posterior was found after the training, so that ``history`` is that of the point."""
     measured: dict[str, float]
     """Metrics on the test split, by name."""
     costs: dict[str, Any]
@@ -85,17 +87,18 @@ def train_level(
     if schedule is not None:
         assert dense is not None
         mask, ways = schedules.train(
-            schedule, mask_every, model, guide, data, ticket, dense=dense, sparse=sparse, **of_all
+            schedule, mask_every, model, guide, data, ticket.mask, dense=dense, sparse=sparse, **of_all
         )
     else:
         mask, ways = ticket.mask, _train_under(ticket.mask, model, guide, data, sparse, of_all)
     predicting = sparse_layers("off" if masks.is_full(mask) else sparse)
-    with sparsify(mask):
+    device = next(guide.parameters()).device
+    with sparsify(mask), hooks.measuring():
         posteriors.find_scales_(
-            model, guide, data, mask, epochs=first_epoch + epochs, batch_size=batch_size, seed=seed, level=level
-        )
-        device = next(guide.parameters()).device
-        with predicting, hooks.measuring(), seeds.rng(device, seed, "predict", level):
+            model, guide, data, mask, epoch=first_epoch + epochs, seed=seed, level=level,
+            weight_decay=options.get("weight_decay", 0.0), ranks=ranks,
+        )  # fmt: skip
+        with predicting, seeds.rng(device, seed, "predict", level):
             began = time.perf_counter()
             measured = measure(model, guide, data, eval_samples, precision)
             assert data.test is not None
@@ -104,7 +107,15 @@ def train_level(
     posterior = masks.apply(mask, guides.posterior(guide))
     steps = training.steps_in(data.train, batch_size, ranks.least)
     return TrainedLevel(
-        mask, posterior, model.net_state(), state.history, measured, costs, steps, ways | predicting.ways
+        mask,
+        posterior,
+        model.net_state(),
+        state.history,
+        not guides.scales_are_trained(guide),
+        measured,
+        costs,
+        steps,
+        ways | predicting.ways,
     )
 
 
@@ -114,15 +125,16 @@ def _train_under(
     """Train under one mask; returns how its layers were computed."""
     sparse = "off" if masks.is_full(mask) else sparse
     names = ("epochs", "batch_size", "precision", "ranks")
-    whole = training.sparse_for_data(
-        sparse,
-        mask,
-        model,
-        guide,
-        data,
-        estimator=options.get("estimator", "weights"),
-        **{n: options[n] for n in names},
-    )
+    with guides.training_point(guide):
+        whole = training.sparse_for_data(
+            sparse,
+            mask,
+            model,
+            guide,
+            data,
+            estimator=options.get("estimator", "weights"),
+            **{n: options[n] for n in names},
+        )
     layers = sparse_layers(whole)
     with sparsify(mask), layers:
         training.train(model, guide, data, **options)
@@ -158,18 +170,18 @@ def result(level: int, trained: TrainedLevel) -> LevelResult:
         train_seconds=sum(seconds),
         step_ms=1000 * statistics.median(seconds) / trained.steps,
         **trained.costs,
-        **_columns(trained.measured, trained.history),
+        **_columns(trained.measured, [] if trained.is_found else trained.history),
     )
 
 
 def _columns(measured: dict[str, float], history: training.History) -> dict[str, Any]:
-    """The columns with the quality of a level; columns of the other task are left out."""
+    """The columns with the quality of a level; columns of the other task are left out. ``history`` is empty if it is not of the posterior."""
     columns: dict[str, Any] = dict(measured)
     if "rmse" in measured:
         return columns | {"val_rmse": min((row["val_rmse"] for row in history if "val_rmse" in row), default=None)}
     columns["test_accuracy"] = columns.pop("accuracy")
-    columns["max_test_accuracy"] = max(columns["test_accuracy"], *(row["test_accuracy"] for row in history))
-    if "val_accuracy" in history[0]:
+    columns["max_test_accuracy"] = max([columns["test_accuracy"], *(row["test_accuracy"] for row in history)])
+    if history and "val_accuracy" in history[0]:
         chosen = max(history, key=lambda row: row["val_accuracy"])
         columns |= {"val_accuracy": chosen["val_accuracy"], "selected_test_accuracy": chosen["test_accuracy"]}
     return columns

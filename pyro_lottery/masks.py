@@ -83,6 +83,11 @@ def shrink_below(mask: Mask, score: Sites, threshold: float) -> Mask:
     return _smaller(flat, mask)
 
 
+def check_score(mask: Mask, score: Sites) -> None:
+    """Raise ``UserError`` unless ``score`` ranks every survivor of ``mask``: a number for each, in tensors of the sites' shapes."""
+    _ranked(mask, score)
+
+
 def _ranked(mask: Mask, score: Sites) -> tuple[Tensor, Tensor, Tensor]:
     """The mask of all weights, the places of its survivors, and their scores."""
     if not total(mask):

@@ -275,7 +275,7 @@ def _scored(inside: Tensor, outside: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def deep_ensemble_equivalent(nll: float, of_ensembles: Sequence[float]) -> float:
-    """The size of a deep ensemble of the same NLL (Ashukha et al. 2020), between sizes by linear interpolation.
+    """The size of a deep ensemble of the same NLL, between sizes by linear interpolation (Ashukha et al. 2020, who calibrate both first).
 
     ``of_ensembles`` holds the NLL of ensembles of 1, 2, ... networks. Returns 1 for an ``nll`` that is no better than that of one network, and
     infinity for one that is better than all. Raises ``UserError`` for values that are not numbers.

@@ -20,7 +20,7 @@ from pyro_lottery import masks, tickets, weights
 from pyro_lottery.distributed import is_first
 from pyro_lottery.errors import UserError
 from pyro_lottery.runs.cli import Parser, run_command
-from pyro_lottery.runs.config import Config
+from pyro_lottery.runs.config import MASK_STAYS, Config
 from pyro_lottery.runs.config import preset as config_of
 from pyro_lottery.runs.loaded import Run, check_levels, load_run
 from pyro_lottery.runs.own import Own
@@ -36,8 +36,8 @@ PROG = "python -m pyro_lottery.transplant"
 def transplant_run(run: Run, levels: Iterable[int] | None = None, **options: Any) -> Run:
     """Transplant the tickets of ``levels`` of a deterministic ``run``, train each and return the transplants' run.
 
-    By default, ``levels`` are all finished levels except the dense one. ``options`` of :class:`Config` override those of ``run``.
-    Raises ``UserError`` if ``run`` is not deterministic or a level is not finished.
+    By default, ``levels`` are all finished levels except the dense one. A level whose mask moved while it trained gives the mask that it
+    ended with. ``options`` of :class:`Config` override those of ``run``. Raises ``UserError`` if ``run`` is not deterministic or a level is not finished.
     """
     if run.config.guide != "deterministic":
         raise UserError(
@@ -47,11 +47,13 @@ def transplant_run(run: Run, levels: Iterable[int] | None = None, **options: Any
     chosen = check_levels(run, levels, lowest=0 if levels else 1)
     own = {"guide": "mean_field", "device": "auto", "run_dir": str(run.folder.derived("transplant").path)}
     # A ticket holds all values, and is not the dense one.
-    own |= {"pretrained": None, "pretrained_key": None, "level0_from": None}  # type: ignore[dict-item]
+    own |= {"pretrained": None, "pretrained_key": None, "level0_from": None, **MASK_STAYS}  # type: ignore[dict-item]
+    if moving := sorted(options.keys() & MASK_STAYS.keys()):
+        raise UserError(f"{moving[0]} does not go with a transplant, whose mask is the ticket's")
 
     def ticket(level: int, into: Ticket) -> Ticket:
-        source = run.level(level).ticket
-        return tickets.transplant({**source.start.loc, **source.net}, source.mask, into)
+        source = run.level(level)
+        return tickets.transplant({**source.ticket.start.loc, **source.ticket.net}, source.mask, into)
 
     return _train(replace(run.config, **own | options), chosen, ticket, "the run's tickets", run.own)
 

@@ -72,6 +72,7 @@ KINDS = {  # of commands, by the test that runs them
     "launches": r"python -m experiments\.benchmarks\.launches$",
     "gpu": r"python -m experiments\.benchmarks\.gpu",  # by experiments/benchmarks/test_gpu.py
     "estimators": r"python -m experiments\.benchmarks\.estimators ",
+    "methods": r"python -m experiments\.methods ",  # by experiments/test_methods.py
     "paper": r"python -m (experiments|plots)\.(fig\d|table1|all|claims|squared_sum) ",
     "tables": r"python -m experiments\.(timm_table|export_table|odd_weights|odd_folders) ",
     "soak": r"python -m tests\.soak ",  # by soak/test_soak.py
@@ -245,7 +246,9 @@ def test_python_and_the_commands_on_runs(tmp_path, monkeypatch, capsys):
     names = {}
     for path, text in READMES.items():
         python = blocks(text, "python")
-        assert len(python) == {FRONT: 1, LIBRARY: 5}.get(path, 0)
+        assert len(python) == {FRONT: 1, LIBRARY: 5, EXPERIMENTS: 1}.get(path, 0)
+        if path == EXPERIMENTS:
+            continue  # run by experiments/test_methods.py
         names = {"__name__": "__main__"} if python else names
         for block in python:
             exec(block, names)

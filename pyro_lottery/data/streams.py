@@ -67,6 +67,12 @@ class Stream:
                 yield checked(present(batches.next(), step, self.steps), self.device)
             check_end(batches, self.steps)
 
+    def some(self, count: int, seed: int, *path: str | int) -> Iterator[tuple[Any, Tensor]]:
+        """Yield the first ``count`` batches of a pass, or all, with random numbers that follow ``seed`` and ``path``."""
+        with Shuffled(self.loader, seed, *path) as batches:
+            for step in range(min(count, self.steps)):
+                yield checked(present(batches.next(), step, self.steps), self.device)
+
     def head(self) -> tuple[Any, Tensor]:
         """Return inputs and targets [2, ...] of the first two examples of a pass, which has random numbers of its own."""
         with Shuffled(self.loader, 0, "head") as batches:

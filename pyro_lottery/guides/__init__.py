@@ -16,6 +16,7 @@ from pyro_lottery.guides.state import (
     not_finite,
     parameter_groups,
     posterior,
+    scales_are_trained,
     set_posterior_,
     set_posterior_at_,
     step_ended,
@@ -27,5 +28,5 @@ from pyro_lottery.guides.state import (
 __all__ = [
     "DRAWS", "NAMED", "Found", "Laplace", "MeanField", "Point", "Swag", "active_masks", "auto", "by_name", "check_guide", "check_name", "check_sites",
     "compressed", "deterministic", "drawn_from", "is_point", "laplace", "locs", "made_by", "mean_field", "moved_moments", "not_finite", "parameter_groups",
-    "posterior", "set_posterior_", "set_posterior_at_", "step_ended", "swag", "training_point", "values_at_loc", "zero_pruned_",
+    "posterior", "scales_are_trained", "set_posterior_", "set_posterior_at_", "step_ended", "swag", "training_point", "values_at_loc", "zero_pruned_",
 ]  # fmt: skip

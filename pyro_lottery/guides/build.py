@@ -153,7 +153,7 @@ def made_by(kind: Any, model: Callable[..., Any], init_scale: float, said: str =
     """
     if isinstance(kind, type) and issubclass(kind, AutoGuide):
         return auto(kind, model, init_scale)
-    guide = mean_field(model, init_scale) if kind is mean_field else kind(model)
+    guide = kind(model, init_scale) if kind in (mean_field, laplace, swag) else kind(model)
     if not isinstance(guide, AutoGuide):
         raise UserError(f"{said} gave a {type(guide).__name__}; expected a Pyro AutoGuide, or model -> AutoGuide")
     return guide

@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from torch import Size, Tensor, nn
 
+from pyro_lottery.distributions import spread
 from pyro_lottery.errors import UserError
 from pyro_lottery.guides.base import Tempered, model_of
 from pyro_lottery.guides.family import Family, family
@@ -143,6 +144,12 @@ class FlatGuide(Tempered, Family):
                     infer: Any = {"is_weight": name not in self._hyper_sites}
                     values[name] = pyro.sample(name, place.distribution(distribution(number, select)), infer=infer)
         return values
+
+    def draw_point(self, *args: Any) -> dict[str, Tensor]:
+        """Set every site to its loc; returns the values by site, with the sites' shapes."""
+        layout, (loc, *_) = self.under_masks()
+        values = spread(loc, layout)
+        return self.draw(lambda number, select: values[number] if select is None else select(values[number]), *args)
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pyro_lottery.distributions import spread
 from pyro_lottery.guides.mean_field import MeanField
 
 
 class Found(MeanField):
     """q(w) = Π N(w; loc, scale²), which is a point at loc while it trains: MAP, or maximum likelihood under ``priors.flat``.
 
-    :func:`pyro_lottery.posteriors.find_scales_` sets the scales afterwards. Until then they are the initial ones.
+    The point is also pulled by weight decay. :func:`pyro_lottery.posteriors.find_scales_` sets the scales afterwards. Until then they are the
+    initial ones.
     """
 
     scales_are_trained = False
@@ -45,9 +45,7 @@ class Found(MeanField):
         """Sample every site of the model, or set it to its loc in training; returns the values by site, with the sites' shapes."""
         if not self._trains:
             return super().forward(*args, **kwargs)
-        layout, (loc, *_) = self.under_masks()
-        values = spread(loc, layout)
-        return self.draw(lambda number, select: values[number] if select is None else select(values[number]), *args)
+        return self.draw_point(*args)
 
 
 class Laplace(Found):
@@ -57,7 +55,8 @@ class Laplace(Found):
 class Swag(Found):
     """A :class:`Found` guide with mean and variance of the weights that training passes through at its end (Maddox et al. 2019, SWAG-Diagonal).
 
-    It collects them within the last quarter of the steps, ``SNAPSHOTS`` times or at every step.
+    It collects them within the last quarter of the steps, ``SNAPSHOTS`` times or at every step. A training in several calls of
+    :func:`pyro_lottery.train` collects in the last of them alone.
     """
 
     flat: ClassVar[tuple[str, ...]] = ("loc", "log_scale", "mean", "squares")
@@ -67,19 +66,36 @@ class Swag(Found):
     ):
         super().__init__(model, init_scale, *prototype_args, create_plates=create_plates)
         self.mean, self.squares = (nn.Parameter(torch.zeros_like(self.loc), requires_grad=False) for _ in range(2))
+        self.taken = 0
+        """Snapshots of this training so far."""
+
+    @contextmanager
+    def training_point(self) -> Iterator[None]:
+        self.taken = 0  # a checkpoint that is loaded within this context sets it again
+        with super().training_point():
+            yield
 
     @torch.no_grad()
     def step_ended(self, done: int, steps: int) -> None:
-        count = snapshots(done, steps)
-        if count == snapshots(done - 1, steps):
+        if snapshots(done, steps) == snapshots(done - 1, steps):
             return
-        if count == 1:
+        self.taken += 1
+        if self.taken == 1:
             self.mean.copy_(self.loc)
             self.squares.zero_()
             return
         before = self.loc - self.mean  # Welford's algorithm, which loses no digits
-        self.mean.add_(before / count)
+        self.mean.add_(before / self.taken)
         self.squares.add_(before * (self.loc - self.mean))
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}taken"] = torch.tensor(self.taken)
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *more: Any) -> None:
+        own = dict(state)
+        self.taken = int(own.pop(f"{prefix}taken", torch.tensor(0)))
+        super()._load_from_state_dict(own, prefix, *more)
 
 
 SNAPSHOTS = 30

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_lottery.distributions import spread
 from pyro_lottery.guides.flat import FlatGuide
 
 
@@ -18,9 +17,7 @@ class Point(FlatGuide):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Set every site of the model to its loc; returns the values by site, with the sites' shapes."""
-        layout, (loc,) = self.under_masks()
-        values = spread(loc, layout)
-        return self.draw(lambda number, select: values[number] if select is None else select(values[number]), *args)
+        return self.draw_point(*args)
 
 
 def deterministic(model: Callable[..., Any], *prototype_args: Any, create_plates: Any = None) -> Point:

@@ -68,7 +68,7 @@ def posterior(guide: AutoGuide, draws: int = DRAWS) -> Posterior:
         loc, scale, draws = _copies(own.locs()), _copies(own.scales()), 0
     else:
         loc, scale = moments(guide, own.sites(), draws)
-    if own.is_point:
+    if own.is_point and own.scales_are_trained:
         scale, draws = None, 0
     extra = {} if own.is_determined else _copies(guide.state_dict())
     return Posterior(loc, scale, _prunable(guide, loc), extra, draws)
@@ -176,6 +176,11 @@ def compressed(guide: AutoGuide) -> Iterator[None]:
         zero_pruned_(guide, active_masks(guide))
     with own.compressed():
         yield
+
+
+def scales_are_trained(guide: AutoGuide) -> bool:
+    """Whether training finds the scales of ``guide``; otherwise :func:`pyro_lottery.posteriors.find_scales_` does afterwards."""
+    return family(guide).scales_are_trained
 
 
 def training_point(guide: AutoGuide) -> AbstractContextManager[None]:

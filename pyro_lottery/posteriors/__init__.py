@@ -2,6 +2,6 @@
 
 from pyro_lottery.posteriors.batch_norm import update_batch_norm_
 from pyro_lottery.posteriors.curvature import ggn_diagonal, prior_precision
-from pyro_lottery.posteriors.found import EXAMPLES, find_scales_, is_found
+from pyro_lottery.posteriors.found import EXAMPLES, check_findable, find_scales_
 
-__all__ = ["EXAMPLES", "find_scales_", "ggn_diagonal", "is_found", "prior_precision", "update_batch_norm_"]
+__all__ = ["EXAMPLES", "check_findable", "find_scales_", "ggn_diagonal", "prior_precision", "update_batch_norm_"]

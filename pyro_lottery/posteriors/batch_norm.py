@@ -31,11 +31,12 @@ def update_batch_norm_(
     if not norms:
         return
     momenta = [m.momentum for m in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a mean over all batches
     try:
         with training.epoch(model, data, state, batch_size=BATCH, seed=seed, level=level) as batches:
+            for norm in norms:
+                if norm.training:  # a frozen one keeps its statistics
+                    norm.reset_running_stats()
+                    norm.momentum = None  # a mean over all batches
             last = len(batches) if steps is None or batches.whole_only else min(steps, len(batches))
             while state.step < last:
                 x, _ = batches.batch(state.step)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
+from pyro_lottery.distributions import base
+from pyro_lottery.errors import UserError
 from pyro_lottery.model import BayesianNetwork, one_tensor
 from pyro_lottery.model.fixed import plain
 from pyro_lottery.types import Mask
@@ -52,7 +54,8 @@ def ggn_diagonal(
 def _roots(model: BayesianNetwork, outputs: Tensor, y: Tensor) -> Tensor:
     """R [b, outputs, outputs] with Λ = RRᵀ for each example, where negative eigenvalues of Λ count as 0."""
     flat = outputs.flatten(1).clone().requires_grad_()
-    loss = -model.likelihood(flat.view(outputs.shape)).log_prob(y).sum()
+    likelihood = model.likelihood(flat.view(outputs.shape))
+    loss = -likelihood.log_prob(model.checked_targets(y, likelihood, outputs)).sum()
     (first,) = torch.autograd.grad(loss, flat, create_graph=True)
     rows = [torch.autograd.grad(first[:, k].sum(), flat, retain_graph=True)[0] for k in range(flat.shape[1])]
     values, vectors = torch.linalg.eigh(torch.stack(rows, 1).double())
@@ -60,11 +63,18 @@ def _roots(model: BayesianNetwork, outputs: Tensor, y: Tensor) -> Tensor:
 
 
 def prior_precision(model: BayesianNetwork, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """−∂² log p(w)/∂w² of every weight at ``values``: 1/s² for a Normal prior of scale s. Returns a tensor per site, of the site's shape."""
+    """−∂² log p(w)/∂w² of every weight at ``values``: 1/s² for a Normal prior of scale s. Returns a tensor per site, of the site's shape.
+
+    Raises ``UserError`` for a prior under which weights depend on each other.
+    """
     found = {}
     for name, value in values.items():
         w = value.detach().clone().requires_grad_()
-        prior: Any = model.prior_of(name)
+        prior: Any = base(model.prior_of(name))
+        if prior.event_shape:
+            raise UserError(
+                f"laplace needs priors of single weights, but that of {name!r} is a {type(prior).__name__} over several"
+            )
         with torch.enable_grad():
             density = prior.log_prob(w).sum()
             first = torch.autograd.grad(density, w, create_graph=True)[0] if density.requires_grad else torch.zeros(())

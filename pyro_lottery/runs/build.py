@@ -13,7 +13,21 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from pyro_lottery import data, guides, kernels, machine, masks, nets, priors, scores, seeds, tickets, training, trees
+from pyro_lottery import (
+    data,
+    guides,
+    kernels,
+    machine,
+    masks,
+    nets,
+    posteriors,
+    priors,
+    scores,
+    seeds,
+    tickets,
+    training,
+    trees,
+)
 from pyro_lottery.data import Data
 from pyro_lottery.distributed import ALONE, Ranks, check_alone, start
 from pyro_lottery.errors import UserError
@@ -253,6 +267,9 @@ def _prepare(config: Config, device: torch.device, ranks: Ranks, own: Own | None
     guide.to(device)
     training.check_data(model, data)
     training.check_batches(model, data, config.batch_size, ranks)
+    posteriors.check_findable(
+        model, guide, data, epochs=config.epochs, late=config.first_epoch(1), batch_size=config.batch_size
+    )
     if any(not bool((scale > 0).all()) for scale in (dense.start.scale or {}).values()):
         raise UserError(f"--init-scale {config.init_scale} gives scales of 0 in single precision; choose a larger one")
     known = facts(config, shape, device, data.classes)

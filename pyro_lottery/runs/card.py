@@ -56,7 +56,7 @@ METRICS = {
 TEXT = """
 # {{ title | md }}
 
-A sparse {{ kind }} `{{ facts.arch }}` found by iterative magnitude pruning: {{ "{:,}".format(facts.remaining) }} of
+A sparse {{ kind }} `{{ facts.arch }}` found by {{ method }}: {{ "{:,}".format(facts.remaining) }} of
 {{ "{:,}".format(facts.total) }} prunable weights survive ({{ "%.2f" % (100 * facts.density) }} %, level {{ facts.level }}).
 {{ what }}
 
@@ -150,7 +150,7 @@ def card(level: Level, facts: Mapping[str, Any], licence: str, ood: Sequence[Map
     of_draws, certain = facts["form"] == "draws", level.posterior.scale is None
     body = BODY.from_string(TEXT).render(
         title=title, facts=facts, dataset=dataset, measured=measured, ood=ood if of_draws else (),
-        predict_ms=row.predict_ms if of_draws else None, kind="deterministic" if certain else "Bayesian",
+        predict_ms=row.predict_ms if of_draws else None, method=_METHODS[config.schedule], kind="deterministic" if certain else "Bayesian",
         is_network=facts["format"] not in LAYOUTS,
         largest=max(facts["largest_difference"].values()), snippet=snippet, shape=shape, outputs=outputs, what="This file holds its weights." if certain else _what(facts),
         colours="grey values" if facts["image_shape"][0] == 1 else "red, green, blue", licence=licence, citation=CITATION,
@@ -183,13 +183,23 @@ def _numbers(values: list[float]) -> str:
     return ", ".join(f"{value:.4f}" for value in values)
 
 
+_METHODS = {
+    "iterative": "iterative magnitude pruning", "gradual": "gradual pruning within one training",
+    "dynamic": "dynamic sparse training",
+}  # fmt: skip
+"""What a schedule is called in a sentence."""
+
+
 def _protocol(level: Level) -> str:
     config = level.run.config
-    by = (
-        "pruned by evidence"
-        if isinstance(config.prune_fraction, str)
-        else f"{100 * config.prune_fraction:g} % pruned a level"
-    )
+    if config.prune_to is not None:
+        by = f"pruned to {100 * config.prune_to:g} % while it trained"
+    else:
+        by = (
+            "pruned by evidence"
+            if isinstance(config.prune_fraction, str)
+            else f"{100 * config.prune_fraction:g} % pruned a level"
+        )
     return (
         f"{config.epochs} epoch{'' if config.epochs == 1 else 's'} a level, batch {config.batch_size}, learning rate {config.lr:g}, guide `{config.guide}`, prior "
         f"`{config.prior}` of scale {config.prior_scale:g}, KL temperature {config.kl_temperature:g}, score `{config.score}`, "

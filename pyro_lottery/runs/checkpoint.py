@@ -39,6 +39,7 @@ class LevelHooks(training.Hooks):
         self.columns |= {f"{part}_{self.measure}" for part in ("test", *(["val"] if setup.data.val else []))}
         self.rewind_point, self.rewind_epoch = run.rewind_point, config.rewind_epoch if level == 0 else 0
         self.ticket = ticket_checksum(ticket)
+        self._begun: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None  # what begin() has read
         self.rewind: str | None = None  # the checksum of the rewind point's file, once it is written
         self.display = LevelDisplay(level, config.levels, masks.density(ticket.mask), config.epochs)
         self.next_save = time.monotonic() + CHECKPOINT_SECONDS
@@ -50,7 +51,7 @@ class LevelHooks(training.Hooks):
         self.display.__exit__(*exception)
 
     def begin(self, mask: Mask) -> Mask:
-        loaded = self.ranks.first(self._load)
+        loaded = self._begun = self.ranks.first(self._load)
         moved = None if loaded is None else training.mask_of(loaded[0])
         if moved is not None and {n: m.shape for n, m in moved.items()} != {n: m.shape for n, m in mask.items()}:
             raise Damaged(
@@ -59,7 +60,8 @@ class LevelHooks(training.Hooks):
         return mask if moved is None else moved
 
     def start(self, state: TrainState) -> None:
-        loaded = self.ranks.first(self._load)
+        loaded = self._begun or self.ranks.first(self._load)
+        self._begun = None
         if loaded is None:
             return
         tensors, info = loaded

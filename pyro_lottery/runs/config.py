@@ -26,8 +26,11 @@ SCHEDULES = ("iterative", "one_shot", "gradual", "dynamic")
 """How density falls (``--schedule``)."""
 MOVING = ("gradual", "dynamic")
 """Schedules that move the mask while level 0 trains."""
+MASK_STAYS: dict[str, Any] = {"schedule": "iterative", "prune_to": None, "mask_every": None}
+"""Options of a run that trains given tickets."""
 AFTER_LEVEL_0 = {"levels", "score", "prune_fraction", "rewind"}
-"""Options that level 0 does not depend on; ``epoch:K`` and ``restart:K`` of ``rewind`` also save the rewind point."""
+"""Options that level 0 does not depend on, if no schedule moves its mask by the score; ``epoch:K`` and ``restart:K`` of ``rewind`` also save
+the rewind point."""
 LATER: dict[str, Any] = {"prune_to": None, "sparse": "off", "graph": "off", "schedule": "iterative", "mask_every": None}
 """Options added after version 0.1.0, with the values that stand for its behaviour."""
 
@@ -87,8 +90,8 @@ class Config:
         AT_LEAST_1,
     )  # fmt: skip
     levels: int = option(
-        None, int, "number of prunings; level 0 is dense, so N levels need N + 1 trainings; default: 20. With --schedule gradual or dynamic, "
-        "1 trains the ticket that level 0 has found once more, and the default is 0", AT_LEAST_0,
+        None, int, "number of prunings; level 0 is dense, so N levels need N + 1 trainings; default: 20, and 1 with --schedule one_shot. With --schedule gradual "
+        "or dynamic, 1 trains the ticket that level 0 has found once more, and the default is 0", AT_LEAST_0,
     )  # fmt: skip
     prune_fraction: float | str = option(
         0.2, float,
@@ -171,8 +174,8 @@ class Config:
     seed: int = option(0, int, "seed of every random stream", AT_LEAST_0)
     level0_from: str | None = option(
         None, str,
-        "run folder whose level 0 is copied instead of trained; it may differ from this run in score, prune fraction, levels and "
-        "rewind alone, and must have been trained with the same versions on the same hardware",
+        "run folder whose level 0 is copied instead of trained; it may differ from this run in score (not with --schedule gradual or "
+        "dynamic), prune fraction, levels and rewind alone, and must have been trained with the same versions on the same hardware",
     )  # fmt: skip
     run_dir: str | None = option(
         None, str,

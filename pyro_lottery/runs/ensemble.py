@@ -17,7 +17,10 @@ from pyro_lottery.runs.trained import TrainedNetwork
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The mixture of the posteriors of several networks, with equal weights (Lakshminarayanan et al. 2017)."""
+    """The mixture of the posteriors of several networks, with equal weights (Lakshminarayanan et al. 2017).
+
+    Networks of the same level draw with the same random numbers for the same seed.
+    """
 
     networks: Sequence[TrainedNetwork]
 

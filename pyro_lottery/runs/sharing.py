@@ -13,14 +13,14 @@ from typing import Any
 from pyro_lottery import files
 from pyro_lottery.errors import Damaged, NotShared, UserError
 from pyro_lottery.runs.build import PRETRAINED
-from pyro_lottery.runs.config import AFTER_LEVEL_0, LATER, RESUMABLE, Config, from_json
+from pyro_lottery.runs.config import AFTER_LEVEL_0, LATER, MOVING, RESUMABLE, Config, from_json
 from pyro_lottery.runs.folder import ORIGINS, RunFolder
 from pyro_lottery.runs.level_folder import MANIFEST, REWIND, LevelFolder
 from pyro_lottery.runs.manifest import Manifest
 from pyro_lottery.types import Ticket, ticket_checksum
 
 _FREE = AFTER_LEVEL_0 | RESUMABLE - {"deterministic", "sparse"}
-"""Options that may differ between two runs with the same level 0, bit for bit."""
+"""Options that may differ between two runs with the same level 0, bit for bit; ``score`` only where no schedule moves its mask."""
 _FACTS = (*ORIGINS, "data", PRETRAINED, "versions", "hardware", "kernels", "streams")
 """Facts of ``config.json`` that must be equal: those that the last bits of a training depend on."""
 
@@ -91,7 +91,8 @@ def copy_level_0(source: RunFolder, manifest: Manifest, target: LevelFolder) -> 
 def _other_options(theirs: Config, ours: Config) -> Iterator[tuple[str, Any, Any]]:
     """The options by which a run ``theirs`` has another level 0 than a run ``ours`` needs: name and both values."""
     for name, value in theirs.options().items():
-        if name not in _FREE and value != getattr(ours, name):
+        free = _FREE - ({"score"} if ours.schedule in MOVING else set())  # whose score moves the mask of level 0
+        if name not in free and value != getattr(ours, name):
             yield name, value, getattr(ours, name)
     if ours.rewind_epoch not in (0, theirs.rewind_epoch):
         yield "rewind", theirs.rewind, ours.rewind

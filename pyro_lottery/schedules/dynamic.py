@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Size, Tensor
@@ -40,7 +41,10 @@ class Dynamic:
     def move(self, at: Move) -> Mask:
         """A mask with as many weights of every layer. The gradient is that of the loss of one batch for one draw of the weights."""
         values = scores.ranks(self.score, at.posterior, at.context)
+        masks.check_score(at.mask, values)
         gradients = _gradients(at)
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
+            return at.mask  # the training has diverged, which the next check of its loss reports
         return {
             name: _exchanged(mask, values[name], gradients[name], self.fraction(at.progress))
             for name, mask in at.mask.items()
@@ -80,7 +84,7 @@ def erdos_renyi(shapes: Mapping[str, Size], density: float, seed: int) -> Mask:
     bool tensor of each of ``shapes``.
     """
     sizes = {name: shape.numel() for name, shape in shapes.items()}
-    left = max(1, math.ceil(density * sum(sizes.values())))
+    left = max(1, math.ceil(Fraction(str(density)) * sum(sizes.values())))  # the decimal number that it prints as
     shares = {name: float(sum(shape)) for name, shape in shapes.items()}
     counts = dict.fromkeys(shapes, 0)
     while full := [n for n in shares if left * shares[n] >= sizes[n] * sum(shares.values())]:

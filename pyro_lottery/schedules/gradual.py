@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from pyro_lottery import masks, scores
 from pyro_lottery.schedules.moving import Move
@@ -31,5 +32,6 @@ class Gradual:
 
     def move(self, at: Move) -> Mask:
         """The mask with the density of ``at.progress``; at least one weight is left."""
-        count = max(1, math.ceil(self.density_at(at.progress) * masks.total(at.mask)))
+        density = Fraction(str(self.density_at(at.progress)))  # the decimal number that it prints as
+        count = max(1, math.ceil(density * masks.total(at.mask)))
         return masks.shrink_to(at.mask, scores.ranks(self.score, at.posterior, at.context), count)

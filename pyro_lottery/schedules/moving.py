@@ -67,7 +67,7 @@ def steps_between_moves(every: int | None, data: Data, epochs: int, batch_size: 
     if last < LAST_MOVE * steps:
         raise UserError(
             f"--mask-every {every} changes the mask last after {last} of {steps} steps; a schedule needs a change in the last quarter of a "
-            "training: choose a smaller --mask-every, or more --epochs"
+            "training: choose a smaller --mask-every, or more --epochs, of which a loader needs five"
         )
     return every
 
@@ -78,7 +78,7 @@ def train(
     model: BayesianNetwork,
     guide: AutoGuide,
     data: Data,
-    ticket: Ticket,
+    mask: Mask,
     *,
     dense: Ticket,
     epochs: int,
@@ -90,13 +90,15 @@ def train(
     sparse: str = "off",
     **options: Any,
 ) -> tuple[Mask, dict[str, str]]:
-    """Train ``model`` and ``guide`` as :func:`pyro_lottery.train` does, from ``ticket`` on, and let ``schedule`` move the mask.
+    """Train ``model`` and ``guide`` as :func:`pyro_lottery.train` does, under ``mask``, and let ``schedule`` move it.
 
-    It moves every ``every`` steps (:func:`steps_between_moves`) until ``LAST_MOVE`` of the training is over. A weight that comes has loc 0, the mean scale of its site's survivors, and moments 0 of Adam; all others keep what they have.
+    It moves every ``every`` steps (:func:`steps_between_moves`) until ``LAST_MOVE`` of the training is over. A weight that comes has loc 0, the mean scale of its site's survivors, and in this package's guides moments 0 of Adam; all
+    others keep what they have.
     ``dense`` holds the values at the start of level 0, for scores. ``sparse`` and ``options`` are those of
     :func:`pyro_lottery.levels.train_level`. Returns the last mask, and how its layers were computed.
 
-    All follows from ``seed``, ``level`` and the step; ``state`` keeps the mask, so that a training goes on with the same bits. Raises as
+    All follows from ``seed``, ``level`` and the step, of those until the end of this call; ``state`` keeps the mask, so that a training that
+    was left goes on with the same bits. The seconds in the history are those of steps and moves, without what is checked anew after a move. Raises as
     :func:`pyro_lottery.train`, :func:`steps_between_moves` and :func:`check_guide` do.
     """
     end, per_epoch = state.epoch + epochs, training.steps_in(data.train, batch_size)
@@ -108,7 +110,9 @@ def train(
         return done - state.moved >= between and done < steps and state.moved < LAST_MOVE * steps
 
     pausing = _Pausing(hooks, is_due)
-    mask = hooks.begin(ticket.mask)
+    mask = hooks.begin(state.mask or mask)
+    if state.mask is None:
+        state.moved = state.epoch * per_epoch
     layers = sparse_layers("off")
     while state.epoch < end:
         layers = sparse_layers("off" if masks.is_full(mask) else sparse)

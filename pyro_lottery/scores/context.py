@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_lottery import masks, seeds
@@ -48,8 +48,7 @@ class Context:
         """
         path: tuple[str | int, ...] = ("score data", self.level, *([self.step] if self.step else []))
         if isinstance(self.data, Stream):
-            with seeds.rng("cpu", self.seed, *path):
-                yield from islice(self.data, count)
+            yield from self.data.to(torch.device("cpu")).some(count, self.seed, *path)
             return
         generator = seeds.generator("cpu", self.seed, *path)
         for indices in shuffle(len(self.data), min(size, len(self.data)), generator)[:count]:

@@ -7,7 +7,7 @@ takes. ``precision`` measures whether bf16 is faster, and ``sparsity`` whether s
 layers are; ``trial`` has what both measure with.
 """
 
-from pyro_lottery.training.checks import check_batches, check_data
+from pyro_lottery.training.checks import as_data, check_batches, check_data
 from pyro_lottery.training.epoch import epoch
 from pyro_lottery.training.history import COLUMNS, History, columns, measure_name
 from pyro_lottery.training.hooks import Hooks
@@ -20,7 +20,7 @@ from pyro_lottery.training.state import TrainState, mask_of
 from pyro_lottery.training.step import step
 
 __all__ = [
-    "COLUMNS", "History", "Hooks", "TrainState", "check_batches", "check_data", "columns", "epoch", "kl_factor",
+    "COLUMNS", "History", "Hooks", "TrainState", "as_data", "check_batches", "check_data", "columns", "epoch", "kl_factor",
     "learning_rate", "mask_of", "measure_name", "precision_for_batch", "precision_for_data", "sparse_for_data", "step", "step_memory", "steps_in",
     "steps_per_epoch", "too_large", "train",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from pyro_lottery import guides, seeds, trees
-from pyro_lottery.data import Data, Split, Stream
+from pyro_lottery.data import Data, Split, Stream, stream_of
 from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.distributions import base
 from pyro_lottery.errors import Diverged, UserError, one_line
@@ -33,6 +33,13 @@ def check_rates(**rates: Any) -> None:
     for name, value in rates.items():
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise UserError(f"{name} must be a finite number, at least 0, got {value!r}")
+
+
+def as_data(model: BayesianNetwork, guide: AutoGuide, data: Any) -> Data:
+    """``data``, or a bare loader of (x, y) batches, as data on the device of ``guide``."""
+    if not isinstance(data, Data):
+        data = Data(stream_of(data, "the loader", otherwise=model.num_data), None, None, None, "none", 0)
+    return data.to(next(iter(guide.parameters())).device)
 
 
 def check_data(model: BayesianNetwork, data: Data) -> Any:

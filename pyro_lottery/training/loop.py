@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from pyro_lottery import guides, seeds
-from pyro_lottery.data import Data, Epoch, StreamEpoch, stream_of
+from pyro_lottery.data import Data, Epoch, StreamEpoch
 from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.elbo import ELBO
 from pyro_lottery.errors import check_counts
@@ -20,6 +20,7 @@ from pyro_lottery.machine import channels_last_
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.threads import TURN, in_one_thread
 from pyro_lottery.training.checks import (
+    as_data,
     check_batch,
     check_batches,
     check_data,
@@ -106,10 +107,7 @@ def train(
     check_rates(lr=lr, weight_decay=weight_decay)
     guides.check_guide(guide)
     guides.check_sites(model, guide)
-    device = next(iter(guide.parameters())).device
-    if not isinstance(data, Data):
-        data = Data(stream_of(data, "the loader", otherwise=model.num_data), None, None, None, "none", 0)
-    data = data.to(device)
+    device, data = next(iter(guide.parameters())).device, as_data(model, guide, data)
     likelihood = check_data(model, data)
     check_batches(model, data, batch_size, ranks)
     record = recorder(graph, device, ranks)

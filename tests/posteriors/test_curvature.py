@@ -49,7 +49,7 @@ def test_logistic_regression_beside_laplace_torch():
     guide = pl.guides.laplace(model)
     data = pl.data.from_tensors(x, y, x, y, normalize=False)
     with pl.handlers.sparsify({}):
-        posteriors.find_scales_(model, guide, data, {}, epochs=1, batch_size=10, seed=0, level=0)
+        posteriors.find_scales_(model, guide, data, {}, epoch=1, weight_decay=0.0)
     ours = pl.posterior(guide).scale
     flat = torch.cat([ours["0.weight"].flatten(), ours["0.bias"]])
     torch.testing.assert_close(flat, theirs.posterior_variance.sqrt(), rtol=1e-4, atol=1e-6)

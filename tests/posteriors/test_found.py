@@ -20,22 +20,26 @@ NAMES = ["laplace", "swag"]
 SHORT = SMALL | {"epochs": 3, "batch_size": 50, "levels": 1}
 
 
-def find(model, guide, data, mask=None, epochs=2, batch_size=16):
+def find(model, guide, data, mask=None, epoch=2, weight_decay=0.0):
     mask = mask or {}
     with sparsify(mask):
-        posteriors.find_scales_(model, guide, data, mask, epochs=epochs, batch_size=batch_size, seed=0, level=0)
+        posteriors.find_scales_(model, guide, data, mask, epoch=epoch, weight_decay=weight_decay)
     return pl.posterior(guide)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
-def test_laplace_has_the_precision_of_a_conjugate_regression(temperature):
-    """The posterior of w for y ~ N(w·x, 0.5²) to the power 1/T and w ~ N(0, 2²) has the precision Σx²/0.25/T + 1/4."""
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_laplace_has_the_precision_of_a_conjugate_regression(temperature, decay):
+    """The posterior of w for y ~ N(w·x, 0.5²) to the power 1/T and w ~ N(0, 2²) has the precision Σx²/0.25/T + 1/4.
+
+    Training with weight decay λ adds N·λ/2·w² to the negative log-likelihood.
+    """
     x, net = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), nn.Sequential(nn.Linear(3, 1, bias=False))
     y = x.sum(1, keepdim=True)
     model = pl.BayesianRegressor(net, pl.priors.normal(2.0), num_data=50, noise_scale=0.5, kl_temperature=temperature)
     data = pl.data.from_tensors(x, y, x, y, normalize=False)
-    found = find(model, pl.guides.laplace(model), data)
-    precision = (x**2).sum(0) / 0.25 / temperature + 0.25
+    found = find(model, pl.guides.laplace(model), data, weight_decay=decay)
+    precision = (x**2).sum(0) / 0.25 / temperature + 0.25 + 50 * decay / temperature
     torch.testing.assert_close(found.scale["0.weight"], precision.rsqrt()[None], rtol=1e-4, atol=1e-6)
 
 
@@ -53,7 +57,10 @@ def test_laplace_without_curvature_is_one_line(tiny_data):
     model, guide = tiny(pl.guides.laplace, prior=pl.priors.flat())
     for loc in guide.locs().values():
         loc.zero_()
-    with pytest.raises(pl.UserError, match=r"laplace finds no positive curvature at .* use a prior with curvature"):
+    with pytest.raises(
+        pl.UserError,
+        match=r"laplace finds a curvature that is not positive and finite at .* use a prior with curvature",
+    ):
         find(model, guide, tiny_data)
 
 
@@ -82,7 +89,7 @@ def test_swag_is_mean_and_standard_deviation_of_the_last_weights(tiny_data):
     last = {name: torch.stack([one[name] for one in seen[12:16]]) for name in seen[0]}
     assert len(seen) == 16
     before = model.net_state()
-    found = find(model, guide, tiny_data, epochs=4)
+    found = find(model, guide, tiny_data, epoch=4)
     for name, values in last.items():
         torch.testing.assert_close(found.loc[name], values.mean(0), rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(found.scale[name], values.std(0).clamp(min=1e-15), rtol=1e-4, atol=1e-8)
@@ -99,12 +106,95 @@ def test_batch_norm_has_the_statistics_of_the_data_at_the_new_loc(tiny_data):
     torch.testing.assert_close(norm.running_mean, h.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
 
 
-def test_swag_needs_two_snapshots(tiny_data):
+def test_frozen_batch_norm_keeps_its_statistics(tiny_data):
     model, guide = tiny(pl.guides.swag)
-    with pytest.raises(
-        pl.UserError, match="swag needs at least two steps in the last quarter of a training, which has 4"
-    ):
-        find(model, guide, tiny_data, epochs=1)
+    norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.eval()
+    norm.running_mean += 3.0
+    before = norm.running_mean.clone()
+    pl.train(model, guide, tiny_data, **QUICK)
+    find(model, guide, tiny_data)
+    assert torch.equal(norm.running_mean, before)
+
+
+def test_swag_of_a_later_call_collects_in_that_call_alone(tiny_data):
+    """Nine epochs, then one, of four steps each, which are the end of the last quarter."""
+    model, guide = tiny(pl.guides.swag)
+    state = pl.TrainState()
+    pl.train(model, guide, tiny_data, **QUICK | {"epochs": 9}, state=state)
+    assert guide.taken == snapshots(36, 36) == 9
+    seen = []
+
+    class Hooks(pl.training.Hooks):
+        def stopping(self):
+            seen.append({name: loc.clone() for name, loc in guide.locs().items()})
+            return False
+
+        def epoch_ended(self, state):
+            self.stopping()
+
+    pl.train(model, guide, tiny_data, **QUICK | {"epochs": 1}, state=state, hooks=Hooks())
+    found = find(model, guide, tiny_data, epoch=10)
+    assert guide.taken == len(seen) == 4
+    for name, loc in found.loc.items():
+        torch.testing.assert_close(loc, torch.stack([one[name] for one in seen]).mean(0), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"guide": "swag", "epochs": 1},
+            "swag needs at least two steps in the last quarter of a training, which has 4",
+        ),
+        ({"guide": "laplace", "prior": "laplace"}, "laplace needs a prior with curvature, such as normal"),
+    ],
+)
+def test_what_could_not_be_found_is_one_line_before_training(options, message, tmp_path):
+    with pytest.raises(pl.UserError, match=message):
+        small_run(tmp_path / "run", **SHORT | options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_swag_without_snapshots_is_one_line(tiny_data):
+    model, guide = tiny(pl.guides.swag)
+    with pytest.raises(pl.UserError, match="swag has collected the weights of 0 steps and needs two"):
+        find(model, guide, tiny_data)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bare_loader_does_for_swag(name, tiny_data):
+    model, guide = tiny(getattr(pl.guides, name))
+    batches = [(tiny_data.train[i : i + 20], tiny_data.train.targets[i : i + 20]) for i in (0, 20, 40)]
+    pl.train(model, guide, batches, **QUICK | {"epochs": 4})
+    if name == "laplace":
+        with pytest.raises(pl.UserError, match="memory"):
+            find(model, guide, batches)
+        return
+    assert all(bool((scale > 0).all()) for scale in find(model, guide, batches).scale.values())
+
+
+@pytest.mark.parametrize("rewind", ["epoch:1", "restart:1", "lr"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_rewinding_goes_on(name, rewind, tmp_path):
+    run = small_run(tmp_path / "run", **SHORT | {"guide": name, "rewind": rewind})
+    start = run.level(0).posterior if rewind == "lr" else run.folder.load_rewind_point()[0]
+    mask = run.level(1).mask
+    assert same(run.level(1).ticket.start.loc, masks.apply(mask, start).loc)
+    assert bool((run.level(1).posterior.scale["fc1.weight"][mask["fc1.weight"]] > 0).all())
+
+
+def test_columns_are_of_the_posterior_and_not_of_the_point(tmp_path):
+    run = small_run(tmp_path / "run", **SHORT | {"guide": "laplace", "levels": 0})
+    assert run.results["max_test_accuracy"][0] == run.results["test_accuracy"][0]
+
+
+def test_the_initial_scales_are_those_of_the_option(tmp_path):
+    run = small_run(tmp_path / "run", **SHORT | {"guide": "swag", "levels": 0, "init_scale": 0.5})
+    other = small_run(
+        tmp_path / "other", **SHORT | {"guide": "mean_field", "levels": 0, "init_scale": 0.5, "epochs": 1}
+    )
+    assert same(run.level(0).ticket.start.scale, other.level(0).ticket.start.scale)
 
 
 @pytest.mark.parametrize("name", NAMES)

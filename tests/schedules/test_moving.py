@@ -38,7 +38,7 @@ def run(schedule, data, every=3, make=pl.guides.mean_field, mask=None, hooks=Non
     model.start_from_(guide, ticket)
     state = pl.TrainState()
     last, _ = schedules.train(
-        schedule, every, model, guide, data, ticket, dense=dense, state=state, hooks=hooks or training.Hooks(),
+        schedule, every, model, guide, data, ticket.mask, dense=dense, state=state, hooks=hooks or training.Hooks(),
         **OPTIONS | options,
     )  # fmt: skip
     return model, guide, state, last
@@ -111,7 +111,7 @@ def test_a_weight_that_comes_starts_as_specified_and_the_others_stay(tiny_data, 
     state = pl.TrainState()
     # A training of one move, after which nothing is learned: the rate is 0 but for rounding.
     schedules.train(
-        seen, 13, model, guide, tiny_data, rewind(half_mask, start, dense.net), dense=dense, state=state,
+        seen, 13, model, guide, tiny_data, half_mask, dense=dense, state=state,
         hooks=training.Hooks(), **OPTIONS | {"lr": 1e-30},
     )  # fmt: skip
     before, now = seen.seen[0].posterior, guides.posterior(guide)
@@ -208,7 +208,7 @@ def test_a_training_that_is_stopped_anywhere_goes_on_with_the_same_bits(make, ti
         state, hooks = pl.TrainState(), Saving(model, guide, at, kept)
         try:
             last, _ = schedules.train(
-                make(), 3, model, guide, tiny_data, rewind(half_mask, start, dense.net), dense=dense, state=state,
+                make(), 3, model, guide, tiny_data, half_mask, dense=dense, state=state,
                 hooks=hooks, **OPTIONS,
             )  # fmt: skip
         except Stop:

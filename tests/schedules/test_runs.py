@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyro_lottery as pl
-from pyro_lottery import controls, imp, masks, transplant
+from pyro_lottery import controls, evaluate, export, imp, masks, report, transplant
 from pyro_lottery.errors import Stopped
 from pyro_lottery.runs.checkpoint import LevelHooks
 from pyro_lottery.runs.config import Config, preset
@@ -152,6 +152,65 @@ def test_what_cannot_be_completed_is_one_line_before_any_training(options, messa
 
 def small(num_classes):
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2), torch.nn.Linear(2, num_classes))
+
+
+def test_a_level_0_whose_mask_moved_is_shared_by_the_same_score_alone(tmp_path):
+    options = MOVING | {"schedule": "gradual"}
+    first = small_run(tmp_path / "first", **options)
+    with pytest.raises(pl.UserError, match="its score is snr, here it is magnitude"):
+        small_run(tmp_path / "other", **options | {"score": "magnitude", "level0_from": str(first.folder.path)})
+    again = small_run(tmp_path / "again", **options | {"level0_from": str(first.folder.path)})
+    assert same(again.level(0).mask, first.level(0).mask)
+    assert same(again.level(1).posterior.loc, first.level(1).posterior.loc)
+
+
+def test_shuffles_of_a_gradual_run_that_rewinds_late_are_refused(tmp_path):
+    run = small_run(tmp_path / "run", **MOVING | {"schedule": "gradual", "rewind": "restart:1"})
+    with pytest.raises(pl.UserError, match="--control shuffle_even needs the values of pruned weights"):
+        controls.run_control(run, "shuffle_even")
+    assert controls.run_control(run, "reinit").results["level"].tolist() == [1]
+
+
+def test_a_transplant_of_level_0_has_the_mask_that_was_found(tmp_path):
+    run = small_run(tmp_path / "run", **MOVING | {"guide": "deterministic", "levels": 0})
+    done = transplant.transplant_run(run, [0])
+    assert same(done.level(0).ticket.mask, run.level(0).mask)
+    assert same(done.level(0).mask, run.level(0).mask)  # and it stays
+    with pytest.raises(pl.UserError, match="schedule does not go with a transplant"):
+        transplant.transplant_run(run, [0], schedule="gradual")
+
+
+def test_random_removal_has_new_noise_at_every_move(tmp_path, monkeypatch):
+    seen, real = [], pl.scores.random
+    monkeypatch.setattr(pl.scores, "random", lambda posterior, seed=0: seen.append(seed) or real(posterior, seed))
+    small_run(tmp_path / "run", **MOVING | {"score": "random", "levels": 0})
+    assert len(set(seen)) == len(seen) > 5
+
+
+def test_a_dynamic_run_of_a_loader(tiny_data, tmp_path):
+    x, y = tiny_data.train[torch.arange(60)], tiny_data.train.targets
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=16, shuffle=True)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    found = pl.find_tickets(
+        net, pl.data.from_loaders(loader, loader), run_dir=tmp_path / "run", schedule="dynamic", prune_to=0.25, epochs=5,
+        milestones=(), eval_samples=2,
+    )  # fmt: skip
+    assert found.results["remaining"].tolist() == [32]
+
+
+@pytest.mark.slow
+def test_a_run_whose_mask_moved_is_exported_with_a_card_evaluated_and_reported(tmp_path):
+    run = small_run(tmp_path / "run", **MOVING | {"levels": 0})
+    folder = str(run.folder.path)
+    assert export.main([folder, "--level", "0", "--format", "safetensors", "-o", str(tmp_path / "small")]) == 0
+    text = (tmp_path / "small" / "README.md").read_text()
+    assert "found by dynamic sparse training" in text
+    assert "pruned to 10 % while it trained" in text
+    assert same(pl.Ticket.load(tmp_path / "small" / "ticket.safetensors").mask, run.level(0).mask)
+    assert evaluate.main([folder]) == 0
+    assert report.main([folder, "-o", str(tmp_path / "report.html")]) == 0
+    layers = pl.tables.layers([run])
+    assert layers["density"].tolist() == list(masks.density_per_site(run.level(0).mask).values())
 
 
 def test_a_run_made_in_python(tmp_path, tiny_data):

@@ -153,3 +153,18 @@ def test_which_scores_see_more():
     }  # fmt: skip
     assert not scores.takes_context(lambda posterior, power=2: posterior)
     assert scores.takes_context(lambda posterior, context, power=2: posterior)
+
+
+def test_batches_of_a_loader_follow_seed_level_and_step():
+    x, y = torch.arange(60.0).view(60, 1), torch.arange(60) % 3
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=16, shuffle=True)
+    model = pl.BayesianClassifier(nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 3)), num_data=60)
+    stream = pl.data.from_loaders(loader, loader).train
+
+    def first(**more):
+        return next(context_of(model, stream, **more).batches())[0].flatten().tolist()
+
+    assert first() == first()
+    assert first() != first(step=5)
+    assert first() != first(level=2)
+    assert [len(b[0]) for b in context_of(model, stream).batches(9)] == [16, 16, 16, 12]
