@@ -202,7 +202,7 @@ def work(
     out: Path | None,
     **shared: Any,
 ) -> None:
-    """Train what is not finished, seed by seed, and write tables and figure after every seed."""
+    """Train what is not finished, seed by seed, and write tables and figure after every seed; code that methods name is this command's own."""
     chosen = methods_of(methods, add)
     out, first = out or runs, next(iter(chosen))
     jobs: dict[tuple[str, float, int], Imp] = {
@@ -215,7 +215,9 @@ def work(
         ours = {key: job for key, job in jobs.items() if key[2] == seed}
         failed = here.carry_out(share_level_0(ours.values()), runs)
         rows = [
-            row_of(name, chosen[name], density, load_run(job.folder(runs).path).level(chosen[name].level))
+            row_of(
+                name, chosen[name], density, load_run(job.folder(runs).path, trust_code=True).level(chosen[name].level)
+            )
             for (name, density, number), job in jobs.items()
             if number <= seed and job not in failed
         ]
