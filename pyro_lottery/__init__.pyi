@@ -28,6 +28,7 @@ from .prediction import predict, predict_mean, predictive
 from .runs.config import Config, preset
 from .runs.ensemble import ensemble
 from .runs.loaded import load_run
+from .runs.nuts import nuts
 from .tickets import compare
 from .training import TrainState, train
 from .types import LevelResult, Mask, Posterior, Ticket
@@ -37,6 +38,6 @@ __version__: str
 __all__ = [
     "ELBO", "BayesianClassifier", "BayesianNetwork", "BayesianRegressor", "Config", "LevelResult", "Mask", "Posterior",
     "Ticket", "TrainState", "UserError", "bayesianize_", "compare", "create_model", "data", "draw", "ensemble", "errors", "find_tickets",
-    "guides", "handlers", "list_models", "load_run", "masks", "metrics", "plot", "posterior", "posteriors", "predict", "predict_mean",
+    "guides", "handlers", "list_models", "load_run", "masks", "metrics", "nuts", "plot", "posterior", "posteriors", "predict", "predict_mean",
     "prediction", "predictive", "preset", "priors", "runs", "schedules", "scores", "seeds", "tables", "tickets", "train", "training",
 ]  # fmt: skip

@@ -288,3 +288,24 @@ def deep_ensemble_equivalent(nll: float, of_ensembles: Sequence[float]) -> float
         if after <= nll < before:
             return size + (before - nll) / (before - after)
     return math.inf
+
+
+def agreement(probs: Tensor, others: Tensor) -> float:
+    """The share of examples to which two predictions [n, classes] give the same class (Izmailov et al. 2021)."""
+    probs, others = _pair(probs, others)
+    return float((probs.argmax(1) == others.argmax(1)).double().mean())
+
+
+def total_variation(probs: Tensor, others: Tensor) -> float:
+    """½ Σ |p − q| over classes, averaged over examples, of two predictions [n, classes]: 0 where they are equal, 1 where they exclude each other."""
+    probs, others = _pair(probs, others)
+    return float((probs - others).abs().sum(1).mean() / 2)
+
+
+def _pair(probs: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    one, other = (as_real(value) for value in (probs, others))
+    if one.ndim != 2 or one.shape != other.shape:
+        raise UserError(
+            f"two predictions must have one shape [n, classes], got {tuple(one.shape)} and {tuple(other.shape)}"
+        )
+    return one, other
