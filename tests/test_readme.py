@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 
 import pyro_lottery.__main__ as listing
-from experiments import claims, export_table, odd_folders, odd_weights, own_data, timm_table
+from experiments import claims, export_table, methods, odd_folders, odd_weights, own_data, timm_table
 from experiments import command as experimenting
 from experiments.benchmarks import candidates, estimators, exports, launches, layers, sparse, steps
 from experiments.benchmarks.gpu import __main__ as gpu
 from experiments.study.statistics import FAILS, HOLDS, UNKNOWN
 from experiments.study.verdicts.judge import CLAIMS
 from plots import command as plotting
-from pyro_lottery import evaluate, export, imp
+from pyro_lottery import diagnose, evaluate, export, imp
 from pyro_lottery.imp import run_imp
 from pyro_lottery.runs.config import Config, preset
 from tests import fingerprint
@@ -72,6 +72,7 @@ KINDS = {  # of commands, by the test that runs them
     "launches": r"python -m experiments\.benchmarks\.launches$",
     "gpu": r"python -m experiments\.benchmarks\.gpu",  # by experiments/benchmarks/test_gpu.py
     "estimators": r"python -m experiments\.benchmarks\.estimators ",
+    "nuts": r"python -m experiments\.nuts$",  # by experiments/test_nuts.py
     "methods": r"python -m experiments\.methods ",  # by experiments/test_methods.py
     "paper": r"python -m (experiments|plots)\.(fig\d|table1|all|claims|squared_sum) ",
     "tables": r"python -m experiments\.(timm_table|export_table|odd_weights|odd_folders) ",
@@ -431,7 +432,10 @@ def test_its_claims_are_those_that_were_judged():
 def test_every_option_it_names_exists():
     names = [name for f in fields(Config) for name in (f.name, *f.metadata["also"])]
     options = {f"--{name.replace('_', '-')}" for name in names} | {"--help", "--preset"}
-    parsers = [module.parser() for module in (steps, estimators, claims, soak, evaluate, gpu, export, predicting)]
+    parsers = [
+        module.parser()
+        for module in (steps, estimators, claims, soak, evaluate, diagnose, gpu, export, predicting, methods)
+    ]
     parsers += [experimenting.parser("all", ""), plotting.parser("fig1", "")]
     options |= {"--control", "--key", "--mask", "--save", "--compare"}
     options = options.union(*(parser._option_string_actions for parser in parsers))

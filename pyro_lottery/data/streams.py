@@ -68,7 +68,7 @@ class Stream:
             check_end(batches, self.steps)
 
     def some(self, count: int, seed: int, *path: str | int) -> Iterator[tuple[Any, Tensor]]:
-        """Yield the first ``count`` batches of a pass, or all, with random numbers that follow ``seed`` and ``path``."""
+        """Yield inputs and targets [b, ...] of the first ``count`` batches of a pass, or all, with random numbers that follow ``seed`` and ``path``."""
         with Shuffled(self.loader, seed, *path) as batches:
             for step in range(min(count, self.steps)):
                 yield checked(present(batches.next(), step, self.steps), self.device)
