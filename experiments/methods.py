@@ -80,6 +80,7 @@ METHODS: dict[str, Method] = {
     "imp, deterministic": Method({"guide": "deterministic"}),
     "one shot": _once(),
     "one shot, swag": _once(guide="swag"),
+    "one shot, sgld": _once(guide="sgld"),
     "one shot, laplace": _once(guide="laplace", prior="fan_in"),
     "one shot, deterministic": _once(guide="deterministic"),
     "snip": _before("snip"),

@@ -28,7 +28,7 @@ from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.loaded import Level
 
 HIDDEN = 12
-POSTERIORS = ("mean_field", "laplace", "swag", "deterministic")
+POSTERIORS = ("mean_field", "laplace", "swag", "sgld", "deterministic")
 COLUMNS = ("posterior", "accuracy", "NLL", "agreement", "total variation", "seconds")
 
 

@@ -28,6 +28,7 @@ from pyro_lottery.guides.adapted_laplace import AdaptedLaplace
 from pyro_lottery.guides.family import family
 from pyro_lottery.guides.found import laplace, swag
 from pyro_lottery.guides.joint import AdaptedJoint
+from pyro_lottery.guides.langevin import sgld
 from pyro_lottery.guides.lists import AdaptedList
 from pyro_lottery.guides.mean_field import mean_field
 from pyro_lottery.guides.memory import check_memory
@@ -127,7 +128,7 @@ def _check_plates(kind: type[AutoGuide], sites: Mapping[str, Any]) -> None:
 
 
 NAMED: dict[str, Callable[..., AutoGuide]] = {
-    "mean_field": mean_field, "deterministic": deterministic, "laplace": laplace, "swag": swag,
+    "mean_field": mean_field, "deterministic": deterministic, "laplace": laplace, "swag": swag, "sgld": sgld,
 }  # fmt: skip
 """Guides by their names on the command line."""
 
@@ -153,7 +154,7 @@ def made_by(kind: Any, model: Callable[..., Any], init_scale: float, said: str =
     """
     if isinstance(kind, type) and issubclass(kind, AutoGuide):
         return auto(kind, model, init_scale)
-    guide = kind(model, init_scale) if kind in (mean_field, laplace, swag) else kind(model)
+    guide = kind(model, init_scale) if kind in (mean_field, laplace, swag, sgld) else kind(model)
     if not isinstance(guide, AutoGuide):
         raise UserError(f"{said} gave a {type(guide).__name__}; expected a Pyro AutoGuide, or model -> AutoGuide")
     return guide

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import singledispatch
 from typing import Any
 
 from torch import Size, Tensor
+from torch.optim import Adam
 
 from pyro_lottery.guides.places import Place
 from pyro_lottery.types import Posterior
@@ -89,6 +90,13 @@ class Family:
     def training_point(self) -> AbstractContextManager[None]:
         """A context of a training, in which the guide is a point if its scales are not trained."""
         return nullcontext()
+
+    def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> Adam:
+        """The optimizer of a training, over parameter groups with the learning rate ``lr``."""
+        return Adam(groups, lr, fused=True)
+
+    def step_begins(self, optimizer: Any, model: Any, done: int, steps: int) -> None:
+        """Called before the step after ``done`` of ``steps`` steps of a training of ``model`` by ``optimizer``."""
 
     def step_ended(self, done: int, steps: int) -> None:
         """Called after step ``done``, counted from 1, of ``steps`` steps of a training."""

@@ -188,11 +188,6 @@ def training_point(guide: AutoGuide) -> AbstractContextManager[None]:
     return family(guide).training_point()
 
 
-def step_ended(guide: AutoGuide, done: int, steps: int) -> None:
-    """Tell ``guide`` that step ``done``, counted from 1, of ``steps`` steps of its training has ended."""
-    family(guide).step_ended(done, steps)
-
-
 def drawn_from(guide: AutoGuide) -> AbstractContextManager[None]:
     """A context for several draws from ``guide`` under one mask, in which no parameter may change.
 

@@ -68,7 +68,7 @@ class Config:
     augment: str = option("auto", str, "random crop and flip of training images", choices=("auto", *data.AUGMENTATIONS))
     guide: str = option(
         "mean_field", str,
-        "the posterior: mean_field; deterministic; laplace and swag, which train a point and find its scales afterwards; or the import path of a Pyro "
+        "the posterior: mean_field; deterministic; laplace, swag and sgld, which train a point and find its scales at its end; or the import path of a Pyro "
         "AutoGuide. --posterior is another name of this option", also=("posterior",),
     )  # fmt: skip
     prior: str = option(

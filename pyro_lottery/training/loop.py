@@ -16,6 +16,7 @@ from pyro_lottery.data import Data, Epoch, StreamEpoch
 from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.elbo import ELBO
 from pyro_lottery.errors import check_counts
+from pyro_lottery.guides.family import family
 from pyro_lottery.machine import channels_last_
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.threads import TURN, in_one_thread
@@ -123,7 +124,7 @@ def train(
     ):  # the parameters are those of surviving weights, so is the optimizer's state
         point = guides.is_point(guide)
         samples = 1 if point else train_samples
-        optimizer = Adam(guides.parameter_groups(model, guide, weight_decay), lr, fused=True)
+        optimizer = family(guide).optimizer(guides.parameter_groups(model, guide, weight_decay), lr)
         elbo = ELBO(kl, estimator="weights" if point else estimator)
         loop = _Loop(
             model, guide, data, likelihood, elbo, optimizer, state, hooks, ranks,
@@ -187,13 +188,15 @@ class _Loop:
         ) as batches:  # fmt: skip
             while state.step < len(batches):
                 self._set_rate(len(batches))
+                own, done, steps = family(self.guide), state.epoch * len(batches) + state.step, self.last * len(batches)
+                own.step_begins(self.optimizer, self.model, done, steps)
                 with TURN:  # a thread that predicts meanwhile waits for the step's end
                     x, y = batches.batch(state.step)
                     if isinstance(batches, StreamEpoch):
                         check_batch(self.model, self.likelihood, y)
                     self.take(x, y, factor, state.sums)
                 state.step += 1
-                guides.step_ended(self.guide, state.epoch * len(batches) + state.step, self.last * len(batches))
+                own.step_ended(done + 1, steps)
                 state.seconds = time.perf_counter() - began
                 seen = self._check_or_stop(batches)
         seconds = time.perf_counter() - began
@@ -215,7 +218,8 @@ class _Loop:
 
     def _facts(self) -> tuple[object, ...]:
         """What hooks may change meanwhile, beside tensors, and a step depends on."""
-        return self.model.kl_temperature, self.model.num_data, self.model.training, self.model.prior_ids()
+        sampling = getattr(self.optimizer, "noise", None)
+        return self.model.kl_temperature, self.model.num_data, self.model.training, self.model.prior_ids(), sampling
 
     def _set_rate(self, steps: int) -> None:
         self.rate = learning_rate(self.state.epoch, self.state.step, steps, *self.rates)

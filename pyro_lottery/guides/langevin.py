@@ -1,0 +1,74 @@
+"""Stochastic gradient Langevin dynamics: a guide that is mean and standard deviation of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from pyro_lottery.guides.found import Swag
+
+
+class Langevin(Adam):
+    """Adam, which for ``noisy`` parameters becomes preconditioned Langevin dynamics while :attr:`noise` is set (Li et al. 2016).
+
+    w ← w − ε G ∇L + √(2 ε s G) η with the learning rate ε, the preconditioner G = min(1/(√v + 10⁻⁸), ε/(2s)) of Adam's second moments v, which
+    stay as they are meanwhile, standard normal η and s = ``noise``. The bound lets a step's noise be ε at most, as Adam's steps are. For
+    small ε it samples exp(−L/s).
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, noisy: Iterable[Tensor], **options: Any):
+        super().__init__(groups, lr, **options)
+        self.noisy, self.noise = list(noisy), None
+
+    noise: float | None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take a step."""
+        if self.noise is None:
+            return super().step(closure)
+        held = [(parameter, parameter.grad) for parameter in self.noisy]
+        for parameter, _ in held:
+            parameter.grad = None  # so that Adam leaves it alone
+        super().step()
+        for group in self.param_groups:
+            for parameter, gradient in held:
+                if gradient is not None and any(parameter is p for p in group["params"]):
+                    parameter.grad = gradient
+                    self._sample_(parameter, gradient, group)
+        return None
+
+    def _sample_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        assert self.noise is not None
+        state, rate = self.state[parameter], group["lr"]
+        second = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
+        preconditioner = (1 / (second.sqrt() + group["eps"])).clamp(max=float(rate) / (2 * self.noise))
+        drift = preconditioner * (gradient + group["weight_decay"] * parameter)
+        spread = (2 * self.noise * preconditioner * rate).sqrt()
+        parameter.add_(spread * torch.randn_like(parameter) - rate * drift)
+
+
+class Sgld(Swag):
+    """A guide with mean and variance of samples by preconditioned stochastic gradient Langevin dynamics (Welling and Teh 2011, Li et al. 2016).
+
+    Three quarters of a training find a mode by Adam; the last quarter samples p(w)·p(D | w)^(1/T) times what weight decay adds, with the
+    learning rate of the schedule. As in :class:`Swag`, ``SNAPSHOTS`` samples, or one at every step, give loc and scale.
+    """
+
+    def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> Adam:
+        return Langevin(groups, lr, [self.loc], fused=True)
+
+    def step_begins(self, optimizer: Any, model: Any, done: int, steps: int) -> None:
+        optimizer.noise = model.kl_temperature / model.num_data if done >= steps - steps // 4 else None
+
+
+def sgld(model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any, create_plates: Any = None) -> Sgld:
+    """A guide that trains loc as a point, and whose loc and scale are those of Langevin samples from the last steps.
+
+    The arguments are those of :func:`mean_field`. Before they are found, the scales are the initial ones.
+    """
+    return Sgld(model, init_scale, *prototype_args, create_plates=create_plates)
