@@ -60,7 +60,7 @@ def approximate(level: Level, name: str, train: dict[str, Any], samples: int, se
 def parser() -> Parser:
     """The command line."""
     parser = Parser("python -m experiments.nuts", str(__doc__))
-    parser.add_argument("--draws", type=int, default=250, help="draws of each chain (default: 250)")
+    parser.add_argument("--draws", type=int, default=400, help="draws of each chain (default: 400)")
     parser.add_argument("--warmup", type=int, default=250, help="steps of warm-up of each chain (default: 250)")
     parser.add_argument("--chains", type=int, default=4, help="chains (default: 4)")
     parser.add_argument("--epochs", type=int, default=60, help="epochs of each training (default: 60)")
