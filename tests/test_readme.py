@@ -72,7 +72,7 @@ KINDS = {  # of commands, by the test that runs them
     "launches": r"python -m experiments\.benchmarks\.launches$",
     "gpu": r"python -m experiments\.benchmarks\.gpu",  # by experiments/benchmarks/test_gpu.py
     "estimators": r"python -m experiments\.benchmarks\.estimators ",
-    "nuts": r"python -m experiments\.nuts$",  # by experiments/test_nuts.py
+    "nuts": r"python -m experiments\.nuts",  # by experiments/test_nuts.py
     "methods": r"python -m experiments\.methods ",  # by experiments/test_methods.py
     "paper": r"python -m (experiments|plots)\.(fig\d|table1|all|claims|squared_sum) ",
     "tables": r"python -m experiments\.(timm_table|export_table|odd_weights|odd_folders) ",
