@@ -16,6 +16,7 @@ import torch
 from pyro_lottery import guides, masks, schedules, scores, seeds, tickets
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import sparsify
+from pyro_lottery.handlers.used_weights import transformed
 from pyro_lottery.runs.cli import parse, run_command
 from pyro_lottery.runs.config import EVIDENCE, MOVING, Config
 from pyro_lottery.runs.loaded import Run
@@ -148,6 +149,11 @@ def _check_schedule(session: Session, schedule: schedules.Schedule) -> None:
     if not masks.total(ticket.mask):
         raise UserError(masks.NOTHING_PRUNABLE)
     schedules.check_guide(setup.guide)
+    if config.schedule == "dynamic" and (sites := transformed(setup.model.net)):
+        raise UserError(
+            f"--schedule dynamic needs the gradient of pruned weights, but the layer of {sites[0]!r} transforms its weights, so that the loss does not "
+            "depend on a pruned one as it will when the weight is there; use --schedule gradual"
+        )
     schedules.steps_between_moves(config.mask_every, setup.data, config.epochs, config.batch_size)
     start = masks.apply(ticket.mask, ticket.start)
     context = scores.Context(setup.model, setup.data.train, ticket.mask, session.dense, config.seed, 0)

@@ -139,6 +139,12 @@ def fix_masks_(net: nn.Module, mask: Mask) -> None:
             forward.fixed = mask.get(forward.site)
 
 
+def transformed(net: nn.Module) -> list[str]:
+    """The sites whose layers transform their weight before they use it, and mask it afterwards."""
+    forwards = (vars(layer).get("forward") for layer in net.modules())
+    return [forward.site for forward in forwards if isinstance(forward, _Masked)]
+
+
 class _Masked:
     """The forward of a layer that transforms its weight, with the mask applied after the transformation."""
 

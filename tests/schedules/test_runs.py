@@ -12,6 +12,7 @@ from pyro_lottery.errors import Stopped
 from pyro_lottery.runs.checkpoint import LevelHooks
 from pyro_lottery.runs.config import Config, preset
 from tests.support import SMALL, fingerprint, same, small_run
+from tests.training.test_mask_check import Standardised
 
 MOVING = {
     "schedule": "dynamic",
@@ -148,6 +149,20 @@ def test_what_cannot_be_completed_is_one_line_before_any_training(options, messa
     with pytest.raises(pl.UserError, match=message):
         small_run(tmp_path / "run", **MOVING | {"mask_every": 3} | options)
     assert not (tmp_path / "run").exists()
+
+
+def standardised(num_classes):
+    return torch.nn.Sequential(Standardised(1, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(256, num_classes))
+
+
+def test_layers_that_transform_their_weights_are_pruned_gradually_alone(tmp_path):
+    options = MOVING | {"levels": 0, "arch": "tests.schedules.test_runs:standardised"}
+    with pytest.raises(
+        pl.UserError, match=r"the layer of '0.weight' transforms its weights, .* use --schedule gradual"
+    ):
+        small_run(tmp_path / "dynamic", **options)
+    run = small_run(tmp_path / "gradual", **options | {"schedule": "gradual"})
+    assert run.results["remaining"].tolist() == [4]
 
 
 def small(num_classes):
