@@ -9,11 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from plots.style import MARKERS, Plot
-from pyro_lottery.runs.figures import PALETTE
+from pyro_lottery.runs.figures import PALETTE, percent_axis
 
 
 def plot(means: pd.DataFrame, title: str) -> Plot:
-    """NLL against seconds, a panel per density with the Pareto front, and NLL against density."""
+    """NLL against seconds, a panel per density with the Pareto front of the sparse networks, and NLL against density."""
     densities = list(dict.fromkeys(means["wanted"]))
     figure = Figure(figsize=(4 * (len(densities) + 1), 5.5), layout="constrained")
     panels = figure.subplots(1, len(densities) + 1, squeeze=False)[0]
@@ -26,14 +26,15 @@ def plot(means: pd.DataFrame, title: str) -> Plot:
         for row in rows.itertuples():
             color, marker = looks[str(row.method)]
             axes.plot([row.seconds], [row.nll], marker, color=color, ls="none")
-        front = pareto(rows)
+        front = pareto(rows[rows["method"] != "dense"])
         axes.plot(front["seconds"], front["nll"], color="0.7", lw=1, drawstyle="steps-post", zorder=0)
         axes.set(xlabel="seconds of training", ylabel="NLL", title=f"{100 * float(density):g} % of the weights")
     for name in names:
         rows = means[means["method"] == name].sort_values("wanted")
         color, marker = looks[name]
         panels[-1].plot(100 * rows["wanted"], rows["nll"], marker, ls="-", color=color, label=name)
-    panels[-1].set(xscale="log", xlabel="weights remaining (%)", ylabel="NLL")
+    panels[-1].set(ylabel="NLL")
+    percent_axis(panels[-1], 100 * min(densities))
     figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     figure.suptitle(title)
     return Plot(figure, means)
