@@ -23,6 +23,7 @@ from experiments.study.markdown import markdown_table
 from pyro_lottery import guides, machine, masks, metrics
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.imp import run_imp
+from pyro_lottery.posteriors.nuts import Chains
 from pyro_lottery.runs.cli import Parser, run_command
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.loaded import Level
@@ -111,13 +112,12 @@ def work(
     truth = pl.nuts(level, draws=draws, warmup=warmup, chains=chains, seed=seed)
     seconds = time.perf_counter() - began
     labels = level.run.load_data().test.labels  # type: ignore[union-attr]
-    halves = truth.probs.flatten(0, 1)
-    rows = [_row("NUTS", truth.mean, truth.mean, labels, seconds)]
-    rows.append(
+    rows = [
+        _row("NUTS", truth.mean, truth.mean, labels, seconds),
         _row(
-            "NUTS, one chain against the others", halves[:draws].mean(0), truth.probs[1:].mean((0, 1)), labels, seconds
-        )
-    )
+            "NUTS, one chain against the others", truth.probs[0].mean(0), truth.probs[1:].mean((0, 1)), labels, seconds
+        ),
+    ]
     for name in POSTERIORS:
         began = time.perf_counter()
         found = approximate(level, name, train, samples, seed)
@@ -133,32 +133,38 @@ def work(
             time.perf_counter() - began,
         )
     )
-    out = out or runs
+    out, table = out or runs, pd.DataFrame(rows)
     out.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame(rows)
     table.to_csv(out / "nuts.csv", index=False)
-    cells = [
-        (
-            r.posterior,
-            f"{r.accuracy:.1%}",
-            f"{r.nll:.3f}",
-            f"{r.agreement:.3f}",
-            f"{r.total_variation:.3f}",
-            f"{r.seconds:.0f}",
-        )
-        for r in table.itertuples()
-    ]
-    rhat, ess = truth.rhat.flatten(), truth.ess.flatten()
-    lines = [
-        f"{truth.weights.shape[2]} weights ({masks.remaining(level.mask)} of {masks.total(level.mask)} prunable ones), digits (8×8), "
-        f"{level.run.shape.num_data} training images, T = 1, {chains} chains of {draws} draws, seed {seed}; {machine.processor_name()}.",
-        f"R-hat of {len(rhat):,} predicted probabilities: median {rhat.median():.3f}, 95 % below {rhat.quantile(0.95):.3f}, greatest {rhat.max():.3f}; "
-        f"effective draws: median {ess.median():.0f}, 95 % above {ess.quantile(0.05):.0f}, least {ess.min():.0f}; "
-        f"{truth.divergences} divergent trajectories.",
-    ]  # fmt: skip
-    text = "\n".join([*lines, "", *markdown_table(COLUMNS, cells), ""])
+    text = page(level, truth, table)
     (out / "nuts.md").write_text(text)
     print(text)
+
+
+def page(level: Level, truth: Chains, table: pd.DataFrame) -> str:
+    """What was sampled and how well its chains agree, and the ``table`` of posteriors."""
+    chains, draws, weights = truth.weights.shape
+    rhat, ess = truth.rhat.flatten(), truth.ess.flatten()
+    numbers = [
+        f"{weights} weights ({masks.remaining(level.mask)} of {masks.total(level.mask)} prunable ones), digits (8×8), "
+    ]
+    numbers += [
+        f"{level.run.shape.num_data} training images, T = 1, {chains} chains of {draws} draws, seed {level.run.config.seed}; "
+    ]
+    numbers += [
+        f"{machine.processor_name()}.\nR-hat of {len(rhat):,} predicted probabilities: median {rhat.median():.3f}, "
+    ]
+    numbers += [
+        f"95 % below {rhat.quantile(0.95):.3f}, greatest {rhat.max():.3f}; effective draws: median {ess.median():.0f}, "
+    ]
+    numbers += [
+        f"95 % above {ess.quantile(0.05):.0f}, least {ess.min():.0f}; {truth.divergences} divergent trajectories."
+    ]
+    cells = [
+        (r.posterior, f"{r.accuracy:.1%}", f"{r.nll:.3f}", f"{r.agreement:.3f}", f"{r.total_variation:.3f}", f"{r.seconds:.0f}")
+        for r in table.itertuples()
+    ]  # fmt: skip
+    return "\n".join(["".join(numbers), "", *markdown_table(COLUMNS, cells), ""])
 
 
 def _row(name: str, probs: Tensor, truth: Tensor, labels: Tensor, seconds: float) -> dict[str, Any]:

@@ -20,6 +20,20 @@ NAMES = ["laplace", "swag", "sgld"]
 SHORT = SMALL | {"epochs": 3, "batch_size": 50, "levels": 1}
 
 
+class Passing(pl.training.Hooks):
+    """Keeps the locs after every step."""
+
+    def __init__(self, guide):
+        self.guide, self.seen = guide, []
+
+    def stopping(self):
+        self.seen.append({name: loc.clone() for name, loc in self.guide.locs().items()})
+        return False
+
+    def epoch_ended(self, state):
+        self.stopping()
+
+
 def find(model, guide, data, mask=None, epoch=2, weight_decay=0.0):
     mask = mask or {}
     with sparsify(mask):
@@ -75,19 +89,10 @@ def test_when_snapshots_are_taken():
 
 def test_swag_is_mean_and_standard_deviation_of_the_last_weights(tiny_data):
     model, guide = tiny(pl.guides.swag)
-    seen = []
-
-    class Hooks(pl.training.Hooks):
-        def stopping(self):
-            seen.append({name: loc.clone() for name, loc in guide.locs().items()})
-            return False
-
-        def epoch_ended(self, state):
-            self.stopping()
-
-    pl.train(model, guide, tiny_data, **QUICK | {"epochs": 4}, hooks=Hooks())
-    last = {name: torch.stack([one[name] for one in seen[12:16]]) for name in seen[0]}
-    assert len(seen) == 16
+    hooks = Passing(guide)
+    pl.train(model, guide, tiny_data, **QUICK | {"epochs": 4}, hooks=hooks)
+    last = {name: torch.stack([one[name] for one in hooks.seen[12:16]]) for name in hooks.seen[0]}
+    assert len(hooks.seen) == 16
     before = model.net_state()
     found = find(model, guide, tiny_data, epoch=4)
     for name, values in last.items():
@@ -123,21 +128,12 @@ def test_swag_of_a_later_call_collects_in_that_call_alone(tiny_data):
     state = pl.TrainState()
     pl.train(model, guide, tiny_data, **QUICK | {"epochs": 9}, state=state)
     assert guide.taken == snapshots(36, 36) == 9
-    seen = []
-
-    class Hooks(pl.training.Hooks):
-        def stopping(self):
-            seen.append({name: loc.clone() for name, loc in guide.locs().items()})
-            return False
-
-        def epoch_ended(self, state):
-            self.stopping()
-
-    pl.train(model, guide, tiny_data, **QUICK | {"epochs": 1}, state=state, hooks=Hooks())
+    hooks = Passing(guide)
+    pl.train(model, guide, tiny_data, **QUICK | {"epochs": 1}, state=state, hooks=hooks)
     found = find(model, guide, tiny_data, epoch=10)
-    assert guide.taken == len(seen) == 4
+    assert guide.taken == len(hooks.seen) == 4
     for name, loc in found.loc.items():
-        torch.testing.assert_close(loc, torch.stack([one[name] for one in seen]).mean(0), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(loc, torch.stack([one[name] for one in hooks.seen]).mean(0), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(
