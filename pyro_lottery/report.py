@@ -27,7 +27,7 @@ from pyro_lottery import data, files, plot
 from pyro_lottery.errors import UserError
 from pyro_lottery.runs import figures
 from pyro_lottery.runs.cli import Parser, run_command
-from pyro_lottery.runs.config import Config
+from pyro_lottery.runs.config import WITHOUT_SCALE, Config
 from pyro_lottery.runs.figures import PALETTE
 from pyro_lottery.runs.loaded import Run, load_run
 
@@ -92,7 +92,7 @@ def report(runs: Sequence[Run], title: str = "pyro_lottery report") -> str:
 
 def _section(run: Run) -> dict[str, Any]:
     name, config = _name(run), run.config
-    share = 1 if config.guide != "deterministic" else 0.5  # a point guide has no scale
+    share = 0.5 if config.guide in WITHOUT_SCALE else 1
     rows = [run.row(row.level) for row in run.folder.finished()]
     columns = [column for column in COLUMNS if column[1](rows[0]) is not None]  # either accuracy or RMSE is None
     cells = [

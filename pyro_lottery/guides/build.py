@@ -25,10 +25,12 @@ from pyro.infer.autoguide import (
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.guides.adapted import Adapted, adapted
 from pyro_lottery.guides.adapted_laplace import AdaptedLaplace
+from pyro_lottery.guides.dropout import mc_dropout
 from pyro_lottery.guides.family import family
 from pyro_lottery.guides.found import laplace, swag
+from pyro_lottery.guides.ivon import ivon
 from pyro_lottery.guides.joint import AdaptedJoint
-from pyro_lottery.guides.langevin import sgld
+from pyro_lottery.guides.langevin import sghmc, sgld
 from pyro_lottery.guides.lists import AdaptedList
 from pyro_lottery.guides.mean_field import mean_field
 from pyro_lottery.guides.memory import check_memory
@@ -128,7 +130,8 @@ def _check_plates(kind: type[AutoGuide], sites: Mapping[str, Any]) -> None:
 
 
 NAMED: dict[str, Callable[..., AutoGuide]] = {
-    "mean_field": mean_field, "deterministic": deterministic, "laplace": laplace, "swag": swag, "sgld": sgld,
+    "mean_field": mean_field, "deterministic": deterministic, "laplace": laplace, "swag": swag, "sgld": sgld, "sghmc": sghmc,
+    "ivon": ivon, "mc_dropout": mc_dropout,
 }  # fmt: skip
 """Guides by their names on the command line."""
 
@@ -154,7 +157,8 @@ def made_by(kind: Any, model: Callable[..., Any], init_scale: float, said: str =
     """
     if isinstance(kind, type) and issubclass(kind, AutoGuide):
         return auto(kind, model, init_scale)
-    guide = kind(model, init_scale) if kind in (mean_field, laplace, swag, sgld) else kind(model)
+    takes_scale = kind in NAMED.values() and kind not in (deterministic, mc_dropout)
+    guide = kind(model, init_scale) if takes_scale else kind(model)
     if not isinstance(guide, AutoGuide):
         raise UserError(f"{said} gave a {type(guide).__name__}; expected a Pyro AutoGuide, or model -> AutoGuide")
     return guide

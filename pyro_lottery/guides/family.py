@@ -29,6 +29,8 @@ class Family:
     is_determined: bool = True
     """Loc and scale are all there is to know; otherwise a posterior keeps the raw parameters too, as ``extra``."""
 
+    takes_kl_warmup: bool = True
+    """The KL may have a smaller weight in the first epochs."""
     scales_are_trained: bool = True
     """Otherwise they are found after the training (:func:`pyro_lottery.posteriors.find_scales_`)."""
 

@@ -145,10 +145,10 @@ class FlatGuide(Tempered, Family):
                     values[name] = pyro.sample(name, place.distribution(distribution(number, select)), infer=infer)
         return values
 
-    def draw_point(self, *args: Any) -> dict[str, Tensor]:
-        """Set every site to its loc; returns the values by site, with the sites' shapes."""
+    def draw_point(self, *args: Any, factors: Tensor | None = None) -> dict[str, Tensor]:
+        """Set every site to its loc, or to loc times ``factors`` [weights]; returns the values by site, with the sites' shapes."""
         layout, (loc, *_) = self.under_masks()
-        values = spread(loc, layout)
+        values = spread(loc if factors is None else loc * layout.keep(factors), layout)
         return self.draw(lambda number, select: values[number] if select is None else select(values[number]), *args)
 
     @torch.no_grad()

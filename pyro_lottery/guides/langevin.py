@@ -1,9 +1,9 @@
-"""Stochastic gradient Langevin dynamics: a guide that is mean and standard deviation of samples."""
+"""Stochastic gradient Monte Carlo: guides that are mean and standard deviation of samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,13 +18,30 @@ class Langevin(Adam):
     w ← w − ε G ∇L + √(2 ε s G) η with the learning rate ε, the preconditioner G = min(1/(√v + 10⁻⁸), ε/(2s)) of Adam's second moments v, which
     stay as they are meanwhile, standard normal η and s = ``noise``. The bound lets a step's noise be ε at most, as Adam's steps are. For
     small ε it samples exp(−L/s).
+
+    With a ``friction`` α below 1 the weights keep a velocity, v ← (1−α)v − ε G ∇L + √(2αε s G) η and w ← w + v, which is stochastic
+    gradient Hamiltonian Monte Carlo (Chen et al. 2014). The velocity takes the place of Adam's first moments.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, noisy: Iterable[Tensor], **options: Any):
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        noisy: Iterable[Tensor],
+        friction: float = 1.0,
+        **options: Any,
+    ):
         super().__init__(groups, lr, **options)
-        self.noisy, self.noise = list(noisy), None
+        self.noisy, self.noise, self.friction = list(noisy), None, friction
 
     noise: float | None
+
+    @torch.no_grad()
+    def rest_(self) -> None:
+        """Set the velocities to 0."""
+        for parameter in self.noisy:
+            if "exp_avg" in self.state[parameter]:
+                self.state[parameter]["exp_avg"].zero_()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -48,8 +65,11 @@ class Langevin(Adam):
         second = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
         preconditioner = (1 / (second.sqrt() + group["eps"])).clamp(max=float(rate) / (2 * self.noise))
         drift = preconditioner * (gradient + group["weight_decay"] * parameter)
-        spread = (2 * self.noise * preconditioner * rate).sqrt()
-        parameter.add_(spread * torch.randn_like(parameter) - rate * drift)
+        spread = (2 * self.friction * self.noise * preconditioner * rate).sqrt()
+        change = spread * torch.randn_like(parameter) - rate * drift
+        if self.friction < 1:
+            change = state["exp_avg"].mul_(1 - self.friction).add_(change)
+        parameter.add_(change)
 
 
 class Sgld(Swag):
@@ -59,11 +79,22 @@ class Sgld(Swag):
     learning rate of the schedule. As in :class:`Swag`, ``SNAPSHOTS`` samples, or one at every step, give loc and scale.
     """
 
+    friction: ClassVar[float] = 1.0
+
     def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> Adam:
-        return Langevin(groups, lr, [self.loc], fused=True)
+        return Langevin(groups, lr, [self.loc], self.friction, fused=True)
 
     def step_begins(self, optimizer: Any, model: Any, done: int, steps: int) -> None:
-        optimizer.noise = model.kl_temperature / model.num_data if done >= steps - steps // 4 else None
+        first = steps - steps // 4
+        optimizer.noise = model.kl_temperature / model.num_data if done >= first else None
+        if done == first:
+            optimizer.rest_()
+
+
+class Sghmc(Sgld):
+    """:class:`Sgld` with a velocity and friction 0.1 (Chen et al. 2014, Stochastic Gradient Hamiltonian Monte Carlo)."""
+
+    friction = 0.1
 
 
 def sgld(model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any, create_plates: Any = None) -> Sgld:
@@ -72,3 +103,13 @@ def sgld(model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: A
     The arguments are those of :func:`mean_field`. Before they are found, the scales are the initial ones.
     """
     return Sgld(model, init_scale, *prototype_args, create_plates=create_plates)
+
+
+def sghmc(
+    model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any, create_plates: Any = None
+) -> Sghmc:
+    """A guide like :func:`sgld`, whose samples are those of Hamiltonian Monte Carlo with friction.
+
+    The arguments are those of :func:`mean_field`. Before they are found, the scales are the initial ones.
+    """
+    return Sghmc(model, init_scale, *prototype_args, create_plates=create_plates)

@@ -52,7 +52,7 @@ def values_at_loc(guide: AutoGuide) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def posterior(guide: AutoGuide, draws: int = DRAWS) -> Posterior:
-    """Copies of the marginal loc and scale of every site; scale is None for a point guide.
+    """Copies of the marginal loc and scale of every site; scale is None for a guide without scales.
 
     For a site that is not over all real numbers, these are the loc and scale of its image under ``biject_to(support)``,
     where guides are Normal. For a guide that is one joint Gaussian, they are its mean and standard deviation. A guide
@@ -68,7 +68,7 @@ def posterior(guide: AutoGuide, draws: int = DRAWS) -> Posterior:
         loc, scale, draws = _copies(own.locs()), _copies(own.scales()), 0
     else:
         loc, scale = moments(guide, own.sites(), draws)
-    if own.is_point and own.scales_are_trained:
+    if not scale or (own.is_point and own.scales_are_trained):
         scale, draws = None, 0
     extra = {} if own.is_determined else _copies(guide.state_dict())
     return Posterior(loc, scale, _prunable(guide, loc), extra, draws)

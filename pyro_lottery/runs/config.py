@@ -28,6 +28,8 @@ MOVING = ("gradual", "dynamic")
 """Schedules that move the mask while level 0 trains."""
 MASK_STAYS: dict[str, Any] = {"schedule": "iterative", "prune_to": None, "mask_every": None}
 """Options of a run that trains given tickets."""
+WITHOUT_SCALE = ("deterministic", "mc_dropout")
+"""Guides whose weights have no scale."""
 AFTER_LEVEL_0 = {"levels", "score", "prune_fraction", "rewind"}
 """Options that level 0 does not depend on, if no schedule moves its mask by the score; ``epoch:K`` and ``restart:K`` of ``rewind`` also save
 the rewind point."""
@@ -68,8 +70,8 @@ class Config:
     augment: str = option("auto", str, "random crop and flip of training images", choices=("auto", *data.AUGMENTATIONS))
     guide: str = option(
         "mean_field", str,
-        "the posterior: mean_field; deterministic; laplace, swag and sgld, which train a point and find its scales at its end; or the import path of a Pyro "
-        "AutoGuide. --posterior is another name of this option", also=("posterior",),
+        "the posterior: mean_field; ivon, which trains it by natural gradients; deterministic; mc_dropout; laplace, swag, sgld and sghmc, which train a point and find its "
+        "scales at its end; or the import path of a Pyro AutoGuide. --posterior is another name of this option", also=("posterior",),
     )  # fmt: skip
     prior: str = option(
         "normal", str, f"{', '.join(priors.KINDS)}, or the import path of (site, shape) -> distribution"
@@ -77,7 +79,7 @@ class Config:
     prior_scale: float = option(1.0, float, "scale of the prior", POSITIVE)
     score: str = option(
         "snr", str,
-        f"score that ranks weights for pruning: {', '.join(scores.SCORES)}, or an import path; with a deterministic guide, which has no scale, snr means magnitude",
+        f"score that ranks weights for pruning: {', '.join(scores.SCORES)}, or an import path; with deterministic and mc_dropout, which have no scale, snr means magnitude",
     )  # fmt: skip
     schedule: str = option(
         "iterative", str, "how density falls: iterative (--levels prunings, each followed by a training); one_shot (one pruning of the trained "
@@ -209,7 +211,7 @@ class Config:
             fraction = float(f"{1 - self.prune_to ** (1 / self.levels):.6g}")
             object.__setattr__(self, "prune_fraction", fraction)
             object.__setattr__(self, "prune_to", None)  # so that equal runs have equal options
-        if self.guide == "deterministic" and self.score == "snr":
+        if self.guide in WITHOUT_SCALE and self.score == "snr":
             object.__setattr__(self, "score", "magnitude")  # |μ|/σ has no σ here, which leaves |w|
         if self.history_samples is None:
             object.__setattr__(self, "history_samples", min(self.train_samples, self.eval_samples))

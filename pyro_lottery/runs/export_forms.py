@@ -127,8 +127,8 @@ def _of_mean(job: Job) -> tuple[Drawn, Outputs]:
 
 
 def _of_moments(job: Job) -> tuple[nn.Module, Outputs]:
-    if guides.is_point(job.network.guide):
-        raise UserError("a deterministic network has no variances; use --form mean")
+    if job.level.posterior.scale is None:
+        raise UserError(f"guide {job.level.run.config.guide} has no variances; use --form mean")
     network, x = job.network, job.test.prepare(job.two)
     graph, variances = moments_of(network.model, network.guide, network.mask, x)
     _check_moments(job, graph, variances)

@@ -122,7 +122,11 @@ def _check(
         raise UserError(f"--format {format} holds one weight for each; omit --form {form}")
     if form == "moments" and format == "safetensors":
         raise UserError("--format safetensors holds loc and scale; choose --form draws, or mean to leave out the scale")
-    if form == "draws" and format == "safetensors" and level.posterior.extra:
+    if (
+        form == "draws"
+        and format == "safetensors"
+        and (level.posterior.extra or level.run.config.guide == "mc_dropout")
+    ):
         raise UserError(
             f"--format safetensors holds loc and scale, which do not determine guide {level.run.config.guide}; choose "
             "--form mean, or another format"

@@ -15,7 +15,7 @@ from pyro_lottery import guides, seeds
 from pyro_lottery.data import Data, Epoch, StreamEpoch
 from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.elbo import ELBO
-from pyro_lottery.errors import check_counts
+from pyro_lottery.errors import UserError, check_counts
 from pyro_lottery.guides.family import family
 from pyro_lottery.machine import channels_last_
 from pyro_lottery.model import BayesianNetwork
@@ -108,6 +108,10 @@ def train(
     check_rates(lr=lr, weight_decay=weight_decay)
     guides.check_guide(guide)
     guides.check_sites(model, guide)
+    if kl_warmup_epochs and not family(guide).takes_kl_warmup:
+        raise UserError(
+            f"guide {type(guide).__name__} reads its scales from the curvature, which a KL warm-up would change; use kl_warmup_epochs=0"
+        )
     device, data = next(iter(guide.parameters())).device, as_data(model, guide, data)
     likelihood = check_data(model, data)
     check_batches(model, data, batch_size, ranks)

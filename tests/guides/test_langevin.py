@@ -11,8 +11,9 @@ from pyro_lottery.guides.langevin import Langevin
 from tests.support import QUICK, tiny
 
 
+@pytest.mark.parametrize("friction", [1.0, 0.1])
 @pytest.mark.parametrize("small", [True, False])
-def test_samples_have_the_variance_of_a_gaussian(small):
+def test_samples_have_the_variance_of_a_gaussian(small, friction):
     """L = s Σ λ w²/2 has exp(−L/s) = N(0, 1/λ); with second moments that are 0, where the bound acts, and with others.
 
     20,000 correlated samples: means within 0.3 standard deviations, variances within a quarter; the step adds at most 8 %.
@@ -20,11 +21,12 @@ def test_samples_have_the_variance_of_a_gaussian(small):
     torch.manual_seed(0)
     precision, noise = torch.tensor([40.0, 100.0, 320.0]), 0.02
     w = nn.Parameter(torch.zeros(3))
-    optimizer = Langevin([{"params": [w], "weight_decay": 0.0}], 0.03, [w], fused=True)
+    optimizer = Langevin([{"params": [w], "weight_decay": 0.0}], 0.03, [w], friction, fused=True)
     w.grad = torch.zeros(3) if small else torch.tensor([1.0, 2.0, 3.0])
     optimizer.step()
     with torch.no_grad():
         w.zero_()
+    optimizer.rest_()
     optimizer.noise, samples = noise, []
     for _ in range(20_000):
         w.grad = noise * precision * w.detach()
@@ -85,3 +87,26 @@ def test_without_noise_it_is_adam_and_with_it_the_step_is_the_formula():
     torch.testing.assert_close(ours.detach(), expected)
     assert torch.equal(langevin.state[ours]["exp_avg_sq"], moments)
     assert not torch.equal(other, there)  # what is not sampled goes on by Adam
+
+
+def test_with_friction_a_step_is_that_of_the_velocity():
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = Langevin([{"params": [w], "weight_decay": 0.1}], 0.1, [w], 0.1, fused=True)
+    w.grad = torch.tensor([0.5, 0.0])
+    optimizer.step()
+    assert bool(optimizer.state[w]["exp_avg"][0] != 0)
+    optimizer.rest_()
+    start, moments = w.detach().clone(), optimizer.state[w]["exp_avg_sq"].clone()
+    optimizer.noise = 0.5
+    preconditioner = (1 / ((moments / (1 - 0.999)).sqrt() + 1e-8)).clamp(max=0.1 / (2 * 0.5))
+    velocity, place = torch.zeros(2), start
+    for gradient in (torch.tensor([0.3, -0.7]), torch.tensor([0.2, 0.1])):
+        torch.manual_seed(7)
+        w.grad = gradient
+        optimizer.step()
+        torch.manual_seed(7)
+        noise = (2 * 0.1 * 0.1 * 0.5 * preconditioner).sqrt() * torch.randn(2)
+        velocity = 0.9 * velocity - 0.1 * preconditioner * (gradient + 0.1 * place) + noise
+        place = place + velocity
+        torch.testing.assert_close(w.detach(), place)

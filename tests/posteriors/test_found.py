@@ -16,7 +16,7 @@ from pyro_lottery.runs.checkpoint import LevelHooks
 from pyro_lottery.runs.config import Config
 from tests.support import QUICK, SMALL, fingerprint, same, small_run, tiny
 
-NAMES = ["laplace", "swag", "sgld"]
+NAMES = ["laplace", "swag", "sgld", "sghmc", "ivon"]
 SHORT = SMALL | {"epochs": 3, "batch_size": 50, "levels": 1}
 
 
