@@ -1,7 +1,7 @@
 """Measures the uncertainty of a run's levels: ``python -m pyro_lottery.evaluate RUN --ood noise permuted --corruptions``.
 
-For each level it measures accuracy (also per class), calibration with its reliability diagram, entropies, selective
-accuracy, and all metrics against the number of samples. ``--ood`` measures how well other images are detected, and
+For each level it measures accuracy (also per class), calibration with its reliability diagram, the NLL after temperature scaling, entropies,
+selective accuracy, and all metrics against the number of samples. ``--ood`` measures how well other images are detected, and
 ``--corruptions`` the metrics on corrupted test images. Tables and figures go to ``RUN/evaluation/``.
 """
 
@@ -28,6 +28,7 @@ from pyro_lottery.runs.loaded import Run, TrainedNetwork, check_levels, load_run
 PROG = "python -m pyro_lottery.evaluate"
 COVERAGES = [k / 20 for k in range(1, 21)]
 _CORRUPTED = len(data.CORRUPTIONS) * len(data.SEVERITIES)
+CALIBRATION = (metrics.smooth_ece, metrics.adaptive_ece, metrics.classwise_ece, metrics.calibrated_nll)
 Rows = list[dict[str, Any]]
 
 
@@ -91,7 +92,9 @@ def _of_level(
     confidence, predicted = inside.probs.max(1)
     correct = predicted == test.labels
     entropies = {name: float(getattr(inside, name).mean()) for name in ("total", "aleatoric", "epistemic")}
-    yield "uncertainty", [measured | entropies | {"aurc": metrics.aurc(confidence, correct)}]
+    calibration = {f.__name__: f(inside.probs, test.labels) for f in CALIBRATION}
+    areas = {f.__name__: f(confidence, correct) for f in (metrics.aurc, metrics.augrc)}
+    yield "uncertainty", [measured | entropies | areas | calibration]
     yield "classes", _by_class(predicted, test.labels, network.classes or tuple(map(str, range(inside.probs.shape[1]))))
     risk = metrics.selective(confidence, correct)
     kept = [max(1, round(coverage * len(risk))) for coverage in COVERAGES]
@@ -106,6 +109,7 @@ def _of_level(
         yield "ood", [
             {
                 "ood": name, "score": score, "auroc": metrics.auroc(a, b), "fpr95": metrics.fpr95(a, b),
+                "aupr_out": metrics.aupr(a, b), "aupr_in": metrics.aupr(-b, -a),
                 "mean_inside": float(a.mean()), "mean_outside": float(b.mean()),
             }
             for score, a, b in _scores(inside, outside)

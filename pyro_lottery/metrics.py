@@ -74,6 +74,92 @@ def mace(probs: Tensor, labels: Tensor, bins: int = BINS) -> float:
     return float((right - confidence).abs().mean())
 
 
+def smooth_ece(probs: Tensor, labels: Tensor) -> float:
+    """The SmoothECE of Błasiok and Nakkiran (2023): the calibration error of a kernel regression, which needs no bins.
+
+    ``probs`` is [n, classes], and ``labels`` [n]. The error is that of the confidence, and the width of the kernel is the authors'.
+    """
+    import relplot  # which imports seaborn
+
+    probs, labels = _checked(probs, labels)
+    if probs.isnan().any():
+        return math.nan
+    confidence, predicted = probs.double().max(1)
+    return float(relplot.smECE(confidence.numpy(), (predicted == labels).double().numpy()))
+
+
+def adaptive_ece(probs: Tensor, labels: Tensor, bins: int = BINS) -> float:
+    """The expected calibration error over ``bins`` bins with equal numbers of examples (Nguyen and O'Connor 2015).
+
+    ``probs`` is [n, classes], and ``labels`` [n]. Examples are sorted by confidence; the numbers differ by one at most.
+    """
+    probs, labels = _checked(probs, labels)
+    check_counts(1, **{"the number of bins": bins})
+    if probs.isnan().any():
+        return math.nan
+    confidence, predicted = probs.double().max(1)
+    order = confidence.argsort(stable=True)
+    gaps = ((predicted == labels).double() - confidence)[order].tensor_split(bins)
+    return float(torch.stack([gap.sum().abs() for gap in gaps]).sum() / len(labels))
+
+
+def classwise_ece(probs: Tensor, labels: Tensor, bins: int = BINS) -> float:
+    """The mean over classes of the calibration error of p(class) (Kull et al. 2019), over ``bins`` equal-width bins.
+
+    ``probs`` is [n, classes], and ``labels`` [n].
+    """
+    probs, labels = _checked(probs, labels)
+    check_counts(1, **{"the number of bins": bins})
+    if probs.isnan().any():
+        return math.nan
+    edges = torch.linspace(0, 1, bins + 1)
+    index = (torch.bucketize(probs.float(), edges, right=True) - 1).clamp_max(bins - 1)
+    gaps = F.one_hot(labels, probs.shape[1]) - probs.double()
+    sums = torch.zeros(bins, probs.shape[1], dtype=torch.double).scatter_add_(0, index, gaps)
+    return float(sums.abs().sum(0).mean() / len(labels))
+
+
+def calibrated_nll(probs: Tensor, labels: Tensor, splits: int = 5) -> float:
+    """The NLL in nats after a temperature was fitted on the other half of the examples (Ashukha et al. 2020).
+
+    ``probs`` [n, classes] become probs^(1/T), normalised; ``labels`` is [n]. It is the mean over both halves of ``splits`` random halvings, always
+    the same. Raises ``UserError`` for fewer than two examples.
+    """
+    probs, labels = _checked(probs, labels)
+    if probs.isnan().any():
+        return math.nan
+    if len(labels) < 2:
+        raise UserError("a temperature needs at least two examples, one to fit it and one to measure")
+    generator, found = torch.Generator().manual_seed(0), []
+    for _ in range(splits):
+        halves = torch.randperm(len(labels), generator=generator).tensor_split(2)
+        for fitted, measured in (halves, halves[::-1]):
+            powers = tempered(probs[measured], temperature(probs[fitted], labels[fitted]))
+            found.append(nll(powers, labels[measured]))
+    return sum(found) / len(found)
+
+
+def temperature(probs: Tensor, labels: Tensor) -> float:
+    """The temperature T, from 1/20 to 20, with the least NLL of probs^(1/T) (Guo et al. 2017); ``probs`` [n, classes], ``labels`` [n]."""
+    from scipy.optimize import minimize_scalar
+
+    probs, labels = _checked(probs, labels)
+    log = probs.double().clamp_min(torch.finfo(torch.float32).tiny).log()
+
+    def loss(exponent: float) -> float:  # convex in 1/T
+        return float(F.cross_entropy(log * exponent, labels))
+
+    return 1 / float(minimize_scalar(loss, bounds=(1 / 20, 20.0), method="bounded", options={"xatol": 1e-6}).x)
+
+
+def tempered(probs: Tensor, temperature: float) -> Tensor:
+    """Probabilities probs^(1/T), normalised, in double precision; ``probs`` is [n, classes]. Raises ``UserError`` unless T is greater than 0."""
+    if not temperature > 0:
+        raise UserError(f"a temperature must be greater than 0, got {temperature}")
+    probs = _probabilities(probs)
+    return (probs.double().clamp_min(torch.finfo(torch.float32).tiny).log() / temperature).softmax(-1)
+
+
 def reliability(probs: Tensor, labels: Tensor, bins: int = BINS) -> tuple[Tensor, Tensor, Tensor]:
     """The reliability diagram of ``probs`` [n, classes] and ``labels`` [n] with ``bins`` equal-width confidence bins.
 
@@ -128,6 +214,26 @@ def selective(confidence: Tensor, correct: Tensor) -> Tensor:
 def aurc(confidence: Tensor, correct: Tensor) -> float:
     """The area under the risk-coverage curve, the mean of ``selective`` (Geifman et al. 2019); both arguments are [n]."""
     return float(selective(confidence, correct).mean())
+
+
+def augrc(confidence: Tensor, correct: Tensor) -> float:
+    """The area under the generalised risk-coverage curve (Traub et al. 2024): the mean over k of the wrong answers among the k most confident, per example.
+
+    Both arguments are [n]. It is the chance that an answer is wrong and more confident than a random one.
+    """
+    risk = selective(confidence, correct)
+    return float((risk * torch.arange(1, len(risk) + 1, device=risk.device) / len(risk)).mean())
+
+
+def aupr(inside: Tensor, outside: Tensor) -> float:
+    """The area under the precision-recall curve of scores ``inside`` [n] and ``outside`` [m], as average precision; ``outside`` is to be detected.
+
+    With negative scores in the other order it is that of ``inside``.
+    """
+    from torchmetrics.functional.classification import binary_average_precision
+
+    scored = _scored(inside, outside)
+    return math.nan if scored is None else float(binary_average_precision(*scored))
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:

@@ -25,6 +25,55 @@ def test_closed_forms():
     assert metrics.brier(PROBS, LABELS) == pytest.approx((2 * 0.02 + 1.62 + 0.72) / 4)
 
 
+def test_calibration_without_equal_bins():
+    """By hand: sorted by confidence, halves of two examples; and the two classes' bins [0.1], [0.4] and [0.6], [0.9]."""
+    assert metrics.adaptive_ece(PROBS, LABELS, 2) == pytest.approx((abs(1 - 0.6 - 0.9) + abs(1 - 2 * 0.9)) / 4)
+    # class 0: p = .9 thrice (two are), p = .4 (it is); class 1: p = .1 thrice (one is), p = .6 (it is not)
+    assert metrics.classwise_ece(PROBS, LABELS) == pytest.approx(
+        (abs(2 - 2.7) + abs(1 - 0.4) + abs(1 - 0.3) + 0.6) / 2 / 4
+    )
+
+
+@pytest.mark.parametrize(("right", "expected"), [(8, 0.0), (5, 0.3), (10, 0.2)])
+def test_smooth_ece_of_one_confidence_is_its_distance_to_the_accuracy(right, expected):
+    probs = torch.tensor([[0.8, 0.2]]).repeat(1000, 1)
+    labels = torch.ones(1000).long()
+    labels[: 100 * right] = 0
+    assert metrics.smooth_ece(probs, labels) == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_temperature_undoes_what_sharpened_the_probabilities():
+    torch.manual_seed(0)
+    true = torch.randn(20_000, 4, dtype=torch.double).mul(1.5).softmax(1)
+    labels = torch.distributions.Categorical(true).sample()
+    sharp = metrics.tempered(true, 0.4)
+    assert metrics.temperature(sharp, labels) == pytest.approx(1 / 0.4, rel=0.03)
+    assert metrics.calibrated_nll(sharp, labels) == pytest.approx(metrics.nll(true, labels), abs=1e-3)
+    assert metrics.nll(sharp, labels) > metrics.nll(true, labels) + 0.1
+    torch.testing.assert_close(metrics.tempered(sharp, 1 / 0.4), true)
+    with pytest.raises(pl.UserError, match="temperature must be greater than 0, got 0"):
+        metrics.tempered(true, 0)
+    with pytest.raises(pl.UserError, match="at least two examples"):
+        metrics.calibrated_nll(true[:1], labels[:1])
+
+
+def test_areas_by_hand():
+    """Sorted by confidence: right, wrong, right; 0, 1 and 1 of three are wrong and among the most confident."""
+    confidence, correct = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 0, 1])
+    assert metrics.augrc(confidence, correct) == pytest.approx((0 + 1 + 1) / 3 / 3)
+    assert metrics.aurc(confidence, correct) == pytest.approx((0 + 1 / 2 + 1 / 3) / 3)
+    inside, outside = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([3.0, 5.0])  # precision 1 at recall ½, 2/3 at 1
+    assert metrics.aupr(inside, outside) == pytest.approx(1 / 2 + 2 / 3 / 2)
+    assert metrics.aupr(-outside, -inside) == pytest.approx(1 / 3 + 1 / 3 + 3 / 4 / 3)  # -1 and -2 come first, then -3
+
+
+def test_new_metrics_of_nan_are_nan():
+    broken = PROBS.clone()
+    broken[0] = math.nan
+    for metric in (metrics.smooth_ece, metrics.adaptive_ece, metrics.classwise_ece, metrics.calibrated_nll):
+        assert math.isnan(metric(broken, LABELS))
+
+
 def test_mace_counts_only_bins_that_hold_something():
     perfect = torch.eye(3)[torch.arange(9) % 3]
     assert metrics.mace(perfect, torch.arange(9) % 3) == 0

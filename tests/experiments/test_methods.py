@@ -35,7 +35,8 @@ def test_all_methods_have_the_same_epochs():
 def test_methods_are_compared_by_pairs_of_seeds():
     def rows(name, nlls):
         return [
-            {"method": name, "wanted": 0.1, "seed": seed, "accuracy": 0.5, "nll": nll, "brier": 0.1, "ece": 0.1, "epochs": 4, "seconds": 2.0, "bytes": 9}
+            {"method": name, "wanted": 0.1, "seed": seed, "accuracy": 0.5, "nll": nll, "brier": 0.1, "ece": 0.1,
+             "smooth_ece": 0.1, "shift_nll": 2.0, "ood_auroc": 0.5, "epochs": 4, "seconds": 2.0, "bytes": 9}
             for seed, nll in nlls.items()
         ]  # fmt: skip
 
@@ -49,6 +50,25 @@ def test_methods_are_compared_by_pairs_of_seeds():
     alone = methods.compared(table[table["seed"] == 0], "a").set_index("method")
     assert math.isinf(alone.loc["b", "nll_high"])  # one seed says nothing of the spread
     assert "| b | 50.0% | 4.650 | -0.048 to +0.448 |" in methods.markdown(methods.compared(table, "a"), "t", "a")
+
+
+def test_equal_seconds_by_hand(tmp_path):
+    """a takes 2 seconds an epoch and 20 in all; b takes 1 second and has 5 trainings, c takes 9 and has 4."""
+    rows = [
+        {"method": name, "wanted": 0.1, "seed": seed, "epochs": 10, "seconds": 10 * each}
+        for name, each in (("a", 2), ("b", 1), ("c", 9))
+        for seed in (0, 1)
+    ]
+    table = pd.DataFrame(rows)
+    chosen = {"a": methods.Method(trainings=1), "b": methods.Method(trainings=5), "c": methods.Method(trainings=4)}
+    assert methods.of_equal_seconds(table, chosen) == {("a", 0.1): 10, ("b", 0.1): 20, ("c", 0.1): 4}
+    with pytest.raises(pl.UserError, match=r"the table has no d; give methods_seeds\.csv"):
+        methods.of_equal_seconds(table, chosen | {"d": methods.Method()})
+    table.to_csv(tmp_path / "table.csv")
+    with pytest.raises(pl.UserError, match=r"it has no density of 0\.2"):
+        methods.read_table(tmp_path / "table.csv", [0.1, 0.2])
+    with pytest.raises(pl.UserError, match=r"expected methods_seeds\.csv of this command"):
+        methods.read_table(tmp_path / "none.csv", [0.1])
 
 
 def test_the_pareto_front_by_hand():
@@ -70,7 +90,7 @@ def test_the_commands_and_the_example_of_the_readme(tmp_path, monkeypatch):
     assert code.count("\n") <= 40
     (tmp_path / "my_methods.py").write_text(code)
     commands = [shlex.split(c)[3:] for c in re.findall(r"^python -m experiments\.methods .*$", README, re.M)]
-    assert len(commands) == 2
+    assert len(commands) == 3
     sizes = {
         "epochs": 10,
         "seeds": 1,
@@ -81,19 +101,23 @@ def test_the_commands_and_the_example_of_the_readme(tmp_path, monkeypatch):
         "eval-samples": 2,
     }
     short = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
-    names = {"imp", "dense", "snip", "gradual", "dynamic", "one shot, swag", "one shot, laplace"}
-    more = [["--methods", *sorted(names)], []]
+    names = ["--methods", "imp", "dense", "snip", "gradual", "dynamic", "one shot, swag", "one shot, laplace"]
+    tables = []
     try:
-        for arguments, own in zip(commands, more, strict=True):
+        for arguments, own in zip(commands, (names, names, []), strict=True):
             assert methods.main([*arguments, *short, *own]) == 0
-            names |= {"one shot, Fisher", "gradual, Fisher"} if not own else set()
+            folder = "equal_seconds" if "--equal-seconds" in arguments else "methods"
+            tables.append(pd.read_csv(f"runs/{folder}/methods_seeds.csv"))
     finally:
         sys.modules.pop("my_methods", None)
-    table = pd.read_csv("runs/methods/methods_seeds.csv")
+    before, after, table = tables
+    wanted = methods.of_equal_seconds(before, {name: methods.METHODS[name] for name in names[1:]})
+    assert after["epochs"].tolist() == [wanted[(name, 0.2)] for name in after["method"]]
     assert set(table["method"]) == {"imp", "one shot, Fisher", "gradual, Fisher"}
     assert (table["density"] - 0.2).abs().max() < 1e-3
     assert (table["epochs"] == 10).all()
     assert (table["bytes"] > 0).all()
     assert importlib.util.find_spec("plots.methods")
+    assert (table[["smooth_ece", "shift_nll", "ood_auroc"]] > 0).all(axis=None)
     for name in ("methods.png", "methods.svg", "methods.csv", "methods.md"):
         assert (tmp_path / "runs" / "methods" / name).stat().st_size > 0
