@@ -1,8 +1,10 @@
 """Question: which of the paper's 14 claims hold here? ``python -m experiments.claims RUNS``.
 
-Each claim is a list of statistics with one number per seed, a 95 % interval over seeds (Student's t) and a verdict: holds if
-the whole interval is on the claimed side, fails if it is on the other side, and not enough evidence otherwise or with fewer
-than three seeds. A claim holds if all its parts hold, and fails if one fails. Only complete runs count. Prints the table and writes ``claims.md`` and ``claims.json``. Accuracies are in percent, at the end of training unless
+Each claim is a list of statistics with one number per seed, paired by seed. A statistic holds or fails if Student's t test of its mean over
+seeds says so at 2.5 %, corrected by Holm over the statistics of the claim and the network; curves are equivalent if two one-sided tests put
+their difference within a margin. Fewer than three seeds cannot tell. A claim holds for a network if all its statistics do, and fails if one does; it has a
+verdict for all networks where each has one. Only complete runs count. Prints the table and writes ``claims.md``, ``claims.json`` and the evidence, from
+which ``python -m experiments.claims FOLDER`` judges again without the runs. Accuracies are in percent, at the end of training unless
 ``--accuracy`` says otherwise.
 """
 
@@ -20,8 +22,8 @@ from pyro_lottery.runs.cli import Parser, run_command
 def parser() -> Parser:
     """The command line."""
     parser = Parser("python -m experiments.claims", str(__doc__))
-    parser.add_argument("runs", type=Path, help="folder of runs")
-    parser.add_argument("-o", "--output", type=Path, help="folder for claims.md and claims.json; default: RUNS/figures")
+    parser.add_argument("runs", type=Path, help="folder of runs, or of the evidence that this command has written")
+    parser.add_argument("-o", "--output", type=Path, help="folder for what is written; default: RUNS/figures")
     parser.add_argument("--protocol", help="judge only the runs of this protocol")
     parser.add_argument("--data", help="which runs, if the folder holds several data sets")
     parser.add_argument("--accuracy", default="test_accuracy", help=f"{' or '.join(ACCURACIES)} (the paper's)")

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from experiments.study.finished import of_guide, read
+from experiments.study.finished import ACCURACIES, of_guide, read
 from experiments.study.protocols import protocol_of
 from experiments.study.statistics import Curve
-from pyro_lottery import tables
+from pyro_lottery import files, tables
 from pyro_lottery.errors import UserError
 
 SMALL = {"resnet": ("resnet18", "resnet20"), "vgg": ("vgg11",), "vit": ("vit_tiny",)}
 """The networks of the paper's main figures by family."""
 SCORES = ("snr", "magnitude", "squared_sum")
-CLOSE, CALIBRATED = 1.0, 0.01
-"""Points of accuracy, and of MACE, within which two curves count as the same; the paper names no margin."""
+CLOSE, MATCHING, CALIBRATED = 1.0, 0.5, 0.01
+"""Margins, of which the paper names none: points of accuracy within which two curves count as equivalent, points that a matching ticket may
+be below the dense network, and the MACE within which two curves count as the same."""
 PAPER_SAMPLES = 10
 """The paper's weight samples a batch."""
 
@@ -51,35 +51,64 @@ class Evidence:
         return found or [archs[-1] for archs in SMALL.values()]
 
 
-def worst(gaps: pd.DataFrame, badness: Callable[[float], float]) -> pd.Series:
-    """The column of the level whose mean over seeds is worst."""
-    if gaps.empty:
-        return pd.Series(dtype=float)
-    return gaps[max(gaps.columns, key=lambda level: badness(gaps[level].mean()))]
+LEVELS, LAYERS = "claims_levels.csv", "claims_layers.csv"
+"""The evidence as files, from which the claims can be judged without the runs."""
+COLUMNS = (
+    "run", "arch", "seed", "guide", "score", "treatment", "rewind", "lr", "warmup_epochs", "level", "density", *ACCURACIES, "mace",
+    "train_seconds", "train_samples", "base", "protocol", "description",
+)  # fmt: skip
 
 
 def gather(
     root: Path, protocol: str | None = None, data: str | None = None, accuracy: str = "test_accuracy"
 ) -> tuple[Evidence, list[str]]:
-    """The evidence in a folder of runs, of one protocol or of all but ``custom``, and a line per protocol that says what
-    it is.
+    """The evidence in a folder of runs, or of the files that :func:`keep` has written, of one protocol or of all but ``custom``, and a line
+    per protocol that says what it is.
     """
-    runs = [run for run in tables.list_runs(root) if run.folder.results()]
-    found = {protocol_of(run.config) for run in runs if data in (None, run.config.data_name)}
-    names = [protocol] if protocol else sorted(found - {"custom"}) or [None]
-    studies = [read(root, name, data, accuracy) for name in names]
-    parts = []
-    for study in studies:
-        complete = {str(r.folder.path) for r in study.runs if len(r.folder.results()) == r.config.levels + 1}
-        frame = study.all_levels.assign(protocol=study.protocol)
-        parts.append(frame[(frame["treatment"] != "imp") | frame["run"].isin(complete)])
-    levels = pd.concat(parts, ignore_index=True)
+    if (root / LEVELS).exists():
+        levels, layers = (pd.read_csv(root / name) for name in (LEVELS, LAYERS))
+        if protocol is not None:
+            levels = levels[levels["protocol"] == protocol]
+        if data is not None:
+            levels = levels[levels["description"].str.startswith(f"{data}, ")]
+        if levels.empty:
+            raise UserError(f"{root / LEVELS} has no levels of --protocol {protocol} and --data {data}")
+        layers = layers[layers["run"].isin(levels["run"])]
+    else:
+        levels, layers = _of_runs(root, protocol, data)
+    if accuracy not in ACCURACIES:
+        raise UserError(f"--accuracy {accuracy}: choose {' or '.join(ACCURACIES)}")
     for arch, several in levels.groupby("arch")["protocol"].unique().items():
         if len(several) > 1:
             raise UserError(f"{root} has {arch} under the protocols {', '.join(several)}; choose one with --protocol")
     lines = []
+    for description, rows in levels.groupby("description", sort=False):
+        counts = ", ".join(
+            f"{arch} ({count} seed{'s' * (count > 1)})"
+            for arch, count in rows.groupby("arch")["seed"].nunique().items()
+        )
+        lines.append(f"{counts}: {description}")
+    return Evidence(levels.assign(accuracy=100 * levels[accuracy]), layers), lines
+
+
+def keep(evidence: Evidence, folder: Path) -> None:
+    """Write the evidence as files to ``folder``."""
+    files.write_atomic(folder / LEVELS, evidence.levels[list(COLUMNS)].to_csv(index=False).encode())
+    files.write_atomic(folder / LAYERS, evidence.layers.to_csv(index=False).encode())
+
+
+def _of_runs(root: Path, protocol: str | None, data: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    runs = [run for run in tables.list_runs(root) if run.folder.results()]
+    found = {protocol_of(run.config) for run in runs if data in (None, run.config.data_name)}
+    names = [protocol] if protocol else sorted(found - {"custom"}) or [None]
+    studies = [read(root, name, data) for name in names]
+    parts = []
     for study in studies:
-        seeds = levels[levels["protocol"] == study.protocol].groupby("arch")["seed"].nunique()
-        counts = ", ".join(f"{arch} ({count} seed{'s' * (count > 1)})" for arch, count in seeds.items())
-        lines.append(f"{counts}: {study.description}")
-    return Evidence(levels, pd.concat([s.layers for s in studies], ignore_index=True)), lines
+        complete = {str(r.folder.path) for r in study.runs if len(r.folder.results()) == r.config.levels + 1}
+        frame = study.all_levels.assign(protocol=study.protocol, description=study.description)
+        parts.append(frame[(frame["treatment"] != "imp") | frame["run"].isin(complete)])
+    levels, layers = pd.concat(parts, ignore_index=True), pd.concat([s.layers for s in studies], ignore_index=True)
+    relative = [
+        frame.assign(run=[str(Path(run).relative_to(root)) for run in frame["run"]]) for frame in (levels, layers)
+    ]
+    return relative[0][list(COLUMNS)], relative[1][["run", "seed", "site", "depth", "sparsity"]]

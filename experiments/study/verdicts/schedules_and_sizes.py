@@ -25,10 +25,10 @@ def claim_12(e: Evidence) -> list[Part]:
                 lrr, imp = e.curve(arch, guide, rewind="lr"), e.curve(arch, guide)
                 runs = [*lrr.runs, *imp.runs]
                 if family == "resnet" or guide == "deterministic":
-                    parts.append(above(f"{arch}, {name}: LRR − IMP", lrr.ahead_of(imp, "accuracy"), runs))
+                    parts.append(above(f"{arch}, {name}: LRR − IMP", lrr.ahead_of(imp, "accuracy"), runs, margin=CLOSE))
                     continue
                 what = f"{arch}, {name}: LRR − IMP at"
-                parts.append(above(f"{what} high sparsity", lrr.ahead_of(imp, "accuracy", 0, 0.1), runs))
+                parts.append(above(f"{what} high sparsity", lrr.ahead_of(imp, "accuracy", 0, 0.1), runs, margin=CLOSE))
                 parts.append(below(f"{what} medium sparsity", lrr.ahead_of(imp, "accuracy", 0.1), runs, CLOSE))
     return parts
 
@@ -44,7 +44,7 @@ def claim_13(e: Evidence) -> list[Part]:
         for small in (arch for arch in e.networks(family) if arch in LARGER):
             a, b = e.curve(small), e.curve(LARGER[small])
             runs, pair = [*a.runs, *b.runs], f"{LARGER[small]}, {small}"
-            parts.append(above(f"{pair}: accuracy, large − small", b.ahead_of(a, "accuracy"), runs))
+            parts.append(above(f"{pair}: accuracy, large − small", b.ahead_of(a, "accuracy"), runs, margin=CLOSE))
             shape = a.by_level("accuracy").corrwith(b.by_level("accuracy"), axis=1)
             parts.append(above(f"{pair}: correlation of the curves", shape, runs))
             if LARGER[small] == "vgg19":
@@ -56,10 +56,9 @@ def claim_13(e: Evidence) -> list[Part]:
 def claim_14(e: Evidence) -> list[Part]:
     """A low learning rate gives matching tickets at a lower ceiling; warm-up equals the high rate at medium sparsity; a high rate is best at high sparsity.
 
-    Low and high are the least and the greatest rate of a network's runs by snr. The low rate's best accuracy at
-    density ≤ 50 % minus its dense one, above −1 point; its greatest accuracy minus the protocol's own rate's, below 0;
-    accuracy(high, warm-up) − accuracy(high) at density 10 to 50 %, within ±1; accuracy(high) minus the better of the
-    other rates at density ≤ 5 %, above 0.
+    Low and high are the least and the greatest rate of a network's runs by snr. Mean over levels of density 10 to 50 % of accuracy(low) minus its dense one, above
+    −1 point; mean over levels of density ≥ 10 % of accuracy(low) minus that of the protocol's own rate, below 0; accuracy(high,
+    warm-up) − accuracy(high) at density 10 to 50 %, within ±1; accuracy(high) minus each other rate's at density ≤ 5 %, above 0.
     """
     return [part for arch in e.all_networks() for part in _rates(e, arch)]
 
@@ -70,16 +69,18 @@ def _rates(e: Evidence, arch: str) -> list[Part]:
     curves = {rate: Curve(plain[plain["lr"] == rate]) for rate in sorted(plain["lr"].unique())}
     base, none, runs = e.curve(arch), pd.Series(dtype=float), list(rows["run"].unique())
     low, high = (curves[min(curves)], curves[max(curves)]) if len(curves) > 1 else (Curve(plain[:0]), Curve(plain[:0]))
-    sparse = low.frame[low.frame["density"] <= 0.5].groupby("seed")["accuracy"].max()
-    best = {name: c.by_level("accuracy").max(axis=1) for name, c in (("low", low), ("base", base))}
     lowest_is_base = bool(set(low.runs) & set(base.runs))
-    others = pd.DataFrame({rate: c.at("accuracy", 0, 0.05) for rate, c in curves.items() if c is not high})
+    ceiling = none if lowest_is_base else low.ahead_of(base, "accuracy", 0.1)
     warmed = Curve(warm[warm["lr"].isin(high.frame["lr"])]).ahead_of(high, "accuracy", 0.1, 0.5)
-    ceiling = none if lowest_is_base else best["low"] - best["base"]
-    ahead = high.at("accuracy", 0, 0.05) - others.max(axis=1)
+    others = {
+        rate: high.ahead_of(c, "accuracy", 0, 0.05) for rate, c in curves.items() if c is not high and len(curves) > 1
+    }
     return [
-        above(f"{arch}: low rate, best sparse − dense", sparse - low.dense("accuracy"), runs, -CLOSE),
-        below(f"{arch}: low rate's ceiling − the usual rate's", ceiling, runs),
+        above(f"{arch}: low rate, sparse − dense", low.at("accuracy", 0.1, 0.5) - low.dense("accuracy"), runs, -CLOSE),
+        below(f"{arch}: low rate − the usual rate", ceiling, runs, margin=CLOSE),
         judged(f"{arch}: high rate, warm-up − none", -CLOSE, CLOSE, warmed, runs),
-        above(f"{arch}: high rate − the others at high sparsity", ahead, runs),
+        *(
+            above(f"{arch}: high rate − {rate} at high sparsity", ahead, runs, margin=CLOSE)
+            for rate, ahead in (others or {"others": none}).items()
+        ),
     ]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 
 from experiments.study.finished import GUIDES
-from experiments.study.statistics import UNKNOWN, Part, above, below, judged
+from experiments.study.statistics import Part, above, below, judged
 from experiments.study.verdicts.evidence import CALIBRATED, CLOSE, PAPER_SAMPLES, SMALL, Evidence
 
 
@@ -26,7 +26,9 @@ def claim_9(e: Evidence) -> list[Part]:
                 other = e.curve(arch, guide)
                 ahead, runs = moved.ahead_of(other, "accuracy"), [*moved.runs, *other.runs]
                 what = f"{arch}: transplanted − {name}"
-                parts.append(below(what, ahead, runs) if family == "vit" else above(what, ahead, runs, -CLOSE))
+                parts.append(
+                    below(what, ahead, runs, margin=CLOSE) if family == "vit" else above(what, ahead, runs, -CLOSE)
+                )
     return parts
 
 
@@ -69,5 +71,5 @@ def claim_11(e: Evidence) -> list[Part]:
             saving[seed] = 1 - cost / needed["vi"].sum(skipna=False)
         what = f"{arch}: compute saved by transplantation"
         costs.append(above(what, pd.Series(saving, dtype=float), [*runs, *moved.runs], 0.5))
-        parts += [part if samples == [PAPER_SAMPLES] else replace(part, verdict=UNKNOWN) for part in costs]
+        parts += [part if samples == [PAPER_SAMPLES] else replace(part, p_holds=1.0, p_fails=1.0) for part in costs]
     return parts
