@@ -1,6 +1,7 @@
 """Scores that see the prior, the network and the data."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 import pyro_lottery as pl
 from pyro_lottery import scores
+from pyro_lottery.scores.before_training import LEAST, ROUNDS, flow
 from pyro_lottery.tickets import rewind
 from tests.support import TinyNet
 
@@ -55,10 +57,42 @@ def test_synflow_is_the_flow_of_ones_and_is_conserved():
     x = torch.randn(4, 2)
     data = pl.data.from_tensors(x, x[:, :1], x, x[:, :1], normalize=False).train
     context = context_of(model, data)
-    found = scores.synflow(context.dense.start, context)
+    found = flow(context, {site: loc.abs() for site, loc in context.dense.start.loc.items()}, x)
     # R = 5 (1 + 2) + 6 (3 + 4); each weight's score is the flow through it.
     torch.testing.assert_close(found["0.weight"], torch.tensor([[5.0, 10.0], [18.0, 24.0]]).double())
     torch.testing.assert_close(found["2.weight"], torch.tensor([[15.0, 42.0]]).double())
+
+
+def test_synflow_prunes_in_rounds_and_cuts_no_layer_off():
+    """The flow of each layer is the same, so that of a weight in the wide one is small: in one round all of them go."""
+    torch.manual_seed(0)
+    widths = (4, 64, 64, 4, 1)
+    layers = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b, bias=False), nn.ReLU())]
+    model = pl.BayesianRegressor(nn.Sequential(*layers[:-1]), num_data=4, noise_scale=1.0)
+    x = torch.randn(4, 4)
+    data = pl.data.from_tensors(x, x[:, :1], x, x[:, :1], normalize=False).train
+    context = context_of(model, data)
+    start = context.dense.start
+    values = {site: loc.abs() for site, loc in start.loc.items()}
+    full = pl.masks.full(start)
+
+    def left(score, density):
+        mask = pl.masks.shrink(full, score, 1 - density)
+        kept = {site: value * mask.get(site, 1) for site, value in values.items()}
+        return mask, sum(float(f.sum()) for f in flow(context, kept, x).values())
+
+    order = scores.synflow(start, context)
+    positions = torch.cat([order[site].flatten() for site in start.prunable]).sort().values
+    assert positions.tolist() == list(range(len(positions)))
+    once, through = left(flow(context, values, x), 0.02)
+    assert not once["2.weight"].any()
+    assert through == 0
+    for density in (0.2, 0.02, 0.003):
+        assert left(order, density)[1] > 0, density
+    flows = flow(context, values, x)
+    first, flat = (torch.cat([found[site].flatten() for site in start.prunable]) for found in (flows, order))
+    number = len(flat) - round(len(flat) * LEAST ** (1 / (ROUNDS - 1)))
+    assert set(first.argsort()[:number].tolist()) == set(flat.argsort()[:number].tolist())  # the first round
 
 
 def test_pruned_weights_stay_pruned():
