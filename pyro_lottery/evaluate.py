@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -27,7 +27,6 @@ from pyro_lottery.runs.loaded import Run, TrainedNetwork, check_levels, load_run
 
 PROG = "python -m pyro_lottery.evaluate"
 COVERAGES = [k / 20 for k in range(1, 21)]
-_CORRUPTED = len(data.CORRUPTIONS) * len(data.SEVERITIES)
 CALIBRATION = (metrics.smooth_ece, metrics.adaptive_ece, metrics.classwise_ece, metrics.calibrated_nll)
 Rows = list[dict[str, Any]]
 
@@ -46,7 +45,7 @@ def evaluate(
 
     Returns and writes the tables ``uncertainty``, ``classes``, ``samples``, ``selective`` and ``reliability``, each a list
     of rows. ``ood`` adds the tables ``ood`` and ``histogram`` (of the total entropy of test and other images), and
-    ``corruptions`` adds ``corruptions``. In the files, the rows of other levels stay. ``data_dir`` is the folder of the
+    ``corruptions`` adds ``corruptions``: all of CIFAR-10-C if the run is of CIFAR-10 and the files are in the data folder, otherwise those of this package. In the files, the rows of other levels stay. ``data_dir`` is the folder of the
     run's data if it has moved. All draws use the run's seed, so a second call gives the same values. Raises ``UserError``
     if the run has real targets, or if an option does not fit it.
     """
@@ -62,17 +61,30 @@ def evaluate(
     if run.config.dataset in ood:
         raise UserError(f"--ood {run.config.dataset}: the run was trained on these images; choose others")
     place, size = data_dir or run.config.data_dir, run.config.image_size
+    kinds = data.CORRUPTIONS if corruptions else ()
+    of_files = bool(
+        corruptions
+        and tuple(run.classes or ()) == data.CIFAR10
+        and test.inputs.shape[1:] == (3, 32, 32)
+        and data.cifar10_c(place)
+    )
+    if of_files:
+        kinds = data.cifar10_c(place)
+
+    def corrupted(kind: str, severity: int) -> Split:
+        return data.from_cifar10_c(test, place, kind, severity) if of_files else data.corrupt(test, kind, severity)
+
     others = {name: data.out_of_distribution(test, name, place, size) for name in dict.fromkeys(ood)}
     tables: dict[str, Rows] = {"uncertainty": [], "classes": [], "samples": [], "selective": [], "reliability": []}
     tables |= ({"ood": [], "histogram": []} if others else {}) | ({"corruptions": []} if corruptions else {})
     with run.folder.derived("evaluation").lock(), console.progress() as bar:
-        task = bar.add_task("", total=len(chosen) * (1 + len(others) + corruptions * _CORRUPTED))
+        task = bar.add_task("", total=len(chosen) * (1 + len(others) + len(kinds) * len(data.SEVERITIES)))
         for number in chosen:
             bar.update(task, description=f"level {number}")
             level = run.level(number)
             network, density = level.load_model(where), run.results.set_index("level")["density"][number]
             drawn = 1 if guides.is_point(network.guide) else count
-            for name, rows in _of_level(network, run.config, test, others, tables, count):
+            for name, rows in _of_level(network, run.config, test, others, kinds, corrupted, count):
                 tables[name] += [{"level": number, "density": density, "num_samples": drawn} | row for row in rows]
                 bar.advance(task, name in ("uncertainty", "ood", "corruptions"))
             every = {name: run.folder.save_evaluation(name, rows) for name, rows in tables.items()}
@@ -81,7 +93,13 @@ def evaluate(
 
 
 def _of_level(
-    network: TrainedNetwork, config: Config, test: Split, others: dict[str, Split], asked: Iterable[str], count: int
+    network: TrainedNetwork,
+    config: Config,
+    test: Split,
+    others: dict[str, Split],
+    kinds: Sequence[str],
+    corrupted: Callable[[str, int], Split],
+    count: int,
 ) -> Iterator[tuple[str, Rows]]:
     def predictive(images: Split) -> Predictive:
         return last(network.predictives(images, count, config.seed))
@@ -114,12 +132,11 @@ def _of_level(
             }
             for score, a, b in _scores(inside, outside)
         ]  # fmt: skip
-    if "corruptions" in asked:
-        for kind in data.CORRUPTIONS:
-            for severity in data.SEVERITIES:
-                changed = data.corrupt(test, kind, severity)
-                found = metrics.all_metrics(predictive(changed).probs, changed.labels)
-                yield "corruptions", [{"corruption": kind, "severity": severity} | found]
+    for kind in kinds:
+        for severity in data.SEVERITIES:
+            changed = corrupted(kind, severity)
+            found = metrics.all_metrics(predictive(changed).probs, changed.labels)
+            yield "corruptions", [{"corruption": kind, "severity": severity} | found]
 
 
 def _by_class(predicted: Tensor, labels: Tensor, names: Sequence[str]) -> Rows:
@@ -162,7 +179,7 @@ def parser() -> Parser:
     parser.add_argument(
         "--corruptions",
         action="store_true",
-        help=f"evaluate corrupted test images: {', '.join(data.CORRUPTIONS)}, severity 1-5",
+        help=f"evaluate corrupted test images, severity 1-5: those of CIFAR-10-C if they are in the data folder, otherwise {', '.join(data.CORRUPTIONS)}",
     )
     parser.add_run_options()
     return parser

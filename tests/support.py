@@ -95,3 +95,17 @@ def tree(root, sizes=((4, 4), (4, 4)), mode="RGB"):
                 shape = size if mode == "L" else (*size, 3)
                 Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(root / part / name / f"{i}.png")
     return root
+
+
+def cifar10_c(root: Path, kinds=("fog", "jpeg_compression")):
+    """Files like those of CIFAR-10-C, which take no space: image i of severity s has pixels 10 s + i for i below 12, and the label i mod 10."""
+    folder = root / "CIFAR-10-C"
+    folder.mkdir()
+    for kind in kinds:
+        images = np.lib.format.open_memmap(folder / f"{kind}.npy", "w+", np.uint8, (50_000, 32, 32, 3))
+        for severity in range(1, 6):
+            for i in range(12):
+                images[10_000 * (severity - 1) + i] = 10 * severity + i
+        images.flush()
+    np.save(folder / "labels.npy", np.tile(np.arange(10_000) % 10, 5))
+    return folder

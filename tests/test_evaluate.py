@@ -1,9 +1,11 @@
 import pandas as pd
 import pytest
+from PIL import Image
 
 import pyro_lottery as pl
-from pyro_lottery import evaluate
-from tests.support import small_run
+from pyro_lottery import data, evaluate, imp
+from pyro_lottery.runs.config import Config
+from tests.support import cifar10_c, small_run
 
 
 @pytest.fixture(scope="module", params=["mean_field", "deterministic"])
@@ -106,3 +108,34 @@ def test_the_command(run, capsys, refused):
         refused(evaluate.main, [str(run.folder.path), *arguments], message)
     with pytest.raises(pl.UserError, match="is not a run folder"):
         pl.load_run("/nowhere")
+
+
+def test_a_run_of_cifar10_sees_the_files_of_cifar10_c(tmp_path):
+    root = tmp_path / "data"
+    for part, count in (("train", 3), ("test", 2)):
+        for label, name in enumerate(data.CIFAR10):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (32, 32), (20 * label, 100, 10 * i)).save(folder / f"{i}.png")
+    options = {
+        "dataset": "folder",
+        "data_dir": str(root),
+        "levels": 0,
+        "epochs": 1,
+        "batch_size": 10,
+        "eval_samples": 2,
+    }
+    run = pl.load_run(
+        imp.run_imp(Config(arch="lenet", milestones=(), run_dir=str(tmp_path / "run"), **options)).folder.path
+    )
+    own = evaluate.evaluate(run, corruptions=True)["corruptions"]
+    assert {row["corruption"] for row in own} == set(data.CORRUPTIONS)
+    cifar10_c(root)
+    rows = evaluate.evaluate(run, corruptions=True)["corruptions"]
+    assert [(row["corruption"], row["severity"]) for row in rows] == [
+        (k, s) for k in ("fog", "jpeg_compression") for s in range(1, 6)
+    ]
+    seen = data.from_cifar10_c(run.load_data().test, root, "fog", 4)
+    probs = run.level(0).load_model().predict(seen, 2, run.config.seed)
+    assert rows[3]["nll"] == pl.metrics.nll(probs, seen.labels)

@@ -112,13 +112,13 @@ def _arrays(tensors: dict[str, Tensor]) -> tuple[Arrays, Arrays]:
 def _decode_all(tree: Tree, size: int | None) -> Decoded:
     """Decode all images and return the pixels and labels of both parts, and notes for the user."""
     paths, labels = [path for path, _ in tree.files], torch.tensor([label for _, label in tree.files])
-    with _readable(paths[0]):
+    with readable(paths[0]):
         shape = images.size_of(paths[0], size)
     images.check_memory(len(paths), (3, *shape))
     pixels = torch.empty((len(paths), 3, *shape), dtype=torch.uint8)
     traits, floats = Traits(), dict[int, Tensor]()
     for index, path in enumerate(paths):
-        with _readable(path):
+        with readable(path):
             image = images.decode(path, size)
         height, width = image.values.shape[-2:]
         if (height, width) != shape:
@@ -143,7 +143,8 @@ def _decode_all(tree: Tree, size: int | None) -> Decoded:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
+    """A context in which whatever a decoder raises becomes a ``UserError`` that names the file."""
     try:
         yield
     except Exception as error:  # decoders may raise anything for a file that is not a readable image

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_lottery import seeds
 from pyro_lottery.data import sources
 from pyro_lottery.data.batches import Split
-from pyro_lottery.data.images import resize
-from pyro_lottery.errors import UserError, unknown
+from pyro_lottery.data.folders import readable
+from pyro_lottery.data.images import decode, resize
+from pyro_lottery.errors import UserError, one_line, unknown
 
 SEVERITIES = range(1, 6)
 _LEVELS = {
@@ -23,7 +25,10 @@ _LEVELS = {
 }
 """The parameter of each corruption at severities 1 to 5, as in CIFAR-10-C (Hendrycks and Dietterich 2019)."""
 CORRUPTIONS = tuple(_LEVELS)
-OOD = ("noise", "permuted", "svhn", "cifar100")
+_FOLDERS = {"tiny_imagenet": "tiny-imagenet-200/test/images/*.JPEG", "textures": "dtd/images/*/*.jpg"}
+"""Where archives of images lie when they are unpacked: Tiny ImageNet, and the Describable Textures Dataset."""
+OOD = ("noise", "permuted", "svhn", "cifar100", *_FOLDERS)
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def corrupt(split: Split, kind: str, severity: int) -> Split:
@@ -61,8 +66,9 @@ def out_of_distribution(test: Split, name: str, data_dir: str | Path, image_size
     """Return images of another kind than ``test``, with the same shape and normalisation; their labels have no meaning.
 
     ``name`` is ``noise`` (uniform pixels), ``permuted`` (the test images, the pixels of each permuted at random), ``svhn`` or
-    ``cifar100`` (their test images, which must be in ``data_dir``; resized if the run uses ``image_size``). There are as many
-    images as in ``test``, or fewer if the other test set is smaller. Raises ``UserError`` for another name, a missing copy,
+    ``cifar100`` (their test images, which must be in ``data_dir``; resized if the run uses ``image_size``), ``tiny_imagenet`` or ``textures`` (the
+    unpacked archives ``tiny-imagenet-200`` and ``dtd`` in ``data_dir``; every image is resized to those of the run, its centre cropped). There are as many
+    images as in ``test``, or fewer if the other set is smaller. Raises ``UserError`` for another name, a missing copy,
     and images of another shape.
     """
     generator, pixels = seeds.generator("cpu", 0, "ood", name), _pixels(test)
@@ -74,6 +80,8 @@ def out_of_distribution(test: Split, name: str, data_dir: str | Path, image_size
         return _like(test, flat.gather(2, order).view(pixels.shape))
     if name not in OOD:
         raise unknown("--ood", name, OOD)
+    if name in _FOLDERS:
+        return _like(test, _unpacked(name, Path(data_dir), pixels))
     others = sources.present(name.upper(), Path(data_dir))[: len(pixels)]
     if image_size is not None and others.shape[-2:] != (image_size, image_size):
         others = resize(others, image_size)
@@ -83,6 +91,56 @@ def out_of_distribution(test: Split, name: str, data_dir: str | Path, image_size
             f"{tuple(pixels.shape[1:])}; choose another of {' '.join(OOD)}"
         )
     return _like(test, others)
+
+
+def _unpacked(name: str, root: Path, like: Tensor) -> Tensor:
+    """Images [n, 3, size, size] of an unpacked archive, spread evenly over its files in the order of their names."""
+    paths = sorted(root.glob(_FOLDERS[name]))
+    if not paths:
+        raise UserError(
+            f"--ood {name}: there is no {_FOLDERS[name]} in {root}; unpack the archive there or leave it out"
+        )
+    if like.shape[1] != 3 or like.shape[2] != like.shape[3]:
+        raise UserError(
+            f"--ood {name} has square colour images, but those of the run are {tuple(like.shape[1:])}; leave it out"
+        )
+    count = min(len(paths), len(like))
+    chosen = [paths[i * len(paths) // count] for i in range(count)]
+    images = []
+    for path in chosen:
+        with readable(path):
+            images.append(decode(path, like.shape[-1]).values)
+    return torch.stack([image if image.ndim == 3 else image.expand(3, -1, -1) for image in images])
+
+
+def cifar10_c(root: str | Path) -> tuple[str, ...]:
+    """The corruptions whose images are in ``root``/CIFAR-10-C, in the order of their names; none if there is no such folder."""
+    folder = Path(root) / "CIFAR-10-C"
+    return tuple(sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels"))
+
+
+def from_cifar10_c(test: Split, root: str | Path, kind: str, severity: int) -> Split:
+    """The first images of CIFAR-10-C (Hendrycks and Dietterich 2019) of a ``kind`` and ``severity`` from 1 to 5, with their labels; as many as in ``test``, at most 10,000.
+
+    Raises ``UserError`` for files of other shapes, and for images other than those of CIFAR-10.
+    """
+    folder, pixels = Path(root) / "CIFAR-10-C", _pixels(test)
+    if pixels.shape[1:] != (3, 32, 32):
+        raise UserError(f"{folder} has images of 3×32×32, but those of the run are {tuple(pixels.shape[1:])}")
+    try:
+        images, labels = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in (kind, "labels"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: {kind}.npy or labels.npy is missing or damaged ({one_line(error)})") from error
+    if images.shape != (50_000, 32, 32, 3) or images.dtype != np.uint8 or labels.shape != (50_000,):
+        raise UserError(
+            f"{folder}: expected {kind}.npy of uint8 [50000, 32, 32, 3] and labels.npy of [50000], got {images.dtype} {images.shape} and {labels.shape}"
+        )
+    start = 10_000 * (severity - 1)
+    part = slice(start, start + min(10_000, len(pixels)))
+    chosen = torch.from_numpy(np.array(images[part])).permute(0, 3, 1, 2).contiguous()
+    return Split(
+        chosen.to(pixels.device), torch.from_numpy(np.array(labels[part])).long().to(pixels.device), test.mean, test.std
+    )
 
 
 def _pixels(split: Split) -> Tensor:

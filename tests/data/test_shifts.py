@@ -1,9 +1,12 @@
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pyro_lottery as pl
 from pyro_lottery import data
 from pyro_lottery.data import Split
+from tests.support import cifar10_c
 
 
 @pytest.fixture
@@ -79,3 +82,48 @@ def test_only_images_of_bytes_are_changed():
     for change in (lambda: data.corrupt(table, "blur", 1), lambda: data.out_of_distribution(table, "noise", "data")):
         with pytest.raises(pl.UserError, match=r"shifts need uint8 images .* these inputs are torch\.float32 \[2, 3\]"):
             change()
+
+
+def test_images_of_cifar10_c(split, tmp_path):
+    assert data.cifar10_c(tmp_path) == ()
+    folder = cifar10_c(tmp_path)
+    assert data.cifar10_c(tmp_path) == ("fog", "jpeg_compression")
+    found = data.from_cifar10_c(split, tmp_path, "fog", 3)
+    assert found.pixels.shape == split.pixels.shape
+    assert found.pixels.dtype == torch.uint8
+    assert found.pixels.flatten(1).float().mean(1).tolist() == [30.0 + i for i in range(12)]
+    assert found.labels.tolist() == [i % 10 for i in range(12)]
+    assert torch.equal(found.mean, split.mean)
+    with pytest.raises(pl.UserError, match=r"snow\.npy or labels\.npy is missing or damaged"):
+        data.from_cifar10_c(split, tmp_path, "snow", 1)
+    small = Split(split.pixels[..., :8, :8], split.labels, split.mean, split.std)
+    with pytest.raises(pl.UserError, match=r"has images of 3×32×32, but those of the run are \(3, 8, 8\)"):
+        data.from_cifar10_c(small, tmp_path, "fog", 1)
+    np.save(folder / "snow.npy", np.zeros((10, 32, 32, 3), np.uint8))
+    with pytest.raises(pl.UserError, match=r"expected snow\.npy of uint8 \[50000, 32, 32, 3\]"):
+        data.from_cifar10_c(split, tmp_path, "snow", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "suffix"),
+    [("tiny_imagenet", "tiny-imagenet-200/test/images", "JPEG"), ("textures", "dtd/images/woven", "jpg")],
+)
+def test_unpacked_archives_of_other_images(split, name, place, suffix, tmp_path):
+    with pytest.raises(pl.UserError, match="unpack the archive there or leave it out"):
+        data.out_of_distribution(split, name, tmp_path)
+    folder = tmp_path / place
+    folder.mkdir(parents=True)
+    for i in range(30):  # grey values 0, 8, ..., of different sizes, one without colours
+        Image.new("L" if i == 20 else "RGB", (40 + i, 64), 8 * i if i == 20 else (8 * i,) * 3).save(
+            folder / f"{i:02}.{suffix}"
+        )
+    found = data.out_of_distribution(split, name, tmp_path)
+    assert found.pixels.shape == split.pixels.shape
+    wanted = torch.tensor([8.0 * (i * 30 // 12) for i in range(12)])
+    assert (found.pixels.flatten(1).float().mean(1) - wanted).abs().max() < 2  # of JPEG
+    (folder / "20.jpg").with_suffix(f".{suffix}").write_bytes(b"no image")
+    with pytest.raises(pl.UserError, match=rf"20\.{suffix}"):
+        data.out_of_distribution(split, name, tmp_path)
+    grey = Split(split.pixels[:, :1], split.labels, *grey_stats())
+    with pytest.raises(pl.UserError, match="has square colour images"):
+        data.out_of_distribution(grey, name, tmp_path)
