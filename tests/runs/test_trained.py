@@ -52,6 +52,14 @@ def test_metrics_of_torch_uncertainty_agree_with_ours(run, images):
     brier = metrics.BrierScore(num_classes=10)
     brier.update(probs.mean(1), labels)
     assert float(brier.compute()) == pytest.approx(pl.metrics.brier(found.probs, labels), abs=1e-5)
+    adaptive = metrics.classification.AdaptiveCalibrationError(task="multiclass", num_classes=10, num_bins=20)
+    adaptive.update(probs.mean(1), labels)
+    assert float(adaptive.compute()) == pytest.approx(pl.metrics.adaptive_ece(found.probs, labels), abs=1e-5)
+    areas, (confidence, predicted) = metrics.AUGRC(), found.probs.max(1)
+    areas.update(probs.mean(1), labels)  # by trapezoids, which differ from sums by about 1/n
+    assert float(areas.compute()) == pytest.approx(
+        pl.metrics.augrc(confidence, predicted == labels), abs=2 / len(labels)
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
