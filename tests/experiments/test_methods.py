@@ -11,6 +11,8 @@ import pytest
 
 import pyro_lottery as pl
 from experiments import methods
+from experiments.study import measures
+from experiments.study import methods as ways
 from experiments.study.statistics import interval
 from plots.methods import pareto
 from tests.support import ROOT
@@ -41,15 +43,15 @@ def test_methods_are_compared_by_pairs_of_seeds():
         ]  # fmt: skip
 
     table = pd.DataFrame(rows("a", {0: 1.0, 1: 5.0, 2: 3.0}) + rows("b", {2: 3.3, 1: 5.2, 0: 1.1, 7: 9.0}))
-    found = methods.compared(table, "a").set_index("method")
+    found = measures.compared(table, "a").set_index("method")
     low, high = interval([0.1, 0.2, 0.3])
     assert found.loc["b", "nll_low"] == pytest.approx(low)
     assert found.loc["b", "nll_high"] == pytest.approx(high)
     assert (found.loc["a", "nll_low"], found.loc["a", "nll_high"]) == (0.0, 0.0)
     assert found.loc["b", "nll"] == pytest.approx((3.3 + 5.2 + 1.1 + 9.0) / 4)
-    alone = methods.compared(table[table["seed"] == 0], "a").set_index("method")
+    alone = measures.compared(table[table["seed"] == 0], "a").set_index("method")
     assert math.isinf(alone.loc["b", "nll_high"])  # one seed says nothing of the spread
-    assert "| b | 50.0% | 4.650 | -0.048 to +0.448 |" in methods.markdown(methods.compared(table, "a"), "t", "a")
+    assert "| b | 50.0% | 4.650 | -0.048 to +0.448 |" in measures.markdown(measures.compared(table, "a"), "t", "a")
 
 
 def test_equal_seconds_by_hand(tmp_path):
@@ -61,14 +63,14 @@ def test_equal_seconds_by_hand(tmp_path):
     ]
     table = pd.DataFrame(rows)
     chosen = {"a": methods.Method(trainings=1), "b": methods.Method(trainings=5), "c": methods.Method(trainings=4)}
-    assert methods.of_equal_seconds(table, chosen) == {("a", 0.1): 10, ("b", 0.1): 20, ("c", 0.1): 4}
+    assert ways.of_equal_seconds(table, chosen) == {("a", 0.1): 10, ("b", 0.1): 20, ("c", 0.1): 4}
     with pytest.raises(pl.UserError, match=r"the table has no d; give methods_seeds\.csv"):
-        methods.of_equal_seconds(table, chosen | {"d": methods.Method()})
+        ways.of_equal_seconds(table, chosen | {"d": methods.Method()})
     table.to_csv(tmp_path / "table.csv")
     with pytest.raises(pl.UserError, match=r"it has no density of 0\.2"):
-        methods.read_table(tmp_path / "table.csv", [0.1, 0.2])
+        ways.read_table(tmp_path / "table.csv", [0.1, 0.2])
     with pytest.raises(pl.UserError, match=r"expected methods_seeds\.csv of this command"):
-        methods.read_table(tmp_path / "none.csv", [0.1])
+        ways.read_table(tmp_path / "none.csv", [0.1])
 
 
 def test_the_pareto_front_by_hand():
@@ -111,7 +113,7 @@ def test_the_commands_and_the_example_of_the_readme(tmp_path, monkeypatch):
     finally:
         sys.modules.pop("my_methods", None)
     before, after, table = tables
-    wanted = methods.of_equal_seconds(before, {name: methods.METHODS[name] for name in names[1:]})
+    wanted = ways.of_equal_seconds(before, {name: methods.METHODS[name] for name in names[1:]})
     assert after["epochs"].tolist() == [wanted[(name, 0.2)] for name in after["method"]]
     assert set(table["method"]) == {"imp", "one shot, Fisher", "gradual, Fisher"}
     assert (table["density"] - 0.2).abs().max() < 1e-3

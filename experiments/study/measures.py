@@ -1,0 +1,104 @@
+"""What a finished method gives and costs, and the comparison of methods by pairs of seeds."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.study.markdown import markdown_table
+from experiments.study.methods import Method
+from experiments.study.statistics import interval
+from pyro_lottery import data, files, metrics
+from pyro_lottery.data import Split, in_memory
+from pyro_lottery.prediction import Predictive
+from pyro_lottery.runs.loaded import Level
+from pyro_lottery.types import Ticket, posterior_checksum
+
+METRICS = ("accuracy", "nll", "brier", "ece", "smooth_ece", "shift_nll", "ood_auroc")
+OWN = METRICS[4:]
+"""Metrics that a run does not measure itself."""
+SEVERITY = 3
+SHIFTED = 500
+"""Test images, at most, that are corrupted or permuted."""
+
+
+def row_of(name: str, method: Method, density: float, level: Level) -> dict[str, Any]:
+    """What a finished method gives and costs: quality, epochs, seconds of training and bytes of the ticket's file."""
+    run = level.run
+    results = run.results.set_index("level")
+    counted = results.loc[list(method.counted())]
+    found = {n: results.loc[level.number, f"test_{n}" if n == "accuracy" else n] for n in METRICS if n not in OWN}
+    found |= measured(level)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ticket.safetensors"
+        Ticket(level.mask, level.posterior, level.load_model().model.net_state()).pack(path)
+        size = path.stat().st_size
+    return {
+        "method": name, "wanted": density, "density": results.loc[level.number, "density"], "seed": run.config.seed, **found,
+        "epochs": run.config.epochs * len(counted), "seconds": counted["train_seconds"].sum(), "bytes": size,
+    }  # fmt: skip
+
+
+def measured(level: Level) -> dict[str, float]:
+    """The metrics ``OWN`` of a level, which are kept in its run folder."""
+    path, own = (
+        level.run.folder.path / "evaluation" / f"methods_{level.number}.json",
+        posterior_checksum(level.posterior),
+    )
+    if path.exists() and (kept := json.loads(path.read_text()))["posterior"] == own:
+        return {name: kept[name] for name in OWN}
+    network, config, test = level.load_model(), level.run.config, in_memory(level.run.load_data().test)
+    few = replace(test, inputs=test.inputs[:SHIFTED], targets=test.targets[:SHIFTED])
+
+    def predict(images: Split) -> Predictive:
+        return network.predictive(images, config.eval_samples, config.seed)
+
+    whole, inside = predict(test), predict(few)
+    outside = predict(data.out_of_distribution(few, "permuted", config.data_dir))
+    shifted = [metrics.nll(predict(data.corrupt(few, kind, SEVERITY)).probs, few.labels) for kind in data.CORRUPTIONS]
+    found = {
+        "smooth_ece": metrics.smooth_ece(whole.probs, test.labels),
+        "shift_nll": sum(shifted) / len(shifted),
+        "ood_auroc": metrics.auroc(inside.total, outside.total),
+    }
+    path.parent.mkdir(exist_ok=True)
+    files.write_json(path, found | {"posterior": own})
+    return found
+
+
+def compared(table: pd.DataFrame, first: str) -> pd.DataFrame:
+    """A row per density and method: means over seeds, and the 95 % interval of the difference of NLL to ``first``, by pairs of seeds."""
+    rows = []
+    for (density, name), found in table.groupby(["wanted", "method"], sort=False):
+        own = found.set_index("seed")
+        base = table[(table["wanted"] == density) & (table["method"] == first)].set_index("seed")
+        pairs = (own["nll"] - base["nll"]).dropna()
+        low, high = interval(pairs)
+        means = {n: own[n].mean() for n in (*METRICS, "epochs", "seconds", "bytes")}
+        rows.append({"wanted": density, "method": name, "seeds": len(own), **means, "nll_low": low, "nll_high": high})
+    return pd.DataFrame(rows)
+
+
+def markdown(means: pd.DataFrame, title: str, first: str) -> str:
+    """The table of :func:`compared` as a page."""
+    head = (
+        "method", "accuracy", "NLL", f"NLL − that of {first}", "Brier", "ECE", "SmoothECE", "NLL, corrupted", "AUROC, permuted",
+        "epochs", "seconds", "kB",
+    )  # fmt: skip
+    lines = [f"# {title}", ""]
+    for density, rows in means.groupby("wanted", sort=False):
+        cells = [
+            (
+                row.method, f"{row.accuracy:.1%}", f"{row.nll:.3f}", f"{row.nll_low:+.3f} to {row.nll_high:+.3f}", f"{row.brier:.3f}",
+                f"{row.ece:.3f}", f"{row.smooth_ece:.3f}", f"{row.shift_nll:.3f}", f"{row.ood_auroc:.3f}", f"{row.epochs:.0f}",
+                f"{row.seconds:.0f}", f"{row.bytes / 1000:.0f}",
+            )
+            for row in rows.itertuples()
+        ]  # fmt: skip
+        lines += [f"## {100 * float(density):g} % of the weights", "", *markdown_table(head, cells), ""]  # type: ignore[arg-type]
+    return "\n".join(lines)
