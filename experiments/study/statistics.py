@@ -14,7 +14,8 @@ from scipy import special, stats
 
 HOLDS, FAILS, EQUIVALENT, UNKNOWN = "holds", "fails", "equivalent", "cannot tell"
 ERROR = 0.025
-"""The chance, at most, that a claim holds where it is false, that it fails where it is true, and that its curves count as equivalent where they are not."""
+"""The chance, at most, that a claim holds where it is false, that it fails where it is true, and that a difference counts as equivalent to 0 where it is
+not; for about normal noise over seeds."""
 MIN_SEEDS = 3
 """Fewer seeds cannot tell. Two values may be equal, as accuracies on few test images can be."""
 
@@ -27,7 +28,7 @@ class Part:
     wanted: str
     """The relation for which it holds, such as ``> 0``."""
     values: tuple[float, ...]
-    """One per seed; of several levels, those of the level where it is worst."""
+    """One per seed; of a relation at every level, those of the level where it is worst."""
     runs: tuple[str, ...]
     p_holds: float = 1.0
     """If the relation is false, the chance of values that speak as much for it."""
@@ -38,6 +39,8 @@ class Part:
     margin: float | None = None
     verdict: str = UNKNOWN
     """By :func:`corrected`, together with the other parts of the claim."""
+    beside: int = 1
+    """How many parts the claim has for the same network."""
 
     @property
     def network(self) -> str:
@@ -54,8 +57,10 @@ class Part:
 
     @property
     def smallest(self) -> float:
-        """The smallest distance of the mean from a bound that these seeds could have shown, by their spread."""
-        return (self.interval[1] - self.interval[0]) / 2
+        """The smallest distance of the mean from a bound that these seeds could have shown, by their spread, as the clearest of the parts."""
+        if len(self.values) < MIN_SEEDS:
+            return math.inf
+        return float(stats.t.isf(ERROR / self.beside, len(self.values) - 1)) * standard_error(self.values)
 
 
 def interval(values: Iterable[float]) -> tuple[float, float]:
@@ -114,16 +119,16 @@ def standard_error(values: Iterable[float]) -> float:
 def p_above(values: Sequence[float], bound: float) -> float:
     """The one-sided p-value of a mean above ``bound`` by Student's t; 1 for fewer than ``MIN_SEEDS`` values.
 
-    Equal values are certain: 0 above the bound, else 1.
+    It is valid for about normal values. Equal ones, which have no spread to judge by, count as by :func:`sign_flip`: 2⁻ⁿ above the bound, else 1.
 
-    >>> round(p_above([1.0, 2.0, 3.0], 0.0), 4), p_above([1.0, 2.0], 0.0), p_above([1.0, 1.0, 1.0], 1.0)
-    (0.0371, 1.0, 1.0)
+    >>> round(p_above([1.0, 2.0, 3.0], 0.0), 4), p_above([1.0, 2.0], 0.0), p_above([1.0, 1.0, 1.0], 1.0), p_above([1.0, 1.0, 1.0], 0.0)
+    (0.0371, 1.0, 1.0, 0.125)
     """
     if len(values) < MIN_SEEDS:
         return 1.0
     distance, error = sum(values) / len(values) - bound, standard_error(values)
     if error < 1e-12:
-        return 0.0 if distance > 1e-12 else 1.0
+        return 0.5 ** len(values) if distance > 1e-12 else 1.0
     return float(special.stdtr(len(values) - 1, -distance / error))
 
 
@@ -222,7 +227,7 @@ def corrected(parts: Sequence[Part]) -> list[Part]:
         adjusted = {verdict: holm([getattr(parts[i], name) for i in own]) for verdict, name in kinds.items()}
         for place, i in enumerate(own):
             verdict = next((v for v in kinds if adjusted[v][place] <= ERROR), UNKNOWN)
-            found[i] = replace(parts[i], verdict=verdict)
+            found[i] = replace(parts[i], verdict=verdict, beside=len(own))
     return [found[i] for i in range(len(parts))]
 
 
@@ -291,16 +296,18 @@ class Curve:
         return self.frame[self.frame["level"] == last].set_index("seed")[column]
 
     def gaps(self, other: Curve, column: str) -> pd.DataFrame:
-        """The difference to ``other`` by seed (rows) and pruned level that both have (columns)."""
-        both = self.by_level(column) - other.by_level(column)
-        return both.loc[:, [level for level in both.columns if level > 0 and both[level].notna().any()]]
+        """The difference to ``other`` by seed (rows) and pruned level (columns), where both have the level for every seed that they share."""
+        both = (self.by_level(column) - other.by_level(column)).dropna(how="all")
+        return both.loc[:, [level for level in both.columns if level > 0 and both[level].notna().all()]]
 
     def by_level(self, column: str) -> pd.DataFrame:
         """``column`` by seed (rows) and level (columns)."""
         return self.frame.pivot_table(index="seed", columns="level", values=column)
 
     def ahead_of(self, other: Curve, column: str, low: float = 0.0, high: float = 1.0) -> pd.Series:
-        """Per seed the mean difference to ``other`` over the pruned levels that both have in [low, high]."""
+        """Per seed the mean difference to ``other`` over the pruned levels in [low, high] that both have for every seed."""
         key = ["seed", "level"]
         both = self.frame.merge(other.frame, on=key, suffixes=("", "_other"))
+        seeds = both.groupby("level")["seed"].nunique()
+        both = both[both["level"].isin(seeds.index[seeds == both["seed"].nunique()])]
         return Curve(both.assign(difference=both[column] - both[f"{column}_other"])).at("difference", low, high)

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
 
 from experiments import all as everything
@@ -42,6 +43,27 @@ def test_claims_are_judged_again_without_the_runs(smoke_study, tmp_path, refused
         assert (again / name).read_bytes() == (smoke_study / "figures" / name).read_bytes(), name
     refused(claims.main, [str(kept), "--protocol", "paper"], "has no levels of --protocol paper and --data None")
     refused(claims.main, [str(kept), "--accuracy", "nll"], "--accuracy nll: choose test_accuracy or max_test_accuracy")
+
+
+def test_a_run_that_still_trains_changes_no_claim(smoke_study, tmp_path):
+    """Neither it nor its controls count, nor does a control that lacks a level; the layers of the others stay."""
+    study = tmp_path / "study"
+    shutil.copytree(smoke_study, study)
+    first, second = sorted(path.parent for path in study.glob("*/controls"))[:2]
+    shutil.rmtree(first / "level_02")
+    shutil.rmtree(next((second / "controls").glob("*")) / "level_02")
+    assert claims.main([str(study), "-o", str(tmp_path / "once")]) == 0
+    before, after = (
+        pd.read_csv(folder / "claims_levels.csv") for folder in (smoke_study / "figures", tmp_path / "once")
+    )
+    gone = set(before["run"]) - set(after["run"])
+    assert {path for path in set(before["run"]) if path.split("/")[0] == first.name} <= gone
+    assert len([path for path in gone if path.startswith(f"{second.name}/controls/")]) == 1
+    old, new = (pd.read_csv(folder / "claims_layers.csv") for folder in (smoke_study / "figures", tmp_path / "once"))
+    pd.testing.assert_frame_equal(old[old["run"].isin(new["run"])].reset_index(drop=True), new)
+    assert claims.main([str(tmp_path / "once"), "-o", str(tmp_path / "again")]) == 0
+    for name in ("claims.md", "claims.json", "claims_levels.csv", "claims_layers.csv"):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
 def test_runs_are_shared(smoke_study):

@@ -41,8 +41,8 @@ class World:
                     options
                     | {
                         "arch": arch, "seed": seed, "level": level, "density": DENSITIES[level], "run": name,
-                        "accuracy": accuracy[level] + self.noise.normal(0, 0.02), "mace": mace[level],
-                        "train_seconds": seconds, "train_samples": 10, "base": options["lr"] == 1e-3 and not options["warmup_epochs"],
+                        "accuracy": accuracy[level] + self.noise.normal(0, 0.02), "mace": mace[level] + self.noise.normal(0, 2e-4),
+                        "train_seconds": seconds * self.noise.normal(1, 0.002), "train_samples": 10, "base": options["lr"] == 1e-3 and not options["warmup_epochs"],
                     }
                 )  # fmt: skip
 
@@ -52,9 +52,14 @@ class World:
         rows = [
             {"run": run, "seed": seed, "site": "conv", "depth": depth, "sparsity": sparsity}
             for run, seed, guide in tickets[["run", "seed", "guide"]].drop_duplicates().itertuples(index=False)
-            for depth, sparsity in enumerate(layers[guide], start=1)
+            for depth, sparsity in enumerate(swapped(layers[guide], seed + (guide == "deterministic")), start=1)
         ]
         return Evidence(frame, pd.DataFrame(rows))
+
+
+def swapped(layers, seed):
+    """The same layers, of which the last two change places for odd seeds."""
+    return [*layers[:-2], layers[-1], layers[-2]] if seed % 2 else layers
 
 
 def shifted(accuracy, by, levels=range(1, 6)):
@@ -81,7 +86,7 @@ def paper_world(seeds=3):
         world.add(arch, shifted(ticket, -8, range(6)), lr=1e-4)
         for warmup in (0, 2):
             world.add(arch, shifted(ticket, 5, (4, 5)), lr=1e-2, warmup_epochs=warmup)
-    return world.evidence({"mean_field": [0.1, 0.2, 0.3, 0.4], "deterministic": [0.1, 0.3, 0.2, 0.4]})
+    return world.evidence({"mean_field": [1, 2, 3, 4, 5, 6, 7, 8], "deterministic": [1, 2, 6, 4, 5, 3, 7, 8]})
 
 
 def contrary_world():
@@ -103,7 +108,7 @@ def contrary_world():
         world.add(arch, [99, 90, 90, 90, 90, 90], lr=1e-4)
         world.add(arch, [50] * 6, lr=1e-2)
         world.add(arch, [70] * 6, lr=1e-2, warmup_epochs=2)
-    return world.evidence({"mean_field": [0.4, 0.3, 0.2, 0.1], "deterministic": [0.4, 0.3, 0.2, 0.1]})
+    return world.evidence({"mean_field": [8, 7, 6, 5, 4, 3, 2, 1], "deterministic": [8, 7, 6, 5, 4, 3, 2, 1]})
 
 
 PAPER, CONTRARY = paper_world(), contrary_world()
@@ -134,13 +139,15 @@ def test_statistics_by_hand():
     assert value(tickets.claim_1, "resnet20: accuracy − dense at 20 % remaining") == pytest.approx(0.2, abs=0.1)
     fall = (90 - 60) - (90 - 80)
     assert value(tickets.claim_2, "resnet20: fall of squared_sum − fall of snr") == pytest.approx(fall, abs=0.1)
-    assert value(tickets.claim_5, "resnet20: MACE at high sparsity − dense") == pytest.approx(-0.02)
-    assert value(layers_and_controls.claim_6, "vgg11: ρ of depth and sparsity, deterministic") == pytest.approx(0.8)
+    assert value(tickets.claim_5, "resnet20: MACE at high sparsity − dense") == pytest.approx(-0.02, abs=1e-3)
+    assert value(layers_and_controls.claim_6, "vgg11: ρ of depth and sparsity, deterministic") == pytest.approx(
+        1 - 6 * (20 + 18 + 20) / 3 / (8 * 63)
+    )
     assert value(transplants.claim_11, "vgg11: seconds, Bayesian / deterministic, weight samples: 10") == pytest.approx(
-        4
+        4, rel=0.01
     )
     saved = 1 - (5 * 10 + 40) / (6 * 40)
-    assert value(transplants.claim_11, "vgg11: compute saved by transplantation") == pytest.approx(saved)
+    assert value(transplants.claim_11, "vgg11: compute saved by transplantation") == pytest.approx(saved, rel=0.01)
     assert value(schedules_and_sizes.claim_14, "vit_tiny: low rate − the usual rate") == pytest.approx(-8, abs=0.1)
 
 
@@ -171,8 +178,10 @@ def test_a_tie_is_equivalent():
     for options in ({}, {"score": "magnitude"}, {"score": "squared_sum"}, {"guide": "deterministic"}):
         world.add("resnet20", [10] * 6, **options)
     for row in world.rows:
-        row["accuracy"] = 10.0
-    assert one(tickets.claim_2, world, "resnet20: fall of squared_sum").verdict == EQUIVALENT
+        row["accuracy"] = 10.0 + row["seed"] / 100 * (row["level"] == 5) * (row["score"] == "snr")
+    assert one(tickets.claim_2, world, "resnet20: fall of squared_sum − fall of snr").verdict == EQUIVALENT
+    for row in world.rows:
+        row["accuracy"] = 10.0 + row["seed"] / 100 * (row["level"] == 5) * (len(row["run"]) % 7 + 1)
     claim = next(
         c for c in judge.judge(world.evidence({"mean_field": [0.1, 0.2], "deterministic": [0.1, 0.2]})) if c.number == 2
     )

@@ -64,7 +64,7 @@ def test_equal_seconds_by_hand(tmp_path):
     table = pd.DataFrame(rows)
     chosen = {"a": methods.Method(trainings=1), "b": methods.Method(trainings=5), "c": methods.Method(trainings=4)}
     assert ways.of_equal_seconds(table, chosen) == {("a", 0.1): 10, ("b", 0.1): 20, ("c", 0.1): 4}
-    with pytest.raises(pl.UserError, match=r"the table has no d; give methods_seeds\.csv"):
+    with pytest.raises(pl.UserError, match=r"the table has no d at 0\.1; give methods_seeds\.csv"):
         ways.of_equal_seconds(table, chosen | {"d": methods.Method()})
     table.to_csv(tmp_path / "table.csv")
     with pytest.raises(pl.UserError, match=r"it has no density of 0\.2"):

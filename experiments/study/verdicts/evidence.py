@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from experiments.study.finished import ACCURACIES, of_guide, read
-from experiments.study.protocols import protocol_of
+from experiments.study.protocols import PROTOCOLS, protocol_of
 from experiments.study.statistics import Curve
 from pyro_lottery import files, tables
 from pyro_lottery.errors import UserError
@@ -62,11 +62,11 @@ COLUMNS = (
 def gather(
     root: Path, protocol: str | None = None, data: str | None = None, accuracy: str = "test_accuracy"
 ) -> tuple[Evidence, list[str]]:
-    """The evidence in a folder of runs, or of the files that :func:`keep` has written, of one protocol or of all but ``custom``, and a line
+    """The evidence in a folder of runs, or if it has none of the files that :func:`keep` has written, of one protocol or of all but ``custom``, and a line
     per protocol that says what it is.
     """
-    if (root / LEVELS).exists():
-        levels, layers = (pd.read_csv(root / name) for name in (LEVELS, LAYERS))
+    if (root / LEVELS).exists() and not any(root.glob("*/config.json")):
+        levels, layers = (pd.read_csv(root / name, float_precision="round_trip") for name in (LEVELS, LAYERS))
         if protocol is not None:
             levels = levels[levels["protocol"] == protocol]
         if data is not None:
@@ -102,13 +102,27 @@ def _of_runs(root: Path, protocol: str | None, data: str | None) -> tuple[pd.Dat
     found = {protocol_of(run.config) for run in runs if data in (None, run.config.data_name)}
     names = [protocol] if protocol else sorted(found - {"custom"}) or [None]
     studies = [read(root, name, data) for name in names]
-    parts = []
+    parts, layers = [], []
     for study in studies:
-        complete = {str(r.folder.path) for r in study.runs if len(r.folder.results()) == r.config.levels + 1}
-        frame = study.all_levels.assign(protocol=study.protocol, description=study.description)
-        parts.append(frame[(frame["treatment"] != "imp") | frame["run"].isin(complete)])
-    levels, layers = pd.concat(parts, ignore_index=True), pd.concat([s.layers for s in studies], ignore_index=True)
+        complete = [run for run in study.runs if len(run.folder.results()) == run.config.levels + 1]
+        if not complete:
+            continue
+        frame = replace(study, runs=complete).all_levels.assign(protocol=study.protocol, description=study.description)
+        wanted = _derived_levels(study.protocol)
+        found = frame.groupby("run")["level"].agg(set)
+        whole = {run for run, own in found.items() if wanted is None or wanted <= own}
+        parts.append(frame[(frame["treatment"] == "imp") | frame["run"].isin(whole)])
+        layers.append(replace(study, runs=complete).layers)
+    if not parts:
+        raise UserError(f"{root} has no complete run; a claim is judged by runs that have all their levels")
+    levels, layers = pd.concat(parts, ignore_index=True), pd.concat(layers, ignore_index=True)
     relative = [
         frame.assign(run=[str(Path(run).relative_to(root)) for run in frame["run"]]) for frame in (levels, layers)
     ]
     return relative[0][list(COLUMNS)], relative[1][["run", "seed", "site", "depth", "sparsity"]]
+
+
+def _derived_levels(protocol: str) -> set[int] | None:
+    """The levels that a complete control or transplant has, as far as the protocol says."""
+    levels = PROTOCOLS[protocol].derived_levels if protocol in PROTOCOLS else None
+    return None if levels is None else set(levels)

@@ -45,12 +45,19 @@ def claim_13(e: Evidence) -> list[Part]:
             a, b = e.curve(small), e.curve(LARGER[small])
             runs, pair = [*a.runs, *b.runs], f"{LARGER[small]}, {small}"
             parts.append(above(f"{pair}: accuracy, large − small", b.ahead_of(a, "accuracy"), runs, margin=CLOSE))
-            shape = a.by_level("accuracy").corrwith(b.by_level("accuracy"), axis=1)
+            shape = _correlation(a, b)
             parts.append(above(f"{pair}: correlation of the curves", shape, runs))
             if LARGER[small] == "vgg19":
                 drop = b.sparsest("accuracy") - b.dense("accuracy")
                 parts.append(above("vgg19: sparsest − dense", drop, b.runs, -CLOSE))
     return parts
+
+
+def _correlation(a: Curve, b: Curve) -> pd.Series:
+    """Per seed the correlation of accuracy over the levels of both curves, of which there must be three."""
+    one, other = a.by_level("accuracy"), b.by_level("accuracy")
+    common = [level for level in one.columns if level in other.columns]
+    return one[common].corrwith(other[common], axis=1) if len(common) >= 3 else pd.Series(dtype=float)
 
 
 def claim_14(e: Evidence) -> list[Part]:
@@ -66,7 +73,9 @@ def claim_14(e: Evidence) -> list[Part]:
 def _rates(e: Evidence, arch: str) -> list[Part]:
     rows = of_guide(e.levels, arch=arch)
     plain, warm = rows[rows["warmup_epochs"] == 0], rows[rows["warmup_epochs"] > 0]
-    curves = {rate: Curve(plain[plain["lr"] == rate]) for rate in sorted(plain["lr"].unique())}
+    seeds = plain.groupby("lr")["seed"].nunique()
+    rates = sorted(seeds.index[seeds == seeds.max()])  # a rate that not all seeds have is not the study's
+    curves = {rate: Curve(plain[plain["lr"] == rate]) for rate in rates}
     base, none, runs = e.curve(arch), pd.Series(dtype=float), list(rows["run"].unique())
     low, high = (curves[min(curves)], curves[max(curves)]) if len(curves) > 1 else (Curve(plain[:0]), Curve(plain[:0]))
     lowest_is_base = bool(set(low.runs) & set(base.runs))

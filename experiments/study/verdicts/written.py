@@ -35,7 +35,7 @@ def _verdict(part: Part) -> str:
     if part.verdict == EQUIVALENT:
         return f"equivalent within {part.margin:g}"
     seen = part.verdict == UNKNOWN and math.isfinite(part.smallest)
-    return part.verdict + (f" (less than {part.smallest:.2g} is not seen)" if seen else "")
+    return part.verdict + (f" (alone only if {part.smallest:.2g} from the bound)" if seen else "")
 
 
 def _flips(part: Part) -> str:

@@ -180,6 +180,32 @@ class TestWrongVerdicts:
         assert max(claim[EQUIVALENT], part[EQUIVALENT]) <= WRONG
 
 
+def test_a_level_far_below_is_not_equivalent_on_average():
+    steady = np.linspace(-0.05, 0.05, 5)[:, None]
+    gaps = pd.DataFrame(np.array([1.0, 1.0, 0.5, -2.1]) + steady)
+    assert verdict(_ceiling("net: ticket − control", gaps, [])) == FAILS
+    assert _ceiling("net: ticket − control", gaps, []).p_equivalent > 0.5
+    assert (
+        verdict(_ceiling("net: ticket − control", pd.DataFrame(np.array([0.1, -0.2, 0.1, 0.0]) + steady), []))
+        == EQUIVALENT
+    )
+
+
+def test_levels_that_a_seed_lacks_are_not_compared():
+    rows = [{"seed": s, "level": k, "density": 0.5**k, "accuracy": 10.0 * k + s} for s in range(3) for k in range(4)]
+    whole, part = Curve(pd.DataFrame(rows)), Curve(pd.DataFrame([r for r in rows if (r["seed"], r["level"]) != (2, 3)]))
+    other = Curve(whole.frame.assign(accuracy=whole.frame["accuracy"] - whole.frame["level"]))
+    assert part.gaps(other, "accuracy").columns.tolist() == [1, 2]
+    assert part.ahead_of(other, "accuracy").tolist() == [1.5, 1.5, 1.5]
+    assert whole.ahead_of(other, "accuracy").tolist() == [2.0, 2.0, 2.0]
+
+
+def test_equal_values_are_not_certain():
+    assert verdict(above("a", [1.0] * 3, ())) == UNKNOWN
+    assert verdict(above("a", [1.0] * 6, ())) == HOLDS
+    assert p_above([1.0] * 6, 0.0) == sign_flip([1.0] * 6) == 1 / 64
+
+
 def test_the_smallest_effect_that_seeds_could_have_shown():
     part = above("a", [-1.0, 1.2, 0.5], ())
     assert part.smallest == pytest.approx(interval(part.values)[1] - part.mean)
