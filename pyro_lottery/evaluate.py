@@ -71,6 +71,8 @@ def evaluate(
     if of_files:
         kinds = data.cifar10_c(place)
 
+    source = "CIFAR-10-C" if of_files else "pyro_lottery"
+
     def corrupted(kind: str, severity: int) -> Split:
         return data.from_cifar10_c(test, place, kind, severity) if of_files else data.corrupt(test, kind, severity)
 
@@ -84,7 +86,7 @@ def evaluate(
             level = run.level(number)
             network, density = level.load_model(where), run.results.set_index("level")["density"][number]
             drawn = 1 if guides.is_point(network.guide) else count
-            for name, rows in _of_level(network, run.config, test, others, kinds, corrupted, count):
+            for name, rows in _of_level(network, run.config, test, others, kinds, corrupted, source, count):
                 tables[name] += [{"level": number, "density": density, "num_samples": drawn} | row for row in rows]
                 bar.advance(task, name in ("uncertainty", "ood", "corruptions"))
             every = {name: run.folder.save_evaluation(name, rows) for name, rows in tables.items()}
@@ -99,6 +101,7 @@ def _of_level(
     others: dict[str, Split],
     kinds: Sequence[str],
     corrupted: Callable[[str, int], Split],
+    source: str,
     count: int,
 ) -> Iterator[tuple[str, Rows]]:
     def predictive(images: Split) -> Predictive:
@@ -136,7 +139,7 @@ def _of_level(
         for severity in data.SEVERITIES:
             changed = corrupted(kind, severity)
             found = metrics.all_metrics(predictive(changed).probs, changed.labels)
-            yield "corruptions", [{"corruption": kind, "severity": severity} | found]
+            yield "corruptions", [{"corruption": kind, "severity": severity} | found | {"source": source}]
 
 
 def _by_class(predicted: Tensor, labels: Tensor, names: Sequence[str]) -> Rows:

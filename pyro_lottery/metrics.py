@@ -144,6 +144,8 @@ def temperature(probs: Tensor, labels: Tensor) -> float:
     from scipy.optimize import minimize_scalar
 
     probs, labels = _checked(probs, labels)
+    if probs.isnan().any():
+        return math.nan
     log = probs.double().clamp_min(torch.finfo(torch.float32).tiny).log()
 
     def loss(exponent: float) -> float:  # convex in 1/T
@@ -219,7 +221,7 @@ def aurc(confidence: Tensor, correct: Tensor) -> float:
 def augrc(confidence: Tensor, correct: Tensor) -> float:
     """The area under the generalised risk-coverage curve (Traub et al. 2024): the mean over k of the wrong answers among the k most confident, per example.
 
-    Both arguments are [n]. It is the chance that an answer is wrong and more confident than a random one.
+    Both arguments are [n]. It is the chance that an answer is wrong and at least as confident as a random one.
     """
     risk = selective(confidence, correct)
     return float((risk * torch.arange(1, len(risk) + 1, device=risk.device) / len(risk)).mean())

@@ -136,6 +136,7 @@ def test_a_run_of_cifar10_sees_the_files_of_cifar10_c(tmp_path):
     assert [(row["corruption"], row["severity"]) for row in rows] == [
         (k, s) for k in ("fog", "jpeg_compression") for s in range(1, 6)
     ]
+    assert {row["source"] for row in own} | {row["source"] for row in rows} == {"pyro_lottery", "CIFAR-10-C"}
     seen = data.from_cifar10_c(run.load_data().test, root, "fog", 4)
     probs = run.level(0).load_model().predict(seen, 2, run.config.seed)
     assert rows[3]["nll"] == pl.metrics.nll(probs, seen.labels)

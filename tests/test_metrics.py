@@ -70,7 +70,13 @@ def test_areas_by_hand():
 def test_new_metrics_of_nan_are_nan():
     broken = PROBS.clone()
     broken[0] = math.nan
-    for metric in (metrics.smooth_ece, metrics.adaptive_ece, metrics.classwise_ece, metrics.calibrated_nll):
+    for metric in (
+        metrics.smooth_ece,
+        metrics.adaptive_ece,
+        metrics.classwise_ece,
+        metrics.calibrated_nll,
+        metrics.temperature,
+    ):
         assert math.isnan(metric(broken, LABELS))
 
 

@@ -122,8 +122,11 @@ def cifar10_c(root: str | Path) -> tuple[str, ...]:
 def from_cifar10_c(test: Split, root: str | Path, kind: str, severity: int) -> Split:
     """The first images of CIFAR-10-C (Hendrycks and Dietterich 2019) of a ``kind`` and ``severity`` from 1 to 5, with their labels; as many as in ``test``, at most 10,000.
 
-    Raises ``UserError`` for files of other shapes, and for images other than those of CIFAR-10.
+    With a test set that was made smaller they are other images than its own. Raises ``UserError`` for another severity, files of other
+    shapes, and images of another size.
     """
+    if severity not in SEVERITIES:
+        raise UserError(f"severity must be 1 to 5, got {severity}")
     folder, pixels = Path(root) / "CIFAR-10-C", _pixels(test)
     if pixels.shape[1:] != (3, 32, 32):
         raise UserError(f"{folder} has images of 3×32×32, but those of the run are {tuple(pixels.shape[1:])}")

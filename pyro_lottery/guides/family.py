@@ -31,6 +31,8 @@ class Family:
 
     takes_kl_warmup: bool = True
     """The KL may have a smaller weight in the first epochs."""
+    takes_ranks: bool = True
+    """A training may be on several devices."""
     scales_are_trained: bool = True
     """Otherwise they are found after the training (:func:`pyro_lottery.posteriors.find_scales_`)."""
 

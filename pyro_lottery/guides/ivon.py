@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
+from pyro_lottery.errors import UserError
+from pyro_lottery.guides.base import model_of
 from pyro_lottery.guides.mean_field import MeanField
 
 RATE = 100.0
 """Learning rate of loc per learning rate of Adam: the authors use 0.1 to 0.2 where Adam takes 0.001 to 0.002."""
 CURVATURE = 0.5
-"""The curvature that training begins with."""
+"""The curvature h₀+λ that training begins with, for the usual ``init_scale`` of 0.01."""
 
 
 class Newton(Adam):
@@ -24,8 +27,7 @@ class Newton(Adam):
     estimated by ĥ = (g' + s)/scale² and kept in the scale, h = s/scale² − λ. A step is
 
     - h ← h + (1−β₂)(ĥ−h) + ½(1−β₂)²(ĥ−h)²/(h+λ), which keeps h+λ positive,
-    - m ← β₁m + (1−β₁)g, and loc ← loc − 100 ε (h₀+λ) (m/(1−β₁ᵗ) + λ·loc)/(h+λ) with Adam's learning rate ε and the curvature h₀ of
-      the first step.
+    - m ← β₁m + (1−β₁)g, and loc ← loc − 100 ε (h₀+λ) (m/(1−β₁ᵗ) + λ·loc)/(h+λ) with Adam's learning rate ε and h₀+λ = ``CURVATURE``.
     """
 
     def __init__(
@@ -33,13 +35,6 @@ class Newton(Adam):
     ):
         super().__init__(groups, lr, **options)
         self.loc, self.log_scale, self.beta2, self.noise = loc, log_scale, beta2, 1.0
-
-    def begin_(self, noise: float, beta2: float, at_start: bool) -> None:
-        """Take s = ``noise`` and β₂, and set the scale to that of ``CURVATURE`` ``at_start`` of a training."""
-        self.noise, self.beta2 = noise, beta2
-        if at_start:
-            with torch.no_grad():
-                self.log_scale.fill_(noise / (CURVATURE + self._group["weight_decay"])).log_().mul_(0.5)
 
     @property
     def _group(self) -> dict[str, Any]:
@@ -69,28 +64,43 @@ class Newton(Adam):
         state["step"] += 1
         momentum = state["exp_avg"].lerp_(gradient, 1 - beta1)
         newton = (momentum / (1 - beta1 ** state["step"]) + decay * self.loc) / total
-        self.loc.sub_(RATE * group["lr"] * (CURVATURE + decay) * newton)
+        self.loc.sub_(RATE * group["lr"] * CURVATURE * newton)
         return None
 
 
 class Ivon(MeanField):
-    """A :class:`MeanField` guide whose loc and scale take the steps of :class:`Newton`, so that a scale is the curvature's.
+    """A :class:`MeanField` guide whose loc and scale take the steps of :class:`Newton`, so that a scale is √(T/(N(h+λ))) of the curvature h.
 
-    The curvature is an average over about a fifth of a training: β₂ = 1 − 5/(number of steps), so that little of h₀ is left at its end. The scale begins at √(T/(N(h₀+λ))).
+    The curvature is an average over about a fifth of a training, β₂ = 1 − 5/(number of steps), so that little of h₀ is left at its
+    end. A training in several calls of :func:`pyro_lottery.train` counts the steps until the end of each call.
     """
 
     takes_kl_warmup = False
+
+    def __init__(
+        self, model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any, create_plates: Any = None
+    ):
+        super().__init__(model, init_scale, *prototype_args, create_plates=create_plates)
+        owner: Any = model_of(self)
+        if not hasattr(owner, "num_data"):
+            raise UserError(
+                "ivon needs the number of training examples; use it with a network of this package, such as BayesianClassifier"
+            )
+        scale = init_scale / 0.01 * math.sqrt(owner.kl_temperature / (owner.num_data * CURVATURE))
+        with torch.no_grad():
+            self.log_scale.fill_(math.log(scale))
 
     def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> Adam:
         return Newton(groups, lr, self.loc, self.log_scale, 0.0, fused=True)
 
     def step_begins(self, optimizer: Any, model: Any, done: int, steps: int) -> None:
-        optimizer.begin_(model.kl_temperature / model.num_data, 1 - 5 / max(10, steps), at_start=done == 0)
+        optimizer.noise, optimizer.beta2 = model.kl_temperature / model.num_data, 1 - 5 / max(10, steps)
 
 
 def ivon(model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any, create_plates: Any = None) -> Ivon:
     """A mean-field guide that is trained by natural gradients (Shen et al. 2024, Variational Learning is Effective for Large Deep Networks).
 
-    The arguments are those of :func:`mean_field`; ``init_scale`` counts until the first step alone.
+    All weights have the same initial scale, √(T/(N(h₀+λ))) with h₀+λ = 0.5 for the usual ``init_scale`` of 0.01, and proportional to it. The
+    other arguments are those of :func:`mean_field`. Raises ``UserError`` for a model that does not know its number of training examples.
     """
     return Ivon(model, init_scale, *prototype_args, create_plates=create_plates)

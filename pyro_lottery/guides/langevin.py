@@ -63,7 +63,7 @@ class Langevin(Adam):
         assert self.noise is not None
         state, rate = self.state[parameter], group["lr"]
         second = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
-        preconditioner = (1 / (second.sqrt() + group["eps"])).clamp(max=float(rate) / (2 * self.noise))
+        preconditioner = (1 / (second.sqrt() + group["eps"])).clamp(max=rate / (2 * self.noise))
         drift = preconditioner * (gradient + group["weight_decay"] * parameter)
         spread = (2 * self.friction * self.noise * preconditioner * rate).sqrt()
         change = spread * torch.randn_like(parameter) - rate * drift
@@ -76,10 +76,12 @@ class Sgld(Swag):
     """A guide with mean and variance of samples by preconditioned stochastic gradient Langevin dynamics (Welling and Teh 2011, Li et al. 2016).
 
     Three quarters of a training find a mode by Adam; the last quarter samples p(w)·p(D | w)^(1/T) times what weight decay adds, with the
-    learning rate of the schedule. As in :class:`Swag`, ``SNAPSHOTS`` samples, or one at every step, give loc and scale.
+    learning rate of the schedule. As in :class:`Swag`, ``SNAPSHOTS`` samples, or one at every step, give loc and scale. It trains on one device: several would
+    need the same noise.
     """
 
     friction: ClassVar[float] = 1.0
+    takes_ranks = False
 
     def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> Adam:
         return Langevin(groups, lr, [self.loc], self.friction, fused=True)

@@ -16,6 +16,7 @@ from pyro_lottery.data import Data, Split, in_memory
 from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.errors import UserError
 from pyro_lottery.guides.found import Found, Laplace, Swag, snapshots
+from pyro_lottery.guides.langevin import Sgld
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.posteriors.batch_norm import update_batch_norm_
 from pyro_lottery.posteriors.curvature import ggn_diagonal, prior_precision
@@ -72,6 +73,10 @@ def check_findable(
                     f"laplace needs a prior with curvature, such as normal, but that of {name!r} has none; a weight that has no effect would have no "
                     "scale"
                 )
+    if isinstance(guide, Sgld) and late and 4 * late >= 3 * epochs:
+        raise UserError(
+            f"{type(guide).__name__.lower()} samples in the last quarter of {epochs} epochs with the moments of those before, and late rewinding leaves none; rewind to an earlier epoch"
+        )
     if isinstance(guide, Swag):
         per_epoch = training.steps_in(data.train, batch_size)
         steps = epochs * per_epoch

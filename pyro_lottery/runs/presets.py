@@ -37,7 +37,7 @@ The defaults are the paper's except for ``train_samples``: one weight sample per
 more in the same time (experiments/benchmarks/estimators.py). ``paper`` is the paper's protocol. ``fast`` reaches about
 its final density (1.0 %) in 9 levels instead of 20, with all images and epochs. ``reduced`` and ``minimal`` reach it in a few
 levels, with few epochs and images: hours on two CPU cores. ``evidence`` trains on all images for a few epochs and reaches 1.5 % in four levels: a
-core takes about ten minutes for a dense resnet20; ``evidence_small`` is its like for larger networks, with fewer images. ``quick`` takes minutes,
+core takes eight to fifteen minutes for a dense resnet20; ``evidence_small`` is its like for larger networks, with fewer images. ``quick`` takes minutes,
 ``smoke`` seconds.
 """
 PRESET_HELP = (

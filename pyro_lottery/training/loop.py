@@ -112,6 +112,10 @@ def train(
         raise UserError(
             f"guide {type(guide).__name__} reads its scales from the curvature, which a KL warm-up would change; use kl_warmup_epochs=0"
         )
+    if ranks.world > 1 and not family(guide).takes_ranks:
+        raise UserError(
+            f"guide {type(guide).__name__} adds noise to each step and trains on one device; use --devices 1 or another guide"
+        )
     device, data = next(iter(guide.parameters())).device, as_data(model, guide, data)
     likelihood = check_data(model, data)
     check_batches(model, data, batch_size, ranks)

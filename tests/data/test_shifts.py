@@ -94,6 +94,9 @@ def test_images_of_cifar10_c(split, tmp_path):
     assert found.pixels.flatten(1).float().mean(1).tolist() == [30.0 + i for i in range(12)]
     assert found.labels.tolist() == [i % 10 for i in range(12)]
     assert torch.equal(found.mean, split.mean)
+    for severity in (0, 6):
+        with pytest.raises(pl.UserError, match=f"severity must be 1 to 5, got {severity}"):
+            data.from_cifar10_c(split, tmp_path, "fog", severity)
     with pytest.raises(pl.UserError, match=r"snow\.npy or labels\.npy is missing or damaged"):
         data.from_cifar10_c(split, tmp_path, "snow", 1)
     small = Split(split.pixels[..., :8, :8], split.labels, split.mean, split.std)

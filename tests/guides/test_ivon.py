@@ -1,5 +1,7 @@
 """Natural gradients against the authors' optimizer and a posterior that is known."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from ivon import IVON
@@ -18,11 +20,12 @@ def test_steps_are_those_of_the_authors_optimizer(decay):
     torch.manual_seed(0)
     size, number, rate = 5, 40, 1e-3
     theirs = nn.Parameter(torch.randn(size))
-    loc, log_scale = nn.Parameter(theirs.detach().clone()), nn.Parameter(torch.zeros(size))
-    other = IVON([theirs], RATE * rate, number, hess_init=CURVATURE, beta2=0.9, weight_decay=decay)
+    loc = nn.Parameter(theirs.detach().clone())
+    log_scale = nn.Parameter(torch.full((size,), (number * CURVATURE) ** -0.5).log())
+    other = IVON([theirs], RATE * rate, number, hess_init=CURVATURE - decay, beta2=0.9, weight_decay=decay)
     groups = [{"params": [loc], "weight_decay": decay}, {"params": [log_scale], "weight_decay": 0.0}]
     ours = Newton(groups, rate, loc, log_scale, 0.9, fused=True)
-    ours.begin_(1 / number, 0.9, at_start=True)
+    ours.noise = 1 / number
 
     def gradient(w):
         return w**3 + torch.arange(5.0) * w - 1
@@ -62,16 +65,44 @@ def test_it_finds_the_posterior_of_a_conjugate_regression():
 
 def test_the_scale_begins_at_the_curvature_and_moves(tiny_data):
     model, guide = tiny(pl.guides.ivon)
+    first = (model.num_data * CURVATURE) ** -0.5
+    torch.testing.assert_close(guide.log_scale.detach().exp(), torch.full_like(guide.loc, first).detach())
     pl.train(
         model,
         guide,
         tiny_data,
         **QUICK | {"epochs": 1, "batch_size": len(tiny_data.train), "lr": 0.0, "weight_decay": 0.1},
     )
-    first = (model.num_data * (CURVATURE + 0.1)) ** -0.5
     moved = guide.log_scale.detach().exp() / first
     assert float(moved.max()) < 2**0.5 + 1e-4  # one step leaves at least half of h+λ, whatever it finds
     assert float(moved.std()) > 0
+    _, wide = tiny(lambda model: pl.guides.ivon(model, 0.02))
+    torch.testing.assert_close(wide.log_scale.detach().exp(), torch.full_like(guide.loc, 2 * first).detach())
+
+
+@pytest.mark.parametrize("rewind", ["init", "lr"])
+def test_a_level_begins_where_its_ticket_says(rewind, tmp_path):
+    run = small_run(
+        tmp_path / "run",
+        guide="ivon",
+        levels=1,
+        rewind=rewind,
+        lr=1e-9,
+        weight_decay=0.0,
+        epochs=1,
+        batch_size=100,
+        train_size=100,
+        test_size=50,
+    )
+    start, trained, mask = run.level(1).ticket.start, run.level(1).posterior, run.level(1).mask
+    for site, kept in mask.items():
+        ratio = trained.scale[site][kept] / start.scale[site][kept]
+        assert float(ratio.max()) < 2**0.5 + 1e-4  # one step
+
+
+def test_a_model_without_a_number_of_examples():
+    with pytest.raises(pl.UserError, match="ivon needs the number of training examples"):
+        pl.guides.ivon(lambda: pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1)))
 
 
 def test_a_moving_mask(tmp_path):

@@ -180,6 +180,15 @@ def test_every_rewinding_goes_on(name, rewind, tmp_path):
     assert bool((run.level(1).posterior.scale["fc1.weight"][mask["fc1.weight"]] > 0).all())
 
 
+@pytest.mark.parametrize("name", ["sgld", "sghmc"])
+def test_samples_need_moments_from_before(name, tmp_path):
+    with pytest.raises(
+        pl.UserError, match=f"{name} samples in the last quarter of 8 epochs .* rewind to an earlier epoch"
+    ):
+        small_run(tmp_path / "run", **SHORT | {"guide": name, "epochs": 8, "rewind": "epoch:6"})
+    assert not (tmp_path / "run" / "level_00" / "posterior.safetensors").exists()
+
+
 def test_columns_are_of_the_posterior_and_not_of_the_point(tmp_path):
     run = small_run(tmp_path / "run", **SHORT | {"guide": "laplace", "levels": 0})
     assert run.results["max_test_accuracy"][0] == run.results["test_accuracy"][0]
