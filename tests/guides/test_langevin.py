@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import pyro_lottery as pl
+from pyro_lottery.distributed import Ranks
 from pyro_lottery.guides.langevin import Langevin
 from tests.support import QUICK, tiny
 
@@ -110,3 +111,13 @@ def test_with_friction_a_step_is_that_of_the_velocity():
         velocity = 0.9 * velocity - 0.1 * preconditioner * (gradient + 0.1 * place) + noise
         place = place + velocity
         torch.testing.assert_close(w.detach(), place)
+
+
+@pytest.mark.parametrize("make", [pl.guides.sgld, pl.guides.sghmc])
+def test_several_devices_would_have_noise_of_their_own(make, tiny_data):
+    class Two(Ranks):
+        world = 2
+
+    model, guide = tiny(make, prior=pl.priors.normal(1.0))
+    with pytest.raises(pl.UserError, match="adds noise to each step and trains on one device"):
+        pl.train(model, guide, tiny_data, **QUICK, ranks=Two())
