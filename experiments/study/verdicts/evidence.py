@@ -66,7 +66,8 @@ def gather(
     per protocol that says what it is.
     """
     if (root / LEVELS).exists() and not any(root.glob("*/config.json")):
-        levels, layers = (pd.read_csv(root / name, float_precision="round_trip") for name in (LEVELS, LAYERS))
+        # This engine reads every number as it was written; the other one of pandas 2 does not.
+        levels, layers = (pd.read_csv(root / name, engine="python") for name in (LEVELS, LAYERS))
         if protocol is not None:
             levels = levels[levels["protocol"] == protocol]
         if data is not None:
