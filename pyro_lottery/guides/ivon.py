@@ -73,6 +73,7 @@ class Ivon(MeanField):
 
     The curvature is an average over about a fifth of a training, β₂ = 1 − 5/(number of steps), so that little of h₀ is left at its
     end. A training in several calls of :func:`pyro_lottery.train` counts the steps until the end of each call.
+    Raises ``UserError`` for a model that does not know its number of training examples.
     """
 
     takes_kl_warmup = False
