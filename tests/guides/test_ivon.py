@@ -54,7 +54,7 @@ def test_it_finds_the_posterior_of_a_conjugate_regression():
     model = pl.BayesianRegressor(net, pl.priors.normal(2.0), num_data=64, noise_scale=0.5)
     guide, data = pl.guides.ivon(model), pl.data.from_tensors(x, y, x, y, normalize=False)
     pl.train(
-        model, guide, data, epochs=2000, batch_size=64, weight_decay=0.0, lr=2e-3, milestones=(1500,), train_samples=8
+        model, guide, data, epochs=1500, batch_size=64, weight_decay=0.0, lr=2e-3, milestones=(1000,), train_samples=2
     )
     precision = (x**2).sum(0) / 0.25 + 0.25
     found, expected = pl.posterior(guide), (x.T @ y)[:, 0] / 0.25 / precision
