@@ -61,17 +61,10 @@ def evaluate(
     if run.config.dataset in ood:
         raise UserError(f"--ood {run.config.dataset}: the run was trained on these images; choose others")
     place, size = data_dir or run.config.data_dir, run.config.image_size
-    kinds = data.CORRUPTIONS if corruptions else ()
-    of_files = bool(
-        corruptions
-        and tuple(run.classes or ()) == data.CIFAR10
-        and test.inputs.shape[1:] == (3, 32, 32)
-        and data.cifar10_c(place)
-    )
-    if of_files:
-        kinds = data.cifar10_c(place)
-
-    source = "CIFAR-10-C" if of_files else "pyro_lottery"
+    is_cifar10 = tuple(run.classes or ()) == data.CIFAR10 and test.inputs.shape[1:] == (3, 32, 32)
+    of_files = data.cifar10_c(place) if is_cifar10 else ()
+    kinds, source = (of_files, "CIFAR-10-C") if of_files else (data.CORRUPTIONS, "pyro_lottery")
+    kinds = kinds if corruptions else ()
 
     def corrupted(kind: str, severity: int) -> Split:
         return data.from_cifar10_c(test, place, kind, severity) if of_files else data.corrupt(test, kind, severity)

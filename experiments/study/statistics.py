@@ -36,6 +36,8 @@ class Part:
     """If it is true, the chance of values that speak as much against it."""
     p_equivalent: float = 1.0
     """If the mean is outside ±margin, the chance of values as close to 0; 1 for a relation without a margin."""
+    p_flips: float | None = None
+    """As ``p_holds``, by :func:`sign_flip`; None without values and for a relation of two bounds."""
     margin: float | None = None
     verdict: str = UNKNOWN
     """By :func:`corrected`, together with the other parts of the claim."""
@@ -105,6 +107,17 @@ def sign_flip(values: Sequence[float], bound: float = 0.0) -> float:
     return float(((signs * found).mean(1) >= found.mean() - 1e-12).mean())
 
 
+def flips(values: Sequence[float], low: float, high: float) -> float | None:
+    """:func:`sign_flip` of a mean within [low, high], if that has one bound.
+
+    >>> flips([1.0, 2.0, 3.0], 0, math.inf), flips([1.0, 2.0, 3.0], -math.inf, 0), flips([1.0], -1, 1)
+    (0.125, 1.0, None)
+    """
+    if not values or (low > -math.inf and high < math.inf):
+        return None
+    return sign_flip(values, low) if high == math.inf else sign_flip([-value for value in values], -high)
+
+
 def standard_error(values: Iterable[float]) -> float:
     """s/√n of at least two values.
 
@@ -160,7 +173,7 @@ def judged(what: str, low: float, high: float, values: Any, runs: Iterable[str],
         equivalent = p_within(numbers, bound - margin, bound + margin)
     return Part(
         what, relation(low, high), numbers, tuple(sorted(set(runs))),
-        p_within(numbers, low, high), p_outside(numbers, low, high) if len(numbers) else 1.0, equivalent, margin,
+        p_within(numbers, low, high), p_outside(numbers, low, high), equivalent, flips(numbers, low, high), margin,
     )  # fmt: skip
 
 
@@ -191,7 +204,8 @@ def at_every_level(what: str, low: float, high: float, gaps: pd.DataFrame, runs:
 
     p_holds = max(p_within(values, low, high) for values in columns.values())
     p_fails = min(1.0, len(columns) * min(p_outside(values, low, high) for values in columns.values()))
-    return Part(what, wanted, tuple(columns[max(columns, key=out)]), tuple(sorted(set(runs))), p_holds, p_fails)
+    worst = tuple(columns[max(columns, key=out)])
+    return Part(what, wanted, worst, tuple(sorted(set(runs))), p_holds, p_fails, p_flips=flips(worst, low, high))
 
 
 def above(what: str, values: Any, runs: Iterable[str], bound: float = 0.0, margin: float | None = None) -> Part:

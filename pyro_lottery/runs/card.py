@@ -147,10 +147,8 @@ def card(level: Level, facts: Mapping[str, Any], licence: str, ood: Sequence[Map
     shape = ", ".join(map(str, facts["image_shape"]))
     outputs = ", ".join(f"`{name}` [n{', classes' if name == 'probs' else ''}]" for name in facts["outputs"])
     snippet = BODY.from_string(SNIPPETS[facts["format"]]).render(shape=shape, outputs=", ".join(facts["outputs"]))
-    of_draws, certain = (
-        facts["form"] == "draws",
-        level.run.config.guide != "mc_dropout" and level.posterior.scale is None,
-    )
+    of_draws = facts["form"] == "draws"
+    certain = level.posterior.scale is None and facts.get("samples", 1) == 1
     body = BODY.from_string(TEXT).render(
         title=title, facts=facts, dataset=dataset, measured=measured, ood=ood if of_draws else (),
         predict_ms=row.predict_ms if of_draws else None, method=_METHODS[config.schedule], kind="deterministic" if certain else "Bayesian",

@@ -122,15 +122,6 @@ def _check(
         raise UserError(f"--format {format} holds one weight for each; omit --form {form}")
     if form == "moments" and format == "safetensors":
         raise UserError("--format safetensors holds loc and scale; choose --form draws, or mean to leave out the scale")
-    if (
-        form == "draws"
-        and format == "safetensors"
-        and (level.posterior.extra or level.run.config.guide == "mc_dropout")
-    ):
-        raise UserError(
-            f"--format safetensors holds loc and scale, which do not determine guide {level.run.config.guide}; choose "
-            "--form mean, or another format"
-        )
     if samples is not None:
         check_counts(1, samples=samples)
     if not 0 <= tolerance < math.inf:
@@ -151,13 +142,18 @@ def _job(
         raise UserError(
             f"{type(network.model).__name__} has a likelihood of its own; only softmax classifiers can be exported"
         )
+    point, posterior = guides.is_point(network.guide), level.posterior
+    if form == "draws" and format == "safetensors" and not point and (posterior.extra or posterior.scale is None):
+        raise UserError(
+            f"--format safetensors holds loc and scale, which do not determine guide {config.guide}; choose --form mean, or another format"
+        )
     test = in_memory(level.run.load_data("cpu", data_dir).test)
     if test.inputs.dtype != torch.uint8 or test.inputs.ndim != 4:
         raise UserError(
             f"the run's test examples are {test.inputs.dtype} {list(test.inputs.shape)}; only uint8 images [n, c, h, w] "
             "can be exported"
         )
-    count = 1 if guides.is_point(network.guide) else config.eval_samples if samples is None else samples
+    count = 1 if point else config.eval_samples if samples is None else samples
     return Job(level, network, test, form, format, count, config.seed if seed is None else seed, dtype)
 
 

@@ -248,5 +248,5 @@ def test_the_written_table_says_value_interval_and_verdict(tmp_path):
     assert len(first["values"]) == 3
     assert first["runs"]
     assert first["bca_interval"] is None  # of three seeds
-    assert first["p_sign_flips"] == 1 / 8
+    assert first["p_flips"] == 1 / 8
     assert plain[0]["networks"] == {"resnet20": HOLDS, "vgg11": HOLDS, "vit_tiny": HOLDS}

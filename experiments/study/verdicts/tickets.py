@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 
-from experiments.study.statistics import ERROR, Curve, Part, above, at_every_level, below, judged, p_above, p_below
+from experiments.study.statistics import (
+    ERROR,
+    Curve,
+    Part,
+    above,
+    at_every_level,
+    below,
+    flips,
+    judged,
+    p_above,
+    p_below,
+)
 from experiments.study.verdicts.evidence import CALIBRATED, CLOSE, MATCHING, SCORES, SMALL, Evidence
 
 
@@ -28,7 +40,8 @@ def _winning(arch: str, curve: Curve) -> Part:
     level = matching[-1] if matching else next(iter(found))
     what = f"{arch}: accuracy − dense at {100 * density[level]:.3g} % remaining"
     p_fails = max(p_below(d, -MATCHING) for d in found.values())
-    return Part(what, wanted, tuple(found[level]), runs, p_holds[next(iter(found))], p_fails)
+    p_flips = flips(found[level], -MATCHING, math.inf)
+    return Part(what, wanted, tuple(found[level]), runs, p_holds[next(iter(found))], p_fails, p_flips=p_flips)
 
 
 def claim_2(e: Evidence) -> list[Part]:

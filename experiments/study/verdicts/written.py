@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.study.finished import ACCURACIES
 from experiments.study.markdown import markdown_table
-from experiments.study.statistics import EQUIVALENT, UNKNOWN, Part, bca, sign_flip
+from experiments.study.statistics import EQUIVALENT, UNKNOWN, Part, bca
 from experiments.study.verdicts.evidence import gather, keep
 from experiments.study.verdicts.judge import Claim, judge
 from pyro_lottery import files
@@ -39,17 +39,7 @@ def _verdict(part: Part) -> str:
 
 
 def _flips(part: Part) -> str:
-    found = flips(part)
-    return "" if found is None else f"{found:.3g}"
-
-
-def flips(part: Part) -> float | None:
-    """The p-value of the sign-flip test on the side where a part of one bound holds."""
-    side, _, bound = part.wanted.partition(" ")
-    if not part.values or side not in (">", "<"):
-        return None
-    sign = 1 if side == ">" else -1
-    return sign_flip([sign * value for value in part.values], sign * float(bound.split()[0]))
+    return "" if part.p_flips is None else f"{part.p_flips:.3g}"
 
 
 def _value(part: Part) -> str:
@@ -66,7 +56,7 @@ def to_json(claims: Sequence[Claim], lines: Sequence[str], accuracy: str) -> lis
         known = len(part.values) > 1
         return asdict(part) | {
             "mean": part.mean if part.values else None, "interval": part.interval if known else None,
-            "bca_interval": bca(part.values), "p_sign_flips": flips(part),
+            "bca_interval": bca(part.values),
         }  # fmt: skip
 
     evidence = {"evidence": list(lines), "accuracy": accuracy}
