@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_lottery import data, guides, metrics
@@ -38,6 +39,7 @@ def evaluate(
     samples: int | None = None,
     ood: Sequence[str] = (),
     corruptions: bool = False,
+    baseline: Run | None = None,
     device: str = "auto",
     data_dir: str | None = None,
 ) -> dict[str, Rows]:
@@ -45,9 +47,11 @@ def evaluate(
 
     Returns and writes the tables ``uncertainty``, ``classes``, ``samples``, ``selective`` and ``reliability``, each a list
     of rows. ``ood`` adds the tables ``ood`` and ``histogram`` (of the total entropy of test and other images), and
-    ``corruptions`` adds ``corruptions``: all of CIFAR-10-C if the run is of CIFAR-10 and the files are in the data folder, otherwise those of this package. In the files, the rows of other levels stay. ``data_dir`` is the folder of the
+    ``corruptions`` adds ``corruptions``: all of CIFAR-10-C if the run is of CIFAR-10 and the files are in the data folder, otherwise those of this package.
+    ``baseline``, usually a deterministic run of the same images and densities, adds to ``ood`` how well one minus its maximum softmax (Hendrycks & Gimpel 2017)
+    detects the same images at the same levels, as the score ``baseline``. In the files, the rows of other levels stay. ``data_dir`` is the folder of the
     run's data if it has moved. All draws use the run's seed, so a second call gives the same values. Raises ``UserError``
-    if the run has real targets, or if an option does not fit it.
+    if the run has real targets, or if an option or ``baseline`` does not fit it.
     """
     chosen, where = check_levels(run, levels), resolve_device(device)
     count = run.config.eval_samples if samples is None else samples
@@ -70,6 +74,8 @@ def evaluate(
         return data.from_cifar10_c(test, place, kind, severity) if of_files else data.corrupt(test, kind, severity)
 
     others = {name: data.out_of_distribution(test, name, place, size) for name in dict.fromkeys(ood)}
+    if baseline is not None:
+        _check_baseline(baseline, run, chosen, test, others, where, data_dir)
     tables: dict[str, Rows] = {"uncertainty": [], "classes": [], "samples": [], "selective": [], "reliability": []}
     tables |= ({"ood": [], "histogram": []} if others else {}) | ({"corruptions": []} if corruptions else {})
     with run.folder.derived("evaluation").lock(), console.progress() as bar:
@@ -82,6 +88,9 @@ def evaluate(
             for name, rows in _of_level(network, run.config, test, others, kinds, corrupted, source, count):
                 tables[name] += [{"level": number, "density": density, "num_samples": drawn} | row for row in rows]
                 bar.advance(task, name in ("uncertainty", "ood", "corruptions"))
+            if baseline is not None:
+                rows = list(_of_baseline(baseline, number, test, others, count, where))
+                tables["ood"] += [{"level": number, "density": density} | row for row in rows]
             every = {name: run.folder.save_evaluation(name, rows) for name, rows in tables.items()}
     plot_evaluation(run.folder, every)
     return tables
@@ -120,14 +129,7 @@ def _of_level(
     for name, split in others.items():
         outside = predictive(split)
         yield "histogram", _histogram(name, outside)
-        yield "ood", [
-            {
-                "ood": name, "score": score, "auroc": metrics.auroc(a, b), "fpr95": metrics.fpr95(a, b),
-                "aupr_out": metrics.aupr(a, b), "aupr_in": metrics.aupr(-b, -a),
-                "mean_inside": float(a.mean()), "mean_outside": float(b.mean()),
-            }
-            for score, a, b in _scores(inside, outside)
-        ]  # fmt: skip
+        yield "ood", [_detection(name, score, a, b) for score, a, b in _scores(inside, outside)]
     for kind in kinds:
         for severity in data.SEVERITIES:
             changed = corrupted(kind, severity)
@@ -152,6 +154,52 @@ def _scores(inside: Predictive, outside: Predictive) -> Iterator[tuple[str, Tens
     yield "confidence", 1 - inside.probs.max(1).values, 1 - outside.probs.max(1).values
 
 
+def _detection(name: str, score: str, inside: Tensor, outside: Tensor) -> dict[str, Any]:
+    return {
+        "ood": name, "score": score, "auroc": metrics.auroc(inside, outside), "fpr95": metrics.fpr95(inside, outside),
+        "aupr_out": metrics.aupr(inside, outside), "aupr_in": metrics.aupr(-outside, -inside),
+        "mean_inside": float(inside.mean()), "mean_outside": float(outside.mean()),
+    }  # fmt: skip
+
+
+def _check_baseline(
+    baseline: Run,
+    run: Run,
+    chosen: Iterable[int],
+    test: Split,
+    others: dict[str, Split],
+    where: torch.device,
+    data_dir: str | None,
+) -> None:
+    """Raises ``UserError`` unless ``baseline`` has the levels, densities and test images of ``run``, so that only posteriors differ."""
+    place = f"--baseline {baseline.folder.path}"
+    if not others:
+        raise UserError(f"{place}: it is measured beside other images; give --ood too")
+    there, here = (found.results.set_index("level")["density"] for found in (baseline, run))
+    for level in chosen:
+        if level not in there or not math.isclose(there[level], here[level], rel_tol=0.01):
+            found = f"has {there[level]:.1%}" if level in there else "is not finished"
+            raise UserError(
+                f"{place}: its level {level} {found}; give a run whose level {level} has {here[level]:.1%} of the weights"
+            )
+    own = in_memory(baseline.load_data(where, data_dir).test)
+    if not all(getattr(own, part).equal(getattr(test, part)) for part in ("inputs", "targets", "mean", "std")):
+        raise UserError(f"{place}: its test images are not those of {run.folder.path}; give a run of the same data")
+
+
+def _of_baseline(
+    baseline: Run, number: int, test: Split, others: dict[str, Split], count: int, where: torch.device
+) -> Iterator[dict[str, Any]]:
+    network = baseline.level(number).load_model(where)
+
+    def doubt(images: Split) -> Tensor:
+        return 1 - last(network.predictives(images, count, baseline.config.seed)).probs.max(1).values
+
+    inside, drawn = doubt(test), 1 if guides.is_point(network.guide) else count
+    for name, split in others.items():
+        yield {"num_samples": drawn} | _detection(name, "baseline", inside, doubt(split))
+
+
 def _histogram(images: str, predictive: Predictive) -> Rows:
     """A histogram of the total entropy: the share of images in equal bins from 0 to the maximum, log(classes)."""
     most = math.log(predictive.probs.shape[1])
@@ -173,6 +221,11 @@ def parser() -> Parser:
         "--ood", nargs="+", default=(), help=f"out-of-distribution images to detect: {', '.join(data.OOD)}"
     )
     parser.add_argument(
+        "--baseline",
+        metavar="RUN",
+        help="deterministic run of the same images and densities, whose maximum softmax is to detect the images of --ood too",
+    )
+    parser.add_argument(
         "--corruptions",
         action="store_true",
         help=f"evaluate corrupted test images, severity 1-5: those of CIFAR-10-C if they are in the data folder, otherwise {', '.join(data.CORRUPTIONS)}",
@@ -189,6 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = load_run(given.run, given.trust_code)
         names = ("samples", "ood", "corruptions", "device", "data_dir")
         options = {name: getattr(given, name) for name in names}
+        options["baseline"] = given.baseline and load_run(given.baseline, given.trust_code)
         for row in evaluate(run, given.levels, **options)["uncertainty"]:
             print(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
         print(f"tables and figures: {run.folder.path / 'evaluation'}")

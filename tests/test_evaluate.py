@@ -4,6 +4,7 @@ from PIL import Image
 
 import pyro_lottery as pl
 from pyro_lottery import data, evaluate, imp
+from pyro_lottery.runs.card import detections
 from pyro_lottery.runs.config import Config
 from tests.support import cifar10_c, small_run
 
@@ -108,6 +109,35 @@ def test_the_command(run, capsys, refused):
         refused(evaluate.main, [str(run.folder.path), *arguments], message)
     with pytest.raises(pl.UserError, match="is not a run folder"):
         pl.load_run("/nowhere")
+
+
+def test_a_baseline_is_the_confidence_of_another_run(run, tmp_path):
+    other = small_run(tmp_path / "other", guide="deterministic", levels=1, epochs=2)
+    rows = evaluate.evaluate(run, [1], ood=["noise"], baseline=other)["ood"]
+    (found,) = (row for row in rows if row["score"] == "baseline")
+    (own,) = (row for row in evaluate.evaluate(other, [1], ood=["noise"])["ood"] if row["score"] == "confidence")
+    assert found == own | {"score": "baseline"}
+    assert found["auroc"] not in {row["auroc"] for row in rows if row["score"] != "baseline"}
+    kept = pd.read_csv(run.folder.path / "evaluation" / "ood.csv")
+    assert (kept["score"] == "baseline").sum() == 1
+    assert not kept.isna().any(axis=None)
+    assert "baseline" not in {row["score"] for row in detections(run.level(1))}
+
+
+def test_a_baseline_of_other_images_or_densities_is_refused(run, tmp_path, refused):
+    def message(**options):
+        other = small_run(
+            tmp_path / str(len(list(tmp_path.iterdir()))), guide="deterministic", **{"levels": 1, "epochs": 1} | options
+        )
+        refused(evaluate.main, [str(run.folder.path), "--ood", "noise", "--baseline", str(other.folder.path)], expected)
+
+    expected = "its level 1 has 70.0%; give a run whose level 1 has 80.0% of the weights"
+    message(prune_fraction=0.3)
+    expected = "its level 1 is not finished"
+    message(levels=0)
+    expected = "its test images are not those of"
+    message(test_size=30)
+    refused(evaluate.main, [str(run.folder.path), "--baseline", str(run.folder.path)], "give --ood too")
 
 
 def test_a_run_of_cifar10_sees_the_files_of_cifar10_c(tmp_path):

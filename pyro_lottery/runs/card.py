@@ -209,7 +209,7 @@ def _protocol(level: Level) -> str:
 
 
 def detections(level: Level) -> list[dict[str, Any]]:
-    """The level's rows (ood, score, auroc) of ``evaluation/ood.csv``, none if the run was not evaluated.
+    """The level's rows (ood, score, auroc) of ``evaluation/ood.csv`` without those of another run, none if it was not evaluated.
 
     Raises ``Damaged`` for a file that ``pyro_lottery.evaluate`` does not write.
     """
@@ -218,7 +218,9 @@ def detections(level: Level) -> list[dict[str, Any]]:
         return []
     try:
         with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["level"]) == level.number]
+            rows = [
+                row for row in csv.DictReader(file) if int(row["level"]) == level.number and row["score"] != "baseline"
+            ]
         return [{"ood": row["ood"], "score": row["score"], "auroc": float(row["auroc"])} for row in rows]
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise Damaged(f"{path} is damaged ({one_line(error)}); run python -m pyro_lottery.evaluate again") from error
