@@ -28,6 +28,8 @@ class Protocol:
     """Warm-up epochs of figure 7's second set of runs."""
     patch_size: int | None = None
     """Patch size of transformers in pixels; None: an eighth of the image."""
+    claims: tuple[int, ...] = ()
+    """The only claims that this protocol decides, before any other does; none: all that no such protocol has decided."""
 
     def options(self, arch: str) -> dict[str, Any]:
         """Options that only some networks take."""
@@ -43,6 +45,7 @@ PROTOCOLS = {
     "evidence_small": Protocol(
         archs=("vgg11", "vit_tiny"), seeds=3, derived_levels=(2, 3), rates=(1e-4, 1e-3), warmup_epochs=1, patch_size=8
     ),
+    "costs": Protocol(derived_levels=(4,), patch_size=8, claims=(11,)),
     "smoke": Protocol(archs=("lenet",), seeds=1, derived_levels=(2,), rates=(1e-3, 1e-2), warmup_epochs=1),
 }
 LARGER = {"resnet20": "resnet110", "vgg11": "vgg19", "vit_tiny": "vit_base", "lenet": "resnet20"}

@@ -100,7 +100,10 @@ def test_a_dry_run_touches_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--protocol", "papper"], "choose among paper, fast, reduced, minimal, evidence, evidence_small, smoke"),
+        (
+            ["--protocol", "papper"],
+            "choose among paper, fast, reduced, minimal, evidence, evidence_small, costs, smoke",
+        ),
         (["--arch", "resnet19"], "did you mean resnet1"),
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--dataset", "folder", "--data-dir", "/nowhere"], "--data-dir /nowhere"),

@@ -42,7 +42,7 @@ class World:
                     | {
                         "arch": arch, "seed": seed, "level": level, "density": DENSITIES[level], "run": name,
                         "accuracy": accuracy[level] + self.noise.normal(0, 0.02), "mace": mace[level] + self.noise.normal(0, 2e-4),
-                        "train_seconds": seconds * self.noise.normal(1, 0.002), "train_samples": 10, "base": options["lr"] == 1e-3 and not options["warmup_epochs"],
+                        "train_seconds": seconds * self.noise.normal(1, 0.002), "train_samples": 10, "protocol": "paper", "base": options["lr"] == 1e-3 and not options["warmup_epochs"],
                     }
                 )  # fmt: skip
 
@@ -208,6 +208,17 @@ def test_the_cost_is_judged_with_the_papers_samples_alone():
             row["train_samples"] = samples
         for what in ("seconds", "compute saved"):
             assert one(transplants.claim_11, world, f"resnet20: {what}").verdict == verdict
+
+
+def test_runs_that_only_time_steps_decide_the_cost_and_nothing_else():
+    costs = PAPER.levels
+    costs = costs[costs["arch"] == "resnet20"].assign(protocol="costs", accuracy=10.0)
+    one_sample = PAPER.levels.assign(train_samples=1)
+    both = Evidence(pd.concat([one_sample, costs]), PAPER.layers)
+    without, found = judge.judge(Evidence(one_sample, PAPER.layers)), judge.judge(both)
+    assert without[10].verdict == UNKNOWN
+    assert found[10].networks == {"resnet20": HOLDS}
+    assert [c.parts for c in found if c.number != 11] == [c.parts for c in without if c.number != 11]
 
 
 def test_shortcuts_have_no_depth():

@@ -32,6 +32,12 @@ class Evidence:
     levels: pd.DataFrame
     layers: pd.DataFrame
 
+    def of_claim(self, number: int) -> Evidence:
+        """The evidence that decides a claim: that of protocols made for it where there is some, otherwise that of protocols made for none."""
+        made_for = {name: protocol.claims for name, protocol in PROTOCOLS.items() if protocol.claims}
+        own = self.levels["protocol"].isin([name for name, claims in made_for.items() if number in claims])
+        return replace(self, levels=self.levels[own if own.any() else ~self.levels["protocol"].isin(made_for)])
+
     def curve(
         self, arch: str, guide: str = "mean_field", score: str = "snr", treatment: str = "imp", rewind: str = "init"
     ) -> Curve:
@@ -79,7 +85,8 @@ def gather(
         levels, layers = _of_runs(root, protocol, data)
     if accuracy not in ACCURACIES:
         raise UserError(f"--accuracy {accuracy}: choose {' or '.join(ACCURACIES)}")
-    for arch, several in levels.groupby("arch")["protocol"].unique().items():
+    of_all = levels[~levels["protocol"].isin([name for name, protocol in PROTOCOLS.items() if protocol.claims])]
+    for arch, several in of_all.groupby("arch")["protocol"].unique().items():
         if len(several) > 1:
             raise UserError(f"{root} has {arch} under the protocols {', '.join(several)}; choose one with --protocol")
     lines = []

@@ -47,6 +47,6 @@ class Claim:
 def judge(evidence: Evidence) -> list[Claim]:
     """All claims."""
     return [
-        Claim(number, str(claim.__doc__).split("\n")[0].rstrip("."), corrected(claim(evidence)))
+        Claim(number, str(claim.__doc__).split("\n")[0].rstrip("."), corrected(claim(evidence.of_claim(number))))
         for number, claim in enumerate(CLAIMS, start=1)
     ]

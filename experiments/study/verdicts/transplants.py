@@ -51,7 +51,7 @@ def claim_11(e: Evidence) -> list[Part]:
 
     Ratio of the mean training seconds per level, within 3 to 7; and at the sparsest transplanted level k the saving
     1 − (Σ_{i<k} det_i + transplant_k) / Σ_{i≤k} VI_i, above 0.5. Both are costs of the paper's ten weight samples a batch,
-    and judged with these alone.
+    and judged with these alone; the protocol ``costs`` has nothing else.
     """
     parts = []
     for arch in e.all_networks():
