@@ -19,7 +19,7 @@ import pandas as pd
 
 from experiments.study.executors import here
 from experiments.study.jobs import Imp, share_level_0
-from experiments.study.measures import compared, markdown, row_of
+from experiments.study.measures import compared, markdown, measure_all, row_of
 from experiments.study.methods import METHODS, Method, methods_of, of_equal_seconds, read_table
 from plots.methods import plot
 from pyro_lottery.errors import Failed
@@ -95,14 +95,18 @@ def work(
     for seed in range(seeds):
         ours = {key: job for key, job in jobs.items() if key[2] == seed}
         failed = here.carry_out(share_level_0(ours.values()), runs)
-        rows = [
-            row_of(
-                name, chosen[name], density, load_run(job.folder(runs).path, trust_code=True).level(chosen[name].level)
-            )
-            for (name, density, number), job in jobs.items()
-            if number <= seed and job not in failed
-        ]
-        table = pd.DataFrame(rows)
+        places = {
+            key: (job.folder(runs).path, chosen[key[0]].level)
+            for key, job in jobs.items()
+            if key[2] <= seed and job not in failed
+        }
+        measure_all(places.values())
+        table = pd.DataFrame(
+            [
+                row_of(name, chosen[name], density, load_run(path, trust_code=True).level(level))
+                for (name, density, _), (path, level) in places.items()
+            ]
+        )
         out.mkdir(parents=True, exist_ok=True)
         table.to_csv(out / "methods_seeds.csv", index=False)
         config = next(iter(jobs.values())).config

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pandas as pd
 
+from experiments.study.executors.worker import WAIT_SECONDS
 from experiments.study.markdown import markdown_table
 from experiments.study.methods import Method
 from experiments.study.statistics import interval
 from pyro_lottery import data, files, metrics
 from pyro_lottery.data import Split, in_memory
+from pyro_lottery.errors import Busy
 from pyro_lottery.prediction import Predictive
-from pyro_lottery.runs.loaded import Level
+from pyro_lottery.runs.loaded import Level, load_run
 from pyro_lottery.types import Ticket, posterior_checksum
 
 METRICS = ("accuracy", "nll", "brier", "ece", "smooth_ece", "shift_nll", "ood_auroc")
@@ -44,14 +48,38 @@ def row_of(name: str, method: Method, density: float, level: Level) -> dict[str,
     }  # fmt: skip
 
 
+def measure_all(places: Iterable[tuple[Path, int]]) -> None:
+    """Measure every level, of a run's folder and a number, once, together with the processes that do the same: what another one is measuring comes last."""
+    waiting = list(dict.fromkeys(places))
+    while waiting:
+        later = []
+        for path, number in waiting:
+            try:
+                measured(load_run(path, trust_code=True).level(number))
+            except Busy:
+                later.append((path, number))
+        if len(later) == len(waiting):
+            sleep(WAIT_SECONDS)
+        waiting = later
+
+
 def measured(level: Level) -> dict[str, float]:
-    """The metrics ``OWN`` of a level, which are kept in its run folder."""
-    path, own = (
-        level.run.folder.path / "evaluation" / f"methods_{level.number}.json",
-        posterior_checksum(level.posterior),
-    )
-    if path.exists() and (kept := json.loads(path.read_text()))["posterior"] == own:
-        return {name: kept[name] for name in OWN}
+    """The metrics ``OWN`` of a level, which are kept in its run folder; raises ``Busy`` while another process evaluates the run."""
+    folder = level.run.folder.derived("evaluation")
+    path, own = folder.path / f"methods_{level.number}.json", posterior_checksum(level.posterior)
+
+    def missing() -> bool:
+        return not path.exists() or json.loads(path.read_text())["posterior"] != own
+
+    if missing():
+        with folder.lock():
+            if missing():  # another process may have measured it just now
+                files.write_json(path, _measure(level) | {"posterior": own})
+    kept = json.loads(path.read_text())
+    return {name: kept[name] for name in OWN}
+
+
+def _measure(level: Level) -> dict[str, float]:
     network, config, test = level.load_model(), level.run.config, in_memory(level.run.load_data().test)
     few = replace(test, inputs=test.inputs[:SHIFTED], targets=test.targets[:SHIFTED])
 
@@ -61,14 +89,11 @@ def measured(level: Level) -> dict[str, float]:
     whole, inside = predict(test), predict(few)
     outside = predict(data.out_of_distribution(few, "permuted", config.data_dir))
     shifted = [metrics.nll(predict(data.corrupt(few, kind, SEVERITY)).probs, few.labels) for kind in data.CORRUPTIONS]
-    found = {
+    return {
         "smooth_ece": metrics.smooth_ece(whole.probs, test.labels),
         "shift_nll": sum(shifted) / len(shifted),
         "ood_auroc": metrics.auroc(inside.total, outside.total),
     }
-    path.parent.mkdir(exist_ok=True)
-    files.write_json(path, found | {"posterior": own})
-    return found
 
 
 def compared(table: pd.DataFrame, first: str) -> pd.DataFrame:

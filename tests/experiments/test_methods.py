@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 import sys
+from contextlib import ExitStack
 
 import pandas as pd
 import pytest
@@ -15,7 +16,7 @@ from experiments.study import measures
 from experiments.study import methods as ways
 from experiments.study.statistics import interval
 from plots.methods import pareto
-from tests.support import ROOT
+from tests.support import ROOT, small_run
 
 README = (ROOT / "experiments" / "README.md").read_text()
 TINY = {"arch": "lenet", "dataset": "digits", "seed": 0}
@@ -52,6 +53,25 @@ def test_methods_are_compared_by_pairs_of_seeds():
     alone = measures.compared(table[table["seed"] == 0], "a").set_index("method")
     assert math.isinf(alone.loc["b", "nll_high"])  # one seed says nothing of the spread
     assert "| b | 50.0% | 4.650 | -0.048 to +0.448 |" in measures.markdown(measures.compared(table, "a"), "t", "a")
+
+
+def test_two_processes_measure_a_level_once(tmp_path, monkeypatch):
+    """The second level is locked, as if another process measured it, and is done after the others."""
+    runs = [small_run(tmp_path / name, levels=0, epochs=1) for name in "abc"]
+    places, measured, held = [(run.folder.path, 0) for run in runs], [], ExitStack()
+    real = measures._measure
+
+    def counted(level):
+        measured.append(level.run.folder.path.name)
+        return real(level)
+
+    monkeypatch.setattr(measures, "_measure", counted)
+    monkeypatch.setattr(measures, "sleep", lambda seconds: held.close())
+    held.enter_context(runs[1].folder.derived("evaluation").lock())
+    measures.measure_all([*places, places[0]])
+    assert measured == ["a", "c", "b"]
+    assert all(0 <= measures.measured(run.level(0))["ood_auroc"] <= 1 for run in runs)
+    assert measured == ["a", "c", "b"]
 
 
 def test_equal_seconds_by_hand(tmp_path):
