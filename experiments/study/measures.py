@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
@@ -119,7 +120,7 @@ def markdown(means: pd.DataFrame, title: str, first: str) -> str:
     for density, rows in means.groupby("wanted", sort=False):
         cells = [
             (
-                row.method, f"{row.accuracy:.1%}", f"{row.nll:.3f}", f"{row.nll_low:+.3f} to {row.nll_high:+.3f}", f"{row.brier:.3f}",
+                row.method, f"{row.accuracy:.1%}", f"{row.nll:.3f}", f"{row.nll_low:+.3f} to {row.nll_high:+.3f}" if math.isfinite(row.nll_low) else "", f"{row.brier:.3f}",
                 f"{row.ece:.3f}", f"{row.smooth_ece:.3f}", f"{row.shift_nll:.3f}", f"{row.ood_auroc:.3f}", f"{row.epochs:.0f}",
                 f"{row.seconds:.0f}", f"{row.bytes / 1000:.0f}",
             )

@@ -52,6 +52,9 @@ def test_methods_are_compared_by_pairs_of_seeds():
     assert found.loc["b", "nll"] == pytest.approx((3.3 + 5.2 + 1.1 + 9.0) / 4)
     alone = measures.compared(table[table["seed"] == 0], "a").set_index("method")
     assert math.isinf(alone.loc["b", "nll_high"])  # one seed says nothing of the spread
+    assert "| b | 50.0% | 1.100 |  | 0.100 |" in measures.markdown(
+        measures.compared(table[table["seed"] == 0], "a"), "t", "a"
+    )
     assert "| b | 50.0% | 4.650 | -0.048 to +0.448 |" in measures.markdown(measures.compared(table, "a"), "t", "a")
 
 
