@@ -29,7 +29,7 @@ def accuracy(probs: Tensor, labels: Tensor) -> float:
     """The share of examples whose most probable class is the label: ``probs`` [n, classes], ``labels`` [n]."""
     probs, labels = _checked(probs, labels)
     right = (probs.argmax(1) == labels) & ~probs.isnan().any(1)  # NaN counts as the largest value
-    return float(right.sum() / len(right))
+    return float(right.double().mean())
 
 
 def nll(probs: Tensor, labels: Tensor) -> float:
@@ -219,12 +219,14 @@ def aurc(confidence: Tensor, correct: Tensor) -> float:
 
 
 def augrc(confidence: Tensor, correct: Tensor) -> float:
-    """The area under the generalised risk-coverage curve (Traub et al. 2024): the mean over k of the wrong answers among the k most confident, per example.
+    """The area under the generalised risk-coverage curve (Traub et al. 2024), of the wrong answers among the k most confident, per example, for k from 0 to n.
 
-    Both arguments are [n]. It is the chance that an answer is wrong and at least as confident as a random one.
+    Both arguments are [n]. It is the chance that an answer is wrong and more confident than a random one, where a tie counts half:
+    (1 − a)·acc·(1 − acc) + (1 − acc)²/2 for the AUROC a with which confidence tells right answers from wrong ones.
     """
     risk = selective(confidence, correct)
-    return float((risk * torch.arange(1, len(risk) + 1, device=risk.device) / len(risk)).mean())
+    wrong = risk * torch.arange(1, len(risk) + 1, device=risk.device) / len(risk)
+    return float(wrong.mean() - wrong[-1] / (2 * len(risk)))
 
 
 def aupr(inside: Tensor, outside: Tensor) -> float:

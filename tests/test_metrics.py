@@ -58,13 +58,23 @@ def test_a_temperature_undoes_what_sharpened_the_probabilities():
 
 
 def test_areas_by_hand():
-    """Sorted by confidence: right, wrong, right; 0, 1 and 1 of three are wrong and among the most confident."""
+    """Sorted by confidence: right, wrong, right; 0, 0, 1 and 1 of three are wrong and among the none to three most confident."""
     confidence, correct = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 0, 1])
-    assert metrics.augrc(confidence, correct) == pytest.approx((0 + 1 + 1) / 3 / 3)
+    assert metrics.augrc(confidence, correct) == pytest.approx((0 + 1 / 2 + 1) / 3 / 3)
     assert metrics.aurc(confidence, correct) == pytest.approx((0 + 1 / 2 + 1 / 3) / 3)
     inside, outside = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([3.0, 5.0])  # precision 1 at recall ½, 2/3 at 1
     assert metrics.aupr(inside, outside) == pytest.approx(1 / 2 + 2 / 3 / 2)
     assert metrics.aupr(-outside, -inside) == pytest.approx(1 / 3 + 1 / 3 + 3 / 4 / 3)  # -1 and -2 come first, then -3
+
+
+@pytest.mark.parametrize("values", [1000, 7])  # 7: with ties
+def test_augrc_is_its_closed_form(values):
+    generator = torch.Generator().manual_seed(0)
+    confidence = torch.randint(values, (300,), generator=generator).double() / values
+    correct = torch.rand(300, generator=generator).double() < 0.3 + confidence / 2
+    acc, auroc = float(correct.double().mean()), metrics.auroc(confidence[~correct], confidence[correct])
+    assert metrics.augrc(confidence, correct) == pytest.approx((1 - auroc) * acc * (1 - acc) + (1 - acc) ** 2 / 2)
+    assert metrics.augrc(torch.ones(1), torch.zeros(1)) == 0.5
 
 
 def test_new_metrics_of_nan_are_nan():
@@ -177,7 +187,9 @@ def test_infinite_scores_are_ranked():
 def test_accuracy_agrees_with_torchmetrics():
     torch.manual_seed(0)
     probs, labels = torch.randn(999, 4).softmax(1), torch.randint(4, (999,))
-    assert metrics.accuracy(probs, labels) == float(multiclass_accuracy(probs, labels, 4, average="micro"))
+    found = metrics.accuracy(probs, labels)
+    assert found == int((probs.argmax(1) == labels).sum()) / 999
+    assert found == pytest.approx(float(multiclass_accuracy(probs, labels, 4, average="micro")), abs=1e-7)
 
 
 MEASURES = (

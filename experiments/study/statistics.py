@@ -18,6 +18,10 @@ ERROR = 0.025
 not; for about normal noise over seeds."""
 MIN_SEEDS = 3
 """Fewer seeds cannot tell. Two values may be equal, as accuracies on few test images can be."""
+EQUAL = 1e-5
+"""Values that differ by less are equal: it is above the rounding of accuracies in single precision, and far below an image of a test set."""
+ROUNDED = 1e-3
+"""The share by which a density may be beyond a bound, since masks hold whole weights."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Part:
     """If the mean is outside ±margin, the chance of values as close to 0; 1 for a relation without a margin."""
     p_flips: float | None = None
     """As ``p_holds``, by :func:`sign_flip`; None without values and for a relation of two bounds."""
+    tests: int = 1
+    """How many tests each can make it fail; its failure is corrected over them."""
+    why_not: str = ""
+    """Why it is not judged, if its values are none that the claim is about."""
     margin: float | None = None
     verdict: str = UNKNOWN
     """By :func:`corrected`, together with the other parts of the claim."""
@@ -59,10 +67,11 @@ class Part:
 
     @property
     def smallest(self) -> float:
-        """The smallest distance of the mean from a bound that these seeds could have shown, by their spread, as the clearest of the parts."""
-        if len(self.values) < MIN_SEEDS:
+        """How far beyond a bound the mean of ``values`` has to be to count, by their spread, if this is the clearest of the parts."""
+        if len(self.values) < MIN_SEEDS or self.why_not:
             return math.inf
-        return float(stats.t.isf(ERROR / self.beside, len(self.values) - 1)) * standard_error(self.values)
+        chance = ERROR / self.beside / self.tests
+        return float(stats.t.isf(chance, len(self.values) - 1)) * standard_error(self.values)
 
 
 def interval(values: Iterable[float]) -> tuple[float, float]:
@@ -79,11 +88,11 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 
 
 def bca(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % BCa bootstrap interval of the mean (Efron 1987), of 9,999 resamples; None for fewer than five values, or equal ones.
+    """The 95 % BCa bootstrap interval of the mean (Efron 1987), of 9,999 resamples; None for fewer than five values, or (nearly) equal ones.
 
     Shown beside the t interval, and no verdict's: with five values it covers the mean in fewer than 92 % of samples.
     """
-    if len(values) < 5 or len(set(values)) < 2:
+    if len(values) < 5 or standard_error(values) < EQUAL:
         return None
     found = stats.bootstrap((list(values),), np.mean, method="BCa", rng=np.random.default_rng(0))
     return tuple(map(float, found.confidence_interval))  # type: ignore[return-value]
@@ -104,7 +113,7 @@ def sign_flip(values: Sequence[float], bound: float = 0.0) -> float:
         )
         return float(result.pvalue)
     signs = np.array(list(itertools.product((1, -1), repeat=len(found))))
-    return float(((signs * found).mean(1) >= found.mean() - 1e-12).mean())
+    return float(((signs * found).mean(1) >= found.mean() - EQUAL).mean())
 
 
 def flips(values: Sequence[float], low: float, high: float) -> float | None:
@@ -140,8 +149,8 @@ def p_above(values: Sequence[float], bound: float) -> float:
     if len(values) < MIN_SEEDS:
         return 1.0
     distance, error = sum(values) / len(values) - bound, standard_error(values)
-    if error < 1e-12:
-        return 0.5 ** len(values) if distance > 1e-12 else 1.0
+    if error < EQUAL:
+        return 0.5 ** len(values) if distance > EQUAL else 1.0
     return float(special.stdtr(len(values) - 1, -distance / error))
 
 
@@ -173,7 +182,8 @@ def judged(what: str, low: float, high: float, values: Any, runs: Iterable[str],
         equivalent = p_within(numbers, bound - margin, bound + margin)
     return Part(
         what, relation(low, high), numbers, tuple(sorted(set(runs))),
-        p_within(numbers, low, high), p_outside(numbers, low, high), equivalent, flips(numbers, low, high), margin,
+        p_within(numbers, low, high), p_outside(numbers, low, high), equivalent, flips(numbers, low, high),
+        tests=1 if math.inf in (-low, high) else 2, margin=margin,
     )  # fmt: skip
 
 
@@ -190,7 +200,7 @@ def at_every_level(what: str, low: float, high: float, gaps: pd.DataFrame, runs:
     """A part that holds if the mean of every column of ``gaps`` [seeds, levels] lies within [low, high], and fails if one lies outside.
 
     That all lie within needs no correction over levels, since the worst one must (Berger 1982); that one lies outside is corrected by
-    Bonferroni. The values are those of the level furthest out.
+    Bonferroni. The values are those of the level furthest out, which ``what`` then names.
     """
     found = zip(gaps.columns, gaps.to_numpy(dtype=float).T, strict=True)
     columns = {level: v[~np.isnan(v)].tolist() for level, v in found if not np.isnan(v).all()}
@@ -204,8 +214,12 @@ def at_every_level(what: str, low: float, high: float, gaps: pd.DataFrame, runs:
 
     p_holds = max(p_within(values, low, high) for values in columns.values())
     p_fails = min(1.0, len(columns) * min(p_outside(values, low, high) for values in columns.values()))
-    worst = tuple(columns[max(columns, key=out)])
-    return Part(what, wanted, worst, tuple(sorted(set(runs))), p_holds, p_fails, p_flips=flips(worst, low, high))
+    flipped = [p for values in columns.values() if (p := flips(values, low, high)) is not None]
+    worst = max(columns, key=out)
+    return Part(
+        f"{what}, worst at level {worst}", wanted, tuple(columns[worst]), tuple(sorted(set(runs))), p_holds, p_fails,
+        p_flips=max(flipped, default=None), tests=len(columns) * (1 if math.inf in (-low, high) else 2),
+    )  # fmt: skip
 
 
 def above(what: str, values: Any, runs: Iterable[str], bound: float = 0.0, margin: float | None = None) -> Part:
@@ -265,12 +279,15 @@ def together(parts: Sequence[Part]) -> str:
 
 
 def rank_correlation(layers: pd.DataFrame) -> pd.Series:
-    """Spearman's ρ of depth and sparsity per seed, over the layers of the main path. The convolutions of shortcuts are
-    left out, since they have no depth of their own.
+    """Spearman's ρ of depth and sparsity per seed, over the layers of the main path, and 0 where all are equally sparse. The convolutions
+    of shortcuts are left out, since they have no depth of their own.
     """
     path = layers[~layers["site"].str.contains("shortcut|downsample")]
     groups = path.groupby("seed")[["depth", "sparsity"]]
-    return pd.Series({seed: g["depth"].corr(g["sparsity"], "spearman") for seed, g in groups}, dtype=float)
+    found = {
+        seed: g["depth"].corr(g["sparsity"], "spearman") if g["sparsity"].nunique() > 1 else 0 for seed, g in groups
+    }
+    return pd.Series(found, dtype=float)
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,9 +301,11 @@ class Curve:
         return list(self.frame["run"].unique())
 
     def at(self, column: str, low: float = 0.0, high: float = 1.0) -> pd.Series:
-        """Per seed the mean of ``column`` over the pruned levels whose density is in [low, high]."""
-        rows = self.frame[(self.frame["level"] > 0) & self.frame["density"].between(low - 1e-9, high + 1e-9)]
-        return rows.groupby("seed")[column].mean()
+        """Per seed the mean of ``column`` over the pruned levels whose density is in [low, high] and that all seeds have; NaN if one is NaN."""
+        (whole,) = shared(self)
+        low, high = low * (1 - ROUNDED), high * (1 + ROUNDED)
+        rows = whole.frame[(whole.frame["level"] > 0) & whole.frame["density"].between(low, high)]
+        return rows.groupby("seed")[column].agg(lambda values: values.mean(skipna=False))
 
     def dense(self, column: str) -> pd.Series:
         """Per seed ``column`` of the dense level."""
@@ -301,13 +320,12 @@ class Curve:
 
     def up_to(self, density: float) -> Curve:
         """The levels of at least this density."""
-        return Curve(self.frame[self.frame["density"] >= density - 1e-9])
+        return Curve(self.frame[self.frame["density"] >= density * (1 - ROUNDED)])
 
     def sparsest(self, column: str) -> pd.Series:
         """Per seed ``column`` of the sparsest level that all seeds have finished."""
-        levels = self.frame.groupby("level")["seed"].nunique()
-        last = levels[levels == levels.max()].index.max() if len(levels) else -1
-        return self.frame[self.frame["level"] == last].set_index("seed")[column]
+        (whole,) = shared(self)
+        return whole.frame[whole.frame["level"] == whole.frame["level"].max()].set_index("seed")[column]
 
     def gaps(self, other: Curve, column: str) -> pd.DataFrame:
         """The difference to ``other`` by seed (rows) and pruned level (columns), where both have the level for every seed that they share."""
@@ -320,8 +338,15 @@ class Curve:
 
     def ahead_of(self, other: Curve, column: str, low: float = 0.0, high: float = 1.0) -> pd.Series:
         """Per seed the mean difference to ``other`` over the pruned levels in [low, high] that both have for every seed."""
-        key = ["seed", "level"]
-        both = self.frame.merge(other.frame, on=key, suffixes=("", "_other"))
-        seeds = both.groupby("level")["seed"].nunique()
-        both = both[both["level"].isin(seeds.index[seeds == both["seed"].nunique()])]
+        mine, others = shared(self, other)
+        both = mine.frame.merge(others.frame, on=["seed", "level"], suffixes=("", "_other"))
         return Curve(both.assign(difference=both[column] - both[f"{column}_other"])).at("difference", low, high)
+
+
+def shared(*curves: Curve) -> list[Curve]:
+    """The curves with the seeds that all of them have, and the levels that all of them have for each of these seeds."""
+    seeds = set.intersection(*(set(curve.frame["seed"]) for curve in curves))
+    found = [Curve(curve.frame[curve.frame["seed"].isin(seeds)]) for curve in curves]
+    counts = [curve.frame.groupby("level")["seed"].nunique() for curve in found]
+    levels = set.intersection(*(set(count.index[count == len(seeds)]) for count in counts))
+    return [Curve(curve.frame[curve.frame["level"].isin(levels)]) for curve in found]

@@ -12,6 +12,7 @@ from experiments.study.protocols import PROTOCOLS, protocol_of
 from experiments.study.statistics import Curve
 from pyro_lottery import files, tables
 from pyro_lottery.errors import UserError
+from pyro_lottery.runs.loaded import Run
 
 SMALL = {"resnet": ("resnet18", "resnet20"), "vgg": ("vgg11",), "vit": ("vit_tiny",)}
 """The networks of the paper's main figures by family."""
@@ -52,17 +53,19 @@ class Evidence:
         return found or [SMALL[family][-1]]
 
     def all_networks(self) -> list[str]:
-        """The networks of the paper's main figures that have runs, or one of each family."""
-        found = [arch for archs in SMALL.values() for arch in archs if (self.levels["arch"] == arch).any()]
-        return found or [archs[-1] for archs in SMALL.values()]
+        """:meth:`networks` of all families, so that a verdict for all is one for each family."""
+        return [arch for family in SMALL for arch in self.networks(family)]
 
 
 LEVELS, LAYERS = "claims_levels.csv", "claims_layers.csv"
 """The evidence as files, from which the claims can be judged without the runs."""
+TEXTS = ("run", "arch", "guide", "score", "treatment", "rewind", "protocol", "description", "site")
+"""Columns that are text, even where a run's folder is called 007 or null."""
 COLUMNS = (
     "run", "arch", "seed", "guide", "score", "treatment", "rewind", "lr", "warmup_epochs", "level", "density", *ACCURACIES, "mace",
     "train_seconds", "train_samples", "base", "protocol", "description",
 )  # fmt: skip
+LAYER_COLUMNS = ("run", "seed", "site", "depth", "sparsity")
 
 
 def gather(
@@ -73,7 +76,12 @@ def gather(
     """
     if (root / LEVELS).exists() and not any(root.glob("*/config.json")):
         # This engine reads every number as it was written; the other one of pandas 2 does not.
-        levels, layers = (pd.read_csv(root / name, engine="python") for name in (LEVELS, LAYERS))
+        levels, layers = (
+            pd.read_csv(
+                root / name, engine="python", dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=[""]
+            )
+            for name in (LEVELS, LAYERS)
+        )
         if protocol is not None:
             levels = levels[levels["protocol"] == protocol]
         if data is not None:
@@ -116,10 +124,14 @@ def _of_runs(root: Path, protocol: str | None, data: str | None) -> tuple[pd.Dat
         if not complete:
             continue
         frame = replace(study, runs=complete).all_levels.assign(protocol=study.protocol, description=study.description)
-        wanted = _derived_levels(study.protocol)
-        found = frame.groupby("run")["level"].agg(set)
-        whole = {run for run, own in found.items() if wanted is None or wanted <= own}
-        parts.append(frame[(frame["treatment"] == "imp") | frame["run"].isin(whole)])
+        own = frame.groupby("run")["level"].agg(set)
+        whole = {
+            str(derived.folder.path)
+            for run in complete
+            for treatment, derived in tables.with_derived(run)
+            if treatment == "imp" or _derived_levels(study.protocol, run) <= own.get(str(derived.folder.path), set())
+        }
+        parts.append(frame[frame["run"].isin(whole)])
         layers.append(replace(study, runs=complete).layers)
     if not parts:
         raise UserError(f"{root} has no complete run; a claim is judged by runs that have all their levels")
@@ -127,10 +139,12 @@ def _of_runs(root: Path, protocol: str | None, data: str | None) -> tuple[pd.Dat
     relative = [
         frame.assign(run=[str(Path(run).relative_to(root)) for run in frame["run"]]) for frame in (levels, layers)
     ]
-    return relative[0][list(COLUMNS)], relative[1][["run", "seed", "site", "depth", "sparsity"]]
+    return relative[0][list(COLUMNS)], relative[1].reindex(columns=list(LAYER_COLUMNS)).astype(
+        {"run": str, "site": str}
+    )
 
 
-def _derived_levels(protocol: str) -> set[int] | None:
-    """The levels that a complete control or transplant has, as far as the protocol says."""
+def _derived_levels(protocol: str, run: Run) -> set[int]:
+    """The levels that a complete control or transplant of ``run`` has: all but the dense one, unless the protocol has others."""
     levels = PROTOCOLS[protocol].derived_levels if protocol in PROTOCOLS else None
-    return None if levels is None else set(levels)
+    return set(range(1, run.config.levels + 1) if levels is None else levels)

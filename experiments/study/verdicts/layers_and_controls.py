@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from experiments.study.finished import GUIDES
-from experiments.study.statistics import Part, above, at_every_level, judged, rank_correlation
+from experiments.study.statistics import ERROR, Part, above, at_every_level, judged, rank_correlation
 from experiments.study.verdicts.evidence import CLOSE, SMALL, Evidence
 from pyro_lottery.tickets import CONTROLS
 
@@ -48,12 +48,17 @@ def claim_7(e: Evidence) -> list[Part]:
 
 
 def _ceiling(what: str, gaps: pd.DataFrame, runs: list[str]) -> Part:
-    mean = above(what, gaps.mean(axis=1), runs, margin=CLOSE)
+    """Shows the values of the mean, or those of the worst level if that alone makes it fail."""
+    mean = above(what, gaps.mean(axis=1, skipna=False), runs, margin=CLOSE)
     levels = at_every_level(what, -CLOSE, math.inf, gaps, runs)
     close = at_every_level(what, -CLOSE, CLOSE, gaps, runs)
+    tests = 1 + levels.tests
+    of_levels = tests * levels.p_fails / levels.tests
+    shown = levels if of_levels <= min(ERROR, tests * mean.p_fails) else mean
     return replace(
-        mean, p_equivalent=max(mean.p_equivalent, close.p_holds), wanted=f"> 0 on average, {levels.wanted}", p_holds=max(mean.p_holds, levels.p_holds),
-        p_fails=min(1.0, (gaps.shape[1] + 1) * min(mean.p_fails, levels.p_fails / max(1, gaps.shape[1]))),
+        shown, wanted=f"> 0 on average, {levels.wanted}", p_holds=max(mean.p_holds, levels.p_holds),
+        p_fails=min(1.0, tests * mean.p_fails, of_levels), p_equivalent=max(mean.p_equivalent, close.p_holds), margin=CLOSE, tests=tests,
+        p_flips=None if mean.p_flips is None or levels.p_flips is None else max(mean.p_flips, levels.p_flips),
     )  # fmt: skip
 
 

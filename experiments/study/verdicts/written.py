@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.study.finished import ACCURACIES
 from experiments.study.markdown import markdown_table
-from experiments.study.statistics import EQUIVALENT, UNKNOWN, Part, bca
+from experiments.study.statistics import EQUIVALENT, Part, bca
 from experiments.study.verdicts.evidence import gather, keep
 from experiments.study.verdicts.judge import Claim, judge
 from pyro_lottery import files
@@ -20,11 +20,39 @@ def markdown(claims: Sequence[Claim], lines: Sequence[str], accuracy: str) -> st
     out = [*(f"- {line}" for line in lines), f"- accuracy: {ACCURACIES[accuracy]}", ""]
     rows = ((c.number, c.text, _networks(c), f"**{c.verdict}**") for c in claims)
     out += markdown_table(("#", "claim", "verdict by network", "all networks"), rows)
-    columns = ("#", "statistic", "mean [95 % interval over seeds]", "seeds", "holds if", "sign flips", "verdict")
-    parts = (
-        (c.number, p.what, _value(p), len(p.values), p.wanted, _flips(p), _verdict(p)) for c in claims for p in c.parts
+    out += [
+        "",
+        "Could show: how far beyond its bound a mean has to be to count, by the spread of these seeds, if it is the clearest of a claim.",
+    ]
+    out += ["Sign flips: the p-value of the relation by flips of signs.", ""]
+    columns = (
+        "#",
+        "statistic",
+        "mean [95 % interval over seeds]",
+        "seeds",
+        "holds if",
+        "could show",
+        "sign flips",
+        "verdict",
     )
-    return "\n".join([*out, "", *markdown_table(columns, parts)]) + "\n"
+    most = {p.network: 0 for c in claims for p in c.parts}
+    for part in (p for c in claims for p in c.parts):
+        most[part.network] = max(most[part.network], len(part.values))
+    parts = (
+        (
+            c.number,
+            p.what,
+            _value(p),
+            _seeds(p, most[p.network]),
+            p.wanted,
+            _number(p.smallest),
+            _number(p.p_flips),
+            _verdict(p),
+        )
+        for c in claims
+        for p in c.parts
+    )
+    return "\n".join([*out, *markdown_table(columns, parts)]) + "\n"
 
 
 def _networks(claim: Claim) -> str:
@@ -34,12 +62,16 @@ def _networks(claim: Claim) -> str:
 def _verdict(part: Part) -> str:
     if part.verdict == EQUIVALENT:
         return f"equivalent within {part.margin:g}"
-    seen = part.verdict == UNKNOWN and math.isfinite(part.smallest)
-    return part.verdict + (f" (alone only if {part.smallest:.2g} from the bound)" if seen else "")
+    return part.verdict + (f" ({part.why_not})" if part.why_not else "")
 
 
-def _flips(part: Part) -> str:
-    return "" if part.p_flips is None else f"{part.p_flips:.3g}"
+def _seeds(part: Part, most: int) -> str:
+    """How many seeds have a value, of how many that have one in any statistic of the network."""
+    return f"{len(part.values)}" + (f" of {most}" if len(part.values) < most else "")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.3g}"
 
 
 def _value(part: Part) -> str:

@@ -24,6 +24,7 @@ from experiments.study.statistics import (
     p_above,
     p_outside,
     p_within,
+    shared,
     sign_flip,
     together,
 )
@@ -204,6 +205,52 @@ def test_equal_values_are_not_certain():
     assert verdict(above("a", [1.0] * 3, ())) == UNKNOWN
     assert verdict(above("a", [1.0] * 6, ())) == HOLDS
     assert p_above([1.0] * 6, 0.0) == sign_flip([1.0] * 6) == 1 / 64
+
+
+def test_equal_values_in_single_precision_are_equal():
+    """Five images of 500 more, three times: a point each, but for the rounding of accuracies."""
+    pairs = ((445, 440), (381, 376), (17, 12))
+    gaps = [100 * float(np.float32(a / 500)) - 100 * float(np.float32(b / 500)) for a, b in pairs]
+    assert len(set(gaps)) > 1
+    assert p_above(gaps, 0.0) == sign_flip(gaps) == 1 / 8
+    assert p_above(gaps, 1.0) == sign_flip(gaps, 1.0) == 1.0
+    assert p_within(gaps, -1, 1) == 1.0
+    assert p_within(gaps, -1, 1.1) == 1 / 8
+    assert bca([*gaps, *gaps]) is None
+
+
+def test_a_failure_is_corrected_over_its_tests():
+    """Two bounds are two tests, and each level has its own."""
+    two = judged("a", -1, 1, [1.5, 1.7, 1.9], ())
+    assert two.tests == 2
+    assert two.mean - 1 > two.smallest * 0.99 or verdict(two) == UNKNOWN
+    far = [1 + 1.01 * two.smallest + v - two.mean for v in two.values]
+    near = [1 + 0.99 * two.smallest + v - two.mean for v in two.values]
+    assert (verdict(judged("a", -1, 1, far, ())), verdict(judged("a", -1, 1, near, ()))) == (FAILS, UNKNOWN)
+    levels = pd.DataFrame({1: [0.1, 0.2, 0.1], 4: [-0.2, 2.1, 0.2]})
+    part = at_every_level("a", -1, 1, levels, ())
+    assert (part.what, part.tests, part.p_flips) == ("a, worst at level 4", 4, None)
+
+
+def test_the_level_that_speaks_against_a_ceiling_is_shown():
+    gaps = pd.DataFrame(np.array([5.0, 5.0, 5.0, 5.0, -3.0]) + np.linspace(-0.05, 0.05, 5)[:, None])
+    part = _ceiling("net: ticket − control", gaps, [])
+    assert (part.what, part.mean) == ("net: ticket − control, worst at level 4", pytest.approx(-3.0))
+    assert (part.p_flips, part.p_holds) == (1.0, pytest.approx(1.0))
+    assert verdict(part) == FAILS
+    good = _ceiling("net: ticket − control", gaps.drop(columns=4), [])
+    assert (good.what, good.mean, good.p_flips) == ("net: ticket − control", pytest.approx(5.0), 1 / 32)
+
+
+def test_levels_that_not_all_seeds_have_are_in_no_mean():
+    rows = [{"seed": s, "level": k, "density": 0.5**k, "x": 10.0 * k} for s in range(3) for k in range(4)]
+    whole, part = Curve(pd.DataFrame(rows)), Curve(pd.DataFrame(rows[:-1]))
+    assert whole.at("x").tolist() == [20.0] * 3
+    assert part.at("x").tolist() == part.sparsest("x").sub(5).tolist() == [15.0] * 3
+    assert [c.at("x").tolist() for c in shared(whole, part)] == [[15.0] * 3] * 2
+    assert Curve(whole.frame.replace(30.0, math.nan)).at("x").isna().all()
+    rounded = Curve(whole.frame.assign(density=whole.frame["density"] - 1e-6))
+    assert rounded.at("x", 0.25, 0.5).tolist() == [15.0] * 3  # a mask keeps whole weights
 
 
 def test_the_smallest_effect_that_seeds_could_have_shown():
