@@ -98,14 +98,16 @@ def _measure(level: Level) -> dict[str, float]:
 
 
 def compared(table: pd.DataFrame, first: str) -> pd.DataFrame:
-    """A row per density and method: means over seeds, and the 95 % interval of the difference of NLL to ``first``, by pairs of seeds."""
+    """A row per density and method: means over seeds, the 95 % interval of the difference of NLL to ``first`` by pairs of seeds, and the median of the
+    seconds, which other work on the machine lengthens for one seed or another.
+    """
     rows = []
     for (density, name), found in table.groupby(["wanted", "method"], sort=False):
         own = found.set_index("seed")
         base = table[(table["wanted"] == density) & (table["method"] == first)].set_index("seed")
         pairs = (own["nll"] - base["nll"]).dropna()
         low, high = interval(pairs)
-        means = {n: own[n].mean() for n in (*METRICS, "epochs", "seconds", "bytes")}
+        means = {n: own[n].mean() for n in (*METRICS, "epochs", "bytes")} | {"seconds": own["seconds"].median()}
         rows.append({"wanted": density, "method": name, "seeds": len(own), **means, "nll_low": low, "nll_high": high})
     return pd.DataFrame(rows)
 

@@ -85,18 +85,17 @@ METHODS: dict[str, Method] = {
 def of_equal_seconds(table: pd.DataFrame, methods: Mapping[str, Method]) -> dict[tuple[str, float], int]:
     """Epochs by method and density with which each trains as long as the first of ``methods``; ``table`` has rows of :func:`row_of`.
 
-    They are a multiple of the method's trainings, and at least one each; seconds are those of training steps, without scores. Raises ``UserError`` if a method is not in the table.
+    They are a multiple of the method's trainings, and at least one each; seconds are those of training steps, without scores, as medians over seeds. Raises ``UserError`` if a method is not in the table.
     """
-    seconds = table.groupby(["method", "wanted"])[["seconds", "epochs"]].sum()
+    seconds = table.groupby(["method", "wanted"])[["seconds", "epochs"]].median()
     pairs = [(name, density) for name in methods for density in dict.fromkeys(table["wanted"])]
     if missing := [f"{name} at {density:g}" for name, density in pairs if (name, density) not in seconds.index]:
         raise UserError(
             f"--equal-seconds: the table has no {', '.join(missing)}; give methods_seeds.csv of the same methods and densities"
         )
-    runs = table.groupby(["method", "wanted"]).size()
     first, found = next(iter(methods)), {}
     for (name, density), row in seconds.loc[list(methods)].iterrows():  # type: ignore[misc]
-        target = seconds.loc[(first, density), "seconds"] / runs[(first, density)]
+        target = seconds.loc[(first, density), "seconds"]
         trainings = methods[name].trainings
         found[(name, density)] = trainings * max(1, round(target * row["epochs"] / row["seconds"] / trainings))
     return found

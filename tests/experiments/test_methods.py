@@ -50,6 +50,8 @@ def test_methods_are_compared_by_pairs_of_seeds():
     assert found.loc["b", "nll_high"] == pytest.approx(high)
     assert (found.loc["a", "nll_low"], found.loc["a", "nll_high"]) == (0.0, 0.0)
     assert found.loc["b", "nll"] == pytest.approx((3.3 + 5.2 + 1.1 + 9.0) / 4)
+    slowed = table.assign(seconds=table["seconds"].where(table["seed"] != 1, 900.0))
+    assert measures.compared(slowed, "a")["seconds"].tolist() == [2.0, 2.0]
     alone = measures.compared(table[table["seed"] == 0], "a").set_index("method")
     assert math.isinf(alone.loc["b", "nll_high"])  # one seed says nothing of the spread
     assert "| b | 50.0% | 1.100 |  | 0.100 |" in measures.markdown(
