@@ -83,16 +83,17 @@ def _rates(e: Evidence, arch: str) -> list[Part]:
     if len(rates) < 2:
         rates = [math.nan, math.nan]  # of which there are no runs
     low, *_, high = rates
+    name = {rate: "" if math.isnan(rate) else f" {rate:g}" for rate in rates}
     curves = {rate: Curve(plain[plain["lr"] == rate]) for rate in rates}
     gain = curves[low].at("accuracy", 0.1, 0.5) - curves[low].dense("accuracy")
     ceiling = curves[low].ahead_of(base if low not in set(base.frame["lr"]) else Curve(plain[:0]), "accuracy", 0.1)
     warmed = Curve(warm[warm["lr"] == high]).ahead_of(curves[high], "accuracy", 0.1, 0.5)
     return [
-        above(f"{arch}: low rate {low:g}, sparse − dense", gain, runs, -MATCHING),
-        below(f"{arch}: low rate {low:g} − the usual rate", ceiling, runs, margin=CLOSE),
-        judged(f"{arch}: high rate {high:g}, warm-up − none", -CLOSE, CLOSE, warmed, runs),
+        above(f"{arch}: low rate{name[low]}, sparse − dense", gain, runs, -MATCHING),
+        below(f"{arch}: low rate{name[low]} − the usual rate", ceiling, runs, margin=CLOSE),
+        judged(f"{arch}: high rate{name[high]}, warm-up − none", -CLOSE, CLOSE, warmed, runs),
         *(
-            above(f"{arch}: high rate {high:g} − {rate:g} at high sparsity", curves[high].ahead_of(curves[rate], "accuracy", 0, 0.05), runs, margin=CLOSE)
+            above(f"{arch}: high rate{name[high]} −{name[rate] or ' others'} at high sparsity", curves[high].ahead_of(curves[rate], "accuracy", 0, 0.05), runs, margin=CLOSE)
             for rate in rates[:-1]
         ),
     ]  # fmt: skip
