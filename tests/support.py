@@ -97,6 +97,17 @@ def tree(root, sizes=((4, 4), (4, 4)), mode="RGB"):
     return root
 
 
+def cifar10_jpeg(root: Path, train=3, test=2):
+    """A folder of ``train`` and ``test`` images of each class of CIFAR-10, told apart by their colour."""
+    for part, count in (("train", train), ("test", test)):
+        for label, name in enumerate(pl.data.CIFAR10):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (32, 32), (20 * label, 100, 10 * i)).save(folder / f"{i}.png")
+    return root
+
+
 def cifar10_c(root: Path, kinds=("fog", "jpeg_compression")):
     """Files like those of CIFAR-10-C, which take no space: image i of severity s has pixels 10 s + i for i below 12, and the label i mod 10."""
     folder = root / "CIFAR-10-C"

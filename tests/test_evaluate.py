@@ -1,12 +1,11 @@
 import pandas as pd
 import pytest
-from PIL import Image
 
 import pyro_lottery as pl
 from pyro_lottery import data, evaluate, imp
 from pyro_lottery.runs.card import detections
 from pyro_lottery.runs.config import Config
-from tests.support import cifar10_c, small_run
+from tests.support import cifar10_c, cifar10_jpeg, small_run
 
 
 @pytest.fixture(scope="module", params=["mean_field", "deterministic"])
@@ -141,13 +140,7 @@ def test_a_baseline_of_other_images_or_densities_is_refused(run, tmp_path, refus
 
 
 def test_a_run_of_cifar10_sees_the_files_of_cifar10_c(tmp_path):
-    root = tmp_path / "data"
-    for part, count in (("train", 3), ("test", 2)):
-        for label, name in enumerate(data.CIFAR10):
-            folder = root / part / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                Image.new("RGB", (32, 32), (20 * label, 100, 10 * i)).save(folder / f"{i}.png")
+    root = cifar10_jpeg(tmp_path / "data")
     options = {
         "dataset": "folder",
         "data_dir": str(root),

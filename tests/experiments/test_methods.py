@@ -16,9 +16,12 @@ from experiments.study import measures
 from experiments.study import methods as ways
 from experiments.study.statistics import interval
 from plots.methods import pareto
-from tests.support import ROOT, small_run
+from tests.support import ROOT, cifar10_jpeg, small_run
 
 README = (ROOT / "experiments" / "README.md").read_text()
+SHORT = shlex.split(
+    "--epochs 10 --seeds 1 --densities 0.2 --train-size 100 --test-size 60 --batch-size 20 --eval-samples 2"
+)
 TINY = {"arch": "lenet", "dataset": "digits", "seed": 0}
 
 
@@ -118,21 +121,11 @@ def test_the_commands_and_the_example_of_the_readme(tmp_path, monkeypatch):
     (tmp_path / "my_methods.py").write_text(code)
     commands = [shlex.split(c)[3:] for c in re.findall(r"^python -m experiments\.methods .*$", README, re.M)]
     assert len(commands) == 3
-    sizes = {
-        "epochs": 10,
-        "seeds": 1,
-        "densities": 0.2,
-        "train-size": 100,
-        "test-size": 60,
-        "batch-size": 20,
-        "eval-samples": 2,
-    }
-    short = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
     names = ["--methods", "imp", "dense", "snip", "gradual", "dynamic", "one shot, swag", "one shot, laplace"]
     tables = []
     try:
         for arguments, own in zip(commands, (names, names, []), strict=True):
-            assert methods.main([*arguments, *short, *own]) == 0
+            assert methods.main([*arguments, *SHORT, *own]) == 0
             folder = "equal_seconds" if "--equal-seconds" in arguments else "methods"
             tables.append(pd.read_csv(f"runs/{folder}/methods_seeds.csv"))
     finally:
@@ -148,3 +141,18 @@ def test_the_commands_and_the_example_of_the_readme(tmp_path, monkeypatch):
     assert (table[["smooth_ece", "shift_nll", "ood_auroc"]] > 0).all(axis=None)
     for name in ("methods.png", "methods.svg", "methods.csv", "methods.md"):
         assert (tmp_path / "runs" / "methods" / name).stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_gallery(tmp_path, monkeypatch):
+    """With ten images of each class and two of their methods."""
+    monkeypatch.chdir(tmp_path)
+    cifar10_jpeg(tmp_path / "data" / "cifar10-jpeg", train=10, test=6)
+    text = (ROOT / "plots" / "gallery" / "studies.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(c)[3:] for c in re.findall(r"^python -m experiments\.methods .*$", text, re.M)]
+    assert len(commands) == 2
+    for n, command in enumerate(commands):
+        known = methods.parser().parse_args(command).methods or list(methods.METHODS)
+        assert set(known) <= set(methods.METHODS)
+        assert methods.main([*command, *SHORT, "--methods", known[0], known[-1], "--out", str(n)]) == 0
+        assert pd.read_csv(f"{n}/methods.csv")["method"].tolist() == [known[0], known[-1]]
