@@ -277,6 +277,29 @@ def test_an_advantage_at_medium_sparsity_is_not_one_at_high_sparsity_only():
     assert one(schedules_and_sizes.claim_12, world, "vit_tiny, Bayesian: LRR − IMP at high − medium").verdict == FAILS
 
 
+def test_matching_has_one_margin():
+    """A sparse network 0.8 points below the dense one does not match it, in claim 1 as in claim 14."""
+    world = World()
+    for rate in (1e-4, 1e-3):
+        world.add("resnet20", [90, 89.2, 89.2, 89.2, 89.2, 89.2], lr=rate)
+    assert one(tickets.claim_1, world, "resnet20").verdict == FAILS
+    assert one(schedules_and_sizes.claim_14, world, "resnet20: low rate 0.0001, sparse − dense").verdict == FAILS
+
+
+def test_sign_flips_are_of_the_level_that_is_tested_first():
+    world = World()
+    world.add("resnet20", [90, 80, 91, 91, 91, 91])
+    part = one(tickets.claim_1, world, "resnet20")
+    assert (part.p_flips, part.p_holds > 0.9) == (1.0, True)
+
+
+def test_few_levels_have_no_correlation():
+    levels = PAPER.levels[PAPER.levels["arch"].isin(["resnet20", "resnet110"])]
+    for most, count in ((5, 3), (4, 3), (3, 0)):
+        parts = schedules_and_sizes.claim_13(Evidence(levels[levels["level"] <= most], PAPER.layers))
+        assert [len(p.values) for p in parts if p.what == "resnet110, resnet20: correlation of the curves"] == [count]
+
+
 def test_a_claim_of_all_networks_needs_all_families():
     levels = PAPER.levels[PAPER.levels["arch"].isin(["resnet20", "resnet110"])]
     found = judge.judge(Evidence(levels, PAPER.layers))
