@@ -267,6 +267,16 @@ def test_curves_are_compared_over_the_same_levels():
         row["train_seconds"] /= 1 + row["level"]
     ratio = one(transplants.claim_11, world, "resnet20: seconds")
     assert (ratio.mean, ratio.verdict) == (pytest.approx(2.5, rel=0.01), FAILS)
+    world = World()
+    for options in (
+        {"seconds": 40.0},
+        {"guide": "deterministic"},
+        {"treatment": "transplant", "score": "magnitude", "seconds": 40.0},
+    ):
+        world.add("resnet20", [90] * 6, **options)
+    world.rows = [r for r in world.rows if (r["treatment"], r["seed"]) != ("transplant", 2) or r["level"] <= 3]
+    saved = one(transplants.claim_11, world, "resnet20: compute saved")
+    assert saved.values == pytest.approx([1 - (3 * 10 + 40) / (4 * 40)] * 3, rel=0.01)
 
 
 def test_an_advantage_at_medium_sparsity_is_not_one_at_high_sparsity_only():

@@ -60,7 +60,7 @@ def claim_11(e: Evidence) -> list[Part]:
         what = f"{arch}: seconds, Bayesian / deterministic, weight samples: {' '.join(map(str, samples))}"
         costs = [judged(what, 3, 7, whole[0].mean(axis=1) / whole[1].mean(axis=1), runs)]
         last = moved.sparsest("train_seconds")
-        k = int(moved.frame["level"].max()) if len(last) else 0
+        k = int(shared(moved)[0].frame["level"].max()) if len(last) else 0
         needed = [frame.reindex(index=last.index, columns=range(k + 1)) for frame in whole]
         saving = 1 - (needed[1].loc[:, : k - 1].sum(axis=1, skipna=False) + last) / needed[0].sum(axis=1, skipna=False)
         costs.append(above(f"{arch}: compute saved by transplantation", saving, [*runs, *moved.runs], 0.5))
