@@ -20,6 +20,8 @@ SCORES = ("snr", "magnitude", "squared_sum")
 CLOSE, MATCHING, CALIBRATED = 1.0, 0.5, 0.01
 """Margins, of which the paper names none: points of accuracy within which two curves count as equivalent, points that a matching ticket may
 be below the dense network, and the MACE within which two curves count as the same."""
+MADE_FOR = {name: protocol.claims for name, protocol in PROTOCOLS.items() if protocol.claims}
+"""The protocols that decide some claims alone, and which."""
 PAPER_SAMPLES = 10
 """The paper's weight samples a batch."""
 
@@ -35,9 +37,8 @@ class Evidence:
 
     def of_claim(self, number: int) -> Evidence:
         """The evidence that decides a claim: that of protocols made for it where there is some, otherwise that of protocols made for none."""
-        made_for = {name: protocol.claims for name, protocol in PROTOCOLS.items() if protocol.claims}
-        own = self.levels["protocol"].isin([name for name, claims in made_for.items() if number in claims])
-        return replace(self, levels=self.levels[own if own.any() else ~self.levels["protocol"].isin(made_for)])
+        own = self.levels["protocol"].isin([name for name, claims in MADE_FOR.items() if number in claims])
+        return replace(self, levels=self.levels[own if own.any() else ~self.levels["protocol"].isin(MADE_FOR)])
 
     def curve(
         self, arch: str, guide: str = "mean_field", score: str = "snr", treatment: str = "imp", rewind: str = "init"
@@ -93,7 +94,7 @@ def gather(
         levels, layers = _of_runs(root, protocol, data)
     if accuracy not in ACCURACIES:
         raise UserError(f"--accuracy {accuracy}: choose {' or '.join(ACCURACIES)}")
-    of_all = levels[~levels["protocol"].isin([name for name, protocol in PROTOCOLS.items() if protocol.claims])]
+    of_all = levels[~levels["protocol"].isin(MADE_FOR)]
     for arch, several in of_all.groupby("arch")["protocol"].unique().items():
         if len(several) > 1:
             raise UserError(f"{root} has {arch} under the protocols {', '.join(several)}; choose one with --protocol")
