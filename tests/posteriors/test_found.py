@@ -101,6 +101,47 @@ def test_swag_is_mean_and_standard_deviation_of_the_last_weights(tiny_data):
     assert not same(before, model.net_state())
 
 
+class Drawn:
+    """Batches of examples drawn with replacement, whose gradients have independent noise; all examples in order if the batch is as large."""
+
+    def __init__(self, x, y, size):
+        self.x, self.y, self.size, self.generator = x, y, size, torch.Generator().manual_seed(1)
+
+    def __len__(self):
+        return len(self.x) // self.size
+
+    def __iter__(self):
+        for _ in range(len(self)):
+            own = torch.randint(len(self.x), (self.size,), generator=self.generator)
+            yield (self.x, self.y) if self.size == len(self.x) else (self.x[own], self.y[own])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size", "epochs", "lr"), [("swag", 16, 50, None), ("sgld", 256, 1500, 0.02), ("sghmc", 256, 1500, 0.02)]
+)
+def test_samples_meet_a_conjugate_regression(name, size, epochs, lr):
+    """Means of 20 weights within a posterior standard deviation each, and variances within a quarter on average.
+
+    The iterates of Adam with the rate η fluctuate around the mode by η·√C/(2H), with the curvature H = 1/σ² of an example and the variance
+    C = H/B of a batch's gradient. This is the posterior's variance 1/(N·H) if η = 2σ·√B/N (for SGD: Mandt et al. 2017).
+    """
+    n, sigma, generator = 512 if lr is None else size, 0.5, torch.Generator().manual_seed(0)
+    x = torch.randn(n, 20, generator=generator)
+    y = x @ (0.1 * torch.randn(20, 1, generator=generator)) + sigma * torch.randn(n, 1, generator=generator)
+    net = nn.Sequential(nn.Linear(20, 1, bias=False))
+    nn.init.zeros_(net[0].weight)
+    model = pl.BayesianRegressor(net, pl.priors.normal(2.0), num_data=n, noise_scale=sigma)
+    guide, data = getattr(pl.guides, name)(model), Drawn(x, y, size)
+    lr = lr or 2 * sigma * size**0.5 / n
+    pl.train(model, guide, data, epochs=epochs, lr=lr, milestones=(), weight_decay=0.0)
+    found = find(model, guide, data, epoch=epochs)
+    covariance = torch.linalg.inv(x.T @ x / sigma**2 + torch.eye(20) / 4)
+    mean, variance = (covariance @ x.T @ y / sigma**2)[:, 0], covariance.diagonal()
+    assert float(((found.loc["0.weight"][0] - mean) / variance.sqrt()).abs().max()) < 1
+    assert float((found.scale["0.weight"][0] ** 2 / variance).mean()) == pytest.approx(1, abs=0.25)
+
+
 def test_batch_norm_has_the_statistics_of_the_data_at_the_new_loc(tiny_data):
     model, guide = tiny(pl.guides.swag)
     pl.train(model, guide, tiny_data, **QUICK)
