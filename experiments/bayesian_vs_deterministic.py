@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from experiments.study.markdown import markdown_table
 from pyro_lottery.imp import run_imp
-from pyro_lottery.runs.cli import parse
+from pyro_lottery.runs.cli import parse, run_command
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.loaded import Run
 
@@ -37,5 +37,11 @@ def markdown(runs: Sequence[Run]) -> str:
     return "\n".join(markdown_table(columns, rows))
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return run_command(PROG, lambda: print(markdown([run_imp(config) for config in configs(given)])), arguments)
+
+
 if __name__ == "__main__":
-    print(markdown([run_imp(config) for config in configs(sys.argv[1:])]))
+    sys.exit(main())

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         print(write(given.runs, folder, given.protocol, given.data, given.accuracy))
 
-    return run_command("python -m experiments.claims", work, arguments)
+    return run_command("python -m experiments.claims", work, arguments, resumes=False)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for arch in given.networks:
         if arch not in rows:
             rows[arch] = try_out(arch, NETWORKS.get(arch, 32))
-            found = [rows[name] for name in given.networks if name in rows]
+            found = list(rows.values())  # with those of earlier calls
             write_atomic(path, as_csv(COLUMNS, found))
             write_atomic(given.output / "exports.md", markdown(found).encode())
             print(*(rows[arch][name] for name in COLUMNS), flush=True)

@@ -84,11 +84,7 @@ def try_out(name: str) -> dict[str, Any]:
                     if row[f"in_use_{left}"] > left / 100 + 1e-3:
                         raise AssertionError(f"{row[f'in_use_{left}']:.2%} of the weights in use are not 0")
             _save_and_predict(model, guide, mask, data, make, step)
-    told = [
-        one_line(w.message)
-        for w in caught
-        if str(w.message).startswith(("densities count", "the mask", "every weight"))
-    ]
+    told = [one_line(w.message) for w in caught if str(w.message).startswith(("densities count", "at density"))]
     row |= {"seconds": round(time.monotonic() - began, 1), "note": "; ".join(dict.fromkeys([*said, *told]))}
     return row
 
@@ -177,7 +173,7 @@ def run(folder: Path, models: Sequence[str], timeout: float, again: bool) -> lis
         if name in rows and not (again and FAILED in rows[name].values()):
             continue
         rows[name] = _in_a_process(name, timeout)
-        _write(folder, [rows[model] for model in models if model in rows])
+        _write(folder, list(rows.values()))  # with those of earlier calls
         print(rows[name]["model"], *(rows[name][step] or "-" for step in STEPS), rows[name]["note"], flush=True)
     return [rows[name] for name in models if name in rows]
 

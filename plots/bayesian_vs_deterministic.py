@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from pyro_lottery.runs.cli import Parser, run_command
 from pyro_lottery.runs.figures import PALETTE, percent_axis, save
 from pyro_lottery.runs.loaded import load_run
+
+PROG = "python -m plots.bayesian_vs_deterministic"
 
 
 def plot(runs: list[str], path: str) -> None:
@@ -16,7 +21,7 @@ def plot(runs: list[str], path: str) -> None:
     figure = Figure(figsize=(6, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     lowest = 100.0
-    for color, name in zip(PALETTE, runs, strict=False):
+    for color, name in zip(cycle(PALETTE), runs, strict=False):
         run = load_run(name)
         results, config = run.results, run.config
         percent = 100 * results["density"]
@@ -33,9 +38,14 @@ def plot(runs: list[str], path: str) -> None:
     save(figure, Path(path))
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m plots.bayesian_vs_deterministic", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = Parser(PROG, str(__doc__))
     parser.add_argument("runs", nargs="+", help="run folders")
     parser.add_argument("-o", "--output", default="bayesian_vs_deterministic.png", help="file to write")
-    arguments = parser.parse_args()
-    plot(arguments.runs, arguments.output)
+    given = parser.parse_args(arguments)
+    return run_command(PROG, lambda: plot(given.runs, given.output), arguments, resumes=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -21,7 +21,7 @@ def main(stem: str, arguments: Sequence[str] | None = None) -> int:
         for path in module.plot(finished).save(stem, given.output):
             print(path)
 
-    return run_command(f"python -m plots.{stem}", work, arguments)
+    return run_command(f"python -m plots.{stem}", work, arguments, resumes=False)
 
 
 def parser(stem: str, description: str) -> Parser:

@@ -19,7 +19,6 @@ from pyro_lottery import diagnostics, masks, seeds, tickets
 from pyro_lottery.data import Data, in_memory
 from pyro_lottery.errors import UserError
 from pyro_lottery.model import BayesianNetwork
-from pyro_lottery.model.outputs import call
 from pyro_lottery.modes import evaluating
 from pyro_lottery.posteriors import update_batch_norm_
 from pyro_lottery.prediction import Predictive
@@ -185,7 +184,7 @@ def _barriers(level: Level, before: Level | None, data: Data) -> dict[str, float
 @torch.no_grad()
 def _nll(model: BayesianNetwork, weights: Sites, x: Any, y: Tensor) -> float:
     with evaluating(model), model.with_weights(weights):
-        output = call(model.net, x, next(iter(weights.values())).dtype)
+        output = model.outputs(x)
         likelihood = model.checked_likelihood(output, len(output))
         return -float(likelihood.log_prob(model.checked_targets(y, likelihood, output)).mean())
 

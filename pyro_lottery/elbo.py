@@ -35,11 +35,6 @@ class Terms:
     """T·KL. Model and guide multiply by the KL temperature T, or by another factor, in ``poutine.scale``."""
     output: Any
 
-    @property
-    def kl(self) -> Tensor:
-        """The former name of ``tempered_kl``."""
-        return self.tempered_kl
-
 
 class ELBO(Trace_ELBO):
     """The loss −ELBO = −E_q[log p(D|w)] + T·KL(q‖p), which replaces Pyro's ``Trace_ELBO`` for any model and guide.

@@ -247,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
         print(f"tables and figures: {run.folder.path / 'evaluation'}")
 
-    return run_command(PROG, work, arguments)
+    return run_command(PROG, work, arguments, resumes=False)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def train_level(
     schedule: schedules.Schedule | None = None,
     mask_every: int | None = None,
     dense: Ticket | None = None,
+    weight_decay: float = 1e-4,
     **options: Any,
 ) -> TrainedLevel:
     """Train ``model`` and ``guide`` from ``ticket`` under its mask, and measure them with ``eval_samples`` posterior samples.
@@ -82,7 +83,7 @@ def train_level(
     state = training.TrainState(first_epoch)  # each level starts with new moments of Adam
     of_all: dict[str, Any] = {
         "epochs": epochs, "batch_size": batch_size, "precision": precision, "seed": seed, "level": level, "state": state,
-        "hooks": hooks, "ranks": ranks, **options,
+        "hooks": hooks, "ranks": ranks, "weight_decay": weight_decay, **options,
     }  # fmt: skip
     if schedule is not None:
         assert dense is not None
@@ -96,13 +97,11 @@ def train_level(
     with sparsify(mask), hooks.measuring():
         posteriors.find_scales_(
             model, guide, data, mask, epoch=first_epoch + epochs, seed=seed, level=level,
-            weight_decay=options.get("weight_decay", 0.0), ranks=ranks,
+            weight_decay=weight_decay, ranks=ranks,
         )  # fmt: skip
         with predicting, seeds.rng(device, seed, "predict", level):
-            began = time.perf_counter()
-            measured = measure(model, guide, data, eval_samples, precision)
+            measured, seconds = measure(model, guide, data, eval_samples, precision)
             assert data.test is not None
-            seconds = time.perf_counter() - began
             costs = {"predict_ms": 1000 * seconds / len(data.test), "flops": flops(model, guide, data)}
     posterior = masks.apply(mask, guides.posterior(guide))
     steps = training.steps_in(data.train, batch_size, ranks.least)
@@ -143,13 +142,17 @@ def _train_under(
 
 def measure(
     model: BayesianNetwork, guide: AutoGuide, data: Data, num_samples: int, precision: str = "32"
-) -> dict[str, float]:
-    """Metrics on the test split, by name: those of class probabilities, or of a regression."""
+) -> tuple[dict[str, float], float]:
+    """Metrics on the test split, by name: those of class probabilities, or of a regression; and the seconds of the prediction alone."""
     assert data.test is not None
-    test = recorded(data.test)
+    test, began = recorded(data.test), time.perf_counter()
     if model.task == "classification":
-        return metrics.all_metrics(predict(model, guide, test, num_samples, precision=precision), test.targets)
-    return metrics.regression(predictive(model, guide, test, num_samples, precision=precision), test.targets)
+        probs = predict(model, guide, test, num_samples, precision=precision)
+        seconds = time.perf_counter() - began
+        return metrics.all_metrics(probs, test.targets), seconds
+    found = predictive(model, guide, test, num_samples, precision=precision)
+    seconds = time.perf_counter() - began
+    return metrics.regression(found, test.targets), seconds
 
 
 def flops(model: BayesianNetwork, guide: AutoGuide, data: Data) -> int:

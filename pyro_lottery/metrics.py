@@ -401,8 +401,10 @@ def deep_ensemble_equivalent(nll: float, of_ensembles: Sequence[float]) -> float
 
 
 def agreement(probs: Tensor, others: Tensor) -> float:
-    """The share of examples to which two predictions [n, classes] give the same class (Izmailov et al. 2021)."""
+    """The share of examples to which two predictions [n, classes] give the same class (Izmailov et al. 2021); NaN if one has a NaN."""
     probs, others = _pair(probs, others)
+    if bool(probs.isnan().any()) or bool(others.isnan().any()):
+        return math.nan
     return float((probs.argmax(1) == others.argmax(1)).double().mean())
 
 
@@ -413,7 +415,7 @@ def total_variation(probs: Tensor, others: Tensor) -> float:
 
 
 def _pair(probs: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    one, other = (as_real(value) for value in (probs, others))
+    one, other = (_probabilities(value).cpu() for value in (probs, others))
     if one.ndim != 2 or one.shape != other.shape:
         raise UserError(
             f"two predictions must have one shape [n, classes], got {tuple(one.shape)} and {tuple(other.shape)}"

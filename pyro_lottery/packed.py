@@ -26,7 +26,7 @@ def pack(groups: Groups, dtype: str) -> tuple[dict[str, Tensor], dict[str, Any]]
 
     loc and scale [survivors] hold the surviving weights in the order of the site's elements, or all of a site without a
     mask. int8 stores loc as q·step with one step for each row of the weight's first dimension, step = max|loc|/127, and scale
-    as exp(low + q·step), so that its relative error is the same everywhere. Raises ``UserError`` for an unknown ``dtype``,
+    as exp(low + (q + 127)·step), so that its relative error is the same everywhere. Raises ``UserError`` for an unknown ``dtype``,
     and if a value overflows it.
     """
     if dtype not in DTYPES:

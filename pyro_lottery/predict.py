@@ -109,7 +109,7 @@ def _opened(folder: Path, options: dict[str, Any]) -> Any:
         from pyro_lottery.runs.predicting import open_folder
 
         return open_folder(folder, **options)
-    if odd := [name for name, value in options.items() if value not in (None, False, "auto")]:
+    if odd := [name for name, value in options.items() if not (value is None or value is False or value == "auto")]:
         raise ValueError(
             f"{folder} is an exported graph, which has all of this in it; omit --{odd[0].replace('_', '-')}"
         )

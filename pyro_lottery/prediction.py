@@ -96,7 +96,7 @@ class Predictive:
 
     @property
     def epistemic(self) -> Tensor:
-        """The mutual information of label and weights [n], in nats: total − aleatoric, at least 0."""
+        """The mutual information of label and weights [n], in nats: total − aleatoric, at least 0 up to rounding."""
         return self.total - self.aleatoric
 
 

@@ -13,7 +13,7 @@ import io
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ from jinja2 import Environment
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_lottery import data, files, plot
+from pyro_lottery import data, files, metrics, plot
 from pyro_lottery.errors import UserError
 from pyro_lottery.runs import figures
 from pyro_lottery.runs.cli import Parser, run_command
-from pyro_lottery.runs.config import WITHOUT_SCALE, Config
+from pyro_lottery.runs.config import RESUMABLE, WITHOUT_SCALE, Config, of_transplants
 from pyro_lottery.runs.figures import PALETTE
 from pyro_lottery.runs.loaded import Run, load_run
+from pyro_lottery.runs.trained import named_code
 
 PROG = "python -m pyro_lottery.report"
 BYTES = 8
@@ -48,7 +49,7 @@ COLUMNS: tuple[Column, ...] = (
     ("MACE", lambda row: row.mace, ".4f"),
     ("ECE", lambda row: row.ece, ".4f"),
     ("Brier", lambda row: row.brier, ".4f"),
-    *((f"in {n} %", lambda row, n=n: _percent(getattr(row, f"coverage_{n}")), ".1f") for n in (50, 80, 95)),
+    *((f"in {n} %", lambda row, n=n: _percent(getattr(row, f"coverage_{n}")), ".1f") for n in metrics.LEVELS),
     ("seconds", lambda row: row.train_seconds, ".0f"),
     ("ms/step", lambda row: row.step_ms, ".1f"),
     ("ms/prediction", lambda row: row.predict_ms, ".3f"),
@@ -153,11 +154,15 @@ def command(run: Run) -> str:
     levels = [str(row.level) for row in run.folder.results()]
     if run.folder.origin == "control":
         source = ["controls", str(path.parent.parent), "--control", run.folder.config["control"]]
-        return shlex.join(["python", "-m", "pyro_lottery." + source[0], *source[1:], "--levels", *levels])
+        own = ["--trust-code"] if named_code(run.config) else []
+        return shlex.join(["python", "-m", "pyro_lottery." + source[0], *source[1:], "--levels", *levels, *own])
     if run.folder.origin:
         at_home = path.name == "transplant" and (path.parent / "config.json").exists()
-        source = ["python", "-m", "pyro_lottery.transplant", str(path.parent), "--levels", *levels]
-        return shlex.join(source) if at_home else ""
+        if not at_home:
+            return ""
+        usual = of_transplants(load_run(path.parent).config, str(path))
+        own = [*_differing(run.config, usual, RESUMABLE), *(["--trust-code"] if named_code(run.config) else [])]
+        return shlex.join(["python", "-m", "pyro_lottery.transplant", str(path.parent), "--levels", *levels, *own])
     return training_command(run.config)
 
 
@@ -167,14 +172,19 @@ def training_command(config: Config) -> str:
     >>> training_command(Config(arch="lenet", epochs=3, milestones=(1, 2)))
     'python -m pyro_lottery.imp --arch lenet --epochs 3 --milestones 1 2 --run-dir runs/lenet-cifar10-mean_field-snr-seed0-epochs3-milestones1+2'
     """
-    usual, words = Config(run_dir=""), ["python", "-m", "pyro_lottery.imp"]
+    return shlex.join(["python", "-m", "pyro_lottery.imp", *_differing(config, Config(run_dir=""))])
+
+
+def _differing(config: Config, usual: Config, without: Collection[str] = ()) -> list[str]:
+    """The options of ``config`` that differ from those of ``usual``, as words of a command."""
+    words = []
     for name, value in config.options().items():
-        if value != getattr(usual, name) and name != "history_samples":
+        if value != getattr(usual, name) and name not in {"history_samples", *without}:
             many = value if isinstance(value, tuple | list) else (value,)
             words += [f"--{name.replace('_', '-')}", *([] if value is True else map(str, many))]
     if config.history_samples != min(config.train_samples, config.eval_samples):
         words += ["--history-samples", str(config.history_samples)]
-    return shlex.join(words)
+    return words
 
 
 def _svg(salt: str, plot_on: Callable[[Axes], object], size: tuple[float, float]) -> str:

@@ -20,7 +20,7 @@ from pyro_lottery import masks, tickets, weights
 from pyro_lottery.distributed import is_first
 from pyro_lottery.errors import UserError
 from pyro_lottery.runs.cli import Parser, run_command
-from pyro_lottery.runs.config import MASK_STAYS, Config
+from pyro_lottery.runs.config import MASK_STAYS, Config, of_transplants
 from pyro_lottery.runs.config import preset as config_of
 from pyro_lottery.runs.loaded import Run, check_levels, load_run
 from pyro_lottery.runs.own import Own
@@ -45,9 +45,6 @@ def transplant_run(run: Run, levels: Iterable[int] | None = None, **options: Any
         )
     run.vet()
     chosen = check_levels(run, levels, lowest=0 if levels else 1)
-    own = {"guide": "mean_field", "device": "auto", "run_dir": str(run.folder.derived("transplant").path)}
-    # A ticket holds all values, and is not the dense one.
-    own |= {"pretrained": None, "pretrained_key": None, "level0_from": None, **MASK_STAYS}  # type: ignore[dict-item]
     if moving := sorted(options.keys() & MASK_STAYS.keys()):
         raise UserError(f"{moving[0]} does not go with a transplant, whose mask is the ticket's")
 
@@ -55,7 +52,8 @@ def transplant_run(run: Run, levels: Iterable[int] | None = None, **options: Any
         source = run.level(level)
         return tickets.transplant({**source.ticket.start.loc, **source.ticket.net}, source.mask, into)
 
-    return _train(replace(run.config, **own | options), chosen, ticket, "the run's tickets", run.own)
+    config = of_transplants(run.config, str(run.folder.derived("transplant").path), **options)
+    return _train(config, chosen, ticket, "the run's tickets", run.own)
 
 
 def transplant_file(path: Path, mask: Path | None, config: Config, key: str | None = None) -> Run:

@@ -180,6 +180,8 @@ def test_a_reader_that_leaves_is_no_error(exported, paths):
 def test_options_of_a_run_do_not_fit_an_export(run, exported, paths, capsys, tmp_path):
     assert predict.main([str(exported), paths[0], "--level", "1"]) == 2
     assert "omit --level" in capsys.readouterr().err
+    assert predict.main([str(exported), paths[0], "--level", "0"]) == 2
+    assert "omit --level" in capsys.readouterr().err
     assert predict.main([str(tmp_path), paths[0]]) == 2
     assert "is not a run folder" in capsys.readouterr().err
     assert predict.main([str(run.folder.path), paths[0], "--backend", "gpu"]) == 2

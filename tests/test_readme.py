@@ -230,7 +230,9 @@ def run_as_written(command, monkeypatch, more=()):
     module, *arguments = shlex.split(command)[2:]
     monkeypatch.setattr("sys.argv", [module, *arguments, *more])
     monkeypatch.delitem(sys.modules, module, raising=False)  # or runpy warns that it runs it a second time
-    runpy.run_module(module, run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 0
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from pyro_lottery import report
 from pyro_lottery.controls import run_control
 from pyro_lottery.runs.cli import parse
 from pyro_lottery.runs.folder import RunFolder
+from pyro_lottery.transplant import transplant_run
 from tests.support import small_run
 
 HOSTILE = "<script>alert(1)</script>"
@@ -80,6 +81,12 @@ def test_the_command_of_a_control_and_of_a_transplant(runs):
     control = run_control(pl.load_run(runs[0]), "reinit", [1])
     assert shlex.split(report.command(control)) == [
         "python", "-m", "pyro_lottery.controls", runs[0], "--control", "reinit", "--levels", "1",
+    ]  # fmt: skip
+    moved = transplant_run(pl.load_run(runs[1]), [1], epochs=3, train_samples=2, milestones=(2,))
+    assert moved.config.history_samples == 2  # it follows from the transplant's own samples
+    assert shlex.split(report.command(moved)) == [
+        "python", "-m", "pyro_lottery.transplant", runs[1], "--levels", "1",
+        "--epochs", "3", "--milestones", "2", "--train-samples", "2",
     ]  # fmt: skip
     name = f"{pl.load_run(runs[0]).folder.path.name}/controls/reinit"
     assert html.escape(name) in report.report([control])

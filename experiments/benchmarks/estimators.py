@@ -9,14 +9,17 @@ three quarters of the epochs.
 
 from __future__ import annotations
 
-import argparse
 import statistics
+import sys
 from collections.abc import Sequence
 
 from experiments.study.markdown import markdown_table
 from pyro_lottery.imp import run_imp
+from pyro_lottery.runs.cli import Parser, run_command
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.loaded import Run
+
+PROG = "python -m experiments.benchmarks.estimators"
 
 ESTIMATORS = {"ten weight samples": ("weights", 10), "one weight sample": ("weights", 1), "local": ("local", 1)}
 EPOCHS = {
@@ -62,9 +65,9 @@ def _cell(values: Sequence[float], unit: str, digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f}{spread}{unit}"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.estimators", description=__doc__)
+    parser = Parser(PROG, str(__doc__))
     parser.add_argument("--arch", default="resnet20")
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--data-dir", default="data")
@@ -73,12 +76,16 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train what is not finished and print the table."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train what is not finished and print the table; returns the exit code."""
     given = parser().parse_args(arguments)
-    wanted = configs(given.arch, given.dataset, given.data_dir, given.seeds, given.shrink)
-    print(markdown({key: [run_imp(config) for config in group] for key, group in wanted.items()}))
+
+    def work() -> None:
+        wanted = configs(given.arch, given.dataset, given.data_dir, given.seeds, given.shrink)
+        print(markdown({key: [run_imp(config) for config in group] for key, group in wanted.items()}))
+
+    return run_command(PROG, work, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

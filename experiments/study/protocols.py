@@ -86,14 +86,10 @@ def describe(config: Config) -> str:
     >>> describe(preset("fast"))
     'fast protocol: all training images, 160 epochs a level, batch 128, 40 % pruned a level, weight samples: 1'
     """
-    if config.prune_to is not None:
-        pruned = f"{config.schedule}, to {100 * config.prune_to:g} %"
-    else:
-        pruned = f"{100 * float(config.prune_fraction):g} % pruned a level"
     images = f"{config.train_size:,} training images" if config.train_size else "all training images"
     return (
         f"{protocol_of(config)} protocol: {images}, {config.epochs} epochs a level, batch {config.batch_size}, "
-        f"{pruned}, weight samples: {config.train_samples}"
+        f"{config.pruned}, weight samples: {config.train_samples}"
         + (f", {config.patch_size}-pixel patches" if config.patch_size else "")
     )
 

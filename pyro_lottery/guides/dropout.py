@@ -86,6 +86,6 @@ def mc_dropout(
 ) -> McDropout:
     """A guide of Monte Carlo dropout (Gal and Ghahramani 2016): deterministic weights, of which draws leave out inputs with probability ``rate``.
 
-    The other arguments are those of :func:`mean_field`.
+    The other arguments are those of :func:`deterministic`.
     """
     return McDropout(model, rate, *prototype_args, create_plates=create_plates)

@@ -117,7 +117,7 @@ def laplace(
 ) -> Laplace:
     """A guide that trains loc as a point, and whose scales follow from the curvature there.
 
-    The arguments are those of :func:`mean_field`. Before the scales are found, they are the initial ones.
+    The arguments are those of :func:`mean_field` but ``max_scale`` and ``train_scale``. Before the scales are found, they are the initial ones.
     """
     return Laplace(model, init_scale, *prototype_args, create_plates=create_plates)
 
@@ -125,6 +125,6 @@ def laplace(
 def swag(model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any, create_plates: Any = None) -> Swag:
     """A guide that trains loc as a point, and whose loc and scale follow from the last steps.
 
-    The arguments are those of :func:`mean_field`. Before they are found, the scales are the initial ones.
+    The arguments are those of :func:`mean_field` but ``max_scale`` and ``train_scale``. Before they are found, the scales are the initial ones.
     """
     return Swag(model, init_scale, *prototype_args, create_plates=create_plates)

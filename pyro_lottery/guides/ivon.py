@@ -102,6 +102,6 @@ def ivon(model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: A
     """A mean-field guide that is trained by natural gradients (Shen et al. 2024, Variational Learning is Effective for Large Deep Networks).
 
     All weights have the same initial scale, √(T/(N(h₀+λ))) with h₀+λ = 0.5 for the usual ``init_scale`` of 0.01, and proportional to it. The
-    other arguments are those of :func:`mean_field`. Raises ``UserError`` for a model that does not know its number of training examples.
+    other arguments are those of :func:`swag`. Raises ``UserError`` for a model that does not know its number of training examples.
     """
     return Ivon(model, init_scale, *prototype_args, create_plates=create_plates)

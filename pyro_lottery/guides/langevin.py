@@ -102,7 +102,7 @@ class Sghmc(Sgld):
 def sgld(model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any, create_plates: Any = None) -> Sgld:
     """A guide that trains loc as a point, and whose loc and scale are those of Langevin samples from the last steps.
 
-    The arguments are those of :func:`mean_field`. Before they are found, the scales are the initial ones.
+    The arguments are those of :func:`mean_field` but ``max_scale`` and ``train_scale``. Before they are found, the scales are the initial ones.
     """
     return Sgld(model, init_scale, *prototype_args, create_plates=create_plates)
 
@@ -112,6 +112,6 @@ def sghmc(
 ) -> Sghmc:
     """A guide like :func:`sgld`, whose samples are those of Hamiltonian Monte Carlo with friction.
 
-    The arguments are those of :func:`mean_field`. Before they are found, the scales are the initial ones.
+    The arguments are those of :func:`mean_field` but ``max_scale`` and ``train_scale``. Before they are found, the scales are the initial ones.
     """
     return Sghmc(model, init_scale, *prototype_args, create_plates=create_plates)

@@ -23,6 +23,6 @@ class Point(FlatGuide):
 def deterministic(model: Callable[..., Any], *prototype_args: Any, create_plates: Any = None) -> Point:
     """A point guide: ordinary deterministic training with ``priors.flat``, MAP with another prior.
 
-    The arguments are those of :func:`mean_field`.
+    It takes the model, the arguments of a forward pass and ``create_plates`` as :func:`mean_field` does, and no scale.
     """
     return Point(model, *prototype_args, create_plates=create_plates)

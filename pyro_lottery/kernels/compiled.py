@@ -1,6 +1,6 @@
 """The kernels in C, for float32 on the CPU.
 
-Samples by torch.compile took 18 times as long (``python -m experiments.benchmarks.steps --kernels``). C needs nothing but a
+Samples by torch.compile took 18 times as long (``python -m experiments.benchmarks.steps --kernels 11000000``). C needs nothing but a
 compiler, and noise, exponential and sums are vectorised in one loop.
 """
 

@@ -57,7 +57,7 @@ class Layer:
         return y
 
     def of_draws(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        """As :meth:`forward` for planes that hold ``draws_at_once()`` draws at each place: [c, h, w, images · draws].
+        """As :meth:`forward` for planes that hold ``draws.at_once()`` draws at each place: [c, h, w, images · draws].
 
         ``values`` is [kept, draws] in the order of the pattern's places for these tables, and ``bias`` [out, draws].
         """

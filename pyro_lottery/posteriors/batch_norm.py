@@ -11,7 +11,6 @@ from torch import Tensor
 from pyro_lottery import training
 from pyro_lottery.data import Data
 from pyro_lottery.model import BayesianNetwork
-from pyro_lottery.model.outputs import call
 from pyro_lottery.training.checks import is_batch_norm
 
 BATCH = 128
@@ -41,7 +40,7 @@ def update_batch_norm_(
             while state.step < last:
                 x, _ = batches.batch(state.step)
                 with model.with_weights(weights):
-                    call(model.net, x, next(iter(weights.values())).dtype)
+                    model.outputs(x)
                 state.step += 1
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

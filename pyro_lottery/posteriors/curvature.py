@@ -43,6 +43,8 @@ def ggn_diagonal(
     found = {name: torch.zeros_like(p) for name, p in parameters.items()}
     with pyro.validation_enabled(False):
         for inputs, targets in examples:
+            if inputs.is_floating_point():
+                inputs = inputs.to(next(iter(parameters.values())).dtype)
             for x, y in zip(inputs.split(size), targets.split(size), strict=True):
                 roots = _roots(model, one_tensor(net(x)).detach(), y)
                 for k in range(roots.shape[-1]):

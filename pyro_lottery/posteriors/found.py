@@ -38,7 +38,7 @@ def find_scales_(
 
     - ``laplace``: 1/scale² = (N/n)·Σ diag(JᵀΛJ)/T − ∂² log p/∂w² + N·λ/T, the curvature of what was minimised, with the sum over n of
       the N training examples (all, or ``EXAMPLES`` by ``seed``), T the KL temperature, p the prior and λ the weight decay.
-    - ``swag``: loc and scale are mean and standard deviation of the weights of the last steps. BatchNorm's statistics are
+    - ``swag``, ``sgld``, ``sghmc``: loc and scale are mean and standard deviation of the weights of the last steps. BatchNorm's statistics are
       those of the training data at the new loc.
 
     Several ``ranks`` take the mean of what each finds. Raises ``UserError`` if a scale would not be finite and positive.
@@ -82,7 +82,7 @@ def check_findable(
         steps = epochs * per_epoch
         if min(snapshots(steps, steps), (epochs - late) * per_epoch) < 2:
             raise UserError(
-                f"swag needs at least two steps in the last quarter of a training, which has {steps}; use more --epochs"
+                f"{type(guide).__name__.lower()} needs at least two steps in the last quarter of a training, which has {steps}; use more --epochs"
             )
 
 
@@ -119,7 +119,7 @@ def _batches(split: Split, taken: Iterable[Tensor]) -> Iterator[tuple[Tensor, Te
 def _swag_(guide: Swag, mask: Mask) -> None:
     if guide.taken < 2:
         raise UserError(
-            f"swag has collected the weights of {guide.taken} steps and needs two, within the last quarter of a training; train it for more epochs"
+            f"{type(guide).__name__.lower()} has collected the weights of {guide.taken} steps and needs two, within the last quarter of a training; train it for more epochs"
         )
     mean, squares = guide.unpack(guide.mean.data), guide.unpack(guide.squares.data)
     scale = {name: (value / (guide.taken - 1)).sqrt().clamp(min=math.sqrt(1e-30)) for name, value in squares.items()}

@@ -16,7 +16,6 @@ from pyro_lottery import masks, seeds
 from pyro_lottery.data import Split
 from pyro_lottery.errors import UserError
 from pyro_lottery.model import BayesianNetwork
-from pyro_lottery.model.outputs import call
 from pyro_lottery.modes import evaluating
 from pyro_lottery.threads import TURN
 from pyro_lottery.types import Mask, Posterior
@@ -62,7 +61,7 @@ class Target:
         self.priors: dict[str, Any] = {name: model.prior_of(name) for name in self.shapes}
         self.x, self.y = split[:], split.targets
         with torch.no_grad(), evaluating(model), model.with_weights(masks.apply(mask, posterior).loc):
-            output = call(model.net, self.x, torch.float32)
+            output = model.outputs(self.x)
             self.y = model.checked_targets(self.y, model.checked_likelihood(output, len(output)), output)
 
     def flat(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -80,7 +79,7 @@ class Target:
     def outputs(self, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """The network's outputs [n, ...] with ``values`` as weights."""
         with self.model.with_weights(values):
-            return call(self.model.net, x, torch.float32)
+            return self.model.outputs(x)
 
     def __call__(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """The potential energy, in nats."""

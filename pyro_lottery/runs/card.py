@@ -193,18 +193,10 @@ _METHODS = {
 
 def _protocol(level: Level) -> str:
     config = level.run.config
-    if config.prune_to is not None:
-        by = f"pruned to {100 * config.prune_to:g} % while it trained"
-    else:
-        by = (
-            "pruned by evidence"
-            if isinstance(config.prune_fraction, str)
-            else f"{100 * config.prune_fraction:g} % pruned a level"
-        )
     return (
         f"{config.epochs} epoch{'' if config.epochs == 1 else 's'} a level, batch {config.batch_size}, learning rate {config.lr:g}, guide `{config.guide}`, prior "
         f"`{config.prior}` of scale {config.prior_scale:g}, KL temperature {config.kl_temperature:g}, score `{config.score}`, "
-        f"{by}, seed {config.seed}, {level.run.shape.num_data:,} training images."
+        f"{config.pruned}, seed {config.seed}, {level.run.shape.num_data:,} training images."
     )
 
 

@@ -309,9 +309,36 @@ class Config:
             parts.append(f"{name}{'+'.join(map(str, value)) if isinstance(value, tuple) else value}")
         return re.sub(r"[^\w.+-]", "_", "-".join(parts))
 
+    @property
+    def pruned(self) -> str:
+        """How many weights a level prunes, in words.
+
+        >>> Config().pruned, Config(prune_fraction="evidence").pruned, Config(schedule="gradual", prune_to=0.05).pruned
+        ('20 % pruned a level', 'pruned by evidence', 'pruned to 5 % while it trained')
+        """
+        if self.prune_to is not None:
+            return f"pruned to {100 * self.prune_to:g} % while it trained"
+        if isinstance(self.prune_fraction, str):
+            return f"pruned by {self.prune_fraction}"
+        return f"{100 * self.prune_fraction:g} % pruned a level"
+
     def options(self) -> dict[str, Any]:
         """All options by name, as values that JSON can hold."""
         return asdict(self)
+
+
+def of_transplants(config: Config, run_dir: str, /, **options: Any) -> Config:
+    """The options of transplants from a deterministic run with ``config``, some replaced by ``options``.
+
+    >>> of_transplants(preset("quick", arch="lenet", guide="deterministic"), "runs/a/transplant").guide
+    'mean_field'
+    """
+    own = {"guide": "mean_field", "device": "auto", "run_dir": run_dir}
+    # A ticket holds all values, and is not the dense one.
+    own |= {"pretrained": None, "pretrained_key": None, "level0_from": None, **MASK_STAYS}  # type: ignore[dict-item]
+    if config.history_samples == min(config.train_samples, config.eval_samples):
+        own["history_samples"] = None  # type: ignore[assignment]  # the usual number, which follows from the transplants' own options
+    return replace(config, **own | options)  # type: ignore[arg-type]
 
 
 def preset(name: str, **options: Any) -> Config:

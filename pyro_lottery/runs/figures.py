@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pyro_lottery import data, files, masks
+from pyro_lottery import data, files, masks, metrics
 from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.types import LevelResult
 
@@ -117,7 +117,7 @@ def score_label(rows: Sequence[LevelResult]) -> str:
 def coverage(axes: Axes, rows: Sequence[LevelResult]) -> None:
     """Plot the % of test targets in central predictive intervals of 50, 80 and 95 % against the % of weights remaining."""
     percent = [100 * row.density for row in rows]
-    for look, level in enumerate((50, 80, 95)):
+    for look, level in enumerate(metrics.LEVELS):
         found = [100 * getattr(row, f"coverage_{level}") for row in rows]
         axes.plot(percent, found, "o-", color=PALETTE[look], label=f"{level} % interval")
         axes.axhline(level, color=PALETTE[look], ls=":")

@@ -26,7 +26,7 @@ class Hooks:
         """Called within an epoch when :meth:`stopping` is True: save ``state`` and raise."""
 
     def progress(self, state: TrainState, steps: int, nll: float, measured: float) -> None:
-        """Called every ``CHECK_EVERY`` steps and at an epoch's end with the epoch's nll so far, and its accuracy or RMSE."""
+        """Called every ``CHECK_EVERY`` steps (``AGREE_EVERY`` with several ranks) and at an epoch's end with the epoch's nll so far, and its accuracy or RMSE."""
 
     def measuring(self) -> AbstractContextManager[None]:
         """Entered while the trained network is measured, after the last epoch."""

@@ -18,10 +18,20 @@ def test_a_network_s_row_holds_its_differences(tmp_path, capsys):
     assert capsys.readouterr().out.count("lenet 32") == 1  # the second command has nothing to do
 
 
+def test_rows_of_earlier_calls_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_table, "try_out", lambda arch, size: ROW | {"network": arch, "size": size})
+    for name in ("lenet", "resnet20"):
+        assert export_table.main(["-o", str(tmp_path), "--networks", name]) == 0
+    rows = csv.DictReader((tmp_path / "exports.csv").read_text().splitlines())
+    assert [row["network"] for row in rows] == ["lenet", "resnet20"]
+
+
+ROW = {f"{form}_{format}": "1e-7" for form, format in export_table.WAYS} | {"seconds": 1, "note": ""}
+
+
 def test_what_is_refused_or_fails_is_counted_as_such():
     def row(name, **values):
-        ways = {f"{form}_{format}": "1e-7" for form, format in export_table.WAYS}
-        return {"network": name, "size": 32, "seconds": 1, "note": ""} | ways | values
+        return ROW | {"network": name, "size": 32} | values
 
     rows = [row("a"), row("b", moments_onnx="refused", note="no rule"), row("c", draws_pt2="failed", note="crashed")]
     text = export_table.markdown(rows)

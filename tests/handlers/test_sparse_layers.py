@@ -65,7 +65,7 @@ def loss_and_gradients(model, guide, mask, batch, layers, estimator="weights"):
         torch.manual_seed(1)
         terms = pl.ELBO(estimator=estimator).terms(model, guide, *batch)
         parameters = [p for p in [*guide.parameters(), *model.parameters()] if p.requires_grad]
-        gradients = torch.autograd.grad(terms.nll + terms.kl, parameters, allow_unused=True)
+        gradients = torch.autograd.grad(terms.nll + terms.tempered_kl, parameters, allow_unused=True)
     return terms.nll.detach(), [torch.zeros(()) if g is None else g for g in gradients], terms.output.detach()
 
 

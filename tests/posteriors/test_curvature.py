@@ -55,6 +55,19 @@ def test_logistic_regression_beside_laplace_torch():
     torch.testing.assert_close(flat, theirs.posterior_variance.sqrt(), rtol=1e-4, atol=1e-6)
 
 
+def test_a_network_in_double_precision_takes_inputs_in_single():
+    net = nn.Linear(3, 1, bias=False)
+    x, y = torch.randn(5, 3), torch.randn(5, 1)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        own = nn.Sequential(nn.Linear(3, 1, bias=False)).to(dtype)
+        model = pl.BayesianRegressor(own, pl.priors.normal(2.0), num_data=5, noise_scale=0.5)
+        values = {"0.weight": net.weight.detach().to(dtype)}
+        found.append(posteriors.curvature.ggn_diagonal(model, values, {}, [(x, y)])["0.weight"])
+    assert found[1].dtype == torch.float64
+    torch.testing.assert_close(found[0], found[1].float(), rtol=1e-4, atol=1e-6)
+
+
 def test_a_regression_has_the_curvature_of_least_squares():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 2, bias=False))

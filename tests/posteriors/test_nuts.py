@@ -1,5 +1,7 @@
 """NUTS on posteriors that are known."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -46,6 +48,17 @@ def test_a_conjugate_regression(temperature):
     )
     assert found.divergences == 0
     torch.testing.assert_close(found.mean[:, 0], own @ draws.mean(0), rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_in_double_precision():
+    model, posterior, mask, data, *_ = regression()
+    wide = pl.BayesianRegressor(
+        nn.Sequential(nn.Linear(3, 1, bias=False)).double(), pl.priors.normal(2.0), num_data=30, noise_scale=0.5
+    )
+    values = torch.tensor([0.3, -1.0])
+    found = Target(wide, pl.posterior(pl.guides.mean_field(wide)), mask, data.train)({"w": values.double()})
+    assert found.dtype == torch.float64
+    assert float(found) == pytest.approx(float(Target(model, posterior, mask, data.train)({"w": values})), rel=1e-5)
 
 
 def test_the_potential_by_hand():
@@ -98,3 +111,7 @@ def test_agreement_and_total_variation_by_hand():
     assert metrics.total_variation(p, q) == pytest.approx((0.3 + 1.0) / 2)
     with pytest.raises(pl.UserError, match="must have one shape"):
         metrics.agreement(p, q[:1])
+    with pytest.raises(pl.UserError, match="convert logits"):
+        metrics.total_variation(p, 3 * q)
+    assert math.isnan(metrics.agreement(p, q / 0 * 0))
+    assert math.isnan(metrics.total_variation(p, q / 0 * 0))
