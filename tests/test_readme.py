@@ -230,10 +230,12 @@ def run_as_written(command, monkeypatch, more=()):
     module, *arguments = shlex.split(command)[2:]
     monkeypatch.setattr("sys.argv", [module, *arguments, *more])
     monkeypatch.delitem(sys.modules, module, raising=False)  # or runpy warns that it runs it a second time
+    code: object = 0
     try:
         runpy.run_module(module, run_name="__main__")
     except SystemExit as ended:
-        assert not ended.code
+        code = ended.code
+    assert not code
 
 
 @pytest.mark.slow
