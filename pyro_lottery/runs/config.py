@@ -208,6 +208,10 @@ class Config:
         if self.prune_to is not None and self.schedule == "iterative":
             if self.levels == 0:
                 raise UserError(f"--prune-to {self.prune_to:g} needs --levels of at least 1")
+            if isinstance(self.prune_fraction, str):
+                raise UserError(
+                    f"--prune-fraction {self.prune_fraction} chooses the density itself; leave out --prune-to"
+                )
             fraction = float(f"{1 - self.prune_to ** (1 / self.levels):.6g}")
             object.__setattr__(self, "prune_fraction", fraction)
             object.__setattr__(self, "prune_to", None)  # so that equal runs have equal options

@@ -126,6 +126,7 @@ def test_options_follow_from_the_schedule():
         ({"schedule": "gradual", "prune_to": 0.1, "prune_fraction": 0.5}, "--schedule gradual prunes to --prune-to"),
         ({"schedule": "gradual", "prune_to": 0.1, "levels": 3}, "--levels must be 0 or 1 with --schedule gradual, got 3"),
         ({"schedule": "one_shot", "prune_to": 0.1, "levels": 0}, "--levels must be 1 with --schedule one_shot, got 0"),
+        ({"prune_to": 0.1, "prune_fraction": "evidence"}, "--prune-fraction evidence chooses the density itself"),
         ({"mask_every": 3}, "--mask-every is for --schedule gradual and dynamic"),
         ({"schedule": "dynamic", "prune_to": 0.1, "mask_every": 0}, "--mask-every must be at least 1, got 0"),
         ({"schedule": "dynamic", "prune_to": 0.1, "devices": 2}, "--schedule dynamic trains on one device"),
