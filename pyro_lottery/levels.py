@@ -147,10 +147,11 @@ def measure(
     assert data.test is not None
     test, began = recorded(data.test), time.perf_counter()
     if model.task == "classification":
-        probs = predict(model, guide, test, num_samples, precision=precision)
+        probs = predict(model, guide, test, num_samples, precision=precision).cpu()  # which waits for a GPU
         seconds = time.perf_counter() - began
         return metrics.all_metrics(probs, test.targets), seconds
-    found = predictive(model, guide, test, num_samples, precision=precision)
+    found: Any = predictive(model, guide, test, num_samples, precision=precision)
+    found.mean.cpu()
     seconds = time.perf_counter() - began
     return metrics.regression(found, test.targets), seconds
 

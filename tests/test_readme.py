@@ -235,7 +235,7 @@ def run_as_written(command, monkeypatch, more=()):
         runpy.run_module(module, run_name="__main__")
     except SystemExit as ended:
         code = ended.code
-    assert not code
+    return code
 
 
 @pytest.mark.slow
@@ -243,12 +243,12 @@ def test_python_and_the_commands_on_runs(tmp_path, monkeypatch, capsys):
     """The Python of every README in one folder, in which the runs that it names have been trained, by shorter commands."""
     monkeypatch.chdir(tmp_path)
     experiment, plot = OF["side by side"]
-    run_as_written(experiment, monkeypatch, ["--epochs", "4", "--train-size", "400"])
+    assert run_as_written(experiment, monkeypatch, ["--epochs", "4", "--train-size", "400"]) == 0
     for path in Path("runs").iterdir():  # the shortened runs have other names
         path.rename(path.with_name(re.sub(r"seed0-.*", "seed0-quick", path.name)))
     for name in ("resnet18-digits-mean_field-snr-seed0-quick", "three"):  # the same network stands in for larger ones
         Path("runs", name).symlink_to("lenet-digits-mean_field-snr-seed0-quick")
-    run_as_written(plot, monkeypatch)
+    assert run_as_written(plot, monkeypatch) == 0
     assert (tmp_path / "both.png").stat().st_size > 10_000
     assert capsys.readouterr().out.count("| lenet | digits |") == 6
 
@@ -306,7 +306,7 @@ def test_the_speed_commands(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert out.count("| lenet, B 4 | 32 | local, pure torch |") == 2
     assert len(re.findall(r"\| lenet, B 4 \| ten weight samples", out)) == 1
-    run_as_written(plot, monkeypatch)
+    assert run_as_written(plot, monkeypatch) == 0
     assert (tmp_path / "speed.png").stat().st_size > 10_000
 
 
@@ -384,7 +384,8 @@ def test_the_papers_experiments(command, smoke_study, tmp_path, monkeypatch):
         toy += ["--arch", "lenet", "--seeds", "1", "--dataset", "digits", "--figures", "figures"]
     elif "plots" in command and "--arch" in command:
         toy += ["--arch", "lenet"]
-    run_as_written(command, monkeypatch, toy if "--protocol smoke" not in command else ["--figures", "figures"])
+    more = toy if "--protocol smoke" not in command else ["--figures", "figures"]
+    assert run_as_written(command, monkeypatch, more) == 0
 
 
 @pytest.mark.slow

@@ -18,10 +18,7 @@ def call(net: nn.Module, x: Any, dtype: torch.dtype) -> Tensor:
     Calls ``net(*x)`` for a tuple or list of tensors, and ``net(**x)`` for a mapping. Raises ``UserError`` if the output is
     not one tensor with n examples.
     """
-    # images are float32, and numpy arrays often float64
-    x = trees.map_tensors(
-        lambda t: t.to(dtype) if t.is_floating_point() and torch.float64 in (t.dtype, dtype) else t, x
-    )
+    x = in_dtype(x, dtype)
     count = trees.count(x)
     if isinstance(x, Mapping):
         output = one_tensor(net(**x))
@@ -33,6 +30,13 @@ def call(net: nn.Module, x: Any, dtype: torch.dtype) -> Tensor:
             "dimension must be the examples; does it reshape, or squeeze() without a dimension?"
         )
     return output
+
+
+def in_dtype(x: Any, dtype: torch.dtype) -> Any:
+    """A batch for weights of ``dtype``, since images are float32, and numpy arrays often float64."""
+    return trees.map_tensors(
+        lambda t: t.to(dtype) if t.is_floating_point() and torch.float64 in (t.dtype, dtype) else t, x
+    )
 
 
 def one_tensor(output: Any) -> Tensor:

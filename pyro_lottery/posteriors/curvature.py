@@ -14,6 +14,7 @@ from pyro_lottery.distributions import base
 from pyro_lottery.errors import UserError
 from pyro_lottery.model import BayesianNetwork, one_tensor
 from pyro_lottery.model.fixed import plain
+from pyro_lottery.model.outputs import in_dtype
 from pyro_lottery.types import Mask
 
 NUMBERS = 2**27
@@ -43,8 +44,7 @@ def ggn_diagonal(
     found = {name: torch.zeros_like(p) for name, p in parameters.items()}
     with pyro.validation_enabled(False):
         for inputs, targets in examples:
-            if inputs.is_floating_point():
-                inputs = inputs.to(next(iter(parameters.values())).dtype)
+            inputs = in_dtype(inputs, next(iter(parameters.values())).dtype)
             for x, y in zip(inputs.split(size), targets.split(size), strict=True):
                 roots = _roots(model, one_tensor(net(x)).detach(), y)
                 for k in range(roots.shape[-1]):

@@ -318,10 +318,10 @@ class Config:
         """How many weights a level prunes, in words.
 
         >>> Config().pruned, Config(prune_fraction="evidence").pruned, Config(schedule="gradual", prune_to=0.05).pruned
-        ('20 % pruned a level', 'pruned by evidence', 'pruned to 5 % while it trained')
+        ('20 % pruned a level', 'pruned by evidence', 'pruned to 5 % while it trained (gradual)')
         """
         if self.prune_to is not None:
-            return f"pruned to {100 * self.prune_to:g} % while it trained"
+            return f"pruned to {100 * self.prune_to:g} % while it trained ({self.schedule})"
         if isinstance(self.prune_fraction, str):
             return f"pruned by {self.prune_fraction}"
         return f"{100 * self.prune_fraction:g} % pruned a level"
