@@ -1,6 +1,7 @@
 """What tests share: small networks, small options, small files, and how two runs are compared."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from pyro_lottery.imp import run_imp
 from pyro_lottery.runs.config import Config
 from pyro_lottery.types import Posterior, Ticket
 
+FSYNC = os.fsync
+"""The real one, which the tests do without (tests/conftest.py)."""
 ROOT = Path(__file__).parent.parent
 DEADLOCK = 3600.0
 """Seconds after which a process that a test started is taken for stuck; one beside other work may need many minutes."""

@@ -1,5 +1,6 @@
 import os
 import signal
+import stat
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import torch
 
 from pyro_lottery import files, untrusted
 from pyro_lottery.errors import Damaged
-from tests.support import wait_for
+from tests.support import FSYNC, wait_for
 
 TENSORS = {"a/x": torch.randn(3, 2), "b": torch.arange(4), "c": torch.tensor(True), "d": torch.empty(0)}
 
@@ -77,6 +78,20 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
         files.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["t"]
+
+
+def test_a_file_is_flushed_before_it_is_renamed_and_its_folder_afterwards(tmp_path, monkeypatch):
+    done = []
+
+    def flush(descriptor):
+        FSYNC(descriptor)
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else os.fstat(descriptor).st_size)
+
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", lambda *paths: (replace(*paths), done.append("renamed")))
+    files.write_atomic(tmp_path / "file", b"12345")
+    assert done == [5, "renamed", "folder"]
 
 
 @pytest.mark.slow
