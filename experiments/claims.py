@@ -2,7 +2,7 @@
 
 Each claim is a list of statistics with one number per seed, paired by seed. A statistic by itself holds or fails if
 Student's t test of its mean over seeds says so at 2.5 %, corrected by Holm over the statistics of the claim and the network; a difference is
-equivalent to 0 if two one-sided tests put its mean within a margin. Fewer than three seeds cannot tell. A claim holds for a network if the tests of all
+equivalent to 0 if two one-sided tests put its mean within a margin. Fewer seeds than the protocol's, or than three, cannot tell. A claim holds for a network if the tests of all
 its statistics say so, which needs no correction, and fails if one fails; it has a verdict for all networks where each has one. Only complete runs, controls and transplants count. Prints the table and writes ``claims.md``, ``claims.json`` and the evidence, from
 which ``python -m experiments.claims FOLDER`` judges again without the runs. Accuracies are in percent, at the end of training unless
 ``--accuracy`` says otherwise.

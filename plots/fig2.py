@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.study.finished import Finished
-from experiments.study.statistics import rank_correlation
+from experiments.study.statistics import depth_slope
 from plots.command import main
 from plots.style import MARKERS, Plot, finish
 from pyro_lottery.errors import UserError
@@ -17,8 +17,8 @@ GUIDES = {"mean_field": ("Bayesian, snr", 0), "deterministic": ("deterministic",
 
 
 def layers(finished: Finished) -> pd.DataFrame:
-    """Per network, guide and layer: mean and standard deviation of the sparsity over seeds, and the rank correlation of
-    depth and sparsity (mean over seeds), at the last level that all runs pruned by snr and all deterministic runs have.
+    """Per network, guide and layer: mean and standard deviation of the sparsity over seeds, and the rise of sparsity
+    with depth in points (mean over seeds), at the last level that all runs pruned by snr and all deterministic runs have.
     """
     frame = finished.layers[finished.layers["arch"].isin(finished.archs)]
     if not len(frame):
@@ -27,8 +27,8 @@ def layers(finished: Finished) -> pd.DataFrame:
     found = pd.DataFrame(
         {"sparsity": grouped.mean(), "std": grouped.std(ddof=1), "seeds": grouped.count()}
     ).reset_index()
-    rho = [(arch, guide, rank_correlation(rows).mean()) for (arch, guide), rows in frame.groupby(["arch", "guide"])]
-    return found.merge(pd.DataFrame(rho, columns=["arch", "guide", "spearman"]), on=["arch", "guide"])
+    rise = [(arch, guide, depth_slope(rows).mean()) for (arch, guide), rows in frame.groupby(["arch", "guide"])]
+    return found.merge(pd.DataFrame(rise, columns=["arch", "guide", "rise"]), on=["arch", "guide"])
 
 
 def plot(finished: Finished) -> Plot:
@@ -41,7 +41,7 @@ def plot(finished: Finished) -> Plot:
             rows = frame[(frame["arch"] == arch) & (frame["guide"] == guide)]
             if not len(rows):
                 continue
-            label = f"{label}, ρ = {rows['spearman'].iloc[0]:.2f}"
+            label = f"{label}: {rows['rise'].iloc[0]:+.0f} points"
             axes.plot(
                 rows["depth"], 100 * rows["sparsity"], MARKERS[look] + "-", color=PALETTE[look], ms=4, label=label
             )
@@ -53,7 +53,7 @@ def plot(finished: Finished) -> Plot:
         axes.legend(frameon=False, fontsize=8)
     note = (
         "last level that all runs have finished; mean, band: ± one standard deviation; "
-        "ρ: rank correlation of depth and sparsity, without shortcuts"
+        "points: rise of sparsity from first to last layer by a line, without shortcuts"
     )
     finish(figure, finished, "Sparsity per layer", note, frame["seeds"])
     return Plot(figure, frame)

@@ -51,6 +51,8 @@ class Part:
     """By :func:`corrected`, together with the other parts of the claim."""
     beside: int = 1
     """How many parts the claim has for the same network."""
+    needed: int = 0
+    """How many seeds the study has for the network; with fewer values the part is not judged."""
 
     @property
     def network(self) -> str:
@@ -200,11 +202,12 @@ def at_every_level(what: str, low: float, high: float, gaps: pd.DataFrame, runs:
     """A part that holds if the mean of every column of ``gaps`` [seeds, levels] lies within [low, high], and fails if one lies outside.
 
     That all lie within needs no correction over levels, since the worst one must (Berger 1982); that one lies outside is corrected by
-    Bonferroni. The values are those of the level furthest out, which ``what`` then names.
+    Bonferroni. The values are those of the level that makes it fail, or else of the one furthest out, which ``what`` then names.
     """
     found = zip(gaps.columns, gaps.to_numpy(dtype=float).T, strict=True)
     columns = {level: v[~np.isnan(v)].tolist() for level, v in found if not np.isnan(v).all()}
-    wanted = f"{relation(low, high)} at every level"
+    levels = ", ".join(map(str, columns))
+    wanted = f"{relation(low, high)} at every level{f' ({levels})' * bool(columns)}"
     if not columns:
         return Part(what, wanted, (), tuple(sorted(set(runs))))
 
@@ -213,9 +216,10 @@ def at_every_level(what: str, low: float, high: float, gaps: pd.DataFrame, runs:
         return max(low - mean, mean - high)
 
     p_holds = max(p_within(values, low, high) for values in columns.values())
-    p_fails = min(1.0, len(columns) * min(p_outside(values, low, high) for values in columns.values()))
+    outside = {level: p_outside(values, low, high) for level, values in columns.items()}
+    p_fails = min(1.0, len(columns) * min(outside.values()))
     flipped = [p for values in columns.values() if (p := flips(values, low, high)) is not None]
-    worst = max(columns, key=out)
+    worst = min(columns, key=outside.__getitem__) if p_fails <= ERROR else max(columns, key=out)
     return Part(
         f"{what}, worst at level {worst}", wanted, tuple(columns[worst]), tuple(sorted(set(runs))), p_holds, p_fails,
         p_flips=max(flipped, default=None), tests=len(columns) * (1 if math.inf in (-low, high) else 2),
@@ -278,15 +282,17 @@ def together(parts: Sequence[Part]) -> str:
     return EQUIVALENT if max(min(part.p_holds, part.p_equivalent) for part in parts) <= ERROR else UNKNOWN
 
 
-def rank_correlation(layers: pd.DataFrame) -> pd.Series:
-    """Spearman's ρ of depth and sparsity per seed, over the layers of the main path, and 0 where all are equally sparse. The convolutions
-    of shortcuts are left out, since they have no depth of their own.
+def depth_slope(layers: pd.DataFrame) -> pd.Series:
+    """Per seed how many more percent of its weights the last layer loses than the first, by the least-squares line of sparsity over depth.
+
+    The convolutions of shortcuts are left out, since they have no depth of their own.
     """
     path = layers[~layers["site"].str.contains("shortcut|downsample")]
-    groups = path.groupby("seed")[["depth", "sparsity"]]
-    found = {
-        seed: g["depth"].corr(g["sparsity"], "spearman") if g["sparsity"].nunique() > 1 else 0 for seed, g in groups
-    }
+    found = {}
+    for seed, rows in path.groupby("seed"):
+        depth = rows["depth"] - rows["depth"].mean()
+        slope = (depth * rows["sparsity"]).sum() / (depth**2).sum()
+        found[seed] = 100 * slope * (depth.max() - depth.min())
     return pd.Series(found, dtype=float)
 
 
@@ -318,9 +324,17 @@ class Curve:
             return values.iloc[:, :0]
         return values.drop(columns=0).sub(values[0], axis=0)
 
+    def steps(self, column: str) -> pd.DataFrame:
+        """The difference to the level before by seed (rows) and pruned level (columns)."""
+        return self.by_level(column).diff(axis=1).iloc[:, 1:]
+
     def up_to(self, density: float) -> Curve:
         """The levels of at least this density."""
         return Curve(self.frame[self.frame["density"] >= density * (1 - ROUNDED)])
+
+    def down_to(self, density: float) -> Curve:
+        """The dense level and those of at most this density."""
+        return Curve(self.frame[(self.frame["density"] <= density * (1 + ROUNDED)) | (self.frame["level"] == 0)])
 
     def sparsest(self, column: str) -> pd.Series:
         """Per seed ``column`` of the sparsest level that all seeds have finished."""

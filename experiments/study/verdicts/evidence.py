@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from experiments.study.protocols import PROTOCOLS, protocol_of
 from experiments.study.statistics import Curve
 from pyro_lottery import files, tables
 from pyro_lottery.errors import UserError
+from pyro_lottery.runs.config import preset
 from pyro_lottery.runs.loaded import Run
 
 SMALL = {"resnet": ("resnet18", "resnet20"), "vgg": ("vgg11",), "vit": ("vit_tiny",)}
@@ -36,9 +38,16 @@ class Evidence:
     layers: pd.DataFrame
 
     def of_claim(self, number: int) -> Evidence:
-        """The evidence that decides a claim: that of protocols made for it where there is some, otherwise that of protocols made for none."""
+        """The evidence that decides a claim: for each network that of protocols made for it where there is some, otherwise that of protocols made for none."""
         own = self.levels["protocol"].isin([name for name, claims in MADE_FOR.items() if number in claims])
-        return replace(self, levels=self.levels[own if own.any() else ~self.levels["protocol"].isin(MADE_FOR)])
+        decided = self.levels["arch"].isin(self.levels.loc[own, "arch"])
+        return replace(self, levels=self.levels[own | ~(decided | self.levels["protocol"].isin(MADE_FOR))])
+
+    def seeds(self, arch: str) -> int:
+        """How many seeds a statistic of the network needs: as many as its protocols plan, or as many as it has, if these are more."""
+        rows = self.levels[self.levels["arch"] == arch]
+        planned = [PROTOCOLS[name].seeds for name in rows["protocol"].unique() if name in PROTOCOLS]
+        return max([rows["seed"].nunique(), *planned])
 
     def curve(
         self, arch: str, guide: str = "mean_field", score: str = "snr", treatment: str = "imp", rewind: str = "init"
@@ -64,7 +73,7 @@ TEXTS = ("run", "arch", "guide", "score", "treatment", "rewind", "protocol", "de
 """Columns that are text, even where a run's folder is called 007 or null."""
 COLUMNS = (
     "run", "arch", "seed", "guide", "score", "treatment", "rewind", "lr", "warmup_epochs", "level", "density", *ACCURACIES, "mace",
-    "train_seconds", "train_samples", "base", "protocol", "description",
+    "step_ms", "train_samples", "base", "protocol", "description",
 )  # fmt: skip
 LAYER_COLUMNS = ("run", "seed", "site", "depth", "sparsity")
 
@@ -105,6 +114,10 @@ def gather(
             for arch, count in rows.groupby("arch")["seed"].nunique().items()
         )
         lines.append(f"{counts}: {description}")
+    dense = levels[(levels["level"] == 0) & levels["base"] & ~levels["protocol"].isin(MADE_FOR)]
+    if len(dense):
+        means = 100 * of_guide(dense).groupby("arch", sort=False)[accuracy].mean()
+        lines.append("dense Bayesian networks: " + ", ".join(f"{arch} {mean:.1f} %" for arch, mean in means.items()))
     return Evidence(levels.assign(accuracy=100 * levels[accuracy]), layers), lines
 
 
@@ -119,9 +132,15 @@ def _of_runs(root: Path, protocol: str | None, data: str | None) -> tuple[pd.Dat
     found = {protocol_of(run.config) for run in runs if data in (None, run.config.data_name)}
     names = [protocol] if protocol else sorted(found - {"custom"}) or [None]
     studies = [read(root, name, data) for name in names]
-    parts, layers = [], []
+    parts, all_layers = [], []
     for study in studies:
-        complete = [run for run in study.runs if len(run.folder.results()) == run.config.levels + 1]
+        # --levels may differ from the protocol's, and would change the level at which all runs are compared.
+        levels = preset(study.protocol).levels if study.protocol in PROTOCOLS else None
+        complete = [
+            r for r in study.runs if len(r.folder.results()) == (r.config.levels if levels is None else levels) + 1
+        ]
+        if left := sorted({run.folder.path.name for run in study.runs} - {run.folder.path.name for run in complete}):
+            print(f"left out, without all levels of their protocol: {', '.join(left)}", file=sys.stderr)
         if not complete:
             continue
         frame = replace(study, runs=complete).all_levels.assign(protocol=study.protocol, description=study.description)
@@ -133,12 +152,12 @@ def _of_runs(root: Path, protocol: str | None, data: str | None) -> tuple[pd.Dat
             if treatment == "imp" or _derived_levels(study.protocol, run) <= own.get(str(derived.folder.path), set())
         }
         parts.append(frame[frame["run"].isin(whole)])
-        layers.append(replace(study, runs=complete).layers)
+        all_layers.append(replace(study, runs=complete).layers)
     if not parts:
-        raise UserError(f"{root} has no complete run; a claim is judged by runs that have all their levels")
-    levels, layers = pd.concat(parts, ignore_index=True), pd.concat(layers, ignore_index=True)
+        raise UserError(f"{root} has no complete run; a claim is judged by runs that have all levels of their protocol")
     relative = [
-        frame.assign(run=[str(Path(run).relative_to(root)) for run in frame["run"]]) for frame in (levels, layers)
+        frame.assign(run=[str(Path(run).relative_to(root)) for run in frame["run"]])
+        for frame in (pd.concat(parts, ignore_index=True), pd.concat(all_layers, ignore_index=True))
     ]
     return relative[0][list(COLUMNS)], relative[1].reindex(columns=list(LAYER_COLUMNS)).astype(
         {"run": str, "site": str}

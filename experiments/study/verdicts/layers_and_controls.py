@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from experiments.study.finished import GUIDES
-from experiments.study.statistics import ERROR, Part, above, at_every_level, judged, rank_correlation
+from experiments.study.statistics import ERROR, Part, above, at_every_level, depth_slope
 from experiments.study.verdicts.evidence import CLOSE, SMALL, Evidence
 from pyro_lottery.tickets import CONTROLS
 
@@ -16,18 +16,18 @@ from pyro_lottery.tickets import CONTROLS
 def claim_6(e: Evidence) -> list[Part]:
     """Deeper layers are pruned more, and more so in Bayesian than in deterministic networks.
 
-    ρ = Spearman's rank correlation of depth and sparsity over the layers of the last level, without shortcuts; ρ above
-    0 for both, and ρ(Bayesian, snr) − ρ(deterministic) above 0.
+    Rise = the points of sparsity from the first layer to the last of the sparsest level, by a line over the layers without shortcuts; above
+    0 for both, and rise(Bayesian, snr) − rise(deterministic) above 0.
     """
     parts = []
     for arch in e.all_networks():
-        rho, runs = {}, {}
+        rise, runs = {}, {}
         for guide, name in GUIDES.items():
             curve = e.curve(arch, guide)
-            rho[name], runs[name] = rank_correlation(e.layers[e.layers["run"].isin(curve.runs)]), curve.runs
-            parts.append(above(f"{arch}: ρ of depth and sparsity, {name}", rho[name], curve.runs))
+            rise[name], runs[name] = depth_slope(e.layers[e.layers["run"].isin(curve.runs)]), curve.runs
+            parts.append(above(f"{arch}: rise of sparsity with depth, {name}", rise[name], curve.runs))
         both = [*runs["Bayesian"], *runs["deterministic"]]
-        parts.append(above(f"{arch}: ρ, Bayesian − deterministic", rho["Bayesian"] - rho["deterministic"], both))
+        parts.append(above(f"{arch}: rise, Bayesian − deterministic", rise["Bayesian"] - rise["deterministic"], both))
     return parts
 
 
@@ -65,18 +65,19 @@ def _ceiling(what: str, gaps: pd.DataFrame, runs: list[str]) -> Part:
 def claim_8(e: Evidence) -> list[Part]:
     """Even and global shuffling lose the advantage; for ResNet and VGG reinit and layerwise shuffling stay close, reinit above layerwise; for ViT all controls drop.
 
-    Mean over levels of accuracy(ticket) − accuracy(control): above 1 point where the advantage is lost, within ±1 where
-    a control stays close; accuracy(reinit) − accuracy(shuffle_layerwise) above 0. Bayesian networks.
+    accuracy(ticket) − accuracy(control): above 1 point on average where the advantage is lost, within ±1 at every level where
+    a control stays close; accuracy(reinit) − accuracy(shuffle_layerwise) above 0 on average. Bayesian networks.
     """
     parts = []
     for family in SMALL:
         for arch in e.networks(family):
             ticket, controls = e.curve(arch), {c: e.curve(arch, treatment=c) for c in CONTROLS}
             for control, c in controls.items():
-                close = family != "vit" and control in ("reinit", "shuffle_layerwise")
-                low, high = (-CLOSE, CLOSE) if close else (CLOSE, math.inf)
-                gap = ticket.ahead_of(c, "accuracy")
-                parts.append(judged(f"{arch}: ticket − {control}", low, high, gap, [*ticket.runs, *c.runs]))
+                what, gaps, runs = f"{arch}: ticket − {control}", ticket.gaps(c, "accuracy"), [*ticket.runs, *c.runs]
+                if family != "vit" and control in ("reinit", "shuffle_layerwise"):
+                    parts.append(at_every_level(what, -CLOSE, CLOSE, gaps, runs))
+                else:
+                    parts.append(above(what, gaps.mean(axis=1, skipna=False), runs, CLOSE))
             if family != "vit":
                 reinit, layerwise = controls["reinit"], controls["shuffle_layerwise"]
                 ahead = reinit.ahead_of(layerwise, "accuracy")

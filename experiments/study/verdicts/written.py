@@ -24,7 +24,8 @@ def markdown(claims: Sequence[Claim], lines: Sequence[str], accuracy: str) -> st
         "",
         "Could show: how far beyond its bound a mean has to be to count, by the spread of these seeds, if it is the clearest of a claim.",
     ]
-    out += ["Sign flips: the p-value of the relation by flips of signs.", ""]
+    out += ["Sign flips: the p-value of the relation by flips of signs."]
+    out += ["Equivalent: the difference that the claim speaks of is within the margin of none.", ""]
     columns = (
         "#",
         "statistic",
@@ -35,15 +36,12 @@ def markdown(claims: Sequence[Claim], lines: Sequence[str], accuracy: str) -> st
         "sign flips",
         "verdict",
     )
-    most = {p.network: 0 for c in claims for p in c.parts}
-    for part in (p for c in claims for p in c.parts):
-        most[part.network] = max(most[part.network], len(part.values))
     parts = (
         (
             c.number,
             p.what,
             _value(p),
-            _seeds(p, most[p.network]),
+            f"{len(p.values)}" + (f" of {p.needed}" if len(p.values) < p.needed else ""),
             p.wanted,
             _number(p.smallest),
             _number(p.p_flips),
@@ -63,11 +61,6 @@ def _verdict(part: Part) -> str:
     if part.verdict == EQUIVALENT:
         return f"equivalent within {part.margin:g}"
     return part.verdict + (f" ({part.why_not})" if part.why_not else "")
-
-
-def _seeds(part: Part, most: int) -> str:
-    """How many seeds have a value, of how many that have one in any statistic of the network."""
-    return f"{len(part.values)}" + (f" of {most}" if len(part.values) < most else "")
 
 
 def _number(value: float | None) -> str:
