@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_lottery import diagnostics, masks, seeds, tickets
-from pyro_lottery.data import Data, in_memory
+from pyro_lottery.data import Data, in_memory, stratified_split
 from pyro_lottery.errors import UserError
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.modes import evaluating
@@ -150,7 +150,9 @@ def _barriers(level: Level, before: Level | None, data: Data) -> dict[str, float
     if before is None or data.test is None:
         return nothing
     model, config = level.load_model().model, level.run.config
-    x, y = in_memory(data.test)[:EXAMPLES], in_memory(data.test).targets[:EXAMPLES]
+    # Of all classes, since test images may be sorted by class.
+    few, _ = stratified_split(test := in_memory(data.test), min(EXAMPLES, len(test)), seed=0)
+    x, y = few[:], few.targets
 
     def nll_at(weights: Sites) -> float:
         update_batch_norm_(

@@ -151,7 +151,7 @@ def _by_class(predicted: Tensor, labels: Tensor, names: Sequence[str]) -> Rows:
 def _scores(inside: Predictive, outside: Predictive) -> Iterator[tuple[str, Tensor, Tensor]]:
     for name in ("total", "aleatoric", "epistemic"):
         yield name, getattr(inside, name), getattr(outside, name)
-    yield "confidence", 1 - inside.probs.max(1).values, 1 - outside.probs.max(1).values
+    yield "confidence", metrics.doubt(inside.probs), metrics.doubt(outside.probs)
 
 
 def _detection(name: str, score: str, inside: Tensor, outside: Tensor) -> dict[str, Any]:
@@ -171,8 +171,10 @@ def _check_baseline(
     where: torch.device,
     data_dir: str | None,
 ) -> None:
-    """Raises ``UserError`` unless ``baseline`` has the levels, densities and test images of ``run``, so that only posteriors differ."""
+    """Raises ``UserError`` unless ``baseline`` has the network, levels, densities and test images of ``run``, so that only posteriors differ."""
     place = f"--baseline {baseline.folder.path}"
+    if baseline.config.arch != run.config.arch:
+        raise UserError(f"{place}: it is a {baseline.config.arch}; give a run of {run.config.arch}")
     if not others:
         raise UserError(f"{place}: it is measured beside other images; give --ood too")
     there, here = (found.results.set_index("level")["density"] for found in (baseline, run))
@@ -193,7 +195,7 @@ def _of_baseline(
     network = baseline.level(number).load_model(where)
 
     def doubt(images: Split) -> Tensor:
-        return 1 - last(network.predictives(images, count, baseline.config.seed)).probs.max(1).values
+        return metrics.doubt(last(network.predictives(images, count, baseline.config.seed)).probs)
 
     inside, drawn = doubt(test), 1 if guides.is_point(network.guide) else count
     for name, split in others.items():

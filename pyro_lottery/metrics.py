@@ -99,7 +99,12 @@ def adaptive_ece(probs: Tensor, labels: Tensor, bins: int = BINS) -> float:
         return math.nan
     confidence, predicted = probs.double().max(1)
     order = confidence.argsort(stable=True)
-    gaps = ((predicted == labels).double() - confidence)[order].tensor_split(bins)
+    # Equal confidences, which a bin's edge may part, each count with their mean, whatever their order.
+    _, group, sizes = confidence.unique(return_inverse=True, return_counts=True)
+    gap = (predicted == labels).double() - confidence
+    gaps = (torch.zeros_like(sizes, dtype=torch.double).scatter_add_(0, group, gap) / sizes)[group][order].tensor_split(
+        bins
+    )
     return float(torch.stack([gap.sum().abs() for gap in gaps]).sum() / len(labels))
 
 
@@ -120,10 +125,10 @@ def classwise_ece(probs: Tensor, labels: Tensor, bins: int = BINS) -> float:
 
 
 def calibrated_nll(probs: Tensor, labels: Tensor, splits: int = 5) -> float:
-    """The NLL in nats after a temperature was fitted on the other half of the examples (Ashukha et al. 2020).
+    """The NLL in nats after a temperature was fitted on the other half of the examples (Ashukha et al. 2020), under N(0, 0.5²) for log T.
 
     ``probs`` [n, classes] become probs^(1/T), normalised; ``labels`` is [n]. It is the mean over both halves of ``splits`` random halvings, always
-    the same. Raises ``UserError`` for fewer than two examples.
+    the same. The prior matters where a half has hardly an error, for which T without it would be nearly 0. Raises ``UserError`` for fewer than two examples.
     """
     probs, labels = _checked(probs, labels)
     if probs.isnan().any():
@@ -134,13 +139,16 @@ def calibrated_nll(probs: Tensor, labels: Tensor, splits: int = 5) -> float:
     for _ in range(splits):
         halves = torch.randperm(len(labels), generator=generator).tensor_split(2)
         for fitted, measured in (halves, halves[::-1]):
-            powers = tempered(probs[measured], temperature(probs[fitted], labels[fitted]))
+            powers = tempered(probs[measured], temperature(probs[fitted], labels[fitted], prior_scale=0.5))
             found.append(nll(powers, labels[measured]))
     return sum(found) / len(found)
 
 
-def temperature(probs: Tensor, labels: Tensor) -> float:
-    """The temperature T, from 1/20 to 20, with the least NLL of probs^(1/T) (Guo et al. 2017); ``probs`` [n, classes], ``labels`` [n]."""
+def temperature(probs: Tensor, labels: Tensor, prior_scale: float = math.inf) -> float:
+    """The temperature T, from 1/20 to 20, with the least NLL of probs^(1/T) (Guo et al. 2017); ``probs`` [n, classes], ``labels`` [n].
+
+    With ``prior_scale`` s, the one with the least summed NLL + (log T)²/(2 s²).
+    """
     from scipy.optimize import minimize_scalar
 
     probs, labels = _checked(probs, labels)
@@ -148,8 +156,9 @@ def temperature(probs: Tensor, labels: Tensor) -> float:
         return math.nan
     log = probs.double().clamp_min(torch.finfo(torch.float32).tiny).log()
 
-    def loss(exponent: float) -> float:  # convex in 1/T
-        return float(F.cross_entropy(log * exponent, labels))
+    def loss(exponent: float) -> float:  # convex in 1/T without a prior
+        prior = math.log(exponent) ** 2 / (2 * prior_scale**2) / len(labels)
+        return float(F.cross_entropy(log * exponent, labels)) + prior
 
     return 1 / float(minimize_scalar(loss, bounds=(1 / 20, 20.0), method="bounded", options={"xatol": 1e-6}).x)
 
@@ -183,6 +192,15 @@ def reliability(probs: Tensor, labels: Tensor, bins: int = BINS) -> tuple[Tensor
 def all_metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:
     """Accuracy, NLL, MACE, ECE and Brier score, by name, of ``probs`` [n, classes] and ``labels`` [n]."""
     return {f.__name__: f(probs, labels) for f in (accuracy, nll, mace, ece, brier)}
+
+
+def doubt(probs: Tensor) -> Tensor:
+    """One minus the largest probability [...] of probabilities [..., classes], in double precision.
+
+    It is the sum of the others, since the difference is 0 in single precision where logits are more than 17 apart.
+    """
+    probs = _probabilities(probs).double()
+    return probs.scatter(-1, probs.argmax(-1, keepdim=True), 0.0).sum(-1)
 
 
 def entropy(probs: Tensor) -> Tensor:

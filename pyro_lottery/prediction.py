@@ -31,6 +31,8 @@ BATCH = 500
 """Default number of examples per forward pass."""
 SMALL, NUMBERS = 2_500, 2**23
 """Examples per forward pass on a GPU, which waits for Python between two passes, if they hold no more input numbers than this."""
+ROUNDING = 1e-6
+"""Nats: what two entropies of probabilities in single precision differ by if these are equal."""
 Inputs = Any
 """Inputs: a tensor or numpy array [n, ...], a tuple, list or mapping of them as the network takes it, a
 ``pyro_lottery.data.Split``, or a loader, which is any other iterable of batches x or (x, y)."""
@@ -96,8 +98,9 @@ class Predictive:
 
     @property
     def epistemic(self) -> Tensor:
-        """The mutual information of label and weights [n], in nats: total − aleatoric, at least 0 up to rounding."""
-        return self.total - self.aleatoric
+        """The mutual information of label and weights [n], in nats: total − aleatoric, and 0 within the rounding of the draws."""
+        found = self.total - self.aleatoric
+        return found.where(found > ROUNDING, 0.0)
 
 
 def predictive(

@@ -136,6 +136,8 @@ def test_a_baseline_of_other_images_or_densities_is_refused(run, tmp_path, refus
     message(levels=0)
     expected = "its test images are not those of"
     message(test_size=30)
+    expected = "it is a resnet20; give a run of lenet"
+    message(arch="resnet20", levels=0)
     refused(evaluate.main, [str(run.folder.path), "--baseline", str(run.folder.path)], "give --ood too")
 
 

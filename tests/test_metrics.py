@@ -34,6 +34,21 @@ def test_calibration_without_equal_bins():
     )
 
 
+def test_equal_confidences_count_alike_in_any_order():
+    """Half of the answers are right, at a confidence of one half, sorted by class as folders are, or not."""
+    for labels in ([0, 0, 1, 1], [0, 1, 0, 1]):
+        probs = torch.tensor([[0.5, 0.5]]).repeat(4, 1)
+        assert metrics.adaptive_ece(probs, torch.tensor(labels), 2) == 0
+
+
+def test_what_is_left_of_certainty_is_not_rounded_away():
+    logits = torch.tensor([[40.0, 0.0, 0.0], [20.0, 0.0, 1.0]])
+    doubts = metrics.doubt(logits.softmax(1))
+    assert (1 - logits.softmax(1).max(1).values).tolist() == [0, 0]
+    assert doubts.tolist() == pytest.approx([2 * math.exp(-40), (1 + math.e) * math.exp(-20)], rel=1e-5)
+    assert metrics.doubt(PROBS).tolist() == pytest.approx([0.1, 0.1, 0.1, 0.4])
+
+
 @pytest.mark.parametrize(("right", "expected"), [(8, 0.0), (5, 0.3), (10, 0.2)])
 def test_smooth_ece_of_one_confidence_is_its_distance_to_the_accuracy(right, expected):
     probs = torch.tensor([[0.8, 0.2]]).repeat(1000, 1)
@@ -55,6 +70,18 @@ def test_a_temperature_undoes_what_sharpened_the_probabilities():
         metrics.tempered(true, 0)
     with pytest.raises(pl.UserError, match="at least two examples"):
         metrics.calibrated_nll(true[:1], labels[:1])
+
+
+def test_a_half_without_errors_does_not_fit_a_temperature_of_nothing():
+    """One of 360 is wrong at a confidence of .99: without a prior one half fits T < 0.1, and the other pays for it."""
+    probs, labels = torch.tensor([[0.99, 0.01]]).repeat(360, 1), torch.zeros(360).long()
+    labels[7] = 1
+    assert metrics.temperature(probs[8:], labels[8:]) < 0.1
+    assert metrics.calibrated_nll(probs, labels) == pytest.approx(metrics.nll(probs, labels), rel=0.1)
+    # Of one example the best log T is that where its derivative, of the loss and of the prior, is 0.
+    found = metrics.temperature(probs[:1], labels[:1], prior_scale=0.5)
+    gap = math.log(0.99 / 0.01) / found
+    assert math.log(found) / 0.5**2 == pytest.approx(-gap / (1 + math.exp(gap)), abs=1e-4)
 
 
 def test_areas_by_hand():

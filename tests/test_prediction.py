@@ -433,3 +433,11 @@ def test_entropies_of_hand_made_predictives():
     assert float(certain_but_opposed.epistemic) == pytest.approx(float(torch.tensor(2.0).log()))
     agreed = prediction.Predictive(torch.tensor([[0.5, 0.5]]), torch.tensor([2.0]).log(), 2)
     assert float(agreed.epistemic) == pytest.approx(0.0, abs=1e-7)
+
+
+def test_equal_draws_have_no_epistemic_entropy():
+    """Rounding alone would order the images, and detect some of them."""
+    probs = torch.rand(200, 10, generator=torch.Generator().manual_seed(0)).softmax(1)
+    found = prediction.last(prediction._running(iter([probs] * 10)))
+    assert (found.total - found.aleatoric).abs().max() > 0
+    assert found.epistemic.unique().tolist() == [0.0]

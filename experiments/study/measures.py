@@ -6,7 +6,6 @@ import json
 import math
 import tempfile
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -29,7 +28,9 @@ OWN = METRICS[4:]
 """Metrics that a run does not measure itself."""
 SEVERITY = 3
 SHIFTED = 500
-"""Test images, at most, that are corrupted or permuted."""
+"""Test images, at most, that are corrupted or permuted; of all classes, since test images may be sorted by class."""
+WAY = 2
+"""Counts up when a metric of ``OWN`` is measured in another way, so that what was kept is measured again."""
 
 
 def row_of(name: str, method: Method, density: float, level: Level) -> dict[str, Any]:
@@ -70,19 +71,25 @@ def measured(level: Level) -> dict[str, float]:
     path, own = folder.path / f"methods_{level.number}.json", posterior_checksum(level.posterior)
 
     def missing() -> bool:
-        return not path.exists() or json.loads(path.read_text())["posterior"] != own
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        return (kept.get("posterior"), kept.get("way")) != (own, WAY)
 
     if missing():
         with folder.lock():
             if missing():  # another process may have measured it just now
-                files.write_json(path, _measure(level) | {"posterior": own})
+                files.write_json(path, _measure(level) | {"posterior": own, "way": WAY})
     kept = json.loads(path.read_text())
     return {name: kept[name] for name in OWN}
 
 
+def some_of(test: Split) -> Split:
+    """At most ``SHIFTED`` images, with the test set's share of each class."""
+    return data.stratified_split(test, min(SHIFTED, len(test)), seed=0)[0]
+
+
 def _measure(level: Level) -> dict[str, float]:
     network, config, test = level.load_model(), level.run.config, in_memory(level.run.load_data().test)
-    few = replace(test, inputs=test.inputs[:SHIFTED], targets=test.targets[:SHIFTED])
+    few = some_of(test)
 
     def predict(images: Split) -> Predictive:
         return network.predictive(images, config.eval_samples, config.seed)

@@ -19,11 +19,11 @@ SEVERITIES = range(1, 6)
 _LEVELS = {
     "noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # standard deviation, where pixels range from 0 to 1
     "blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # standard deviation in pixels
-    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # factor of the deviation from the mean grey
-    "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),  # value added to pixels from 0 to 1
+    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # factor of the deviation from the mean of the channel
+    "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),  # value from 0 to 1 added to the brightest channel, the V of HSV
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),  # factor of the side of the intermediate image
 }
-"""The parameter of each corruption at severities 1 to 5, as in CIFAR-10-C (Hendrycks and Dietterich 2019)."""
+"""The parameter of each corruption at severities 1 to 5, as in CIFAR-10-C (Hendrycks and Dietterich 2019), whose operations these are too."""
 CORRUPTIONS = tuple(_LEVELS)
 _FOLDERS = {"tiny_imagenet": "tiny-imagenet-200/test/images/*.JPEG", "textures": "dtd/images/*/*.jpg"}
 """Where archives of images lie when they are unpacked: Tiny ImageNet, and the Describable Textures Dataset."""
@@ -35,7 +35,7 @@ def corrupt(split: Split, kind: str, severity: int) -> Split:
     """Return ``split`` with every image corrupted; the result is uint8 and always the same.
 
     ``kind`` is one of ``CORRUPTIONS`` and ``severity`` is 1 to 5. The parameters are chosen for images of 32×32 pixels; at
-    8×8, some severities of ``pixelate`` round to the same size. Raises ``UserError`` for another kind or severity, and for a
+    8×8, some severities of ``pixelate`` have the same size. Raises ``UserError`` for another kind or severity, and for a
     split that does not hold uint8 images.
     """
     if kind not in _LEVELS:
@@ -52,14 +52,26 @@ def corrupt(split: Split, kind: str, severity: int) -> Split:
         width = min(7, 2 * min(pixels.shape[-2:]) - 1)  # a wider kernel cannot be padded
         changed = F.gaussian_blur(pixels.float(), [width, width], [level, level])
     elif kind == "contrast":
-        changed = F.adjust_contrast(pixels, level).float()
+        mean = pixels.float().mean((2, 3), keepdim=True)
+        changed = mean + level * (pixels.float() - mean)
     elif kind == "brightness":
-        changed = pixels.float() + 255 * level
+        value = pixels.float().amax(1, keepdim=True)
+        brighter = (value + 255 * level).clamp_max(255)
+        changed = torch.where(value > 0, pixels.float() * brighter / value.clamp_min(1), brighter)
     else:
-        size = list(pixels.shape[-2:])
-        small = F.resize(pixels, [max(1, round(level * s)) for s in size], antialias=True)
-        changed = F.resize(small, size, interpolation=F.InterpolationMode.NEAREST).float()
+        rows, columns = (_boxes(size, max(1, int(level * size))).to(pixels.device) for size in pixels.shape[-2:])
+        small = rows @ (pixels.float() @ columns.T).round()
+        changed = F.resize(small.round(), list(pixels.shape[-2:]), interpolation=F.InterpolationMode.NEAREST_EXACT)
     return _like(split, changed.round().clamp(0, 255).to(torch.uint8))
+
+
+def _boxes(size: int, small: int) -> Tensor:
+    """The weights [small, size] that shrink a side as the box filter of Pillow does: the mean of the pixels whose centres lie in each box."""
+    scale = size / small
+    centres = (torch.arange(small, dtype=torch.double) + 0.5) * scale
+    place = (torch.arange(size, dtype=torch.double) + 0.5 - centres[:, None]) / scale
+    inside = ((place > -0.5) & (place <= 0.5)).float()
+    return inside / inside.sum(1, keepdim=True)
 
 
 def out_of_distribution(test: Split, name: str, data_dir: str | Path, image_size: int | None = None) -> Split:

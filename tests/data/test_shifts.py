@@ -38,12 +38,30 @@ def test_images_of_three_pixels_are_corrupted_too():
         assert data.corrupt(tiny, kind, 5).pixels.shape == (2, 1, 3, 3)
 
 
+@pytest.mark.parametrize("severity", data.SEVERITIES)
+def test_pixelate_is_the_box_filter_of_cifar10_c(severity):
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    found = data.corrupt(Split(pixels, torch.zeros(3), torch.zeros(3), torch.ones(3)), "pixelate", severity).pixels
+    small = int(32 * (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1])
+    for image, ours in zip(pixels, found, strict=True):
+        original = Image.fromarray(image.permute(1, 2, 0).numpy())
+        theirs = original.resize((small, small), Image.Resampling.BOX).resize((32, 32), Image.Resampling.BOX)
+        assert np.abs(np.array(theirs).astype(int) - ours.permute(1, 2, 0).numpy()).max() <= 1
+
+
 def test_corruptions_by_hand(split):
     grey = Split(torch.full((1, 1, 8, 8), 100, dtype=torch.uint8), torch.zeros(1), torch.zeros(1), torch.ones(1))
     assert data.corrupt(grey, "brightness", 1).pixels.unique().tolist() == [113]  # 100 + 255·0.05
     assert data.corrupt(grey, "brightness", 5).pixels.unique().tolist() == [176]
     for kind in ("blur", "contrast", "pixelate"):
         assert data.corrupt(grey, kind, 5).pixels.unique().tolist() == [100], f"{kind} leaves an even image alone"
+    red = torch.tensor([200, 40, 40], dtype=torch.uint8)
+    image = torch.stack([red, torch.tensor([0, 0, 0], dtype=torch.uint8)], 1).view(1, 3, 1, 2)
+    image = Split(image, torch.zeros(1), torch.zeros(3), torch.ones(3))
+    # V of HSV grows from 200/255 to 1, and hue and saturation stay; black becomes grey.
+    assert data.corrupt(image, "brightness", 5).pixels[0, :, 0].tolist() == [[255, 76], [51, 76], [51, 76]]
+    # Each channel shrinks towards its own mean, 100 and 20, to .15 of the distance.
+    assert data.corrupt(image, "contrast", 5).pixels[0, :, 0].tolist() == [[115, 85], [23, 17], [23, 17]]
     noise = data.corrupt(
         Split(torch.full((400, 1, 8, 8), 128, dtype=torch.uint8), torch.zeros(400), *grey_stats()), "noise", 3
     )

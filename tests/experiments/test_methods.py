@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import pandas as pd
 import pytest
+import torch
 
 import pyro_lottery as pl
 from experiments import methods
@@ -16,6 +17,7 @@ from experiments.study import measures
 from experiments.study import methods as ways
 from experiments.study.statistics import interval
 from plots.methods import pareto
+from pyro_lottery.data import Split
 from tests.support import ROOT, cifar10_jpeg, small_run
 
 README = (ROOT / "experiments" / "README.md").read_text()
@@ -23,6 +25,14 @@ SHORT = shlex.split(
     "--epochs 10 --seeds 1 --densities 0.2 --train-size 100 --test-size 60 --batch-size 20 --eval-samples 2"
 )
 TINY = {"arch": "lenet", "dataset": "digits", "seed": 0}
+
+
+def test_images_that_are_corrupted_are_of_all_classes():
+    test = Split(
+        torch.zeros(2000, 1, 2, 2, dtype=torch.uint8), torch.arange(2000) // 200, torch.zeros(1), torch.ones(1)
+    )
+    assert measures.some_of(test).labels.bincount().tolist() == [50] * 10
+    assert len(measures.some_of(Split(test.inputs[:7], test.labels[:7], test.mean, test.std))) == 7
 
 
 def test_all_methods_have_the_same_epochs():
