@@ -116,12 +116,11 @@ def crop_and_flip(
 def shuffle(count: int, batch_size: int, generator: torch.Generator, least: int = 2) -> list[Tensor]:
     """Return the batches of one epoch as index tensors [b] on the generator's device: every example once, in random order.
 
-    A last batch of fewer than ``least`` examples is merged with the one before it, since BatchNorm cannot normalise one
-    example.
+    What is left of fewer than ``least`` examples joins the batch before, since BatchNorm cannot normalise one example.
     """
     order = torch.randperm(count, generator=generator, device=generator.device)
     chunks = list(order.split(batch_size))
-    if len(chunks) > 1 and len(chunks[-1]) < least:
+    if len(chunks) > 1 and 0 < count % batch_size < least:
         chunks[-2:] = [order[-(batch_size + len(chunks[-1])) :]]
     return chunks
 

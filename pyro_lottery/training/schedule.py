@@ -31,7 +31,7 @@ def learning_rate(
 
 
 def steps_per_epoch(count: int, batch_size: int, least: int = 2) -> int:
-    """The number of batches in an epoch of ``count`` examples; a last batch of fewer than ``least`` joins the one before.
+    """The number of batches in an epoch of ``count`` examples; what is left of fewer than ``least`` joins the batch before.
 
     >>> [steps_per_epoch(count, 4) for count in (1, 8, 9, 10)]
     [1, 2, 2, 3]

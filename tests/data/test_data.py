@@ -1,6 +1,7 @@
 import functools
 import hashlib
 import http.server
+import itertools
 import os
 import pickle
 import resource
@@ -70,6 +71,13 @@ def test_an_epoch_holds_every_example_once_in_a_seeded_order():
 def test_no_batch_of_one(count, sizes):
     assert [len(c) for c in data.shuffle(count, 4, torch.Generator())] == sizes
     assert training.steps_per_epoch(count, 4) == len(sizes)
+
+
+def test_batches_are_counted_as_they_are_made():
+    for count, size, least in itertools.product(range(1, 30), range(1, 9), (1, 2, 4)):
+        batches = data.shuffle(count, size, torch.Generator(), least)
+        assert training.steps_per_epoch(count, size, least) == len(batches)
+        assert sum(map(len, batches)) == count
 
 
 def test_stratified_parts_keep_the_proportions():
