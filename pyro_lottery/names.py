@@ -1,4 +1,4 @@
-"""Tensors by name: those under a prefix, and checks that names and shapes agree and that values are finite."""
+"""Tensors by name: those under a prefix, groups of them, and checks that names and shapes agree and that values are finite."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 from pyro_lottery.errors import UserError
 
 T = TypeVar("T")
+GROUPS = ("mask", "loc", "scale", "net", "guide")
+"""The groups of tensors in a ticket or posterior: what is pruned, the posterior by site, the network's other state, and what else a guide has."""
 LIKELIHOOD = "likelihood/"
 """Prefix of the model's parameters that do not belong to the network, such as a learned noise scale."""
 LISTED = 5
@@ -23,6 +25,28 @@ def under(prefix: str, named: Mapping[str, T]) -> dict[str, T]:
     {'a': 1}
     """
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+
+
+def joined(groups: Mapping[Any, Mapping[str, T]]) -> dict[str, T]:
+    """Tensors of several groups under one name each, as they are in a file.
+
+    >>> joined({"loc": {"a": 1}, "net": {"b": 2}})
+    {'loc/a': 1, 'net/b': 2}
+    """
+    return {f"{group}/{name}": value for group, sites in groups.items() for name, value in sites.items()}
+
+
+def grouped(named: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """What :func:`joined` was given, and an empty group for each of ``GROUPS`` that is missing.
+
+    >>> grouped({"loc/a": 1, "other/b": 2})
+    {'mask': {}, 'loc': {'a': 1}, 'scale': {}, 'net': {}, 'guide': {}, 'other': {'b': 2}}
+    """
+    groups: dict[str, dict[str, T]] = {group: {} for group in GROUPS}
+    for key, value in named.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = value
+    return groups
 
 
 def check_same(

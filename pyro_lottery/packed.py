@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_lottery.errors import UserError, unknown
+from pyro_lottery.names import grouped, joined
 
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8,
@@ -18,7 +19,7 @@ DTYPES: dict[str, torch.dtype] = {
 """How loc and scale are stored, by name."""
 KEY = "packed"
 Groups = Mapping[str, Mapping[str, Tensor]]
-"""Tensors by group (mask, loc, scale, net) and name."""
+"""Tensors by group (``names.GROUPS``) and name."""
 
 
 def pack(groups: Groups, dtype: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -31,7 +32,7 @@ def pack(groups: Groups, dtype: str) -> tuple[dict[str, Tensor], dict[str, Any]]
     """
     if dtype not in DTYPES:
         raise unknown("--dtype", dtype, DTYPES)
-    masks, tensors = groups["mask"], {f"net/{name}": value for name, value in groups["net"].items()}
+    masks, tensors = groups["mask"], joined({"net": groups["net"]})
     for name, mask in masks.items():
         tensors[f"mask/{name}"] = torch.from_numpy(np.packbits(mask.cpu().bool().numpy().reshape(-1)))
     for group in ("loc", "scale"):
@@ -65,8 +66,7 @@ def unpack(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> dict[str, 
     dtype, shapes = info[KEY], {name: _shape(shape) for name, shape in info["shapes"].items()}
     if dtype not in DTYPES:
         raise ValueError(f"values of kind {dtype!r}")
-    found: dict[str, dict[str, Tensor]] = {group: {} for group in ("mask", "loc", "scale", "net", "guide")}
-    found["net"] = {key.removeprefix("net/"): value for key, value in tensors.items() if key.startswith("net/")}
+    found = grouped({key: value for key, value in tensors.items() if key.startswith("net/")})
     for key, bits in tensors.items():
         group, _, name = key.partition("/")
         if group == "mask":

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_lottery import files, packed, untrusted
 from pyro_lottery.errors import Damaged, UserError, one_line
+from pyro_lottery.names import GROUPS, grouped, joined
 
 Sites = Mapping[str, Tensor]
 """One tensor per site, in the network's order. Site names are the network's: ``layer1.0.conv1.weight``."""
@@ -39,8 +40,8 @@ class Posterior:
     def save(self, path: str | Path, net: Sites, mask: Mask | None = None) -> None:
         """Write loc/, scale/, net/ (from ``net``) and, if ``mask`` is given, mask/ to a safetensors file."""
         groups = {"loc": self.loc, "scale": self.scale or {}, "net": net, "guide": self.extra}
-        tensors = {f"{group}/{name}": t for group, sites in groups.items() for name, t in sites.items()}
-        tensors |= {f"mask/{name}": m.bool().to(torch.uint8) for name, m in (mask or {}).items()}
+        bits = {name: m.bool().to(torch.uint8) for name, m in (mask or {}).items()}
+        tensors = joined(groups | {"mask": bits})
         # safetensors sorts tensors by name. The network's order, which decides between equal scores, is stored separately.
         info: dict[str, Any] = {"sites": list(self.loc), "prunable": list(self.prunable)}
         info |= {"draws": self.draws} if self.draws else {}
@@ -102,21 +103,17 @@ def ticket_checksum(ticket: Ticket) -> int:
 
 def posterior_checksum(posterior: Posterior, *more: Sites) -> int:
     """Return a checksum of loc and scale of ``posterior``, and of ``more`` sites."""
-    groups = enumerate((posterior.loc, posterior.scale or {}, *more))
-    return files.checksum({f"{group}/{name}": value.cpu() for group, sites in groups for name, value in sites.items()})
+    groups = dict(enumerate((posterior.loc, posterior.scale or {}, *more)))
+    return files.checksum({name: value.cpu() for name, value in joined(groups).items()})
 
 
 def _load(path: Path) -> tuple[Posterior, Sites, Sites]:
     tensors, info = untrusted.load_tensors(path)
-    groups: dict[str, dict[str, Tensor]] = {group: {} for group in ("mask", "loc", "scale", "net", "guide")}
     try:
         sites, prunable = info["sites"], tuple(info["prunable"])
-        if packed.KEY in info:
-            groups = packed.unpack(tensors, info)
-        else:
-            for key, tensor in tensors.items():
-                group, _, name = key.partition("/")
-                groups[group][name] = tensor
+        groups = packed.unpack(tensors, info) if packed.KEY in info else grouped(tensors)
+        if others := groups.keys() - set(GROUPS):
+            raise KeyError(min(others))
         loc = {name: groups["loc"][name] for name in sites}
         scale = {name: groups["scale"][name] for name in loc} if groups["scale"] else None
         posterior = Posterior(loc, scale, prunable, groups["guide"], info.get("draws", 0))

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyro_lottery as pl
@@ -39,6 +39,7 @@ def test_the_size_is_that_counted_by_hand():
     assert {name: t.nbytes for name, t in tensors.items()} == {"mask/w": 1250, "loc/w": 1000}
 
 
+@settings(deadline=None, derandomize=True, database=None)  # the same on a busy machine, every time
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=3), st.integers(0, 100), st.sampled_from(list(packed.DTYPES)))
 def test_any_shape_and_mask_comes_back(shape, seed, dtype):
     generator = torch.Generator().manual_seed(seed)

@@ -29,7 +29,7 @@ from pyro_lottery.model.layers import (
 )
 from pyro_lottery.model.likelihoods import checked_targets, moment, one_per_example
 from pyro_lottery.model.outputs import call
-from pyro_lottery.names import LIKELIHOOD, check_finite, check_same
+from pyro_lottery.names import LIKELIHOOD, check_finite, check_same, joined
 from pyro_lottery.priors import AnyPrior, OneSite, SitePrior, detached, normal, of_sites
 from pyro_lottery.types import Mask, Sites, Ticket
 
@@ -209,7 +209,7 @@ class BayesianNetwork(nn.Module):
         loc = guides.locs(guide)
         own = {"loc": loc, "net": self.net_state(), "mask": {name: loc[name] for name in self.prunable}}
         given = {"loc": ticket.start.loc, "net": ticket.net, "mask": ticket.mask}
-        check_same(_by_group(given), _by_group(own), "the ticket belongs to another network: ")
+        check_same(joined(given), joined(own), "the ticket belongs to another network: ")
         for name, value in (*ticket.start.loc.items(), *(ticket.start.scale or {}).items()):
             if not value.is_floating_point() or not bool(value.isfinite().all()):
                 raise UserError(
@@ -310,7 +310,3 @@ class BayesianNetwork(nn.Module):
     def checked_targets(self, y: Tensor, likelihood: Any, output: Tensor) -> Tensor:
         """Targets in the dtype that ``likelihood`` needs; raises ``UserError`` if their shape or kind is wrong."""
         return checked_targets(y, likelihood, output.dtype)
-
-
-def _by_group(groups: Mapping[str, Sites]) -> Sites:
-    return {f"{group}/{name}": value for group, sites in groups.items() for name, value in sites.items()}

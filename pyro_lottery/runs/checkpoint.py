@@ -12,7 +12,7 @@ import torch
 
 from pyro_lottery import guides, masks, training
 from pyro_lottery.errors import Damaged, Stopped, UserError, one_line
-from pyro_lottery.names import under
+from pyro_lottery.names import joined, under
 from pyro_lottery.runs.build import Setup
 from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.runs.progress import LevelDisplay
@@ -159,7 +159,6 @@ class LevelHooks(training.Hooks):
         tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
         info = {name: value for name, value in state.items() if name not in tensors} | {"ticket": self.ticket}
         info |= {} if self.rewind is None else {"rewind": self.rewind}
-        tensors |= {f"guide/{name}": value for name, value in self.guide.state_dict().items()}
-        tensors |= {f"net/{name}": value for name, value in self.model.net_state().items()}
+        tensors |= joined({"guide": self.guide.state_dict(), "net": self.model.net_state()})
         self.folder.save_checkpoint(tensors, info | infinite_info(tensors))
         self.next_save = time.monotonic() + max(CHECKPOINT_SECONDS, 20 * (time.monotonic() - began))

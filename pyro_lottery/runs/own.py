@@ -19,6 +19,7 @@ from pyro_lottery.errors import UserError, one_line
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork
 from pyro_lottery.model.regression import BayesianRegressor
 from pyro_lottery.modes import evaluating
+from pyro_lottery.names import joined
 from pyro_lottery.priors import AnyPrior
 from pyro_lottery.scores import Context, Score, ranks
 from pyro_lottery.threads import TURN
@@ -128,9 +129,7 @@ def fingerprint(model: BayesianNetwork, data: Data, dense: Ticket, score: Score 
         conditioned: Any = poutine.condition(model, dict(initial))
         log_joint = poutine.trace(conditioned).get_trace(x, y).log_prob_sum()
     scale = dense.start.scale or {}
-    state = {f"loc/{n}": t.cpu() for n, t in initial.items()} | {
-        f"net/{n}": t.cpu() for n, t in model.net_state().items()
-    }
+    state = {name: t.cpu() for name, t in joined({"loc": initial, "net": model.net_state()}).items()}
     found = {
         "initial_values": files.checksum(state),
         "log_joint": float(log_joint),

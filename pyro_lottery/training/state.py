@@ -16,7 +16,7 @@ from torch.optim import Adam
 from pyro_lottery import files, guides, seeds
 from pyro_lottery.distributed import ALONE, Ranks
 from pyro_lottery.errors import UserError, check_counts, one_line
-from pyro_lottery.names import under
+from pyro_lottery.names import joined, under
 from pyro_lottery.training.history import History
 from pyro_lottery.types import Mask
 
@@ -117,8 +117,8 @@ class TrainState:
         moments = self._optimizer.state_dict()["state"] if self._optimizer else self.moments
         tensors = {f"optimizer/{index}/{name}": t for index, own in moments.items() for name, t in own.items()}
         generators = self.generators if self._order is None else self._live_generators()
-        tensors |= {f"generator/{name}": t for name, t in generators.items()}
-        tensors |= {f"mask/{name}": m.to(torch.uint8) for name, m in (self.mask or {}).items()}
+        mask = {name: m.to(torch.uint8) for name, m in (self.mask or {}).items()}
+        tensors |= joined({"generator": generators, "mask": mask})
         return state | {"history": self.history, "sums": self.sums} | tensors
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_lottery import files, packed, untrusted
 from pyro_lottery.errors import Damaged, UserError, one_line
-from pyro_lottery.names import under
+from pyro_lottery.names import grouped, joined, under
 from pyro_lottery.weights import kinds, pickles
 from pyro_lottery.weights.kinds import not_read
 
@@ -28,7 +28,6 @@ AVERAGED = (
 """Entries of checkpoints that hold a running average of the weights."""
 SPARSEST = 2**8
 """Largest ratio of a sparse matrix's elements to the bytes that it stores; another one could take any amount of memory."""
-_GROUPS = ("mask", "loc", "scale", "net", "guide")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +84,7 @@ def _own_tensors(path: Path) -> dict[str, Tensor]:
     tensors, info = untrusted.load_tensors(path)
     if packed.KEY not in info:
         return tensors
-    groups = packed.unpack(tensors, info)
-    return {f"{group}/{name}": value for group, sites in groups.items() for name, value in sites.items()}
+    return joined(packed.unpack(tensors, info))
 
 
 def _is_state(value: Any) -> bool:
@@ -220,10 +218,7 @@ def _check(path: Path, state: Mapping[str, Tensor]) -> None:
 
 def _ours(path: Path, tensors: Mapping[str, Tensor]) -> Weights:
     """Return the weights of a ticket or posterior of this library: its loc/ and net/, and its mask/ if it has one."""
-    groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
-    for key, value in tensors.items():
-        group, _, name = key.partition("/")
-        groups.setdefault(group, {})[name] = value
+    groups = grouped(tensors)
     if not groups["loc"]:
         kind = "a checkpoint of a level in training" if "optimizer" in groups else "a file of this library"
         raise UserError(f"{path} is {kind} without loc/; give a ticket.safetensors or posterior.safetensors")
