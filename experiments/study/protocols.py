@@ -43,7 +43,7 @@ PROTOCOLS = {
     "minimal": Protocol(archs=("vgg11", "vit_tiny"), seeds=1, derived_levels=(1, 3, 5), warmup_epochs=1, patch_size=8),
     "evidence": Protocol(archs=("resnet20",), seeds=5, derived_levels=(2, 3), rates=(2e-4, 2e-3), warmup_epochs=1),
     "evidence_small": Protocol(
-        archs=("vgg11", "vit_tiny"), seeds=3, derived_levels=(2, 3), rates=(1e-4, 1e-3), warmup_epochs=1, patch_size=8
+        archs=("vgg11", "vit_tiny"), seeds=5, derived_levels=(2, 3), rates=(1e-4, 1e-3), warmup_epochs=1, patch_size=8
     ),
     "costs": Protocol(derived_levels=(4,), patch_size=8, claims=(11,)),
     "smoke": Protocol(archs=("lenet",), seeds=1, derived_levels=(2,), rates=(1e-3, 1e-2), warmup_epochs=1),

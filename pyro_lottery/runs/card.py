@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from pyro_lottery import data
 from pyro_lottery.errors import Damaged, UserError, one_line
 from pyro_lottery.exports.state_dicts import LAYOUTS
 from pyro_lottery.runs.trained import named_code
@@ -130,8 +129,8 @@ def card(level: Level, facts: Mapping[str, Any], licence: str, ood: Sequence[Map
     from huggingface_hub import EvalResult, ModelCardData
 
     config, row = level.run.config, level.run.row(level.number)
-    title = f"{config.arch}, {data.title(config.dataset, config.data_dir, config.image_size)}, {100 * row.density:.3g} % of the weights"
-    dataset = data.title(config.dataset, config.data_dir, config.image_size)
+    dataset = config.data_name
+    title = f"{config.arch}, {dataset}, {100 * row.density:.3g} % of the weights"
     measured = [(name, facts["measured"][key]) for key, (_, name) in METRICS.items() if key in facts["measured"]]
     head = ModelCardData(
         model_name=title, library_name="pyro_lottery", license=licence, pipeline_tag="image-classification",
