@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pyro_lottery import seeds
@@ -59,19 +60,17 @@ def corrupt(split: Split, kind: str, severity: int) -> Split:
         brighter = (value + 255 * level).clamp_max(255)
         changed = torch.where(value > 0, pixels.float() * brighter / value.clamp_min(1), brighter)
     else:
-        rows, columns = (_boxes(size, max(1, int(level * size))).to(pixels.device) for size in pixels.shape[-2:])
-        small = rows @ (pixels.float() @ columns.T).round()
-        changed = F.resize(small.round(), list(pixels.shape[-2:]), interpolation=F.InterpolationMode.NEAREST_EXACT)
+        changed = _pixelated(pixels, level).float()
     return _like(split, changed.round().clamp(0, 255).to(torch.uint8))
 
 
-def _boxes(size: int, small: int) -> Tensor:
-    """The weights [small, size] that shrink a side as the box filter of Pillow does: the mean of the pixels whose centres lie in each box."""
-    scale = size / small
-    centres = (torch.arange(small, dtype=torch.double) + 0.5) * scale
-    place = (torch.arange(size, dtype=torch.double) + 0.5 - centres[:, None]) / scale
-    inside = ((place > -0.5) & (place <= 0.5)).float()
-    return inside / inside.sum(1, keepdim=True)
+def _pixelated(pixels: Tensor, level: float) -> Tensor:
+    """Images [n, channels, height, width] shrunk and enlarged by Pillow's box filter, as in CIFAR-10-C."""
+    height, width = pixels.shape[-2:]
+    small, box = (max(1, int(level * width)), max(1, int(level * height))), Image.Resampling.BOX
+    planes = (Image.fromarray(plane) for plane in pixels.cpu().flatten(0, 1).numpy())
+    found = np.stack([np.asarray(plane.resize(small, box).resize((width, height), box)) for plane in planes])
+    return torch.from_numpy(found).view(pixels.shape).to(pixels.device)
 
 
 def out_of_distribution(test: Split, name: str, data_dir: str | Path, image_size: int | None = None) -> Split:
