@@ -6,6 +6,7 @@ level, and a session (``runs/session.py``) keeps everything on disk.
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -96,21 +97,31 @@ def _random_at(posterior: Posterior, context: scores.Context) -> Sites:
 
 def next_mask(session: Session, level: int, mask: Mask, posterior: Posterior) -> Mask:
     """``mask``, shrunk by the score of ``posterior`` for the ticket of ``level``."""
-    setup, seed, fraction = session.setup, session.config.seed, session.config.prune_fraction
-    score = _score_of(session, level)
-    # Otherwise a score that draws random numbers would give a resumed run other tickets than it has.
-    with TURN, seeds.rng("cpu", seed, "score", level):
-        context = scores.Context(setup.model, setup.data.train, mask, session.dense, seed, level)
-        found = scores.ranks(score, posterior, context)
-    if isinstance(fraction, float):
-        return masks.shrink(mask, found, fraction)
-    threshold = scores.threshold_of(score)
+    fraction = session.config.prune_fraction
+    found, threshold = _scores_for(session, level, mask, posterior)
+    return (
+        masks.shrink(mask, found, fraction)
+        if isinstance(fraction, float)
+        else masks.shrink_below(mask, found, threshold)
+    )
+
+
+def _scores_for(session: Session, level: int, mask: Mask, posterior: Posterior) -> tuple[Sites, float]:
+    """The scores of the survivors of ``mask`` for the ticket of ``level``, and the score below which weights are worth nothing, -inf if no matter."""
+    setup, config, score = session.setup, session.config, _score_of(session, level)
+    threshold = scores.threshold_of(score) if config.prune_fraction == EVIDENCE else -math.inf
     if threshold is None:
         raise UserError(
-            f"--prune-fraction {fraction} needs a score that says which weights are worth nothing: "
+            f"--prune-fraction {EVIDENCE} needs a score that says which weights are worth nothing: "
             f"{', '.join(scores.WITH_THRESHOLD)}, or one of yours with an attribute threshold"
         )
-    return masks.shrink_below(mask, found, threshold)
+    decay = guides.decay_of_prior(setup.guide, config.weight_decay)
+    # Otherwise a score that draws random numbers would give a resumed run other tickets than it has.
+    with TURN, seeds.rng("cpu", config.seed, "score", level):
+        context = scores.Context(
+            setup.model, setup.data.train, mask, session.dense, config.seed, level, weight_decay=decay
+        )
+        return scores.ranks(score, posterior, context), threshold
 
 
 def _score_of(session: Session, level: int) -> scores.Score:
@@ -132,9 +143,14 @@ def _check_pruning(session: Session) -> None:
             f"--levels {config.levels} would prune every weight: --prune-fraction {fraction:g} leaves some of "
             f"{count:,} prunable weights {possible} times; use at most --levels {possible}"
         )
-    initial = guides.posterior(setup.guide)
+    full = session.dense.mask
+    found, _ = _scores_for(session, 1, full, session.dense.start)
     with warnings.catch_warnings(action="ignore"):  # the untrained network's scores may empty whole layers
-        mask = next_mask(session, 1, masks.full(initial), initial)
+        # What they say of a threshold is not what those of a trained network will say.
+        half = max(1, masks.total(full) // 2)
+        mask = (
+            masks.shrink(full, found, fraction) if isinstance(fraction, float) else masks.shrink_to(full, found, half)
+        )
     with torch.no_grad(), sparsify(mask):
         setup.guide()
         check_used_weights(setup.model, setup.data.train.head()[0])
@@ -156,7 +172,10 @@ def _check_schedule(session: Session, schedule: schedules.Schedule) -> None:
         )
     schedules.steps_between_moves(config.mask_every, setup.data, config.epochs, config.batch_size)
     start = masks.apply(ticket.mask, ticket.start)
-    context = scores.Context(setup.model, setup.data.train, ticket.mask, session.dense, config.seed, 0)
+    decay = guides.decay_of_prior(setup.guide, config.weight_decay)
+    context = scores.Context(
+        setup.model, setup.data.train, ticket.mask, session.dense, config.seed, 0, weight_decay=decay
+    )
     with warnings.catch_warnings(action="ignore"), TURN, seeds.rng("cpu", config.seed, "move", 0):
         end = 1.0 if config.schedule == "gradual" else 0.0  # where it prunes or exchanges most
         mask = schedule.move(schedules.Move(ticket.mask, start, context, ticket.net, end))

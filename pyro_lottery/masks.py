@@ -99,7 +99,13 @@ def _ranked(mask: Mask, score: Sites) -> tuple[Tensor, Tensor, Tensor]:
     check_same({name: score[name] for name in mask if name in score}, mask, "the score does not fit: ", "mask")
     flat = _flat(mask)
     survivors = flat.nonzero().squeeze(1)
-    values = _flat({name: score[name] for name in mask})[survivors]
+    if odd := [name for name in mask if score[name].is_complex() or score[name].layout != torch.strided]:
+        raise UserError(
+            f"the score of {odd[0]!r} must be a dense tensor of real numbers, got {score[odd[0]].dtype}, {score[odd[0]].layout}"
+        )
+    values = _flat({name: value.float() if (value := score[name]).dtype == torch.bool else value for name in mask})[
+        survivors
+    ]
     if values.isnan().any():
         raise UserError("the score of a surviving weight is NaN; scores must be numbers that rank every weight")
     return flat, survivors, values

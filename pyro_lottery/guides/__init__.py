@@ -12,6 +12,7 @@ from pyro_lottery.guides.state import (
     DRAWS,
     active_masks,
     compressed,
+    decay_of_prior,
     drawn_from,
     is_point,
     locs,
@@ -29,6 +30,6 @@ from pyro_lottery.guides.state import (
 
 __all__ = [
     "DRAWS", "NAMED", "Found", "Ivon", "Laplace", "McDropout", "MeanField", "Point", "Sghmc", "Sgld", "Swag", "active_masks", "auto", "by_name", "check_guide", "check_name", "check_sites",
-    "compressed", "deterministic", "drawn_from", "is_point", "ivon", "laplace", "locs", "made_by", "mc_dropout", "mean_field", "moved_moments", "not_finite", "parameter_groups",
+    "compressed", "decay_of_prior", "deterministic", "drawn_from", "is_point", "ivon", "laplace", "locs", "made_by", "mc_dropout", "mean_field", "moved_moments", "not_finite", "parameter_groups",
     "posterior", "scales_are_trained", "set_posterior_", "set_posterior_at_", "sghmc", "sgld", "swag", "training_point", "values_at_loc", "zero_pruned_",
 ]  # fmt: skip

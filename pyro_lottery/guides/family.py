@@ -33,6 +33,8 @@ class Family:
     """The KL may have a smaller weight in the first epochs."""
     takes_ranks: bool = True
     """A training may be on several devices."""
+    decays_as_prior: bool = False
+    """Weight decay acts as a part of the prior: loc and scale are those under p(w) exp(−Nλw²/2T)."""
     scales_are_trained: bool = True
     """Otherwise they are found after the training (:func:`pyro_lottery.posteriors.find_scales_`)."""
 

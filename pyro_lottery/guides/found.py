@@ -51,6 +51,8 @@ class Found(MeanField):
 class Laplace(Found):
     """A :class:`Found` guide whose scales are those of a diagonal Laplace approximation (MacKay 1992, A Practical Bayesian Framework)."""
 
+    decays_as_prior = True
+
 
 class Swag(Found):
     """A :class:`Found` guide with mean and variance of the weights that training passes through at its end (Maddox et al. 2019, SWAG-Diagonal).

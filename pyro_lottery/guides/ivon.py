@@ -77,6 +77,7 @@ class Ivon(MeanField):
     """
 
     takes_kl_warmup = False
+    decays_as_prior = True
 
     def __init__(
         self, model: Callable[..., Any], init_scale: float = 0.01, *prototype_args: Any, create_plates: Any = None

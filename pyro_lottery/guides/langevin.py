@@ -82,6 +82,7 @@ class Sgld(Swag):
 
     friction: ClassVar[float] = 1.0
     takes_ranks = False
+    decays_as_prior = True
 
     def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> Adam:
         return Langevin(groups, lr, [self.loc], self.friction, fused=True)

@@ -178,6 +178,11 @@ def compressed(guide: AutoGuide) -> Iterator[None]:
         yield
 
 
+def decay_of_prior(guide: AutoGuide, weight_decay: float) -> float:
+    """``weight_decay`` λ if loc and scale of ``guide`` are those under p(w) exp(−Nλw²/2T), otherwise 0: then it moves at most the loc."""
+    return weight_decay if family(guide).decays_as_prior else 0.0
+
+
 def scales_are_trained(guide: AutoGuide) -> bool:
     """Whether training finds the scales of ``guide``; otherwise :func:`pyro_lottery.posteriors.find_scales_` does afterwards."""
     return family(guide).scales_are_trained

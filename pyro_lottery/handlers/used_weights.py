@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,16 +134,31 @@ def _use(layer: Any, name: str, value: Tensor) -> Use | None:
 
 def fix_masks_(net: nn.Module, mask: Mask) -> None:
     """Let the layers of ``net`` that transform their weights always use ``mask``, with the shapes of their sites, without a handler."""
-    for layer in net.modules():
-        forward = vars(layer).get("forward")
-        if isinstance(forward, _Masked):
-            forward.fixed = mask.get(forward.site)
+    for forward in _masked(net):
+        forward.fixed = mask.get(forward.site)
+
+
+@contextmanager
+def fixed_masks(net: nn.Module, mask: Mask) -> Iterator[None]:
+    """:func:`fix_masks_` within this context."""
+    forwards = _masked(net)
+    before = [forward.fixed for forward in forwards]
+    try:
+        fix_masks_(net, mask)
+        yield
+    finally:
+        for forward, fixed in zip(forwards, before, strict=True):
+            forward.fixed = fixed
 
 
 def transformed(net: nn.Module) -> list[str]:
     """The sites whose layers transform their weight before they use it, and mask it afterwards."""
+    return [forward.site for forward in _masked(net)]
+
+
+def _masked(net: nn.Module) -> list[_Masked]:
     forwards = (vars(layer).get("forward") for layer in net.modules())
-    return [forward.site for forward in forwards if isinstance(forward, _Masked)]
+    return [forward for forward in forwards if isinstance(forward, _Masked)]
 
 
 class _Masked:

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_lottery.handlers.used_weights import fix_masks_
+from pyro_lottery.handlers.used_weights import fix_masks_, fixed_masks
 from pyro_lottery.types import Mask
 
 
 @contextmanager
-def with_weights(net: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Use ``values``, by site and of the sites' shapes, as weights of ``net`` within this context, without asking Pyro at every use."""
+def with_weights(net: nn.Module, values: Mapping[str, Tensor], mask: Mask | None = None) -> Iterator[None]:
+    """Use ``values``, by site and of the sites' shapes, as weights of ``net`` within this context, without asking Pyro at every use.
+
+    A layer that transforms its weight, after which no pruned weight is 0, applies ``mask`` afterwards; without one, that of an enclosing ``sparsify``.
+    """
     places = [(site.rpartition("."), value) for site, value in values.items()]
     layers = [(vars(net.get_submodule(path)), name, value) for (path, _, name), value in places]
     before = [layer.get(name) for layer, name, _ in layers]  # of a network that predicts within its own prediction
     try:
         for layer, name, value in layers:
             layer[name] = value  # which Python finds before the site of this name
-        yield
+        with nullcontext() if mask is None else fixed_masks(net, mask):
+            yield
     finally:
         for (layer, name, _), old in zip(layers, before, strict=True):
             layer.pop(name, None)

@@ -226,9 +226,12 @@ class BayesianNetwork(nn.Module):
         nodes: Any = traced.trace.nodes
         return {site: nodes[site]["value"] for site in self._sites}
 
-    def with_weights(self, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """A context in which the network uses ``values``, by site and of the sites' shapes, as weights without asking Pyro."""
-        return with_weights(self.net, {site: value for site, value in values.items() if site in self._sites})
+    def with_weights(self, values: Mapping[str, Tensor], mask: Mask | None = None) -> AbstractContextManager[None]:
+        """A context in which the network uses ``values``, by site and of the sites' shapes, as weights without asking Pyro.
+
+        Layers that transform their weights use those under ``mask``, or without one under an enclosing ``sparsify``.
+        """
+        return with_weights(self.net, {site: value for site, value in values.items() if site in self._sites}, mask)
 
     def outputs(self, x: Any) -> Tensor:
         """The network's output [n, ...] for a batch of n examples, in float32, or in float64 if its weights are.

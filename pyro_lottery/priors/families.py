@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyro.distributions as dist
 import torch
-from torch import Size
+from torch import Size, Tensor
 
 from pyro_lottery.errors import UserError
 from pyro_lottery.priors.by_site import Prior
@@ -80,6 +80,10 @@ def _loc_scale(name: str, numbers: tuple[float, ...], named: float | None = None
     numbers = numbers if named is None else (*numbers, named)
     if len(numbers) > 2:
         raise UserError(f"{name} prior: expected (scale) or (loc, scale), got {len(numbers)} numbers")
+    if any(isinstance(number, Tensor) and number.requires_grad for number in numbers):
+        raise UserError(
+            f"{name} prior: a parameter would be frozen at its value; to learn it, give a distribution, such as dist.Normal(0.0, parameter)"
+        )
     loc, scale = (0.0, *numbers) if len(numbers) == 1 else (numbers or (0.0, 1.0))
     if not scale > 0:
         raise UserError(f"{name} prior: scale must be greater than 0, got {scale}")

@@ -125,7 +125,8 @@ def train(
         except _Pause:
             began, done = time.perf_counter(), state.epoch * per_epoch + state.step
             progress = min(1.0, done / (LAST_MOVE * steps))
-            mask = _moved(schedule, model, guide, data, mask, dense, seed, level, done, progress, state)
+            decay = guides.decay_of_prior(guide, options.get("weight_decay", 1e-4))
+            mask = _moved(schedule, model, guide, data, mask, dense, seed, level, done, progress, state, decay)
             state.seconds += time.perf_counter() - began
     return mask, layers.ways
 
@@ -147,14 +148,14 @@ def check_guide(guide: AutoGuide) -> None:
 
 def _moved(
     schedule: Schedule, model: BayesianNetwork, guide: AutoGuide, data: Data, mask: Mask, dense: Ticket, seed: int, level: int,
-    done: int, progress: float, state: training.TrainState,
+    done: int, progress: float, state: training.TrainState, decay: float,
 ) -> Mask:  # fmt: skip
     """Move the mask, and with it the guide's parameters and the moments in ``state``."""
     posterior = masks.apply(mask, _on_cpu(guides.posterior(guide)))
     net = {name: value.cpu() for name, value in model.net_state().items()}
     mask = {name: m.cpu() for name, m in mask.items()}
     with TURN, seeds.rng("cpu", seed, "move", level, done):
-        context = Context(model, data.train, mask, dense, seed, level, done)
+        context = Context(model, data.train, mask, dense, seed, level, done, decay)
         moved = schedule.move(Move(mask, posterior, context, net, progress))
     new = {name: m & ~mask[name] for name, m in moved.items()}
     guides.set_posterior_at_(guide, new, grown(posterior, mask, moved))

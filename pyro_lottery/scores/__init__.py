@@ -8,12 +8,14 @@ nothing, so that no density has to be chosen, has an attribute ``threshold``: we
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from pyro_lottery import seeds
-from pyro_lottery.errors import unknown
+from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.scores.before_training import grasp, initial_magnitude, snip, synflow
 from pyro_lottery.scores.context import Context
 from pyro_lottery.scores.evidence import savage_dickey
@@ -64,28 +66,50 @@ def by_name(name: str, seed: int = 0, level: int = 0) -> Score:
 
 
 def takes_context(score: Score) -> bool:
-    """Whether ``score`` is a function of a posterior and a :class:`Context`: it needs two arguments.
+    """Whether ``score`` is a function of a posterior and a :class:`Context`: it needs two arguments, or has one called ``context``.
 
     >>> takes_context(snr), takes_context(savage_dickey)
     (False, True)
     """
     try:
-        needed = [p for p in inspect.signature(score).parameters.values() if p.default is p.empty]
+        every = inspect.signature(score).parameters
     except (TypeError, ValueError):  # of C functions
         return False
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in needed) == 2
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return "context" in every or sum(p.default is p.empty and p.kind in positional for p in every.values()) == 2
 
 
 def ranks(score: Score, posterior: Posterior, context: Context) -> Sites:
-    """The value of ``score``, which sees ``context`` if it takes one."""
+    """The value of ``score``, which sees ``context`` if it takes one; both are copies, since a score may change them in place."""
     chosen: Any = score
-    return chosen(posterior, context) if takes_context(score) else chosen(posterior)
+    posterior = _copied(posterior)
+    if not takes_context(score):
+        return chosen(posterior)
+    context = replace(context, dense=replace(context.dense, start=_copied(context.dense.start)))
+    if "context" in inspect.signature(score).parameters:
+        return chosen(posterior, context=context)
+    return chosen(posterior, context)
+
+
+def _copied(posterior: Posterior) -> Posterior:
+    def copies(sites: Sites | None) -> Any:
+        return None if sites is None else {name: value.clone() for name, value in sites.items()}
+
+    return replace(posterior, loc=copies(posterior.loc), scale=copies(posterior.scale))
 
 
 def threshold_of(score: Score) -> float | None:
-    """The score below which weights are worth nothing, or None if ``score`` only ranks them."""
+    """The score below which weights are worth nothing, or None if ``score`` only ranks them. Raises ``UserError`` unless it is a number."""
     found = getattr(score, "threshold", None)
     found = next(
         (value for known, value in _THRESHOLDS.items() if known is score), found
     )  # a score need not have a hash
-    return None if found is None else float(found)
+    if found is None:
+        return None
+    try:
+        number = float(found)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if math.isnan(number):
+        raise UserError(f"the threshold of a score must be a number, got {found!r}")
+    return number

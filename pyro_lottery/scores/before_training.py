@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_lottery import trees
+from pyro_lottery.errors import UserError, one_line
 from pyro_lottery.scores.context import Context
 from pyro_lottery.types import Posterior, Sites
 
@@ -28,12 +30,21 @@ def snip(posterior: Posterior, context: Context) -> Sites:
 def grasp(posterior: Posterior, context: Context) -> Sites:
     """w₀ (H g), half of what pruning a weight takes from the squared norm of a batch's gradient g, to first order (Wang et al. 2020).
 
-    H is the Hessian of the loss L of the batch at the initial weights w₀. Each tensor has the shape of its site.
+    H is the Hessian of the loss L of the batch at the initial weights w₀. Each tensor has the shape of its site. Raises ``UserError`` for a network
+    without second derivatives.
     """
     values = context.initial()
-    first = _gradients(context.loss(values, next(context.batches())), values, create_graph=True)
-    product = torch.stack([(g * g.detach()).sum() for g in first.values()]).sum()
-    second = _gradients(product, values)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):  # the faster forms of attention have no second derivative
+            first = _gradients(context.loss(values, next(context.batches())), values, create_graph=True)
+            product = torch.stack([(g * g.detach()).sum() for g in first.values()]).sum()
+            second = _gradients(product, values)
+    except RuntimeError as error:
+        if "derivative for" not in str(error):
+            raise
+        raise UserError(
+            f"--score grasp needs second derivatives, which the network does not have ({one_line(error)}); use --score snip"
+        ) from error
     return {site: value.detach() * second[site] for site, value in values.items()}
 
 
@@ -45,7 +56,7 @@ def synflow(posterior: Posterior, context: Context) -> Sites:
     """The order in which iterative synaptic flow prunes the weights (Tanaka et al. 2020, Algorithm 1), from 0 for the first; it sees no data.
 
     In each of ``ROUNDS`` rounds, whose densities fall exponentially, the weights with the least :func:`flow` go. All in one round would
-    cut whole layers off. Each tensor has the shape of its site.
+    cut whole layers off. Each tensor has the shape of its site. Raises ``UserError`` where no weight has a flow.
     """
     sites = list(posterior.prunable)
     values = {site: value.detach().abs().double() for site, value in context.initial().items()}
@@ -61,6 +72,10 @@ def synflow(posterior: Posterior, context: Context) -> Sites:
     done = 0
     for number in range(1, ROUNDS + 1):
         flows = flow(context, values, x)
+        if number == 1 and not any(bool(flows[site].any()) for site in sites):
+            raise UserError(
+                "--score synflow: no prunable weight has a flow, because the network's outputs do not grow with its inputs, as behind a layer that starts at 0; use another score"
+            )
         where = left.nonzero()[:, 0]
         ranked = where[torch.cat([flows[site].flatten() for site in sites])[where].argsort(stable=True)]
         keep = 0 if number == ROUNDS else max(1, round(total * LEAST ** (number / (ROUNDS - 1))))
@@ -74,14 +89,23 @@ def synflow(posterior: Posterior, context: Context) -> Sites:
 
 
 def flow(context: Context, values: Mapping[str, Tensor], x: Any) -> Sites:
-    """The synaptic flow |w| ∂R/∂|w|, R = the sum of outputs for an input of ones like ``x`` with ``values``, which are not negative, as weights.
+    """The synaptic flow |w ∂R/∂w|, R = the sum of outputs for an input of ones like ``x`` with ``values``, which are not negative, as weights.
 
-    In float64, in which R of a deep network is finite. Each tensor has the shape of its site.
+    All other parameters are replaced by their absolute values, and whole numbers among the inputs stay. In float64, in which R of a deep network is finite.
+    Each tensor has the shape of its site. Raises ``UserError`` if a flow is not finite.
     """
     weights = {site: value.detach().double().requires_grad_() for site, value in values.items()}
-    ones = trees.map_tensors(lambda t: torch.ones_like(t[:1], dtype=torch.float64), x)
-    gradients = _gradients(context.outputs(weights, ones).sum(), weights)
-    return {site: value.detach() * gradients[site] for site, value in weights.items()}
+    ones = trees.map_tensors(
+        lambda t: torch.ones_like(t[:1], dtype=torch.float64) if t.is_floating_point() else t[:1], x
+    )
+    gradients = _gradients(context.with_parameters(torch.abs).outputs(weights, ones).sum(), weights)
+    flows = {site: (value.detach() * gradients[site]).abs() for site, value in weights.items()}
+    for site, found in flows.items():
+        if not bool(found.isfinite().all()):
+            raise UserError(
+                f"--score synflow: the flow of {site!r} is not finite for an input of ones; use another score"
+            )
+    return flows
 
 
 def _gradients(of: Tensor, values: dict[str, Tensor], create_graph: bool = False) -> dict[str, Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class Context:
     """What a score may see beside the posterior, on the CPU. Nothing of it depends on what the process did before."""
 
     model: BayesianNetwork
-    """The network with its prior and likelihood; its own values are of no meaning."""
+    """The network with its prior and likelihood, as it was trained."""
     data: Split | Stream
     """The training data."""
     mask: Mask
@@ -35,11 +36,32 @@ class Context:
     """The level that is to be trained, or is being trained under a mask that moves."""
     step: int = 0
     """The finished steps of a training under a mask that moves."""
+    weight_decay: float = 0.0
+    """The weight decay λ if the posterior is that under p(w) exp(−Nλw²/2T), as of ``laplace`` and Langevin samples; 0 for other posteriors."""
+
+    @cached_property
+    def network(self) -> BayesianNetwork:
+        """The network with its likelihood on the CPU, whose tensors that are not random are those at the start of level 0."""
+        model = copy.deepcopy(self.model).cpu()
+        model.load_net_state(self.dense.net)
+        return model
+
+    @cached_property
+    def _trained(self) -> BayesianNetwork:
+        """The network as it was trained, whose prior may have been learned, on the CPU."""
+        on_cpu = all(p.device.type == "cpu" for p in self.model.parameters())
+        return self.model if on_cpu else copy.deepcopy(self.model).cpu()
 
     def prior(self, site: str) -> Any:
-        """The prior of a site, with the site's shape."""
-        found = self.model.prior_of(site)
+        """The prior of a site, with the site's shape; that of the trained network if the prior is learned."""
+        found = self._trained.prior_of(site)
         return found.expand(self.dense.start.loc[site].shape) if found.event_shape == () else found
+
+    def with_parameters(self, change: Callable[[Tensor], Tensor]) -> Context:
+        """This context with ``change`` of every parameter that is not random, such as gains of norms and deterministic layers."""
+        names = {name.removeprefix("net.") for name, _ in self.model.named_parameters()}
+        net = {n: change(v) if n in names and v.is_floating_point() else v for n, v in self.dense.net.items()}
+        return replace(self, dense=replace(self.dense, net=net))
 
     def batches(self, count: int = 1, size: int = 128) -> Iterator[tuple[Any, Tensor]]:
         """The first ``count`` batches of inputs [b, ...] and targets [b, ...], without augmentation, in an order by ``seed``, ``level`` and ``step``.
@@ -65,10 +87,8 @@ class Context:
 
         In the type of the values, and with the statistics of the batch if ``training``.
         """
-        model = copy.deepcopy(self.model).cpu()
-        model.load_net_state(self.dense.net)
         dtype = next(iter(values.values())).dtype
-        net = bare(model.net, model.sites, self.mask).to(dtype).train(training)
+        net = bare(self.network.net, self.network.sites, self.mask).to(dtype).train(training)
         with with_weights(net, values):
             return call(net, x, dtype)
 
@@ -76,5 +96,5 @@ class Context:
         """The mean negative log-likelihood, a scalar, of a batch of ``examples`` with ``values`` as weights, in training."""
         x, y = examples
         output = self.outputs(values, x, training=True)
-        likelihood = self.model.checked_likelihood(output, len(output))
-        return -likelihood.log_prob(self.model.checked_targets(y, likelihood, output)).mean()
+        likelihood = self.network.checked_likelihood(output, len(output))
+        return -likelihood.log_prob(self.network.checked_targets(y, likelihood, output)).mean()

@@ -57,3 +57,11 @@ def test_every_guide_takes_a_mixture_prior(kind, tiny_data):
     guide = pl.guides.auto(getattr(autoguide, kind), model) if kind else pl.guides.mean_field(model)
     history = pl.train(model, guide, tiny_data, epochs=2, milestones=())
     assert np.isfinite(history[-1]["loss"])
+
+
+@pytest.mark.parametrize("prior", [priors.normal, priors.laplace, priors.fan_in])
+def test_a_parameter_is_not_frozen_in_silence(prior):
+    with pytest.raises(
+        pl.UserError, match="a parameter would be frozen at its value; to learn it, give a distribution"
+    ):
+        prior(torch.nn.Parameter(torch.tensor(1.0)))

@@ -14,9 +14,9 @@ from pyro_lottery.tickets import rewind
 from tests.support import TinyNet
 
 
-def context_of(model, data, mask=None, **more):
+def context_of(model, data, mask=None, dense=None, **more):
     start = pl.posterior(pl.guides.mean_field(model))
-    dense = rewind(pl.masks.full(start), start, model.net_state())
+    dense = dense or rewind(pl.masks.full(start), start, model.net_state())
     return scores.Context(model, data, dense.mask if mask is None else mask, dense, **{"seed": 0, "level": 1} | more)
 
 
@@ -202,3 +202,165 @@ def test_batches_of_a_loader_follow_seed_level_and_step():
     assert first() != first(step=5)
     assert first() != first(level=2)
     assert [len(b[0]) for b in context_of(model, stream).batches(9)] == [16, 16, 16, 12]
+
+
+def test_a_loss_does_not_depend_on_a_noise_that_was_learned():
+    x = torch.randn(8, 3)
+    y = torch.stack([x[:, 0], 3 * torch.randn(8)], 1)
+    model = pl.BayesianRegressor(
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), num_data=8, noise_scale="learned"
+    )
+    data = pl.data.from_tensors(x, y, x, y, normalize=False).train
+    context = context_of(model, data)
+    every = [score(context.dense.start, context) for score in (scores.snip, scores.grasp)]
+    with torch.no_grad():
+        for parameter in model.likelihood_parameters().values():
+            parameter.add_(torch.tensor([-4.0, 1.0]))
+    for before, score in zip(every, (scores.snip, scores.grasp), strict=True):
+        again = score(context.dense.start, context_of(model, data, dense=context.dense))
+        assert all(torch.equal(again[site], value) for site, value in before.items())
+
+
+def in_place(posterior):
+    for site, value in posterior.loc.items():
+        value /= posterior.scale[site]
+    return posterior.loc
+
+
+def in_place_with_context(posterior, context):
+    return {site: value.mul_(2) for site, value in context.dense.start.loc.items()}
+
+
+@pytest.mark.parametrize("score", [in_place, in_place_with_context])
+def test_a_score_that_works_in_place_changes_only_copies(score):
+    model, data, _, _ = linear([0.5, -1.0, 2.0])
+    context = context_of(model, data)
+    found = scores.ranks(score, context.dense.start, context)["0.weight"]
+    assert context.dense.start.loc["0.weight"].tolist() == [[0.5, -1.0, 2.0]]
+    assert found.tolist() != [[0.5, -1.0, 2.0]]
+
+
+def test_a_score_may_name_its_context():
+    model, data, _, _ = linear([0.5, -1.0, 2.0])
+    context = context_of(model, data)
+
+    def seen(posterior, context=None):
+        return context.level
+
+    def by_keyword(posterior, *, context):
+        return context.level
+
+    assert scores.ranks(seen, context.dense.start, context) == 1
+    assert scores.ranks(by_keyword, context.dense.start, context) == 1
+
+
+def test_a_threshold_is_a_number():
+    def score(posterior):
+        return posterior.loc
+
+    for wrong in ("0.1x", torch.zeros(2), float("nan")):
+        score.threshold = wrong
+        with pytest.raises(pl.UserError, match="the threshold of a score must be a number"):
+            scores.threshold_of(score)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-3])
+def test_evidence_counts_weight_decay_as_a_part_of_the_prior(decay):
+    """A weight of which the data say nothing has the posterior p(w) exp(−Nλw²/2T), and evidence for nothing."""
+    model, data, _, _ = linear([0.5, -1.0, 2.0])
+    model.kl_temperature = 0.1
+    precision = 1 + 6 * decay / 0.1
+    mean = torch.zeros(1, 3)
+    posterior = pl.Posterior({"0.weight": mean}, {"0.weight": torch.full((1, 3), precision**-0.5)}, ("0.weight",))
+    context = context_of(model, data, weight_decay=decay)
+    torch.testing.assert_close(scores.savage_dickey(posterior, context)["0.weight"], torch.zeros(1, 3))
+    model.set_prior_(pl.priors.laplace(1.0))
+    if decay:
+        with pytest.raises(pl.UserError, match="is a Laplace, with which it has no closed form; use --weight-decay 0"):
+            scores.savage_dickey(posterior, context)
+
+
+def test_the_prior_moves_with_weight_decay():
+    """p = N(1, 2²) times exp(−3w²/2) is N(0.25/3.25, 1/3.25)."""
+    model, data, _, _ = linear([0.5, -1.0, 2.0])
+    model.set_prior_(pl.priors.normal(1.0, 2.0))
+    q = torch.distributions.Normal(torch.tensor([[0.3, 0.0, -1.0]]), torch.tensor([[0.5, 1.0, 2.0]]))
+    posterior = pl.Posterior({"0.weight": q.loc}, {"0.weight": q.scale}, ("0.weight",))
+    found = scores.savage_dickey(posterior, context_of(model, data, weight_decay=0.5))
+    p = torch.distributions.Normal(0.25 / 3.25, 3.25**-0.5)
+    zero = torch.zeros(1, 3)
+    torch.testing.assert_close(found["0.weight"], p.log_prob(zero) - q.log_prob(zero))
+
+
+def three_layers(first, **more):
+    net = nn.Sequential(
+        nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2), nn.ReLU(), nn.Linear(2, 2, bias=False), nn.ReLU(),
+        nn.Linear(2, 1, bias=False),
+    )  # fmt: skip
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor(first))
+        net[3].weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        net[5].weight.fill_(1.0)
+    x = torch.randn(4, 2)
+    data = pl.data.from_tensors(x, x[:, :1], x, x[:, :1], normalize=False).train
+    return net, data, x
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_synflow_takes_all_parameters_by_their_size(sign):
+    net, data, x = three_layers([[sign, sign], [1.0, 1.0]])
+    net[0].weight.requires_grad_(False)
+    with torch.no_grad():
+        net[1].weight[0] = sign
+    context = context_of(pl.BayesianRegressor(net, num_data=4, noise_scale=1.0), data)
+    found = flow(context, {site: loc.abs() for site, loc in context.dense.start.loc.items()}, x)["3.weight"]
+    torch.testing.assert_close(found, torch.tensor([[2.0, 4.0], [6.0, 8.0]]).double(), rtol=1e-4, atol=0)
+
+
+def test_synflow_without_a_flow_is_one_line():
+    net, data, _ = three_layers([[1.0, 1.0], [1.0, 1.0]])
+    with torch.no_grad():
+        net[5].weight.zero_()
+    context = context_of(pl.BayesianRegressor(net, num_data=4, noise_scale=1.0), data)
+    with pytest.raises(pl.UserError, match="no prunable weight has a flow"):
+        scores.synflow(context.dense.start, context)
+
+    class Divides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 1)
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.b((h - h) / (h - h))
+
+    context = context_of(pl.BayesianRegressor(Divides(), num_data=4, noise_scale=1.0), data)
+    with pytest.raises(pl.UserError, match=r"the flow of 'a\.weight' is not finite"):
+        scores.synflow(context.dense.start, context)
+
+
+def test_grasp_of_attention(tiny_data):
+    """Summed over all weights, w·(H g) is half the slope of |g|² along w."""
+    torch.manual_seed(0)
+
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v, self.head = (nn.Linear(4, 4, bias=False) for _ in range(4))
+
+        def forward(self, x):
+            h = x.view(len(x), 3, 4)
+            return self.head(nn.functional.scaled_dot_product_attention(self.q(h), self.k(h), self.v(h)).mean(1))
+
+    x, y = torch.randn(8, 12), torch.arange(8) % 4
+    model = pl.BayesianClassifier(Attends(), num_data=8)
+    context = context_of(model, pl.data.from_tensors(x, y, x, y, normalize=False).train)
+    found = scores.grasp(context.dense.start, context)
+
+    def size(scale):
+        values = {site: (scale * loc.double()).requires_grad_() for site, loc in context.dense.start.loc.items()}
+        gradients = torch.autograd.grad(context.loss(values, next(context.batches())), list(values.values()))
+        return sum(float(g.square().sum()) for g in gradients)
+
+    slope = (size(1 + 1e-5) - size(1 - 1e-5)) / 2e-5
+    assert sum(float(value.sum()) for value in found.values()) == pytest.approx(slope / 2, rel=1e-3)

@@ -73,6 +73,12 @@ def test_a_run_prunes_by_evidence_and_goes_on_with_the_same_bits(tmp_path):
     assert more.results["remaining"].tolist()[: len(remaining)] == remaining
 
 
+def test_scores_of_the_untrained_network_refuse_nothing(tmp_path):
+    """At an init_scale of a half no initial weight is worth anything; training finds some that are."""
+    run = imp.run_imp(Config(**options(tmp_path, levels=1, init_scale=0.5, epochs=6, lr=0.01, milestones=())))
+    assert 0 < run.results["density"].tolist()[1] < 1
+
+
 def test_a_run_ends_when_all_that_is_left_is_worth_something(tmp_path):
     def worth(posterior):
         return {site: loc.abs() - 0.001 for site, loc in posterior.loc.items()}
