@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoDiagonalNormal
 from torch import Tensor
 
-from pyro_lottery import diagnostics, masks, seeds, tickets
+from pyro_lottery import diagnostics, guides, masks, seeds, tickets
 from pyro_lottery.data import Data, in_memory, stratified_split
 from pyro_lottery.errors import UserError
 from pyro_lottery.model import BayesianNetwork
@@ -27,11 +28,12 @@ from pyro_lottery.runs.cli import Parser, run_command
 from pyro_lottery.runs.loaded import Level, Run, check_levels, load_run
 from pyro_lottery.scores import Context
 from pyro_lottery.training import TrainState
-from pyro_lottery.types import Posterior, Sites, Ticket
+from pyro_lottery.types import Mask, Posterior, Sites, Ticket
 
 PROG = "python -m pyro_lottery.diagnose"
 EXAMPLES, DRAWS, STEPS, POINTS = 500, 2, 4, 7
 """Test examples of a barrier, draws of its expectation, batches of training examples for BatchNorm's statistics, and places on the line."""
+BARRIERS = ("barrier_nll", "barrier_free_energy")
 ALIVE = 0.01
 """The share of scales that have moved below which a warning is given."""
 Rows = list[dict[str, Any]]
@@ -58,18 +60,18 @@ def diagnose(
         }:
             raise UserError(f"{other.folder.path} has another network than {run.folder.path}")
     tables: dict[str, Rows] = {"diagnosis": [], "diagnosis_layers": []}
-    before: Level | None = None
+    finished = check_levels(run, None)
     with run.folder.derived("evaluation").lock(), console.progress() as bar:
         task = bar.add_task("", total=len(chosen))
         for number in chosen:
             bar.update(task, description=f"level {number}")
             level = run.level(number)
             row, layers = _of_level(level, data)
+            before = run.level(number - 1) if number - 1 in finished else None
             row |= _barriers(level, before, data) if barriers else {}
             row |= _overlaps(level, [other.level(number) for other in others])
             tables["diagnosis"].append(row)
             tables["diagnosis_layers"] += layers
-            before = level
             bar.advance(task)
         for name, rows in tables.items():
             run.folder.save_evaluation(name, rows)
@@ -84,8 +86,10 @@ def warnings_of(tables: dict[str, Rows]) -> Iterator[str]:
                 f"level {row['level']}: {row['scales_moved']:.2%} of the scales left their start, so its uncertainty is that of --init-scale; train "
                 "longer, or with --estimator local"
             )
-        if row["effective_density"] == 0:
-            yield f"level {row['level']}: no weight lies on a path from input to output; its outputs do not depend on the input"
+        if math.isnan(row["effective_density"]):
+            yield f"level {row['level']}: its effective density is not known, since the network cannot run in float64"
+        elif row["effective_density"] == 0 < row["density"]:
+            yield f"level {row['level']}: no weight that can be pruned lies on a path from input to output"
         elif row["effective_density"] < 0.9 * row["density"]:
             yield (
                 f"level {row['level']}: {1 - row['effective_density'] / row['density']:.0%} of its weights lie on no path from input to output"
@@ -97,33 +101,46 @@ def warnings_of(tables: dict[str, Rows]) -> Iterator[str]:
 
 def _of_level(level: Level, data: Data) -> tuple[dict[str, Any], Rows]:
     network, posterior, start, mask = level.load_model(), level.posterior, level.ticket.start, level.mask
-    config, dense = level.run.config, level.run.initial(level.run.config.seed)
-    context = Context(network.model, data.train, mask, dense, config.seed, level.number)
-    used = diagnostics.on_paths(context)
+    config = level.run.config
+    context = Context(network.model, data.train, mask, level.ticket, config.seed, level.number)
+    try:
+        used = diagnostics.on_paths(context)
+        effective, density = masks.density_per_site(used), masks.density(used)
+    except UserError:
+        effective, density = dict.fromkeys(mask, math.nan), math.nan
     sites, nothing = list(mask), dict.fromkeys(posterior.loc, math.nan)
     has_scales = start.scale is not None and posterior.scale is not None
-    moved = diagnostics.scales_moved(start, posterior, mask) if has_scales else nothing
-    kl = diagnostics.kl_per_site(network.model, posterior, mask) if has_scales else nothing
-    signs = diagnostics.signs_kept(start, posterior, mask)
-    counts = {name: int(mask[name].sum()) for name in sites}
+    # A weight that a schedule has brought back had no start of its own.
+    began = {name: m & level.ticket.mask[name] for name, m in mask.items()}
+    moved = diagnostics.scales_moved(start, posterior, began) if has_scales else nothing
+    is_product = has_scales and _is_product(network.guide, posterior)
+    kl = diagnostics.kl_per_site(network.model, posterior, mask) if is_product else nothing
+    signs = diagnostics.signs_kept(start, posterior, began)
+    counts = {name: int(began[name].sum()) for name in sites}
     layers = [
         {
             "level": level.number, "site": name, "density": float(mask[name].double().mean()),
-            "effective_density": float(used[name].double().mean()), "scales_moved": moved[name], "kl": kl[name],
+            "effective_density": effective[name], "scales_moved": moved[name], "kl": kl[name],
             "signs_kept": signs[name],
         }
         for name in sites
     ]  # fmt: skip
     row = {
-        "level": level.number, "density": masks.density(mask), "effective_density": masks.density(used),
+        "level": level.number, "density": masks.density(mask), "effective_density": density,
         "scales_moved": _mean(moved, counts), "kl": math.fsum(kl.values()), "signs_kept": _mean(signs, counts),
         "epistemic_share": math.nan,
     }  # fmt: skip
     if data.test is not None and level.run.shape.num_classes is not None:
         found = network.predictive(data.test, config.eval_samples, config.seed)
         assert isinstance(found, Predictive)
-        row["epistemic_share"] = float(found.epistemic.mean() / found.total.mean())
+        if found.num_samples > 1 or guides.is_point(network.guide):  # one draw does not say how far draws differ
+            row["epistemic_share"] = float(found.epistemic.mean() / found.total.mean())
     return row, layers
+
+
+def _is_product(guide: Any, posterior: Posterior) -> bool:
+    """Whether q is the product of N(loc, scale²) of single weights, so that the sum of their KLs is that of q."""
+    return not posterior.extra or isinstance(guide, AutoDiagonalNormal)
 
 
 def _mean(values: dict[str, float], counts: dict[str, int]) -> float:
@@ -146,10 +163,11 @@ def _as_ticket(level: Level) -> Ticket:
 
 def _barriers(level: Level, before: Level | None, data: Data) -> dict[str, float]:
     """The heights of the barriers between a level and the one before, in nats per example: of the loss at loc, and of the free energy."""
-    nothing = {"barrier_nll": math.nan, "barrier_free_energy": math.nan}
+    nothing = dict.fromkeys(BARRIERS, math.nan)
     if before is None or data.test is None:
         return nothing
-    model, config = level.load_model().model, level.run.config
+    network, config = level.load_model(), level.run.config
+    model = network.model
     # Of all classes, since test images may be sorted by class.
     few, _ = stratified_split(test := in_memory(data.test), min(EXAMPLES, len(test)), seed=0)
     x, y = few[:], few.targets
@@ -172,20 +190,26 @@ def _barriers(level: Level, before: Level | None, data: Data) -> dict[str, float
                 {n: v + posterior.scale[n] * torch.randn_like(v) for n, v in posterior.loc.items()}
                 for _ in range(DRAWS)
             ]
-        alive = {n: s > 0 for n, s in posterior.scale.items()}
         kl = math.fsum(diagnostics.kl_per_site(model, posterior, alive).values())
         return sum(map(nll_at, draws)) / DRAWS + model.kl_temperature * kl / model.num_data
 
     ends = [(each.posterior, each.load_model().model.net_state()) for each in (before, level)]
+    # The KL of a weight that was pruned in between ends with it, so that only one end would have it.
+    alive = {n: s > 0 for n, s in (level.posterior.scale or {}).items()}
     heights = nothing | {"barrier_nll": diagnostics.barrier(ends[0], ends[1], nll, POINTS).height}
-    if all(posterior.scale is not None for posterior, _ in ends):
+    if all(posterior.scale is not None and _is_product(network.guide, posterior) for posterior, _ in ends):
         heights["barrier_free_energy"] = diagnostics.barrier(ends[0], ends[1], free_energy, POINTS).height
     return heights
 
 
+def _nonzero(weights: Sites) -> Mask:
+    """What layers that transform their weights, after which no weight is 0, leave out."""
+    return {name: value != 0 for name, value in weights.items()}
+
+
 @torch.no_grad()
 def _nll(model: BayesianNetwork, weights: Sites, x: Any, y: Tensor) -> float:
-    with evaluating(model), model.with_weights(weights):
+    with evaluating(model), model.with_weights(weights, _nonzero(weights)):
         output = model.outputs(x)
         likelihood = model.checked_likelihood(output, len(output))
         return -float(likelihood.log_prob(model.checked_targets(y, likelihood, output)).mean())

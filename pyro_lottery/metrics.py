@@ -406,10 +406,11 @@ def deep_ensemble_equivalent(nll: float, of_ensembles: Sequence[float]) -> float
     """The size of a deep ensemble of the same NLL, between sizes by linear interpolation (Ashukha et al. 2020, who calibrate both first).
 
     ``of_ensembles`` holds the NLL of ensembles of 1, 2, ... networks. Returns 1 for an ``nll`` that is no better than that of one network, and
-    infinity for one that is better than all. Raises ``UserError`` for values that are not numbers.
+    infinity for one that is better than all. Raises ``UserError`` for values that are not finite.
     """
-    if not of_ensembles or any(math.isnan(value) for value in (nll, *of_ensembles)):
-        raise UserError(f"deep_ensemble_equivalent needs numbers, got {nll} and {list(of_ensembles)}")
+    nll, of_ensembles = float(nll), [float(value) for value in of_ensembles]
+    if not of_ensembles or not all(math.isfinite(value) for value in (nll, *of_ensembles)):
+        raise UserError(f"deep_ensemble_equivalent needs finite numbers, got {nll} and {of_ensembles}")
     if nll >= of_ensembles[0]:
         return 1.0
     for size, (before, after) in enumerate(pairwise(of_ensembles), start=1):

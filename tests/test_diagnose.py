@@ -9,6 +9,7 @@ from torch import nn
 
 import pyro_lottery as pl
 from pyro_lottery import diagnose, diagnostics, masks
+from pyro_lottery.posteriors.nuts import Target
 from tests.support import small_run
 
 
@@ -61,7 +62,7 @@ def test_warnings_name_empty_layers_and_weights_without_effect():
         "level 3: no weight is left of 'a'",
     ]
     lines = list(diagnose.warnings_of({"diagnosis": [row | {"effective_density": 0.0}], "diagnosis_layers": []}))
-    assert lines == ["level 3: no weight lies on a path from input to output; its outputs do not depend on the input"]
+    assert lines == ["level 3: no weight that can be pruned lies on a path from input to output"]
 
 
 def test_a_point_guide_has_no_columns_of_scales(tmp_path, capsys):
@@ -85,3 +86,42 @@ def test_other_networks_and_levels_are_one_line(runs, tmp_path, refused):
         diagnose.main, [str(runs[0].folder.path), str(other.folder.path), "--trust-code"], "has another network than"
     )
     refused(diagnose.main, [str(runs[0].folder.path), "--levels", "7"], "--levels 7: not a finished level of")
+
+
+def test_a_barrier_is_to_the_level_before_whatever_is_chosen(tmp_path):
+    run = small_run(tmp_path / "run", levels=2)
+    every = diagnose.diagnose(run)["diagnosis"]
+    assert diagnose.diagnose(run, levels=[0, 2])["diagnosis"][1]["barrier_nll"] == every[2]["barrier_nll"]
+
+
+def test_one_draw_does_not_say_how_far_draws_differ(tmp_path):
+    run = small_run(tmp_path / "run", levels=0, eval_samples=1)
+    assert math.isnan(diagnose.diagnose(run)["diagnosis"][0]["epistemic_share"])
+
+
+def layers_that_standardise(num_classes):
+    class StdConv(nn.Conv2d):
+        def forward(self, x):
+            w = self.weight
+            w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+            return nn.functional.conv2d(x, w, self.bias)
+
+    return nn.Sequential(
+        StdConv(1, 8, 3), nn.ReLU(), StdConv(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, num_classes)
+    )
+
+
+def test_layers_that_standardise_their_weights_are_those_of_the_level(tmp_path):
+    """The loss at the barrier's end, and the network that NUTS samples, are those of the level at its loc."""
+    run = small_run(
+        tmp_path / "run", levels=1, prune_fraction=0.7, arch="tests.test_diagnose:layers_that_standardise", epochs=3
+    )
+    level = run.level(1)
+    network, test = level.load_model(), run.load_data().test
+    with network.pruned():
+        expected = pl.metrics.nll(pl.predict_mean(network.model, network.guide, test), test.labels)
+    found = diagnose._nll(network.model, level.posterior.loc, test[:], test.labels)
+    assert found == pytest.approx(expected, rel=1e-4)
+    target = Target(network.model, level.posterior, level.mask, run.load_data().train)
+    outputs = target.outputs(target.values(target.flat(level.posterior.loc)), test[:])
+    assert pl.metrics.nll(outputs.softmax(1), test.labels) == pytest.approx(expected, rel=1e-4)

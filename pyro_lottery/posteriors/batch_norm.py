@@ -24,12 +24,13 @@ def update_batch_norm_(
     """Replace BatchNorm's running statistics by their means over the batches of one epoch at ``weights`` (Izmailov et al. 2018).
 
     The epoch is that of ``state`` for ``seed`` and ``level``, with its augmentation, or the first ``steps`` of its batches where the data are in
-    memory. ``weights`` holds a tensor per site, of the site's shape.
+    memory. ``weights`` holds a tensor per site, of the site's shape; layers that transform their weights leave out those that are 0.
     """
     norms: list[Any] = [m for m in model.modules() if is_batch_norm(m) and m.running_mean is not None]
     if not norms:
         return
     momenta = [m.momentum for m in norms]
+    left = {name: value != 0 for name, value in weights.items()}
     try:
         with training.epoch(model, data, state, batch_size=BATCH, seed=seed, level=level) as batches:
             for norm in norms:
@@ -39,7 +40,7 @@ def update_batch_norm_(
             last = len(batches) if steps is None or batches.whole_only else min(steps, len(batches))
             while state.step < last:
                 x, _ = batches.batch(state.step)
-                with model.with_weights(weights):
+                with model.with_weights(weights, left):
                     model.outputs(x)
                 state.step += 1
     finally:

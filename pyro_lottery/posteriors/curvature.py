@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 from pyro_lottery.distributions import base
-from pyro_lottery.errors import UserError
+from pyro_lottery.errors import UserError, one_line
 from pyro_lottery.model import BayesianNetwork, one_tensor
 from pyro_lottery.model.fixed import plain
 from pyro_lottery.model.outputs import in_dtype
@@ -29,7 +29,7 @@ def ggn_diagonal(
     J is the Jacobian of an example's outputs by the weights, and Λ the Hessian of its negative log-likelihood by the outputs; for a classifier
     this is the Fisher information. ``examples`` are batches of inputs [b, ...] and targets [b, ...]; the network is in eval mode, so
     that examples do not see each other. Costs one gradient of every single example for each output. Returns a tensor per site, of the
-    site's shape.
+    site's shape. Raises ``UserError`` for a network whose gradients of single examples ``torch.func`` cannot take.
     """
     net = plain(model.net, values, mask)
     parameters = {name: p.detach() for name, p in net.named_parameters() if name in values}
@@ -48,8 +48,20 @@ def ggn_diagonal(
             for x, y in zip(inputs.split(size), targets.split(size), strict=True):
                 roots = _roots(model, one_tensor(net(x)).detach(), y)
                 for k in range(roots.shape[-1]):
-                    for name, gradient in each(parameters, x, roots[..., k]).items():
+                    for name, gradient in _of_each(each, parameters, x, roots[..., k]).items():
                         found[name] += gradient.square_().sum(0)
+    return found
+
+
+def _of_each(each: Any, *args: Any) -> dict[str, Tensor]:
+    try:
+        found: dict[str, Tensor] = each(*args)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UserError(
+            f"laplace needs a gradient of each example, which torch.func cannot take of this network ({one_line(error)}); use another posterior, such as swag"
+        ) from error
     return found
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_lottery import masks, seeds
 from pyro_lottery.data import Split
-from pyro_lottery.errors import UserError
+from pyro_lottery.errors import UserError, check_counts, one_line
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.modes import evaluating
 from pyro_lottery.threads import TURN
@@ -52,7 +52,7 @@ class Target:
     """
 
     def __init__(self, model: BayesianNetwork, posterior: Posterior, mask: Mask, split: Split):
-        self.model, self.shapes = model, {name: loc.shape for name, loc in posterior.loc.items()}
+        self.model, self.mask, self.shapes = model, mask, {name: loc.shape for name, loc in posterior.loc.items()}
         kept = {
             name: mask[name] if name in mask else torch.ones(shape, dtype=torch.bool)
             for name, shape in self.shapes.items()
@@ -60,8 +60,8 @@ class Target:
         self.places = {name: m.flatten().nonzero().squeeze(1) for name, m in kept.items()}
         self.priors: dict[str, Any] = {name: model.prior_of(name) for name in self.shapes}
         self.x, self.y = split[:], split.targets
-        with torch.no_grad(), evaluating(model), model.with_weights(masks.apply(mask, posterior).loc):
-            output = model.outputs(self.x)
+        with torch.no_grad(), evaluating(model):
+            output = self.outputs(masks.apply(mask, posterior).loc, self.x)
             self.y = model.checked_targets(self.y, model.checked_likelihood(output, len(output)), output)
 
     def flat(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -78,7 +78,7 @@ class Target:
 
     def outputs(self, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """The network's outputs [n, ...] with ``values`` as weights."""
-        with self.model.with_weights(values):
+        with self.model.with_weights(values, self.mask):
             return self.model.outputs(x)
 
     def __call__(self, parameters: Mapping[str, Tensor]) -> Tensor:
@@ -93,14 +93,16 @@ class Target:
 
 
 def nuts(
-    model: BayesianNetwork, posterior: Posterior, mask: Mask, train: Split, x: Tensor, *, draws: int = 200, warmup: int = 200,
+    model: BayesianNetwork, posterior: Posterior, mask: Mask, train: Split, x: Tensor | Split, *, draws: int = 200, warmup: int = 200,
     chains: int = 4, seed: int = 0, max_tree_depth: int = 8,
 ) -> Chains:  # fmt: skip
     """Sample p(w)·p(D | w)^(1/T) over the survivors of ``mask`` by NUTS (Hoffman and Gelman 2014), and predict ``x`` [n, ...] with each draw.
 
-    Chains start at draws of N(loc, scale²) of ``posterior`` with an adapted diagonal mass matrix. All of ``train`` is one batch. Raises
-    ``UserError`` for fewer than two chains or four draws, and for more than ``MOST`` weights.
+    Chains start at draws of N(loc, scale²) of ``posterior`` with an adapted diagonal mass matrix. All of ``train`` is one batch; ``x`` may be a split. Raises
+    ``UserError`` for fewer than two chains or four draws, for more than ``MOST`` weights, and for an ``x`` that the network cannot take.
     """
+    check_counts(1, draws=draws, chains=chains, max_tree_depth=max_tree_depth)
+    check_counts(0, warmup=warmup)
     if chains < 2 or draws < 4:
         raise UserError(
             f"nuts needs at least two chains of four draws to say whether they agree, got {chains} of {draws}"
@@ -112,6 +114,18 @@ def nuts(
         raise UserError(
             f"nuts over {len(loc):,} weights would take days; use a ticket of at most {MOST:,}, or another posterior"
         )
+    x = x[:] if isinstance(x, Split) else x
+    if not len(x):
+        raise UserError("nuts needs inputs to predict, got none")
+    try:  # before hours of sampling
+        with evaluating(model):
+            _predictions(target, [loc], x)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UserError(
+            f"the network cannot take inputs {tuple(x.shape)} of {x.dtype} ({one_line(error)}); give a split, or normalised inputs"
+        ) from error
     scale = torch.zeros_like(loc) if center.scale is None else target.flat(center.scale)
     found, probs, divergences = [], [], 0
     with TURN, evaluating(model), pyro.validation_enabled(False):

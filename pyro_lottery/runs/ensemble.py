@@ -52,6 +52,10 @@ class Ensemble:
         classifiers = [one for one in found if isinstance(one, Predictive)]
         if len(classifiers) < len(found):
             raise UserError("an ensemble's predictions need classifiers")
+        if len(sizes := {one.probs.shape[1] for one in classifiers}) > 1:
+            raise UserError(
+                f"the networks of an ensemble have {' and '.join(map(str, sorted(sizes)))} classes; give networks of the same classes"
+            )
         return classifiers
 
 
@@ -61,6 +65,10 @@ def ensemble(levels: Sequence[Level | TrainedNetwork]) -> Ensemble:
     Raises ``UserError`` for none, for networks of different classes, and for runs whose data were prepared differently: one input would
     mean different images to them.
     """
+    if not isinstance(levels, Sequence) or not all(isinstance(level, Level | TrainedNetwork) for level in levels):
+        raise UserError(
+            "an ensemble needs a list of levels, such as [run.level(3), other.level(3)], or of trained networks"
+        )
     if not levels:
         raise UserError("an ensemble needs at least one level")
     runs = [level.run for level in levels if isinstance(level, Level)]
@@ -71,4 +79,7 @@ def ensemble(levels: Sequence[Level | TrainedNetwork]) -> Ensemble:
             raise UserError(
                 f"{run.folder.path} was trained on other images than {runs[0].folder.path}, so its inputs are normalised differently"
             )
-    return Ensemble([level.load_model() if isinstance(level, Level) else level for level in levels])
+    networks = [level.load_model() if isinstance(level, Level) else level for level in levels]
+    if len({network.classes for network in networks if network.classes is not None}) > 1:
+        raise UserError("the networks of an ensemble have other classes, or the same in another order")
+    return Ensemble(networks)

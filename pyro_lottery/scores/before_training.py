@@ -98,7 +98,8 @@ def flow(context: Context, values: Mapping[str, Tensor], x: Any) -> Sites:
     ones = trees.map_tensors(
         lambda t: torch.ones_like(t[:1], dtype=torch.float64) if t.is_floating_point() else t[:1], x
     )
-    gradients = _gradients(context.with_parameters(torch.abs).outputs(weights, ones).sum(), weights)
+    positive = context.with_net(lambda name, value: value.abs() if name in context.parameters else value)
+    gradients = _gradients(positive.outputs(weights, ones).sum(), weights)
     flows = {site: (value.detach() * gradients[site]).abs() for site, value in weights.items()}
     for site, found in flows.items():
         if not bool(found.isfinite().all()):

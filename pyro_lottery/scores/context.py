@@ -57,10 +57,14 @@ class Context:
         found = self._trained.prior_of(site)
         return found.expand(self.dense.start.loc[site].shape) if found.event_shape == () else found
 
-    def with_parameters(self, change: Callable[[Tensor], Tensor]) -> Context:
-        """This context with ``change`` of every parameter that is not random, such as gains of norms and deterministic layers."""
-        names = {name.removeprefix("net.") for name, _ in self.model.named_parameters()}
-        net = {n: change(v) if n in names and v.is_floating_point() else v for n, v in self.dense.net.items()}
+    @cached_property
+    def parameters(self) -> frozenset[str]:
+        """Names of the parameters that are not random, such as gains of norms and deterministic layers."""
+        return frozenset(name.removeprefix("net.") for name, _ in self.model.named_parameters()) & self.dense.net.keys()
+
+    def with_net(self, change: Callable[[str, Tensor], Tensor]) -> Context:
+        """This context with ``change`` of the name and value of every tensor that is not random."""
+        net = {name: change(name, value) for name, value in self.dense.net.items()}
         return replace(self, dense=replace(self.dense, net=net))
 
     def batches(self, count: int = 1, size: int = 128) -> Iterator[tuple[Any, Tensor]]:

@@ -1,5 +1,7 @@
 """The barrier between two minima of a function that is known."""
 
+import math
+
 import pytest
 import torch
 
@@ -22,6 +24,10 @@ def test_a_double_well_by_hand():
     assert diagnostics.barrier(at([0.0]), at([2.0]), lambda p, n: float(p.loc["w"] * 3), 3).losses == (0.0, 3.0, 6.0)
 
 
+def test_a_loss_that_is_no_number_is_no_barrier_of_0():
+    assert math.isnan(diagnostics.Barrier((0.0, 0.5, 1.0), (0.3, math.nan, 0.3)).height)
+
+
 def test_scales_are_interpolated_geometrically_and_counts_stay():
     seen = []
     a = at([0.0, 0.0], [1.0, 0.0], mean=torch.tensor([0.0]), count=torch.tensor(3))
@@ -29,7 +35,7 @@ def test_scales_are_interpolated_geometrically_and_counts_stay():
     diagnostics.barrier(a, b, lambda p, net: seen.append((p, net)) or 0.0, 3)
     (first, _), (middle, net), (last, _) = seen
     assert first.scale["w"].tolist() == [1.0, 0.0]
-    assert middle.scale["w"].tolist() == [2.0, 0.0]
+    assert middle.scale["w"].tolist() == [2.0, 1.0], "linearly where the weight is pruned at one end"
     assert middle.loc["w"].tolist() == [1.0, 2.0]
     assert last.scale["w"].tolist() == [4.0, 2.0]
     assert net["mean"].tolist() == [0.5]

@@ -121,3 +121,18 @@ def test_the_curvature_of_priors(prior, expected):
     found = posteriors.prior_precision(model, values)
     for name, value in values.items():
         torch.testing.assert_close(found[name], expected(value), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_torch_func_cannot_take_is_one_line():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.b(h if h.abs().max() > 0 else -h)
+
+    model = pl.BayesianClassifier(Branches(), num_data=4)
+    with pytest.raises(pl.UserError, match=r"laplace needs a gradient of each example, which torch\.func cannot take"):
+        posteriors.ggn_diagonal(model, model.initial_values(), {}, [(torch.randn(4, 6), torch.arange(4) % 3)])

@@ -77,6 +77,11 @@ def test_what_cannot_be_sampled_is_one_line(tmp_path):
     model, posterior, mask, data, x, _ = regression()
     with pytest.raises(pl.UserError, match="at least two chains of four draws"):
         nuts(model, posterior, mask, data.train, x, chains=1)
+    for wrong, said in ((x[:, :1], "cannot take inputs"), (x[:0], "got none")):
+        with pytest.raises(pl.UserError, match=said):
+            nuts(model, posterior, mask, data.train, wrong, draws=10**9)
+    with pytest.raises(pl.UserError, match="max_tree_depth must be a whole number, at least 1, got 0"):
+        nuts(model, posterior, mask, data.train, x, max_tree_depth=0)
     run = small_run(tmp_path / "run", levels=0, guide="deterministic")
     with pytest.raises(pl.UserError, match="has a deterministic guide"):
         pl.nuts(run.level(0))
@@ -102,6 +107,8 @@ def test_a_level_of_a_run(tmp_path):
     assert found.rhat.shape == found.ess.shape == (20, 10)
     again = pl.nuts(level, run.load_data().test[:20], draws=4, warmup=4, chains=2, max_tree_depth=3)
     assert torch.equal(again.weights, found.weights)
+    whole = pl.nuts(level, run.load_data().test, draws=4, warmup=4, chains=2, max_tree_depth=3)
+    assert torch.equal(whole.probs[:, :, :20], found.probs)
     assert 0 <= metrics.total_variation(found.mean, again.mean) < 1e-6
 
 
