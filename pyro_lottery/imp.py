@@ -25,7 +25,7 @@ from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.progress import show_results
 from pyro_lottery.runs.session import Session
 from pyro_lottery.threads import TURN
-from pyro_lottery.training.mask_check import check_used_weights
+from pyro_lottery.training.mask_check import check_used_weights, warn_of_last_layer
 from pyro_lottery.types import Mask, Posterior, Sites, Ticket
 
 PROG = "python -m pyro_lottery.imp"
@@ -136,7 +136,7 @@ def _check_pruning(session: Session) -> None:
 
     Raises ``UserError`` if the score does not suit the guide, the guide cannot be pruned, or a level would have no weights.
     """
-    config, setup, fraction = session.config, session.setup, session.config.prune_fraction
+    config, fraction = session.config, session.config.prune_fraction
     count = masks.total(session.dense.mask)
     if count and isinstance(fraction, float) and config.levels > (possible := masks.times(count, fraction)):
         raise UserError(
@@ -151,9 +151,17 @@ def _check_pruning(session: Session) -> None:
         mask = (
             masks.shrink(full, found, fraction) if isinstance(fraction, float) else masks.shrink_to(full, found, half)
         )
+    _check_used(session, mask)
+
+
+def _check_used(session: Session, mask: Mask) -> None:
+    """Raise ``UserError`` if the guide or a layer does not prune what ``mask`` prunes; warn if the final layer is pruned."""
+    setup = session.setup
+    x = setup.data.train.head()[0]
     with torch.no_grad(), sparsify(mask):
         setup.guide()
-        check_used_weights(setup.model, setup.data.train.head()[0])
+        check_used_weights(setup.model, x)
+    warn_of_last_layer(setup.model, x)
 
 
 def _check_schedule(session: Session, schedule: schedules.Schedule) -> None:
@@ -179,9 +187,7 @@ def _check_schedule(session: Session, schedule: schedules.Schedule) -> None:
     with warnings.catch_warnings(action="ignore"), TURN, seeds.rng("cpu", config.seed, "move", 0):
         end = 1.0 if config.schedule == "gradual" else 0.0  # where it prunes or exchanges most
         mask = schedule.move(schedules.Move(ticket.mask, start, context, ticket.net, end))
-    with torch.no_grad(), sparsify(mask):
-        setup.guide()
-        check_used_weights(setup.model, setup.data.train.head()[0])
+    _check_used(session, mask)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

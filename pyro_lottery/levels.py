@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -182,6 +183,8 @@ def _columns(measured: dict[str, float], history: training.History) -> dict[str,
     """The columns with the quality of a level; columns of the other task are left out. ``history`` is empty if it is not of the posterior."""
     columns: dict[str, Any] = dict(measured)
     if "rmse" in measured:
+        if math.isnan(measured["rmse"]):  # the likelihood has no mean
+            return columns | {"rmse": None}
         return columns | {"val_rmse": min((row["val_rmse"] for row in history if "val_rmse" in row), default=None)}
     columns["test_accuracy"] = columns.pop("accuracy")
     columns["max_test_accuracy"] = max([columns["test_accuracy"], *(row["test_accuracy"] for row in history)])

@@ -192,6 +192,7 @@ class LevelResult:
     selected_test_accuracy: float | None = None
     """Test accuracy at the epoch with the best validation accuracy."""
     rmse: float | None = None
+    """None for classes, and for a likelihood without a mean."""
     val_rmse: float | None = None
     """Smallest validation error over the epochs."""
     coverage_50: float | None = None

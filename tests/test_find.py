@@ -265,6 +265,26 @@ def test_a_regression_is_reported_and_drawn(regressed, tmp_path):
         evaluate(regressed)
 
 
+class Cauchy(pl.BayesianNetwork):
+    """A likelihood without a mean."""
+
+    def likelihood(self, output):
+        return dist.Cauchy(output, 1.0).to_event(1)
+
+
+def test_a_likelihood_without_a_mean_has_no_rmse_and_is_trained_once(tmp_path):
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(1))
+    data = pl.data.from_tensors(x, x[:, :1], x, x[:, :1], normalize=False)
+    options = QUICK | {"levels": 1, "likelihood": Cauchy, "run_dir": tmp_path / "run"}
+    run = pl.find_tickets(mlp(4, 1), data, **options)
+    assert run.results["rmse"].isna().all()
+    assert run.results["coverage_95"].between(0, 1).all()
+    again = pl.find_tickets(mlp(4, 1), data, **options)
+    assert again.results["train_seconds"].tolist() == run.results["train_seconds"].tolist()
+    assert "test RMSE" in report.report([run])
+    console.results_table(run.folder.results())
+
+
 def test_own_distributions(tmp_path):
     run = pl.find_tickets(
         mlp(10, 1), diabetes(), likelihood=functools.partial(pl.BayesianRegressor, noise_scale=0.7),

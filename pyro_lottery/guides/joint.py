@@ -115,8 +115,10 @@ def marginal(joint: dist.TorchDistribution, index: Tensor) -> dist.TorchDistribu
     if isinstance(joint, dist.Independent) and isinstance(joint.base_dist, dist.Normal):
         return dist.Normal(joint.base_dist.loc[index], joint.base_dist.scale[index]).to_event(1)
     if isinstance(joint, dist.MultivariateNormal):
-        rows = joint.scale_tril[index]
-        return dist.MultivariateNormal(joint.loc[index], covariance_matrix=rows @ rows.mT)
+        # The factor L of rows · rowsᵀ = L Lᵀ by QR: in single precision the product itself need not be positive definite.
+        upper = torch.linalg.qr(joint.scale_tril[index].mT, mode="reduced").R
+        signs = torch.where(upper.diagonal() < 0, -1.0, 1.0).to(upper)
+        return dist.MultivariateNormal(joint.loc[index], scale_tril=(signs[:, None] * upper).mT)
     if isinstance(joint, dist.LowRankMultivariateNormal):
         return dist.LowRankMultivariateNormal(joint.loc[index], joint.cov_factor[index], joint.cov_diag[index])
     raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,10 @@ def cost(axes: Axes, rows: Sequence[LevelResult]) -> None:
 
 
 def test_score(row: LevelResult) -> float:
-    """Test accuracy at a level's end in %; for a regression, the RMSE."""
-    found = row.rmse if row.test_accuracy is None else 100 * row.test_accuracy
-    assert found is not None  # every row has one of them
-    return found
+    """Test accuracy at a level's end in %; for a regression, the RMSE, NaN for a likelihood without a mean."""
+    if row.test_accuracy is not None:
+        return 100 * row.test_accuracy
+    return math.nan if row.rmse is None else row.rmse
 
 
 def score_label(rows: Sequence[LevelResult]) -> str:

@@ -13,7 +13,7 @@ from pyro_lottery.errors import Damaged, UserError
 from pyro_lottery.types import LevelResult
 
 _OF_CLASSES = ("test_accuracy", "max_test_accuracy", "mace", "ece", "brier")
-_OF_REAL_TARGETS = ("rmse", "coverage_50", "coverage_80", "coverage_95")
+_OF_REAL_TARGETS = ("coverage_50", "coverage_80", "coverage_95")
 COLUMNS = {f.name: str(f.type) for f in fields(LevelResult)}
 """Columns of ``results.csv`` and their types."""
 

@@ -76,7 +76,7 @@ def results_table(rows: list[LevelResult]) -> Table:
 
 def _measured(r: LevelResult) -> list[str]:
     if r.is_regression:
-        return [f"{r.rmse:.4g}", f"{r.nll:.4f}", f"{100 * (r.coverage_95 or 0.0):.1f}"]
+        return ["" if r.rmse is None else f"{r.rmse:.4g}", f"{r.nll:.4f}", f"{100 * (r.coverage_95 or 0.0):.1f}"]
     accuracies = [f"{100 * (v or 0.0):.2f}" for v in (r.test_accuracy, r.max_test_accuracy)]
     return [*accuracies, f"{r.nll:.4f}", f"{r.mace:.4f}"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -51,6 +52,23 @@ def used_weights(model: BayesianNetwork, values: Sites, x: Any) -> Sequence[Use]
     ):
         model.outputs(x)
     return used.uses
+
+
+def warn_of_last_layer(model: BayesianNetwork, x: Any) -> None:
+    """Warn if the layer that the network uses last for a batch ``x`` is not the one that is spared as its final one.
+
+    Without ``get_classifier`` that is the layer that was registered last.
+    """
+    if callable(getattr(model.net, "get_classifier", None)):
+        return
+    uses = used_weights(model, model.initial_values(), x)
+    last = [site for site in uses[-1].sites if site in model.prunable] if uses else []
+    if last:
+        warnings.warn(
+            f"{last[0]!r} is used last and can be pruned: the final layer, which is spared, is the one that the network defines last; give the network a "
+            "method get_classifier() that returns its final layer",
+            stacklevel=2,
+        )
 
 
 def check_used_weights(model: BayesianNetwork, x: Any) -> None:

@@ -44,6 +44,19 @@ def test_marginals_of_joint_guides_are_the_covariance_of_the_survivors():
     torch.testing.assert_close(found.loc, torch.tensor([0.0, 2.0]))
 
 
+def test_marginals_of_weights_that_hardly_differ():
+    """Their covariance is singular in single precision, and its factor is not."""
+    tril = torch.eye(6) * 1e-5
+    tril[:, 0] = 1.0
+    tril.requires_grad_()
+    found = marginal(dist.MultivariateNormal(torch.zeros(6), scale_tril=tril), torch.tensor([1, 3, 5]))
+    torch.testing.assert_close(found.scale_tril @ found.scale_tril.mT, torch.ones(3, 3))
+    differences = found.rsample((2000,)).diff(dim=-1)
+    assert 0.8 < float(differences.detach().std()) / (2**0.5 * 1e-5) < 1.2
+    differences.square().sum().backward()
+    assert bool(tril.grad.isfinite().all())
+
+
 def test_the_places_of_surviving_weights_are_found_once_a_mask(tiny_model):
     guide = pl.guides.auto(A.AutoDiagonalNormal, tiny_model)
     mask = {"conv.weight": torch.rand(tiny_model.initial_values()["conv.weight"].shape) < 0.5}

@@ -228,3 +228,30 @@ def test_a_network_much_of_which_cannot_be_random_is_told_what_a_density_is_of(m
         UserWarning, match=f"densities count only the prunable weights, {share} of this network's; {layer}"
     ):
         pl.BayesianClassifier(make(), num_data=60)
+
+
+class Reversed(nn.Module):
+    """Its layers are defined in another order than they are used."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.body = nn.Linear(8, 3), nn.Linear(4, 8)
+
+    def forward(self, x):
+        return self.head(self.body(x).relu())
+
+
+class Named(Reversed):
+    def get_classifier(self):
+        return self.head
+
+
+def test_a_final_layer_that_is_not_defined_last(tmp_path):
+    x = torch.randn(30, 4)
+    data = pl.data.from_tensors(x, torch.arange(30) % 3, x, torch.arange(30) % 3, normalize=False)
+    options = {"levels": 1, "epochs": 1, "milestones": (), "eval_samples": 2}
+    with pytest.warns(UserWarning, match=r"'head\.weight' is used last and can be pruned"):
+        run = pl.find_tickets(Reversed(), data, run_dir=tmp_path / "a", **options)
+    assert list(run.level(1).mask) == ["head.weight"]
+    named = pl.find_tickets(Named(), data, run_dir=tmp_path / "b", **options)
+    assert list(named.level(1).mask) == ["body.weight"]
