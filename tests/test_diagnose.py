@@ -125,3 +125,38 @@ def test_layers_that_standardise_their_weights_are_those_of_the_level(tmp_path):
     target = Target(network.model, level.posterior, level.mask, run.load_data().train)
     outputs = target.outputs(target.values(target.flat(level.posterior.loc)), test[:])
     assert pl.metrics.nll(outputs.softmax(1), test.labels) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_free_energy_barrier_counts_the_kl_of_the_survivors_alone(tmp_path):
+    """With scales that are nearly 0, it is that of the NLL at loc minus T/N · t(1 − t)/2 · Σ Δm² over the survivors (prior N(0, 1))."""
+    run = small_run(
+        tmp_path / "run",
+        levels=1,
+        prune_fraction=0.9,
+        init_scale=1e-4,
+        epochs=8,
+        lr=0.03,
+        kl_temperature=1e-3,
+        milestones=(),
+    )
+    row = diagnose.diagnose(run)["diagnosis"][1]
+    before, level = run.level(0), run.level(1)
+    model, test = level.load_model().model, run.load_data().test
+    few, _ = pl.data.stratified_split(test, min(diagnose.EXAMPLES, len(test)), seed=0)
+    change = [
+        (level.posterior.loc[n] - before.posterior.loc[n])[level.mask.get(n, torch.ones_like(loc, dtype=torch.bool))]
+        for n, loc in level.posterior.loc.items()
+    ]
+    square = sum(float(c.square().sum()) for c in change)
+    losses, gains = [], []
+    for i in range(diagnose.POINTS):
+        t = i / (diagnose.POINTS - 1)
+        loc = {n: v.lerp(level.posterior.loc[n], t) for n, v in before.posterior.loc.items()}
+        losses.append(diagnose._nll(model, loc, few[:], few.labels))
+        gains.append(run.config.kl_temperature / model.num_data * t * (1 - t) / 2 * square)
+    chord = [losses[0] + i / (diagnose.POINTS - 1) * (losses[-1] - losses[0]) for i in range(diagnose.POINTS)]
+    nll = max(a - b for a, b in zip(losses, chord, strict=True))
+    assert row["barrier_nll"] == pytest.approx(nll, abs=1e-4)
+    expected = max(a - b - gain for a, b, gain in zip(losses, chord, gains, strict=True))
+    assert expected > 0.02, "there is a barrier"
+    assert row["barrier_free_energy"] == pytest.approx(expected, rel=0.1, abs=2e-3)

@@ -63,7 +63,7 @@ class Context:
         return frozenset(name.removeprefix("net.") for name, _ in self.model.named_parameters()) & self.dense.net.keys()
 
     def with_net(self, change: Callable[[str, Tensor], Tensor]) -> Context:
-        """This context with ``change`` of the name and value of every tensor that is not random."""
+        """This context with ``change`` of the name and value of every tensor that is not random, of the same shape."""
         net = {name: change(name, value) for name, value in self.dense.net.items()}
         return replace(self, dense=replace(self.dense, net=net))
 
