@@ -46,12 +46,9 @@ def _gradients(context: Context, generator: torch.Generator, size: float) -> dic
     def positive(like: Tensor) -> Tensor:
         return 0.5 + torch.rand(like.shape, generator=generator, dtype=torch.float64)
 
-    values = {}
-    for name, loc in context.dense.start.loc.items():
-        weight = positive(loc) if loc.ndim > 1 else torch.zeros(loc.shape, dtype=torch.float64)
+    def weight(like: Tensor) -> Tensor:
         # Divided by the fan-in, since a product over many layers overflows otherwise.
-        weight = weight / max(1, loc[0].numel()) if loc.ndim > 1 else weight
-        values[name] = (weight * context.mask[name] if name in context.mask else weight).requires_grad_()
+        return positive(like) / max(1, like[0].numel()) if like.ndim > 1 else positive(like)
 
     def own(name: str, value: Tensor) -> Tensor:
         """A random positive gain or deterministic weight; 0 for biases and BatchNorm's means."""
@@ -60,8 +57,12 @@ def _gradients(context: Context, generator: torch.Generator, size: float) -> dic
             return torch.ones_like(value)
         if last == "running_mean" or (name in context.parameters and "bias" in last):
             return torch.zeros_like(value)
-        return positive(value).to(value) if name in context.parameters and value.is_floating_point() else value
+        return weight(value).to(value) if name in context.parameters and value.is_floating_point() else value
 
+    values = {}
+    for name, loc in context.dense.start.loc.items():
+        value = weight(loc) if loc.ndim > 1 else torch.zeros(loc.shape, dtype=torch.float64)
+        values[name] = (value * context.mask[name] if name in context.mask else value).requires_grad_()
     drawn = context.with_net(own)
     x, _ = next(context.batches())
     tensors: list[Tensor] = []
