@@ -28,7 +28,7 @@ from pyro_lottery.runs.cli import Parser, run_command
 from pyro_lottery.runs.loaded import Level, Run, check_levels, load_run
 from pyro_lottery.scores import Context
 from pyro_lottery.training import TrainState
-from pyro_lottery.types import Mask, Posterior, Sites, Ticket
+from pyro_lottery.types import Posterior, Sites, Ticket
 
 PROG = "python -m pyro_lottery.diagnose"
 EXAMPLES, DRAWS, STEPS, POINTS = 500, 2, 4, 7
@@ -202,14 +202,9 @@ def _barriers(level: Level, before: Level | None, data: Data) -> dict[str, float
     return heights
 
 
-def _nonzero(weights: Sites) -> Mask:
-    """What layers that transform their weights, after which no weight is 0, leave out."""
-    return {name: value != 0 for name, value in weights.items()}
-
-
 @torch.no_grad()
 def _nll(model: BayesianNetwork, weights: Sites, x: Any, y: Tensor) -> float:
-    with evaluating(model), model.with_weights(weights, _nonzero(weights)):
+    with evaluating(model), model.with_weights(weights, masks.nonzero(weights)):
         output = model.outputs(x)
         likelihood = model.checked_likelihood(output, len(output))
         return -float(likelihood.log_prob(model.checked_targets(y, likelihood, output)).mean())

@@ -99,15 +99,13 @@ def next_mask(session: Session, level: int, mask: Mask, posterior: Posterior) ->
     """``mask``, shrunk by the score of ``posterior`` for the ticket of ``level``."""
     fraction = session.config.prune_fraction
     found, threshold = _scores_for(session, level, mask, posterior)
-    return (
-        masks.shrink(mask, found, fraction)
-        if isinstance(fraction, float)
-        else masks.shrink_below(mask, found, threshold)
-    )
+    if isinstance(fraction, float):
+        return masks.shrink(mask, found, fraction)
+    return masks.shrink_below(mask, found, threshold)
 
 
 def _scores_for(session: Session, level: int, mask: Mask, posterior: Posterior) -> tuple[Sites, float]:
-    """The scores of the survivors of ``mask`` for the ticket of ``level``, and the score below which weights are worth nothing, -inf if no matter."""
+    """The scores of the survivors of ``mask`` for the ticket of ``level``, and the score below which weights go with ``--prune-fraction evidence``, otherwise -inf."""
     setup, config, score = session.setup, session.config, _score_of(session, level)
     threshold = scores.threshold_of(score) if config.prune_fraction == EVIDENCE else -math.inf
     if threshold is None:

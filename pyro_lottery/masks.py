@@ -103,9 +103,8 @@ def _ranked(mask: Mask, score: Sites) -> tuple[Tensor, Tensor, Tensor]:
         raise UserError(
             f"the score of {odd[0]!r} must be a dense tensor of real numbers, got {score[odd[0]].dtype}, {score[odd[0]].layout}"
         )
-    values = _flat({name: value.float() if (value := score[name]).dtype == torch.bool else value for name in mask})[
-        survivors
-    ]
+    values = _flat({name: score[name] for name in mask})[survivors]
+    values = values.float() if values.dtype == torch.bool else values
     if values.isnan().any():
         raise UserError("the score of a surviving weight is NaN; scores must be numbers that rank every weight")
     return flat, survivors, values
@@ -186,6 +185,11 @@ def apply(mask: Mask, posterior: Posterior) -> Posterior:
     return replace(
         posterior, loc=masked(posterior.loc), scale=None if posterior.scale is None else masked(posterior.scale)
     )
+
+
+def nonzero(weights: Sites) -> Mask:
+    """The mask of the weights that are not 0, a tensor per site, of the site's shape."""
+    return {name: value != 0 for name, value in weights.items()}
 
 
 def remaining(mask: Mask) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_lottery import training
+from pyro_lottery import masks, training
 from pyro_lottery.data import Data
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.training.checks import is_batch_norm
@@ -30,7 +30,7 @@ def update_batch_norm_(
     if not norms:
         return
     momenta = [m.momentum for m in norms]
-    left = {name: value != 0 for name, value in weights.items()}
+    left = masks.nonzero(weights)
     try:
         with training.epoch(model, data, state, batch_size=BATCH, seed=seed, level=level) as batches:
             for norm in norms:

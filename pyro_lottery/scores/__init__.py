@@ -86,9 +86,10 @@ def ranks(score: Score, posterior: Posterior, context: Context) -> Sites:
     if not takes_context(score):
         return chosen(posterior)
     context = replace(context, dense=replace(context.dense, start=_copied(context.dense.start)))
-    if "context" in inspect.signature(score).parameters:
-        return chosen(posterior, context=context)
-    return chosen(posterior, context)
+    named = inspect.signature(score).parameters.get("context")
+    if named is None or named.kind is named.POSITIONAL_ONLY:
+        return chosen(posterior, context)
+    return chosen(posterior, context=context)
 
 
 def _copied(posterior: Posterior) -> Posterior:

@@ -250,7 +250,11 @@ def test_a_score_may_name_its_context():
     def by_keyword(posterior, *, context):
         return context.level
 
+    def by_position(posterior, context, /):
+        return context.level
+
     assert scores.ranks(seen, context.dense.start, context) == 1
+    assert scores.ranks(by_position, context.dense.start, context) == 1
     assert scores.ranks(by_keyword, context.dense.start, context) == 1
 
 
