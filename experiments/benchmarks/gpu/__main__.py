@@ -21,7 +21,8 @@ import pyro
 import torch
 
 from experiments.benchmarks.gpu import bits, commands, costs
-from experiments.benchmarks.gpu.day import Check, Checks, Day, held, said
+from experiments.benchmarks.gpu.day import ARCHS, PRECISIONS, Check, Checks, Day, held, said
+from experiments.benchmarks.launches import NARROW
 from pyro_lottery import files
 
 SECTIONS: dict[str, Callable[[Day], Checks]] = {
@@ -36,7 +37,11 @@ def parser() -> argparse.ArgumentParser:
     every = f"default: all that are missing of {' '.join(SECTIONS)}"
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=every)
     parser.add_argument("--dry", action="store_true", help="on the CPU, to prove the programme itself")
-    parser.add_argument("--data-dir", help="folder of CIFAR-10 as images, for a whole IMP; default: digits")
+    parser.add_argument(
+        "--arch", nargs="+", choices=ARCHS, help="networks of the sections that take several; default: all"
+    )
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, help="precisions, likewise")
+    parser.add_argument("--data-dir", help="folder of CIFAR-10 as images, for whole commands; default: digits")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     return parser
 
@@ -48,8 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().error(f"unknown section {unknown[0]!r}; known: {' '.join(SECTIONS)}")
     if not given.dry and not torch.cuda.is_available():
         parser().error("this machine has no GPU; --dry runs the programme on the CPU")
+    if given.dry and (wide := [arch for arch in given.arch or () if arch not in NARROW]):
+        parser().error(f"--dry has no narrow {wide[0]}; it has {' '.join(NARROW)}")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts, for --deterministic
-    day = Day(given.dry, given.out, given.data_dir)
+    day = Day(given.dry, given.out, given.data_dir, given.arch, given.precision)
     given.out.mkdir(parents=True, exist_ok=True)
     with pyro.validation_enabled(False):
         for name in given.sections or [n for n in SECTIONS if not (given.out / f"{n}.json").exists()]:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pandas as pd
 
@@ -37,9 +43,8 @@ def resume(day: Day) -> Checks:
 
 
 def whole_imp(day: Day) -> Checks:
-    """IMP of 21 levels, as users start it, with and without a graph."""
-    data = ["--dataset", "folder", "--data-dir", day.data_dir] if day.data_dir else ["--dataset", "digits"]
-    large = ["imp", "--arch", "resnet20", *data, "--epochs", "6", "--milestones", "3", "5"]
+    """IMP of three levels, as users start it, with and without a graph."""
+    large = ["imp", "--arch", "resnet20", *_images(day), "--levels", "2", "--epochs", "6", "--milestones", "3", "5"]
     for choice in ("auto",) if day.dry else ("auto", "off"):
         folder = day.out / f"imp-{choice}"
         began = time.perf_counter()
@@ -58,18 +63,51 @@ def whole_imp(day: Day) -> Checks:
 
 
 def shares(day: Day) -> Checks:
-    """Several runs on one GPU at a time."""
-    options = SMOKE if day.dry else ("imp", "--arch", "resnet20", "--dataset", "digits", "--preset", "smoke")
+    """Several runs on one GPU at a time: each has its turn, or, under NVIDIA's MPS, their kernels run together."""
     alone = 0.0
-    for count in (2,) if day.dry else (1, 2, 4):
-        began = time.perf_counter()
-        folders = [str(day.out / f"share-{count}-{k}") for k in range(count)]
-        children = [day.start(*options, "--seed", str(k), "--run-dir", f) for k, f in enumerate(folders)]
-        codes = [child.communicate() and child.returncode for child in children]
-        seconds = time.perf_counter() - began
-        alone = alone or seconds
-        yield held(
-            f"{count} runs at a time",
-            not any(codes),
-            f"{seconds:.0f} s, {count * alone / seconds:.2f} times the work of one",
-        )
+    for mps in (False, True):
+        with _mps(day, mps) as runs:
+            for count in ((2,) if day.dry else (1, 2, 4, 8)) if runs else ():
+                name = f"{count} runs at a time" + " under MPS" * mps
+                rate, complaint = _together(day, count, "mps" if mps else "turns")
+                alone = alone or rate
+                yield held(name, not complaint, complaint or f"{rate:.0f} steps/s, {rate / alone:.2f} times one run's")
+        if not runs:
+            yield info("MPS", "cannot be started here")
+
+
+def _together(day: Day, count: int, name: str) -> tuple[float, str]:
+    """Steps per second of all of ``count`` runs together, and what a run said that failed."""
+    large = ("imp", "--arch", "resnet20", *_images(day), "--train-size", "6400", "--test-size", "500", "--levels", "0")
+    options = SMOKE if day.dry else (*large, "--epochs", "20", "--milestones", "15", "--precision", "32")
+    folders = [day.out / f"share-{name}-{count}-{k}" for k in range(count)]
+    children = [day.start(*options, "--seed", str(k), "--run-dir", str(f)) for k, f in enumerate(folders)]
+    said = [child.communicate()[1] for child in children]
+    if any(child.returncode for child in children):
+        return 0.0, "".join(said).strip()[-200:]
+    return sum(1000 / pd.read_csv(folder / "results.csv")["step_ms"].iloc[0] for folder in folders), ""
+
+
+@contextmanager
+def _mps(day: Day, wanted: bool) -> Iterator[bool]:
+    """Within this context commands share the GPU through NVIDIA's MPS; False if it cannot be started."""
+    if not wanted:
+        yield True
+        return
+    control = shutil.which("nvidia-cuda-mps-control")
+    if day.dry or not control:
+        yield False
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        variables = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        os.environ.update(variables)
+        try:
+            yield not subprocess.run([control, "-d"], check=False).returncode
+        finally:
+            subprocess.run([control], input="quit\n", text=True, check=False)
+            for variable in variables:
+                del os.environ[variable]
+
+
+def _images(day: Day) -> tuple[str, ...]:
+    return ("--dataset", "folder", "--data-dir", day.data_dir) if day.data_dir else ("--dataset", "digits")

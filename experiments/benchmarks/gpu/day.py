@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from pyro_lottery.machine import channels_last
 from pyro_lottery.training import graph
 
 ESTIMATORS = ("point", "weights", "local")
+ARCHS = ("resnet20", "resnet18", "vgg11", "vit_tiny")
+PRECISIONS = ("32", "tf32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,20 @@ def said(error: BaseException) -> str:
 class Day:
     """The device, the networks and the sizes of all sections; a dry day is one on the CPU with narrow networks."""
 
-    def __init__(self, dry: bool, out: Path, data_dir: str | None):
+    def __init__(
+        self,
+        dry: bool,
+        out: Path,
+        data_dir: str | None = None,
+        archs: Sequence[str] | None = None,
+        precisions: Sequence[str] | None = None,
+    ):
         self.dry, self.out, self.data_dir = dry, out, data_dir
         self.device = torch.device("cpu" if dry else "cuda")
         self.batch, self.size, self.path = (4, 8, "torch") if dry else (128, 32, "auto")
-        self.archs = ("resnet20",) if dry else ("resnet20", "resnet18", "vgg11", "vit_tiny")
-        self.precisions = ("32",) if dry else ("32", "tf32", "bf16")
-        self.rounds, self.inner = (2, 2) if dry else (7, 50)
+        self.archs = tuple(archs or (("resnet20",) if dry else ARCHS))
+        self.precisions = tuple(precisions or (("32",) if dry else PRECISIONS))
+        self.rounds, self.inner = (2, 2) if dry else (7, 20)
         self.record = tape.record if dry else graph.cuda_graph
         """What records a step."""
 
