@@ -77,7 +77,9 @@ def _random_ticket(session: Session) -> Ticket:
     config, dense = session.config, session.dense
     shapes = {name: mask.shape for name, mask in dense.mask.items()}
     assert config.prune_to is not None
-    return replace(dense, mask=schedules.erdos_renyi(shapes, config.prune_to, config.seed))
+    mask = schedules.erdos_renyi(shapes, config.prune_to, config.seed)
+    masks.warn_of_empty(mask, dense.mask)
+    return replace(dense, mask=mask)
 
 
 def _schedule_of(session: Session) -> schedules.Schedule | None:

@@ -113,15 +113,20 @@ def _ranked(mask: Mask, score: Sites) -> tuple[Tensor, Tensor, Tensor]:
 def _smaller(flat: Tensor, mask: Mask) -> Mask:
     """``flat`` by site, with a warning if a layer of ``mask`` has lost its last weight."""
     smaller = _unflat(flat, mask)
-    emptied = [name for name, m in mask.items() if bool(m.any()) and not bool(smaller[name].any())]
+    warn_of_empty(smaller, mask)
+    return smaller
+
+
+def warn_of_empty(mask: Mask, before: Mask) -> None:
+    """Warn of layers that have no weight in ``mask`` and had some in ``before``."""
+    emptied = [name for name, m in before.items() if bool(m.any()) and not bool(mask[name].any())]
     if emptied:
         more = f" and of {len(emptied) - 3} more layers" if len(emptied) > 3 else ""
         warnings.warn(
-            f"at density {density(smaller):.2%} no weight is left of {', '.join(map(repr, emptied[:3]))}{more}; the layer's "
+            f"at density {density(mask):.2%} no weight is left of {', '.join(map(repr, emptied[:3]))}{more}; the layer's "
             "output no longer depends on its input",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return smaller
 
 
 def times(count: int, fraction: float) -> int:

@@ -20,7 +20,7 @@ from pyro_lottery import masks, tickets, weights
 from pyro_lottery.distributed import is_first
 from pyro_lottery.errors import UserError
 from pyro_lottery.runs.cli import Parser, run_command
-from pyro_lottery.runs.config import MASK_STAYS, Config, of_transplants
+from pyro_lottery.runs.config import MASK_STAYS, MOVING, Config, of_transplants
 from pyro_lottery.runs.config import preset as config_of
 from pyro_lottery.runs.loaded import Run, check_levels, load_run
 from pyro_lottery.runs.own import Own
@@ -36,14 +36,16 @@ PROG = "python -m pyro_lottery.transplant"
 def transplant_run(run: Run, levels: Iterable[int] | None = None, **options: Any) -> Run:
     """Transplant the tickets of ``levels`` of a deterministic ``run``, train each and return the transplants' run.
 
-    By default, ``levels`` are all finished levels except the dense one. A level whose mask moved while it trained gives the mask that it
-    ended with. ``options`` of :class:`Config` override those of ``run``. Raises ``UserError`` if ``run`` is not deterministic or a level is not finished.
+    By default, ``levels`` are all finished levels above 0. A level whose mask moved while it trained gives the mask that it ended with; level 0 of
+    such a run is the default if there is no other. ``options`` of :class:`Config` override those of ``run``. Raises ``UserError`` if ``run`` is not deterministic or a level is not finished.
     """
     if run.config.guide != "deterministic":
         raise UserError(
             f"{run.folder.path} has the guide {run.config.guide}; transplants need a run with --guide deterministic"
         )
     run.vet()
+    if levels is None and run.config.schedule in MOVING and not any(row.level for row in run.folder.results()):
+        levels = [0]  # which ends with the ticket that level 1 would train
     chosen = check_levels(run, levels, lowest=0 if levels else 1)
     if moving := sorted(options.keys() & MASK_STAYS.keys()):
         raise UserError(f"{moving[0]} does not go with a transplant, whose mask is the ticket's")

@@ -176,7 +176,7 @@ def check_levels(run: Run, levels: Iterable[int] | None, lowest: int = 0) -> lis
         if level not in finished:
             raise UserError(f"--levels {level}: not a finished level of {run.folder.path}; choose among {finished}")
     if not wanted:
-        remedy = f"choose among {finished}" if finished else "finish one first"
+        remedy = f"choose among {finished}" if finished else f"finish level {lowest} first"
         raise UserError(f"{run.folder.path}: no finished level is chosen; {remedy}")
     return wanted
 

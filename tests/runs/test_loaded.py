@@ -16,6 +16,7 @@ from pyro_lottery.errors import Damaged
 from pyro_lottery.runs import build
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import RunFolder
+from pyro_lottery.runs.loaded import check_levels
 from tests.support import SMALL, TinyNet, small_run, tree
 
 GUIDES = ["mean_field", "deterministic", "pyro.infer.autoguide.AutoNormal"]
@@ -139,6 +140,8 @@ def test_runs_read_as_tables_and_names(run):
     assert run.config.arch == "lenet"
     with pytest.raises(pl.UserError, match="no finished level 7"):
         run.level(7)
+    with pytest.raises(pl.UserError, match="no finished level is chosen; finish level 2 first"):
+        check_levels(run, None, lowest=2)
 
 
 def test_a_missing_run_is_named(tmp_path):

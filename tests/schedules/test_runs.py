@@ -192,6 +192,7 @@ def test_a_transplant_of_level_0_has_the_mask_that_was_found(tmp_path):
     done = transplant.transplant_run(run, [0])
     assert same(done.level(0).ticket.mask, run.level(0).mask)
     assert same(done.level(0).mask, run.level(0).mask)  # and it stays
+    assert transplant.transplant_run(run).results["level"].tolist() == [0]  # the only level is the default
     with pytest.raises(pl.UserError, match="schedule does not go with a transplant"):
         transplant.transplant_run(run, [0], schedule="gradual")
 
@@ -237,3 +238,8 @@ def test_a_run_made_in_python(tmp_path, tiny_data):
     )  # fmt: skip
     assert found.results["remaining"].tolist() == [32]
     assert replace(found.config, run_dir=None).schedule == "dynamic"
+
+
+def test_a_random_mask_that_leaves_a_layer_without_weights_is_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="no weight is left of"):
+        small_run(tmp_path / "run", **MOVING | {"prune_to": 1e-4, "levels": 0})
