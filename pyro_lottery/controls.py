@@ -7,8 +7,11 @@ the same order. Results are in ``RUN/controls/CONTROL/``, which is a run folder.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+
+import torch
 
 from pyro_lottery import masks, seeds, tickets
 from pyro_lottery.errors import UserError, unknown
@@ -17,7 +20,7 @@ from pyro_lottery.runs.config import MASK_STAYS
 from pyro_lottery.runs.loaded import Run, check_levels, load_run
 from pyro_lottery.runs.progress import show_results
 from pyro_lottery.runs.session import Session
-from pyro_lottery.types import Ticket
+from pyro_lottery.types import Mask, Ticket
 
 PROG = "python -m pyro_lottery.controls"
 
@@ -68,9 +71,27 @@ def randomised(run: Run, level: int, control: str) -> Ticket:
     """The ticket of ``level`` of ``run``, randomised by ``control`` with a random stream of that level."""
     ticket, seed = run.level(level).ticket, seeds.derive(run.config.seed, "control", level)
     if control == "reinit":
-        return tickets.reinit(ticket, seed, run.initial)
+        found = tickets.reinit(ticket, seed, run.initial)
+        _check_is_new(run, seed, ticket.mask)
+        return found
     dense = tickets.rewind(masks.full(ticket.start), *run.folder.load_rewind_point())
     return tickets.shuffle(ticket, seed, dense, control)
+
+
+def _check_is_new(run: Run, seed: int, mask: Mask) -> None:
+    """Raise ``UserError`` if the network's function gives the weights of ``mask`` the same values for every seed, and warn if it does so in part."""
+    one, other = (run.initial(each).start.loc for each in (run.config.seed, seeds.derive(seed, "reinit")))
+    same = [name for name in mask if torch.equal(one[name], other[name])]
+    if same and len(same) == len(mask):
+        raise UserError(
+            "--control reinit: the network's function gives the same weights for every seed, so the control would have no new ones; let them "
+            "follow torch's global generator, without a seed and without pretrained weights of the function's own"
+        )
+    if fixed := [name for name in same if bool((one[name] != one[name].flatten()[0]).any())]:
+        warnings.warn(
+            f"--control reinit: {', '.join(fixed[:3])} begin with the same values for every seed, so they are not new",
+            stacklevel=3,
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -146,9 +146,9 @@ def bake_pruned(state: Sites) -> Sites:
 
     Raises ``UserError`` if the shapes of a pair differ.
     """
-    names = {n.removesuffix("_orig") for n in state if n.endswith("_orig") and f"{n.removesuffix('orig')}mask" in state}
+    names = _pruned_in(state)
     kept = {n: t for n, t in state.items() if n.removesuffix("_orig").removesuffix("_mask") not in names}
-    for name in sorted(names):
+    for name in names:
         weight, mask = state[f"{name}_orig"], state[f"{name}_mask"]
         if weight.shape != mask.shape:
             raise UserError(
@@ -156,6 +156,16 @@ def bake_pruned(state: Sites) -> Sites:
             )
         kept[name] = weight * mask
     return kept
+
+
+def pruned_masks(state: Sites) -> Mask:
+    """The masks of ``torch.nn.utils.prune`` in a ``state_dict``, by the names of :func:`bake_pruned` and of their weights' shapes."""
+    return {name: state[f"{name}_mask"] != 0 for name in _pruned_in(state)}
+
+
+def _pruned_in(state: Sites) -> list[str]:
+    names = (n.removesuffix("_orig") for n in state if n.endswith("_orig"))
+    return sorted(name for name in names if f"{name}_mask" in state)
 
 
 def _once(state: Sites, known: set[str]) -> Sites:

@@ -27,7 +27,7 @@ from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.presets import PRESET_HELP
 from pyro_lottery.runs.progress import show_results
 from pyro_lottery.runs.session import Session
-from pyro_lottery.types import Ticket
+from pyro_lottery.types import Mask, Ticket
 from pyro_lottery.weights import Weights
 
 PROG = "python -m pyro_lottery.transplant"
@@ -72,9 +72,11 @@ def transplant_file(path: Path, mask: Path | None, config: Config, key: str | No
 
 
 def read(path: Path, mask: Path | None = None, key: str | None = None) -> tuple[Weights, Weights | None]:
-    """The weights of a file, and of the mask's file if there is one; weights pruned by ``torch.nn.utils.prune`` become 0."""
+    """The weights of a file, and of the mask's file if there is one; weights pruned by ``torch.nn.utils.prune`` become 0, with its masks."""
     source = weights.load(path, key)
-    return replace(source, values=tickets.bake_pruned(source.values)), weights.load(mask) if mask else None
+    pruned = tickets.pruned_masks(source.values)
+    source = replace(source, values=tickets.bake_pruned(source.values), mask=source.mask or pruned or None)
+    return source, weights.load(mask) if mask else None
 
 
 def ticket_of(source: Weights, masked: Weights | None, into: Ticket) -> Ticket:
@@ -83,7 +85,7 @@ def ticket_of(source: Weights, masked: Weights | None, into: Ticket) -> Ticket:
     """
     wanted = {**into.start.loc, **into.net}
     values, half = weights.fit(source.path, source.values, wanted), weights.in_half_precision(source.values)
-    if masked is None and source.mask is not None:
+    if masked is None and source.own and source.mask is not None:
         return tickets.transplant(values, source.mask, into)
     if masked is not None:
         if masked.own and masked.mask is None:
@@ -92,19 +94,35 @@ def ticket_of(source: Weights, masked: Weights | None, into: Ticket) -> Ticket:
         if not half:  # in half precision, a remaining weight may be 0
             tickets.check_mask(values, found.mask)
         return found
-    found = tickets.transplant(values, None, into)
-    if zeros := masks.total(found.mask) - masks.remaining(found.mask):
-        _say_zeros(source.path, zeros, found, half)
+    known = _prunable_part(source.path, weights.fit(source.path, source.mask or {}, wanted, True), into)
+    found = tickets.transplant(
+        values, {**{n: values[n] != 0 for n in into.mask if n in values}, **known} if known else None, into
+    )
+    by_zeros = {name: mask for name, mask in found.mask.items() if name not in known}
+    if zeros := masks.total(by_zeros) - masks.remaining(by_zeros):
+        _say_zeros(source.path, zeros, found, by_zeros, half)
     return found
 
 
-def _say_zeros(path: Path, zeros: int, ticket: Ticket, half: str) -> None:
+def _prunable_part(path: Path, mask: Mask, into: Ticket) -> Mask:
+    """The part of a ``mask`` of ``torch.nn.utils.prune`` that is of prunable weights; a warning names the others that it prunes."""
+    others = [name for name, each in mask.items() if name not in into.mask and not bool(each.all())]
+    if others:
+        warnings.warn(
+            f"{path}: {', '.join(others)} cannot be pruned here (a bias, the final layer, or deterministic), so its pruned weights begin at 0 and "
+            "are trained",
+            stacklevel=3,
+        )
+    return {name: each for name, each in mask.items() if name in into.mask}
+
+
+def _say_zeros(path: Path, zeros: int, ticket: Ticket, by_zeros: Mask, half: str) -> None:
     if is_first():
         print(
             f"{path}: {zeros:,} of {masks.total(ticket.mask):,} prunable weights are 0 and count as pruned: density "
             f"{masks.density(ticket.mask):.4%}"
         )
-    if empty := [name for name, mask in ticket.mask.items() if mask.numel() and not bool(mask.any())]:
+    if empty := [name for name, mask in by_zeros.items() if mask.numel() and not bool(mask.any())]:
         warnings.warn(f"{path}: all weights of {', '.join(empty)} are 0 and count as pruned", stacklevel=2)
     if half:
         warnings.warn(

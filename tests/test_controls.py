@@ -44,6 +44,30 @@ def test_reinit_draws_another_network_at_every_level_and_the_same_one_again(run)
     assert not torch.equal(values[0], values[1])
 
 
+def test_a_network_that_seeds_itself_has_nothing_to_reinitialise(tmp_path, monkeypatch):
+    def seeded(num_classes, in_channels):
+        torch.manual_seed(0)
+        return pl.create_model("lenet", num_classes, in_channels, image_size=8)
+
+    def in_part(num_classes, in_channels):
+        net = pl.create_model("lenet", num_classes, in_channels, image_size=8)
+        torch.nn.init.eye_(net.fc1.weight)
+        return net
+
+    path = tmp_path / "nets_of_mine.py"
+    path.touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import nets_of_mine
+
+    nets_of_mine.seeded, nets_of_mine.in_part = seeded, in_part
+    found = small_run(tmp_path / "seeded", arch="nets_of_mine:seeded", levels=1)
+    with pytest.raises(pl.UserError, match="gives the same weights for every seed"):
+        controls.run_control(found, "reinit")
+    found = small_run(tmp_path / "part", arch="nets_of_mine:in_part", levels=1)
+    with pytest.warns(UserWarning, match=r"fc1\.weight begin with the same values for every seed"):
+        controls.run_control(found, "reinit")
+
+
 def test_the_identity_would_train_to_the_same_bits(run, monkeypatch):
     # A control differs from its level by the ticket alone: with the ticket unchanged it ends with the level's bits.
     monkeypatch.setattr(controls, "randomised", lambda run, level, control: run.level(level).ticket)

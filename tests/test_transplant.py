@@ -1,12 +1,13 @@
 import pytest
 import safetensors.torch
 import torch
+from torch.nn.utils import prune
 
 import pyro_lottery as pl
 from pyro_lottery import levels, nets, prediction, tickets, transplant
-from pyro_lottery.runs.build import prepare
+from pyro_lottery.runs.build import dense_ticket, prepare
 from pyro_lottery.runs.config import Config
-from tests.support import SMALL, small_run
+from tests.support import SMALL, TinyNet, small_run
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +204,28 @@ def test_folders_of_other_libraries_are_no_runs(run, tmp_path, capsys):
     assert "is a folder with model.safetensors; give a file of weights" in capsys.readouterr().err
     assert transplant.main([str(run.folder.path), "--key", "model"]) == 2
     assert "--key is for files" in capsys.readouterr().err
+
+
+def test_the_masks_in_a_file_of_torchs_pruning_are_those_of_the_ticket(tmp_path):
+    def ticket(net):
+        torch.save(net.state_dict(), tmp_path / "w.pt")
+        model = pl.BayesianClassifier(TinyNet(), num_data=60)
+        return transplant.ticket_of(
+            *transplant.read(tmp_path / "w.pt"), dense_ticket(model, pl.guides.mean_field(model))
+        )
+
+    net = TinyNet()
+    with torch.no_grad():
+        net.hidden.weight[0] = 0  # these survive, though they are 0
+        net.conv.weight[0] = 0  # without a mask, zeros count as pruned
+    kept = torch.rand(net.hidden.weight.shape) < 0.5
+    kept[0] = True
+    prune.custom_from_mask(net.hidden, "weight", kept)
+    assert torch.equal(ticket(net).mask["hidden.weight"], kept)
+    assert torch.equal(ticket(net).mask["conv.weight"], net.conv.weight != 0)
+
+    prune.random_unstructured(net.out, "weight", amount=9)
+    with pytest.warns(UserWarning, match=r"out\.weight cannot be pruned here .* begin at 0 and are trained"):
+        found = ticket(net)
+    assert int((found.start.loc["out.weight"] == 0).sum()) == 9
+    assert torch.equal(found.mask["hidden.weight"], kept)

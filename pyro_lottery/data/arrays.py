@@ -26,11 +26,12 @@ def check_arguments(given: Mapping[str, Any]) -> None:
             "train_y looks like inputs and test_x like targets; the order is train_x, train_y, test_x, test_y, while "
             "scikit-learn's train_test_split returns train_x, test_x, train_y, test_y"
         )
-    for part in ("test", "val"):
-        columns, others = (getattr(given.get(f"{p}_x"), "columns", None) for p in ("train", part))
+    for part, which in ((part, which) for part in ("test", "val") for which in "xy"):
+        columns, others = (getattr(given.get(f"{p}_{which}"), "columns", None) for p in ("train", part))
         if columns is not None and others is not None and list(columns) != list(others):
+            name, train = f"{part}_{which}", f"train_{which}"
             raise UserError(
-                f"the columns of {part}_x differ from those of train_x in name or order; give {part}_x[train_x.columns]"
+                f"the columns of {name} differ from those of {train} in name or order; give {name}[{train}.columns]"
             )
     for part in ("train", "test", "val"):
         x, y = (cast(Any, getattr(given.get(f"{part}_{which}"), "index", None)) for which in "xy")

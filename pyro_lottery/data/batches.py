@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_lottery.data.arrays import as_tensor
 from pyro_lottery.errors import UserError, unknown
 
 AUGMENTATIONS = ("none", "crop", "crop_flip")
@@ -65,8 +66,9 @@ class Split:
     def normalize(self, inputs: Tensor) -> Tensor:
         """Normalise new inputs: uint8 as ``(inputs / 255 − mean) / std``, floats as ``(inputs − mean) / std``.
 
-        Raises ``UserError`` if dtype or shape differ from those of the split's examples.
+        Arrays are converted. Raises ``UserError`` if dtype or shape differ from those of the split's examples.
         """
+        inputs = as_tensor("inputs", inputs).to(self.device)
         own, given = ([t.dtype, *t.shape[1:]] for t in (self.inputs, inputs))
         if (given[0] == torch.uint8) != (own[0] == torch.uint8) or given[1:] != own[1:]:
             raise UserError(f"inputs have dtype and shape {given}, but those of the split have {own}; give the same")
@@ -81,7 +83,7 @@ class Split:
 def check_augment(augment: str, inputs: Tensor) -> None:
     """Raise ``UserError`` for an unknown augmentation, and for one of images if ``inputs`` are not images."""
     if augment not in AUGMENTATIONS:
-        raise unknown("augment", augment, ("auto", *AUGMENTATIONS))
+        raise unknown("augment", augment, AUGMENTATIONS)
     if augment != "none" and inputs.ndim != 4:
         raise UserError(
             f"augment={augment!r} is for images [n, channels, height, width], but inputs are {list(inputs.shape)}; use 'none'"

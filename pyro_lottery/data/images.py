@@ -83,7 +83,7 @@ def crop(image: Image.Image, size: int) -> Image.Image:
     """Resize an image so that its shorter side has ``size`` pixels, and return its centre, size×size.
 
     Interpolation is bilinear with antialiasing. The pixels equal those of torchvision's ``Resize`` and ``CenterCrop`` for a
-    Pillow image.
+    Pillow image whose longer side is at most 16 times the shorter one; of a longer one, only the middle is read.
     """
     short = min(image.size)
     # Of a very long image, only the middle is resized: the rest would be cut off anyway.

@@ -24,7 +24,8 @@ _LEVELS = {
     "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),  # value from 0 to 1 added to the brightest channel, the V of HSV
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),  # factor of the side of the intermediate image
 }
-"""The parameter of each corruption at severities 1 to 5, as in CIFAR-10-C (Hendrycks and Dietterich 2019), whose operations these are too."""
+"""The parameter of each corruption at severities 1 to 5, as in CIFAR-10-C (Hendrycks and Dietterich 2019), whose operations these are too,
+but for the border of blurred images, which is reflected here and repeated there."""
 CORRUPTIONS = tuple(_LEVELS)
 _FOLDERS = {"tiny_imagenet": "tiny-imagenet-200/test/images/*.JPEG", "textures": "dtd/images/*/*.jpg"}
 """Where archives of images lie when they are unpacked: Tiny ImageNet, and the Describable Textures Dataset."""

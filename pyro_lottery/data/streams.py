@@ -119,10 +119,10 @@ def measured_stream(loader: Any, name: str) -> Stream:
     that drops its last batch.
     """
     stream = stream_of(loader, name, otherwise=0)
-    size = getattr(loader, "batch_size", None)
-    if isinstance(loader, DataLoader) and loader.drop_last and size and (left := len(stream) % size):
+    sampler = loader.batch_sampler if isinstance(loader, DataLoader) else None
+    if isinstance(sampler, BatchSampler) and sampler.drop_last and (left := len(stream) % sampler.batch_size):
         raise UserError(
-            f"{name} leaves out {left} of its {len(stream)} examples; set drop_last=False in its DataLoader"
+            f"{name} leaves out {left} of its {len(stream)} examples; set drop_last=False in its DataLoader or batch sampler"
         )
     return stream if len(stream) else replace(stream, num_data=sum(len(y) for _, y in stream))
 
@@ -151,10 +151,12 @@ def checked(batch: Any, device: torch.device | None = None) -> tuple[Any, Tensor
     x, y = (trees.map_tensors(lambda t: _moved(t, device), trees.as_tensors(part)) for part in batch)
     if not isinstance(y, Tensor):
         raise UserError(f"the targets of a batch must be a tensor, got a {type(batch[1]).__name__}")
-    if trees.count(x) != len(y if y.ndim else y[None]):
+    if not y.ndim:
         raise UserError(
-            f"a batch has {trees.count(x)} inputs and {len(y) if y.ndim else 'no'} targets; each input needs one target"
+            "the targets of a batch are a single number; give a tensor whose first dimension is the examples"
         )
+    if trees.count(x) != len(y):
+        raise UserError(f"a batch has {trees.count(x)} inputs and {len(y)} targets; each input needs one target")
     if not len(y):
         raise UserError("a batch has no examples; give at least one")
     for what, part in (("inputs", x), ("targets", y)):
@@ -224,7 +226,7 @@ class Recorded:
     def __iter__(self) -> Iterator[Any]:
         self._targets = []
         for x, y in self._stream:
-            self._targets.append(y)
+            self._targets.append(y.clone())  # the loader may fill the same tensors again
             yield x, y
 
     @property

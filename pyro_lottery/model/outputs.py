@@ -15,10 +15,11 @@ from pyro_lottery.errors import UserError
 def call(net: nn.Module, x: Any, dtype: torch.dtype) -> Tensor:
     """The output [n, ...] of ``net``, whose weights have ``dtype``, for a batch of n examples.
 
-    Calls ``net(*x)`` for a tuple or list of tensors, and ``net(**x)`` for a mapping. Raises ``UserError`` if the output is
+    Calls ``net(*x)`` for a tuple or list of tensors, and ``net(**x)`` for a mapping, with copies of the tensors: some networks change their
+    input in place, and the next draw of the weights needs it as it was. Raises ``UserError`` if the output is
     not one tensor with n examples.
     """
-    x = in_dtype(x, dtype)
+    x = trees.map_tensors(torch.clone, in_dtype(x, dtype))
     count = trees.count(x)
     if isinstance(x, Mapping):
         output = one_tensor(net(**x))

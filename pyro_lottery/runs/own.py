@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -66,19 +67,40 @@ class Own:
     def drawn_anew(self) -> Own:
         """A copy with new initial values of the network's parameters, from ``reset_parameters`` of each of its modules.
 
-        Raises ``UserError`` for a module that has parameters but no such method.
+        Frozen parameters keep theirs. Warns of layers that came with values of another spread than that method draws. Raises ``UserError``
+        for a module that has trainable parameters but no such method.
         """
         network = _copy(self.network)
+        before = {name: (p, p.detach().clone()) for name, p in network.named_parameters()}
         for name, module in network.named_modules():
             reset = getattr(module, "reset_parameters", None)
             if reset is not None:
                 reset()
-            elif any(True for _ in module.parameters(recurse=False)):
+            elif any(p.requires_grad for p in module.parameters(recurse=False)):
                 raise UserError(
                     f"{name or 'the network'} is a {type(module).__name__} that has parameters but no reset_parameters(), "
                     "which must set new initial values; add that method"
                 )
+        with torch.no_grad():
+            for parameter, value in before.values():
+                if not parameter.requires_grad:
+                    parameter.copy_(value)
+        others = [name for name, (new, old) in before.items() if new.ndim > 1 and _spreads_differ(old, new)]
+        if others:
+            warnings.warn(
+                f"reset_parameters() draws values of another spread than {', '.join(others[:3])} came with, so the weights of this control begin "
+                "elsewhere; give their modules a reset_parameters() that initialises them as you did",
+                stacklevel=2,
+            )
         return replace(self, network=network)
+
+
+def _spreads_differ(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether the root mean squares of two tensors of many values differ by a factor of more than two."""
+    if one.numel() < 30:  # of few values, chance decides
+        return False
+    a, b = (float(t.detach().double().square().mean().sqrt()) for t in (one, other))
+    return not a / 2 <= b <= 2 * a
 
 
 def _copy(network: nn.Module) -> nn.Module:
@@ -118,10 +140,17 @@ def name_of(thing: Any) -> str:
     return f"{OWN}-{''.join(c for c in name if c.isalnum() or c == '_')}"
 
 
+def _options(net: nn.Module) -> Iterator[tuple[str, str, float]]:
+    for path, module in net.named_modules():
+        for name, value in sorted(vars(module).items()):
+            if isinstance(value, float) and not name.startswith("_"):
+                yield path, name, value
+
+
 def fingerprint(model: BayesianNetwork, data: Data, dense: Ticket, score: Score | None = None) -> dict[str, float]:
     """Numbers by which a resumed run recognises its network, likelihood, prior, guide and score, at their initial values.
 
-    A checksum of the values; log p(w) + log p(two targets | w), which depends on the network's code, likelihood and prior; the
+    A checksum of the values; one of the modules' real options, such as dropout rates, which only act in training; log p(w) + log p(two targets | w), which depends on the network's code, likelihood and prior; the
     sum of log-scales; and, for a ``score`` made in Python, the sum of its finite values.
     """
     initial, (x, y) = model.initial_values(), data.train.head()
@@ -132,6 +161,7 @@ def fingerprint(model: BayesianNetwork, data: Data, dense: Ticket, score: Score 
     state = {name: t.cpu() for name, t in joined({"loc": initial, "net": model.net_state()}).items()}
     found = {
         "initial_values": files.checksum(state),
+        "options": files.checksum({}, str(list(_options(model.net)))),
         "log_joint": float(log_joint),
         "log_scales": sum(float(t.double().log().sum()) for t in scale.values()),
     }

@@ -17,7 +17,7 @@ from pyro_lottery.runs.lock import not_writable
 from pyro_lottery.types import ticket_checksum
 
 _OWN = {
-    "initial_values": "network, or from other initial values", "log_joint": "network, prior or likelihood",
+    "initial_values": "network, or from other initial values", "options": "rate of dropout, or another option of the network's modules", "log_joint": "network, prior or likelihood",
     "log_scales": "guide or initial scale", "score": "score",
 }  # fmt: skip
 """Facts that distinguish runs made in Python, and what differs if a fact does."""
@@ -74,6 +74,8 @@ def _check(run: RunFolder, old: dict[str, Any], options: dict[str, Any], facts: 
 def _check_own(where: str, old: Any, now: Any) -> None:
     """Raise ``UserError`` if the run was started with another network, prior, likelihood, guide or score made in Python."""
     for name, value in (now or {}).items():
+        if name == "options" and isinstance(old, dict) and name not in old:  # of a run before they were recorded
+            continue
         before: Any = old.get(name) if isinstance(old, dict) else None
         tolerance = 0.0 if isinstance(value, int) else 1e-4  # a checksum is equal or not
         if type(before) not in (int, float) or not math.isclose(before, value, rel_tol=tolerance, abs_tol=tolerance):

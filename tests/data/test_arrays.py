@@ -151,6 +151,12 @@ def test_frames_lists_and_names_of_classes():
     assert made(classes=[*names, "fox"]).num_classes == 4
 
 
+def test_columns_of_targets_in_another_order_are_one_line():
+    y = pd.DataFrame({"a": X[:, 0], "b": X[:, 1]})
+    with pytest.raises(pl.UserError, match=r"the columns of test_y differ .* give test_y\[train_y\.columns\]"):
+        pl.data.from_tensors(X, y, X, y[["b", "a"]])
+
+
 def test_checksum_covers_everything_that_is_given():
     longer = np.concatenate([X, X[:1]])
     base = functools.partial(made, X, Y, X[:6], Y[:6], val_x=X[:3], val_y=Y[:3])
@@ -185,6 +191,7 @@ def test_statistics_are_the_same_bits_with_several_threads():
 
 def test_a_split_normalises_only_what_is_like_its_own():
     split = made(IMAGES).train
+    assert torch.equal(split.normalize(split.inputs.numpy()), split[:])
     for other in (torch.rand(2, 3, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)):
         with pytest.raises(pl.UserError, match=r"but those of the split have .*; give the same"):
             split.normalize(other)

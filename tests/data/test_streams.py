@@ -16,6 +16,7 @@ from torch.utils.data import (
     Subset,
     SubsetRandomSampler,
     TensorDataset,
+    WeightedRandomSampler,
 )
 
 import pyro_lottery as pl
@@ -489,6 +490,11 @@ def test_num_data_is_exact_where_no_example_is_left_out(loader):
     ("test", "line"),
     [
         (DataLoader(regression(), 10, drop_last=True), "test leaves out 8 of its 48 examples"),
+        (
+            DataLoader(regression(), batch_sampler=BatchSampler(range(48), 20, drop_last=True)),
+            "test leaves out 8 of its 48",
+        ),
+        ([(torch.zeros(1, 3), torch.tensor(1.0))], "the targets of a batch are a single number"),
         (Counted(2), "gave 2 of 3 batches"),
         (Counted(-1), "more than the 3 batches"),  # without an end
     ],
@@ -514,6 +520,77 @@ def test_a_checksum_is_of_all_that_loaders_hold_in_memory():
     found = [checksum(), checksum(train=other), checksum(test=other), checksum(val=other)]
     assert len(set(found)) == 4
     assert checksum() == found[0]
+
+
+class Own(Dataset):
+    """A data set that tells nothing but its length."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return self.x[index], self.y[index]
+
+
+class Told(Own):
+    """One that tells its targets too."""
+
+    @property
+    def targets(self):
+        return self.y.tolist()
+
+
+def test_a_checksum_tells_how_examples_are_chosen_and_the_targets_of_a_test_set():
+    x, labels = torch.randn(48, 3), torch.arange(48) % 2
+    flipped = torch.cat([labels[:2], 1 - labels[2:]])
+
+    def checksum(train, test=None):
+        return pl.data.from_loaders(train, test or DataLoader(Own(x, labels), 8), num_classes=2).checksum
+
+    def chosen(indices, kind=Own):
+        return DataLoader(kind(x, labels), 8, sampler=SubsetRandomSampler(indices))
+
+    train = DataLoader(Own(x, labels), 16)
+    found = [
+        checksum(train),
+        checksum(DataLoader(Own(x, labels), 18)),  # three batches too
+        checksum(DataLoader(Own(x, labels), 16, shuffle=True)),
+        checksum(DataLoader(Told(x, labels), 16)),
+        checksum(DataLoader(Told(x, flipped), 16)),
+        checksum(chosen(range(40))),
+        checksum(chosen([0, 1, *range(10, 48)])),
+        checksum(DataLoader(Own(x, labels), 16, sampler=WeightedRandomSampler(torch.ones(48), 48))),
+        checksum(DataLoader(Own(x, labels), 16, sampler=WeightedRandomSampler(torch.arange(48.0), 48))),
+        checksum(DataLoader(Subset(Told(x, labels), range(40)), 16)),
+        checksum(DataLoader(Subset(Told(x, labels), range(8, 48)), 16)),  # the same labels of other images
+        checksum(train, DataLoader(Own(x, flipped), 8)),
+        checksum(train, DataLoader(Subset(Own(x, labels), range(40)), 8)),
+        checksum(train, DataLoader(Subset(Own(x, labels), range(8, 48)), 8)),
+    ]
+    assert len(set(found)) == len(found)
+    assert checksum(DataLoader(Own(x, labels), 16)) == found[0]
+
+
+def test_a_test_loader_may_fill_the_same_tensors_again():
+    x, y = regression().tensors
+    separate = [(x[:24], y[:24]), (x[24:], y[24:])]
+
+    class Refilled(list):
+        def __iter__(self):
+            for batch in super().__iter__():
+                for own, new in zip(buffers, batch, strict=True):
+                    own.copy_(new)
+                yield buffers
+
+    buffers = (torch.empty(24, 3), torch.empty(24, 1))
+    errors = [
+        trained(pl.data.from_loaders(DataLoader(TensorDataset(x, y), 48), test))[1][-1]["test_rmse"]
+        for test in (separate, Refilled(separate))
+    ]
+    assert errors[0] == errors[1]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,30 @@ def test_what_is_no_tensor_is_named(tiny_data):
         pl.predict(model, pl.guides.mean_field(model), tiny_data.test, 1)
 
 
+def test_a_network_may_change_its_input_in_place(tiny_data):
+    class InPlace(TinyNet):
+        def forward(self, x):
+            return super().forward(x.sub_(1.0))
+
+    class Apart(TinyNet):
+        def forward(self, x):
+            return super().forward(x - 1.0)
+
+    found = []
+    for kind in (InPlace, Apart):
+        torch.manual_seed(0)
+        data = pl.data.from_tensors(
+            tiny_data.train[:], tiny_data.train.targets, tiny_data.test[:], tiny_data.test.targets
+        )
+        before = data.test.inputs.clone()
+        model = pl.BayesianClassifier(kind(), num_data=60)
+        guide = pl.guides.mean_field(model)
+        pl.train(model, guide, data, epochs=2, milestones=(), train_samples=2)
+        found.append(pl.predict(model, guide, data.test, 3))
+        assert torch.equal(data.test.inputs, before)
+    assert torch.equal(*found)
+
+
 class TwoInputs(nn.Module):
     """A network with an image and a vector as inputs."""
 

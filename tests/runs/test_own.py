@@ -33,6 +33,15 @@ def test_a_fingerprint_tells_values_code_prior_and_guide_apart():
     assert fingerprint(*made(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))[1:]) != before
 
 
+def test_a_fingerprint_tells_what_only_acts_in_training():
+    def with_rate(rate):
+        torch.manual_seed(0)
+        return fingerprint(*made(nn.Sequential(nn.Linear(3, 4), nn.Dropout(rate), nn.Linear(4, 2)))[1:])
+
+    one, other = with_rate(0.1), with_rate(0.9)
+    assert {name for name in one if one[name] != other[name]} == {"options"}
+
+
 def test_the_log_joint_is_that_of_prior_and_two_examples():
     own, model, data, dense = made()
     with torch.no_grad():
@@ -51,6 +60,17 @@ def test_drawing_anew_leaves_the_network_as_it_is():
     assert torch.equal(own.network[0].weight, before)
     torch.manual_seed(5)
     assert torch.equal(other[0].weight, nn.Linear(3, 4).weight)
+
+
+def test_drawing_anew_keeps_frozen_values_and_warns_of_values_of_another_spread():
+    network = nn.Sequential(nn.Linear(3, 40), nn.Tanh(), nn.Linear(40, 2))
+    network[0].requires_grad_(False)
+    nn.init.normal_(network[2].weight, std=1.0)  # reset_parameters() draws within 1/√40
+    own = made(network)[0]
+    with pytest.warns(UserWarning, match=r"values of another spread than 2\.weight came with"):
+        other = own.drawn_anew().network
+    assert torch.equal(other[0].weight, network[0].weight)
+    assert not torch.equal(other[2].weight, network[2].weight)
 
 
 @pytest.mark.parametrize(
