@@ -15,16 +15,22 @@ from pyro_lottery.errors import UserError
 def call(net: nn.Module, x: Any, dtype: torch.dtype) -> Tensor:
     """The output [n, ...] of ``net``, whose weights have ``dtype``, for a batch of n examples.
 
-    Calls ``net(*x)`` for a tuple or list of tensors, and ``net(**x)`` for a mapping, with copies of the tensors: some networks change their
-    input in place, and the next draw of the weights needs it as it was. Raises ``UserError`` if the output is
-    not one tensor with n examples.
+    Calls ``net(*x)`` for a tuple or list of tensors, and ``net(**x)`` for a mapping. A network that changes its input in place gets copies, since
+    the next draw of the weights needs the input as it was. Raises ``UserError`` if the output is not one tensor with n examples.
     """
-    x = trees.map_tensors(torch.clone, in_dtype(x, dtype))
+    x, is_known = (
+        in_dtype(x, dtype),
+        vars(net).setdefault("_changes_input", {}),
+    )  # by mode: dropout, for one, may do so in training alone
+    mode = net.training
+    x = trees.map_tensors(torch.clone, x) if is_known.get(mode, True) else x
     count = trees.count(x)
     if isinstance(x, Mapping):
         output = one_tensor(net(**x))
     else:
         output = one_tensor(net(*x) if isinstance(x, tuple | list) else net(x))
+    if mode not in is_known and not any(t.is_inference() for t in trees.tensors(x)):  # which have no versions
+        is_known[mode] = any(t._version for t in trees.tensors(x))
     if output.shape[:1] != (count,):  # otherwise unnoticed until slices are joined, if at all
         raise UserError(
             f"the network returned shape {tuple(output.shape)} for {count} example{'s' * (count != 1)}, but the first "
