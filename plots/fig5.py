@@ -4,7 +4,7 @@ import sys
 
 import pandas as pd
 
-from experiments.study.finished import Finished, of_guide, treated
+from experiments.study.finished import Finished, of_guide
 from plots.command import main
 from plots.style import Line, Plot, accuracies, curves
 
@@ -14,7 +14,7 @@ def lines(levels: pd.DataFrame) -> list[Line]:
     return [
         Line("Bayesian, snr", of_guide(levels), 0),
         Line("deterministic", of_guide(levels, "deterministic"), 6),
-        Line("transplanted", treated(levels, treatment="transplant"), 3),
+        Line("transplanted", of_guide(levels, score="magnitude", treatment="transplant"), 3),
     ]
 
 

@@ -65,7 +65,11 @@ class Plot:
 
 
 def over_seeds(frame: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Mean, standard deviation and number of seeds of ``column`` per level."""
+    """Mean, standard deviation and number of seeds of ``column`` per level; raises ``UserError`` if a seed has two runs."""
+    if len(twice := frame[frame.duplicated(["level", "seed"], keep=False)]):
+        raise UserError(
+            f"two runs of seed {twice['seed'].iloc[0]} would be one line: {', '.join(sorted(set(twice['run']))[:2])}"
+        )
     grouped = frame.groupby("level")
     found = pd.DataFrame({"percent": grouped["percent"].mean(), "mean": grouped[column].mean()})
     return found.assign(std=grouped[column].std(ddof=1), seeds=grouped["seed"].nunique()).reset_index()

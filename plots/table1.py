@@ -26,7 +26,8 @@ def times(levels: pd.DataFrame) -> pd.DataFrame:
 def plot(finished: Finished) -> Plot:
     """The table as a figure, with the hardware of the runs."""
     levels = finished.levels[finished.levels["arch"].isin(finished.archs)]
-    table, seeds = times(levels), levels.groupby("arch")["seed"].nunique()
+    timed = pd.concat([of_guide(levels, guide) for guide in GUIDES])
+    table, seeds = times(levels), timed.groupby(["arch", "guide"])["seed"].nunique()
     figure = Figure(figsize=(7.5, 1.9 + 0.3 * len(table)), layout="constrained")
     axes = figure.subplots()
     axes.set_axis_off()

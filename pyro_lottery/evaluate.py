@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,8 +92,14 @@ def evaluate(
                 rows = list(_of_baseline(baseline, number, test, others, count, where))
                 tables["ood"] += [{"level": number, "density": density} | row for row in rows]
             every = {name: run.folder.save_evaluation(name, rows) for name, rows in tables.items()}
-    plot_evaluation(run.folder, every)
+    # Levels that were evaluated earlier with other numbers of draws have entropies of their own.
+    plot_evaluation(run.folder, {name: [row for row in rows if _of_draws(row, drawn)] for name, rows in every.items()})
     return tables
+
+
+def _of_draws(row: Mapping[str, Any], count: int) -> bool:
+    """Whether a row is of ``count`` draws, or of a baseline, which has its own."""
+    return row["num_samples"] == count or math.isnan(row["num_samples"])
 
 
 def _of_level(

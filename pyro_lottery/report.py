@@ -14,6 +14,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def report(runs: Sequence[Run], title: str = "pyro_lottery report") -> str:
         title=title,
         written=datetime.date.today().isoformat(),
         runs=[_section(run) for run in runs],
-        comparison=_svg("comparison", lambda axes: _compare(axes, runs), (9, 4.5)) if len(runs) > 1 else "",
+        comparison=_comparison(runs),
         script=SCRIPT,
         script_hash=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
     )
@@ -194,6 +195,15 @@ def _svg(salt: str, plot_on: Callable[[Axes], object], size: tuple[float, float]
     with matplotlib.rc_context({"svg.hashsalt": salt}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _comparison(runs: Sequence[Run]) -> str:
+    """Figures of all runs, as SVG: one of the classifiers and one of the regressions, whose scores have no common axis."""
+    kinds: dict[bool, list[Run]] = {}
+    for run in runs:
+        kinds.setdefault(run.folder.finished()[0].is_regression, []).append(run)
+    figures = (partial(_compare, runs=some) for some in kinds.values() if len(some) > 1)
+    return "".join(_svg(f"comparison{place or ''}", figure, (9, 4.5)) for place, figure in enumerate(figures))
 
 
 def _compare(axes: Axes, runs: Sequence[Run]) -> None:

@@ -22,6 +22,7 @@ from pyro_lottery.errors import UserError
 from pyro_lottery.runs.cli import Parser, run_command
 from pyro_lottery.runs.config import MASK_STAYS, MOVING, Config, of_transplants
 from pyro_lottery.runs.config import preset as config_of
+from pyro_lottery.runs.folder import TICKETS_OF_RUN
 from pyro_lottery.runs.loaded import Run, check_levels, load_run
 from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.presets import PRESET_HELP
@@ -55,7 +56,7 @@ def transplant_run(run: Run, levels: Iterable[int] | None = None, **options: Any
         return tickets.transplant({**source.ticket.start.loc, **source.ticket.net}, source.mask, into)
 
     config = of_transplants(run.config, str(run.folder.derived("transplant").path), **options)
-    return _train(config, chosen, ticket, "the run's tickets", run.own)
+    return _train(config, chosen, ticket, TICKETS_OF_RUN, run.own)
 
 
 def transplant_file(path: Path, mask: Path | None, config: Config, key: str | None = None) -> Run:

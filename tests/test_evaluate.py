@@ -165,3 +165,15 @@ def test_a_run_of_cifar10_sees_the_files_of_cifar10_c(tmp_path):
     seen = data.from_cifar10_c(run.load_data().test, root, "fog", 4)
     probs = run.level(0).load_model().predict(seen, 2, run.config.seed)
     assert rows[3]["nll"] == pl.metrics.nll(probs, seen.labels)
+
+
+def test_a_figure_shows_levels_of_one_number_of_draws(run, tmp_path, monkeypatch):
+    if run.config.guide == "deterministic":
+        pytest.skip("it has one draw")
+    shown = {}
+    monkeypatch.setattr(evaluate, "plot_evaluation", lambda folder, tables: shown.update(tables))
+    evaluate.evaluate(run, samples=3)
+    evaluate.evaluate(run, levels=[1], samples=4)
+    assert {(row["level"], row["num_samples"]) for row in shown["uncertainty"]} == {(1, 4)}
+    evaluate.evaluate(run, levels=[0], samples=4)
+    assert {row["level"] for row in shown["uncertainty"]} == {0, 1}

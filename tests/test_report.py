@@ -5,6 +5,7 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
 import pyro_lottery as pl
 from pyro_lottery import report
@@ -154,6 +155,16 @@ def test_in_a_browser_nothing_overflows(browser, page, width):
       return [...document.querySelectorAll("h1,h2,p,pre,figure,svg,dl,.wide")]
         .filter(e => e.getBoundingClientRect().right > {root}.clientWidth + 0.5).map(e => e.tagName)"""
     assert browser.execute_script(outside) == []
+
+
+def test_regressions_and_classifiers_are_compared_apart(runs, tmp_path, tiny_data):
+    x, y = tiny_data.train[:].flatten(1), tiny_data.train.targets
+    own = pl.data.from_tensors(x, y.float()[:, None], x, y.float()[:, None])
+    real = pl.find_tickets(torch.nn.Linear(16, 1), own, levels=0, epochs=1, milestones=(), run_dir=tmp_path / "real")
+    classes = pl.load_run(runs[0])
+    each = [report.report(some).count("<svg") for some in ([real], [classes])]
+    assert report.report([real, classes]).count("<svg") == sum(each)  # no figure has both
+    assert report.report([real, classes, classes]).count("<svg") == sum(each) + each[1] + 1
 
 
 def test_a_page_of_one_run(runs):

@@ -72,8 +72,10 @@ def _layer(f: Any, x: Value, weight: Value, bias: Value = None, *more: Any) -> G
         spread = carried if spread is None else spread + carried
     if isinstance(bias, Gaussian):
         per_channel = bias.var if f is aten.linear.default else bias.var.view(-1, *(1,) * (mean(weight).ndim - 2))
-        spread = spread + per_channel
-    return Gaussian(f(mean(x), mean(weight), None if bias is None else mean(bias), *more), spread)
+        spread = per_channel if spread is None else spread + per_channel
+    moved = f(mean(x), mean(weight), None if bias is None else mean(bias), *more)
+    certain = not isinstance(x, Gaussian) and not isinstance(weight, Gaussian)
+    return Gaussian(moved, spread.expand_as(moved) if certain else spread)
 
 
 @rule(aten.batch_norm.default)

@@ -140,7 +140,7 @@ def check_name(name: str) -> Any:
     """The function or class that a guide's command-line name or import path names; ``UserError`` if there is none."""
     if name in NAMED:
         return NAMED[name]
-    if "." not in name:
+    if "." not in name and ":" not in name:
         raise unknown("--guide", name, [*NAMED, "package.module.AutoGuide"])
     return load_callable(name, "--guide")
 

@@ -22,6 +22,6 @@ def by_name(name: str, scale: float) -> AnyPrior:
     """
     if name in KINDS:
         return KINDS[name](scale)
-    if "." not in name:
+    if "." not in name and ":" not in name:
         raise unknown("--prior", name, [*KINDS, "package.module.function"])
     return load_callable(name, "--prior", Mapping)

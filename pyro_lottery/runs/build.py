@@ -35,9 +35,10 @@ from pyro_lottery.model import BayesianClassifier, BayesianNetwork, one_tensor
 from pyro_lottery.modes import evaluating
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import RunFolder
-from pyro_lottery.runs.own import Own, fingerprint
+from pyro_lottery.runs.own import Own, fingerprint, of_code, of_score
 from pyro_lottery.threads import TURN
 from pyro_lottery.types import Ticket
+from pyro_lottery.untrusted import foreign
 from pyro_lottery.weights import Weights, pretrained
 
 PRETRAINED = "pretrained_checksum"
@@ -275,7 +276,27 @@ def _prepare(config: Config, device: torch.device, ranks: Ranks, own: Own | None
     known = facts(config, shape, device, data.classes)
     known |= {} if given is None else {PRETRAINED: f"{given.checksum():08x}"}
     known |= {} if own is None else {"own": fingerprint(model, data, dense, own.score)}
+    if own is None:
+        known |= code_facts(config, shape)
+        if foreign(config.score):
+            score = of_score(scores.by_name(config.score), model, data, dense)
+            known["code"] = known.get("code", {}) | {"score": score}
     return Setup(config, data, model, guide, dense, known, own, ranks)
+
+
+def code_facts(config: Config, shape: Shape) -> dict[str, Any]:
+    """The fact ``code`` if ``config`` names the user's code: numbers by which a run recognises it, whatever its weights, else nothing."""
+    if not foreign(config.arch, config.guide, config.prior):
+        return {}
+    model, guide = build(replace(config, pretrained=None, pretrained_key=None), shape)
+    generator = seeds.generator("cpu", 0, "code")
+    values = {
+        site: 0.1 * torch.randn(v.shape, generator=generator) for site, v in sorted(model.initial_values().items())
+    }
+    x = torch.randn(2, shape.in_channels, *shape.image_size, generator=generator)
+    found = of_code(model, values, x, torch.zeros(2, dtype=torch.long))
+    scale = guides.posterior(guide).scale or {}
+    return {"code": {**found, "log_scales": sum(float(t.double().log().sum()) for t in scale.values())}}
 
 
 def warn_of_memory(config: Config, model: BayesianNetwork, guide: AutoGuide, data: Data, free: int) -> None:

@@ -12,10 +12,12 @@ import jinja2
 
 from pyro_lottery.errors import Damaged, UserError, one_line
 from pyro_lottery.exports.state_dicts import LAYOUTS
+from pyro_lottery.runs.folder import TICKETS_OF_RUN
 from pyro_lottery.runs.trained import named_code
+from pyro_lottery.tickets import CONTROLS
 
 if TYPE_CHECKING:
-    from pyro_lottery.runs.loaded import Level
+    from pyro_lottery.runs.loaded import Level, Run
 
 CITATION = r"""@article{kuhn2026bayesian,
   title = {Bayesian Lottery Ticket Hypothesis},
@@ -55,7 +57,7 @@ METRICS = {
 TEXT = """
 # {{ title | md }}
 
-A sparse {{ kind }} `{{ facts.arch }}` found by {{ method }}: {{ "{:,}".format(facts.remaining) }} of
+A sparse {{ kind }} `{{ facts.arch }}` found {{ method }}: {{ "{:,}".format(facts.remaining) }} of
 {{ "{:,}".format(facts.total) }} prunable weights survive ({{ "%.2f" % (100 * facts.density) }} %, level {{ facts.level }}).
 {{ what }}
 
@@ -150,7 +152,7 @@ def card(level: Level, facts: Mapping[str, Any], licence: str, ood: Sequence[Map
     certain = level.posterior.scale is None and facts.get("samples", 1) == 1
     body = BODY.from_string(TEXT).render(
         title=title, facts=facts, dataset=dataset, measured=measured, ood=ood if of_draws else (),
-        predict_ms=row.predict_ms if of_draws else None, method=_METHODS[config.schedule], kind="deterministic" if certain else "Bayesian",
+        predict_ms=row.predict_ms if of_draws else None, method=_method(level.run), kind="deterministic" if certain else "Bayesian",
         is_network=facts["format"] not in LAYOUTS,
         largest=max(facts["largest_difference"].values()), snippet=snippet, shape=shape, outputs=outputs, what="This file holds its weights." if certain else _what(facts),
         colours="grey values" if facts["image_shape"][0] == 1 else "red, green, blue", licence=licence, citation=CITATION,
@@ -184,18 +186,42 @@ def _numbers(values: list[float]) -> str:
 
 
 _METHODS = {
-    "iterative": "iterative magnitude pruning", "gradual": "gradual pruning within one training",
-    "dynamic": "dynamic sparse training",
+    "iterative": "iterative pruning", "gradual": "gradual pruning within one training", "dynamic": "dynamic sparse training",
 }  # fmt: skip
 """What a schedule is called in a sentence."""
 
 
+def _method(run: Run) -> str:
+    """How the network's ticket was found, and what was done to it."""
+    score, origin = f"the score `{run.config.score}`", run.folder.origin
+    if origin == "transplant":
+        of_run = run.folder.config[origin] == TICKETS_OF_RUN
+        return (
+            f"by transplanting a deterministic network's ticket, pruned by {score}"
+            if of_run
+            else "in a file of pruned weights, and transplanted"
+        )
+    method = f"by {_METHODS[run.config.schedule]} with {score}"
+    if not origin:
+        return method
+    name = run.folder.config[origin]  # of a file that may hold anything
+    return f"{method}, and randomised" + (f" by the control `{name}`" if name in CONTROLS else "")
+
+
 def _protocol(level: Level) -> str:
     config = level.run.config
+    epochs, rates = config.epochs_of(level.number), level.history["lr"]
+    rate = f"learning rate {rates.max() if len(rates) else config.lr:g}"
+    certain = config.guide == "deterministic"  # without a prior and a KL divergence
+    prior = (
+        ""
+        if certain
+        else f"prior `{config.prior}` of scale {config.prior_scale:g}, KL temperature {config.kl_temperature:g}, "
+    )
+    rewind = "" if config.rewind == "init" else f"rewinding `{config.rewind}`, "
     return (
-        f"{config.epochs} epoch{'' if config.epochs == 1 else 's'} a level, batch {config.batch_size}, learning rate {config.lr:g}, guide `{config.guide}`, prior "
-        f"`{config.prior}` of scale {config.prior_scale:g}, KL temperature {config.kl_temperature:g}, score `{config.score}`, "
-        f"{config.pruned}, seed {config.seed}, {level.run.shape.num_data:,} training images."
+        f"{epochs} epoch{'' if epochs == 1 else 's'} of this level, batch {config.batch_size}, {rate}, guide `{config.guide}`, {prior}score "
+        f"`{config.score}`, {config.pruned}, {rewind}seed {config.seed}, {level.run.shape.num_data:,} training images."
     )
 
 

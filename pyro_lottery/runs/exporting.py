@@ -24,7 +24,7 @@ from pyro_lottery.model import BayesianClassifier
 from pyro_lottery.runs.build import build, dense_ticket
 from pyro_lottery.runs.card import card, check_licence, detections
 from pyro_lottery.runs.export_forms import STATE, WRITERS, Job, Outputs
-from pyro_lottery.runs.packed_ticket import PACKED, NetworkPredictor, open_packed
+from pyro_lottery.runs.packed_ticket import PACKED, SAMPLES, NetworkPredictor, open_packed
 from pyro_lottery.runs.trained import rebuild
 
 if TYPE_CHECKING:
@@ -124,6 +124,10 @@ def _check(
         raise UserError("--format safetensors holds loc and scale; choose --form draws, or mean to leave out the scale")
     if samples is not None:
         check_counts(1, samples=samples)
+        if format == "safetensors" and samples > SAMPLES:
+            raise UserError(
+                f"--format safetensors asks for at most {SAMPLES:,} draws by itself, got --samples {samples:,}"
+            )
     if not 0 <= tolerance < math.inf:
         raise UserError(f"--tolerance must be a finite number, at least 0, got {tolerance}")
     if form != "draws" and not (samples is None and seed is None):

@@ -20,6 +20,8 @@ from pyro_lottery.types import LevelResult, Mask, Posterior, Sites
 
 ORIGINS = ("control", "transplant")
 """Facts of ``config.json`` that say how the folder's tickets were made if not by pruning."""
+TICKETS_OF_RUN = "the run's tickets"
+"""What the fact ``transplant`` says of tickets of a run; of a file it is the checksum."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _MADE_FIRST = re.compile(r"\.lock|\.owner|\.(config\.json|\.owner)\.\d+\.tmp")
 """Files that a folder may hold before it has a config.json."""

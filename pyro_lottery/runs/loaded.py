@@ -14,11 +14,12 @@ from pyro_lottery.data import Data
 from pyro_lottery.errors import UserError
 from pyro_lottery.machine import resolve_device
 from pyro_lottery.runs import exporting
-from pyro_lottery.runs.build import build, dense_ticket, load_data, shape_of
+from pyro_lottery.runs.build import build, code_facts, dense_ticket, load_data, shape_of
 from pyro_lottery.runs.config import from_json
 from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.runs.level_folder import Contents
 from pyro_lottery.runs.own import Own
+from pyro_lottery.runs.resume import check_unchanged
 from pyro_lottery.runs.trained import TrainedNetwork, check_code, rebuild, shape_from
 from pyro_lottery.threads import TURN
 from pyro_lottery.types import LevelResult, Mask, Posterior, Ticket
@@ -62,6 +63,7 @@ class Level:
         """
         self.run.vet()
         run, read = self.run, self._contents
+        run.check_code()
         return rebuild(
             run.config, run.shape, Ticket(read.mask, read.posterior, read.net), self.number, run.classes,
             whose=str(run.folder.level(self.number).path), own=run.own, device=device,
@@ -80,6 +82,7 @@ class Run:
     def __init__(self, path: str | Path, trust_code: bool = False, own: Own | None = None):
         self.folder, self.trust_code, self.own = RunFolder(path), trust_code, own
         saved = self.folder.config
+        self._has_its_code = False
         self.config = from_json(saved)
         self.shape = shape_from(saved, self.config, f"{self.folder.path / 'config.json'}")
 
@@ -95,6 +98,13 @@ class Run:
                 "them again, which returns the run and does not train finished levels again"
             )
         check_code(self.config, self.trust_code, str(self.folder.path / "config.json"))
+
+    def check_code(self) -> None:
+        """Raise ``UserError`` if the user's code that config.json names is not what it was when the run was started."""
+        saved = self.folder.config
+        if "code" in saved and self.own is None and not self._has_its_code:
+            check_unchanged(str(self.folder.path), saved, code_facts(self.config, self.shape))
+            self._has_its_code = True
 
     @property
     def classes(self) -> tuple[str, ...] | None:

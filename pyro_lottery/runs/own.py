@@ -24,7 +24,7 @@ from pyro_lottery.names import joined
 from pyro_lottery.priors import AnyPrior
 from pyro_lottery.scores import Context, Score, ranks
 from pyro_lottery.threads import TURN
-from pyro_lottery.types import Ticket
+from pyro_lottery.types import Sites, Ticket
 
 Likelihood = Callable[..., BayesianNetwork]
 """Called as ``likelihood(net, prior, num_data=N, kl_temperature=T)``; returns a :class:`BayesianNetwork`.
@@ -50,6 +50,13 @@ class Own:
         likelihood = self.likelihood or self._usual_likelihood()
         prior = config_prior if self.prior is None else self.prior
         given = {"num_data": len(self.data.train), "kl_temperature": kl_temperature}
+        bound = getattr(likelihood, "keywords", {})  # of a functools.partial
+        for name, value in given.items():
+            if bound.get(name, value) != value:
+                how = "give kl_temperature= to find_tickets" if name == "kl_temperature" else "it follows from the data"
+                raise UserError(
+                    f"likelihood binds {name}={bound[name]!r}, but the run has {value!r}: {how}; do not bind it"
+                )
         _check_takes(likelihood, self.network, prior, **given)
         model = likelihood(_copy(self.network), prior, **given)
         if not isinstance(model, BayesianNetwork):
@@ -147,29 +154,47 @@ def _options(net: nn.Module) -> Iterator[tuple[str, str, float]]:
                 yield path, name, value
 
 
-def fingerprint(model: BayesianNetwork, data: Data, dense: Ticket, score: Score | None = None) -> dict[str, float]:
+Fingerprint = dict[str, float | list[float]]
+
+
+def fingerprint(model: BayesianNetwork, data: Data, dense: Ticket, score: Score | None = None) -> Fingerprint:
     """Numbers by which a resumed run recognises its network, likelihood, prior, guide and score, at their initial values.
 
-    A checksum of the values; one of the modules' real options, such as dropout rates, which only act in training; log p(w) + log p(two targets | w), which depends on the network's code, likelihood and prior; the
-    sum of log-scales; and, for a ``score`` made in Python, the sum of its finite values.
+    A checksum of the values; those of :func:`of_code` for two examples of the data; the sum of log-scales; and, for a ``score`` made in Python,
+    the sum of its finite values.
     """
-    initial, (x, y) = model.initial_values(), data.train.head()
-    with TURN, evaluating(model), torch.no_grad(), poutine.block():
-        conditioned: Any = poutine.condition(model, dict(initial))
-        log_joint = poutine.trace(conditioned).get_trace(x, y).log_prob_sum()
+    initial = model.initial_values()
     scale = dense.start.scale or {}
     state = {name: t.cpu() for name, t in joined({"loc": initial, "net": model.net_state()}).items()}
-    found = {
+    found: Fingerprint = {
         "initial_values": files.checksum(state),
-        "options": files.checksum({}, str(list(_options(model.net)))),
-        "log_joint": float(log_joint),
+        **of_code(model, initial, *data.train.head()),
         "log_scales": sum(float(t.double().log().sum()) for t in scale.values()),
     }
-    if score is not None:
-        with TURN, seeds.rng("cpu", 0, "score"):
-            values = ranks(score, dense.start, Context(model, data.train, dense.mask, dense, 0, 1))
-        tensors = values.values() if isinstance(values, dict) else ()  # shrinking a mask reports any other type
-        found["score"] = sum(
-            float(t.detach().double().nan_to_num(0, 0, 0).sum()) for t in tensors if isinstance(t, torch.Tensor)
-        )
-    return found
+    return found if score is None else found | {"score": of_score(score, model, data, dense)}
+
+
+def of_score(score: Score, model: BayesianNetwork, data: Data, dense: Ticket) -> float:
+    """The sum of the finite values of a score made by the user, for the untrained network and with random numbers of its own."""
+    with TURN, seeds.rng("cpu", 0, "score"):
+        values = ranks(score, dense.start, Context(model, data.train, dense.mask, dense, 0, 1))
+    tensors = values.values() if isinstance(values, dict) else ()  # shrinking a mask reports any other type
+    return sum(float(t.detach().double().nan_to_num(0, 0, 0).sum()) for t in tensors if isinstance(t, torch.Tensor))
+
+
+def of_code(model: BayesianNetwork, values: Sites, x: Any, y: torch.Tensor) -> Fingerprint:
+    """Numbers that depend on the code of a network, its likelihood and its prior, for ``values`` [of each site's shape] as weights w and a batch x, y.
+
+    A checksum of the modules' real options, such as dropout rates, which only act in training; log p(w) of each site; and
+    log p(w) + log p(y | w).
+    """
+    with TURN, evaluating(model), torch.no_grad(), poutine.block():
+        conditioned: Any = poutine.condition(model, dict(values))
+        trace = poutine.trace(conditioned).get_trace(x, y)
+        log_joint = float(trace.log_prob_sum())
+    nodes: Any = trace.nodes
+    return {
+        "options": files.checksum({}, str(list(_options(model.net)))),
+        "log_prior": [float(nodes[site]["log_prob_sum"]) for site in values],
+        "log_joint": log_joint,
+    }

@@ -16,8 +16,11 @@ from pyro_lottery.runs.folder import ORIGINS, RunFolder
 from pyro_lottery.runs.lock import not_writable
 from pyro_lottery.types import ticket_checksum
 
+_LATER = ("options", "log_prior", "score")
+"""Facts that runs have not recorded from the beginning."""
 _OWN = {
     "initial_values": "network, or from other initial values", "options": "rate of dropout, or another option of the network's modules", "log_joint": "network, prior or likelihood",
+    "log_prior": "prior",
     "log_scales": "guide or initial scale", "score": "score",
 }  # fmt: skip
 """Facts that distinguish runs made in Python, and what differs if a fact does."""
@@ -68,21 +71,48 @@ def _check(run: RunFolder, old: dict[str, Any], options: dict[str, Any], facts: 
             "or the data of that run"
         )
     _check_own(where, old.get("own"), facts.get("own"))
+    check_unchanged(where, old, facts)
     _warn_of_changes(run, old, facts)
 
 
 def _check_own(where: str, old: Any, now: Any) -> None:
     """Raise ``UserError`` if the run was started with another network, prior, likelihood, guide or score made in Python."""
+    if what := differs(old, now):
+        raise UserError(
+            f"{where} was started with another {what}; build the network after torch.manual_seed, or choose another folder"
+        )
+
+
+def check_unchanged(where: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` if the code that a run's ``config.json`` names is not what it was when the run was started, by :func:`code_facts`."""
+    if "code" in config and (what := differs(config["code"], facts.get("code"))):
+        raise UserError(
+            f"{where} was started with other code at the import paths of its --arch, --prior, --guide or --score: another {what}; restore that code, or "
+            "choose another folder"
+        )
+
+
+def differs(old: Any, now: Any) -> str:
+    """What differs between two fingerprints, those of a run and of the code as it is now, in words; empty if nothing does."""
     for name, value in (now or {}).items():
-        if name == "options" and isinstance(old, dict) and name not in old:  # of a run before they were recorded
-            continue
         before: Any = old.get(name) if isinstance(old, dict) else None
-        tolerance = 0.0 if isinstance(value, int) else 1e-4  # a checksum is equal or not
-        if type(before) not in (int, float) or not math.isclose(before, value, rel_tol=tolerance, abs_tol=tolerance):
-            raise UserError(
-                f"{where} was started with another {_OWN.get(name, name)} ({name} was {before}, now it is {value}); build the "
-                "network after torch.manual_seed, or choose another folder"
-            )
+        if name in _LATER and isinstance(old, dict) and name not in old:
+            continue
+        if not _near(before, value):
+            shown = "" if isinstance(value, list) else f" ({name} was {before}, now it is {value})"
+            return f"{_OWN.get(name, name)}{shown}"
+    return ""
+
+
+def _near(before: Any, now: Any) -> bool:
+    if isinstance(now, list):  # of sites, whose rounding is smaller than that of their sum
+        return isinstance(before, list) and len(before) == len(now) and all(map(_near_site, before, now))
+    tolerance = 0.0 if isinstance(now, int) else 1e-4  # a checksum is equal or not
+    return type(before) in (int, float) and math.isclose(before, now, rel_tol=tolerance, abs_tol=tolerance)
+
+
+def _near_site(before: Any, now: float) -> bool:
+    return type(before) in (int, float) and math.isclose(before, now, rel_tol=1e-5, abs_tol=1e-3)
 
 
 def _warn_of_changes(run: RunFolder, old: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -100,7 +100,7 @@ def _other_options(theirs: Config, ours: Config) -> Iterator[tuple[str, Any, Any
 
 def _other_facts(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """The facts that differ between two runs: name and both values."""
-    for name in _FACTS:
+    for name in (*_FACTS, *(("code",) if "code" in theirs else ())):  # which earlier runs have not recorded
         there, here = theirs.get(name), ours.get(name)
         if isinstance(there, dict) and isinstance(here, dict):
             keys = sorted(there.keys() | here.keys())

@@ -60,7 +60,7 @@ def by_name(name: str, seed: int = 0, level: int = 0) -> Score:
         return partial(random, seed=seeds.derive(seed, "score", level))
     if name in SCORES:
         return SCORES[name]
-    if "." not in name:
+    if "." not in name and ":" not in name:
         raise unknown("--score", name, [*SCORES, "package.module.function"])
     return load_callable(name, "--score")
 

@@ -50,6 +50,13 @@ def test_a_layer_is_exact_by_hand():
     assert found.var.tolist() == [[4.5 + 1.125 + 1.0 + 0.125]]
 
 
+def test_a_random_bias_alone():
+    b = Gaussian(torch.tensor([1.0, 0.0]), torch.tensor([0.125, 0.5]))
+    found = rule(aten.linear.default, torch.tensor([[2.0], [3.0]]), torch.tensor([[1.0], [4.0]]), b)
+    assert found.mean.tolist() == [[3.0, 8.0], [4.0, 12.0]]
+    assert found.var.tolist() == [[0.125, 0.5], [0.125, 0.5]]
+
+
 @pytest.mark.parametrize("certain", ["x", "weight", "neither"])
 def test_a_convolution_is_that_of_independent_products(certain):
     x, w = gaussian(1, 2, 3, 3), gaussian(2, 2, 3, 3, seed=3, spread=0.3)

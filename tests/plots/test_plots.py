@@ -8,14 +8,14 @@ import pytest
 import pyro_lottery as pl
 from experiments.command import FIGURES
 from experiments.study.finished import read
-from plots import command, fig1, fig2, fig3, fig5, table1
+from plots import bayesian_vs_deterministic, command, fig1, fig2, fig3, fig5, table1
 from plots.style import over_seeds
 from pyro_lottery import imp
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.runs.resume import open_folder
 from tests.runs.made import finish as make_finished
-from tests.support import SMALL
+from tests.support import SMALL, small_run
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,32 @@ def test_training_times_by_hand():
     ]
     found = table1.times(pd.DataFrame(rows)).iloc[0]
     assert (found["deterministic_min"], found["bayesian_min"], found["ratio"]) == (1.0, 4.0, 4.0)
+
+
+def test_transplants_are_those_of_the_paper_and_a_seed_counts_once():
+    base = {"treatment": "transplant", "rewind": "init", "guide": "mean_field", "level": 1, "percent": 40.0}
+    rows = [
+        base | {"score": score, "seed": 0, "run": score, "accuracy": a}
+        for score, a in (("magnitude", 77.0), ("random", 16.0))
+    ]
+    line = next(line for line in fig5.lines(pd.DataFrame(rows)) if line.label == "transplanted")
+    assert over_seeds(line.frame, "accuracy")["mean"].tolist() == [77.0]
+    with pytest.raises(pl.UserError, match="two runs of seed 0 would be one line: magnitude, random"):
+        over_seeds(pd.DataFrame(rows), "accuracy")
+
+
+def test_runs_side_by_side_are_alike(tmp_path):
+    found = {
+        name: small_run(tmp_path / name, levels=0, epochs=epochs) for name, epochs in (("a", 1), ("b", 2), ("c", 1))
+    }
+    paths = {name: str(run.folder.path) for name, run in found.items()}
+    bayesian_vs_deterministic.plot([paths["a"], paths["c"]], str(tmp_path / "x.png"))
+    assert (tmp_path / "x.png").exists()
+    with pytest.raises(
+        pl.UserError,
+        match=r"a is lenet, digits \(8×8\), 1 epoch a level, and .*b is .* 2 epochs a level; compare runs of",
+    ):
+        bayesian_vs_deterministic.plot([paths["a"], paths["b"]], str(tmp_path / "y.png"))
 
 
 def test_equal_runs_give_equal_files(finished, tmp_path):

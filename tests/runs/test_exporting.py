@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import pyro_lottery as pl
-from pyro_lottery import files, transplant
+from pyro_lottery import controls, files, transplant
 from pyro_lottery.errors import Damaged, Failed
 from pyro_lottery.exports import formats
 from pyro_lottery.exports.formats import GraphPredictor
@@ -407,6 +407,25 @@ def test_the_card_says_what_its_file_is(run, tmp_path):
     assert "The file holds weights alone" in weights
     assert "pyro_lottery.predict" not in weights
     assert "pyro_lottery.predict . --trust-code image.png" in program
+
+
+def test_the_card_says_how_its_network_was_made(tmp_path):
+    def card(run, name):
+        run.level(1).export(tmp_path / name, "mean", "state_dict")
+        return (tmp_path / name / "README.md").read_text()
+
+    run = small_run(tmp_path / "run", guide="deterministic", levels=1, epochs=2, rewind="epoch:1", score="random")
+    text = card(run, "a")
+    assert "found by iterative pruning with the score `random`: " in text
+    assert "1 epoch of this level" in text
+    assert "rewinding `epoch:1`" in text
+    assert "prior" not in text.split("## Training")[1]
+    control = controls.run_control(run, "reinit")
+    assert "with the score `random`, and randomised by the control `reinit`: " in card(control, "b")
+    moved = transplant.transplant_run(run)
+    text = card(moved, "c")
+    assert "by transplanting a deterministic network's ticket, pruned by the score `random`: " in text
+    assert "prior `normal` of scale 1, KL temperature 0.1" in text
 
 
 def test_the_card_is_one_that_the_hub_reads(run, tmp_path):

@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 from dataclasses import replace
 
 import pyro
@@ -171,6 +172,45 @@ def test_a_prior_that_no_run_folder_can_keep_is_refused_on_the_command_line(prio
     arguments = ["--arch", "lenet", "--dataset", "digits", "--run-dir", str(tmp_path / "run")]
     assert imp.main([*arguments, "--prior", f"tests.runs.test_loaded.{prior}"]) == 2
     assert f"--prior tests.runs.test_loaded.{prior} {message}" in capsys.readouterr().err
+
+
+def test_code_that_has_changed_since_is_neither_resumed_nor_read(tmp_path, monkeypatch):
+    code = """
+import pyro_lottery as pl
+from torch import nn
+
+def build(num_classes, in_channels):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.{layer}, nn.Linear(8, num_classes))
+
+prior = pl.priors.normal({scale})
+
+def score(posterior):
+    return {{name: value.abs() * {factor} for name, value in posterior.loc.items()}}
+"""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = {"arch": "code_of_mine:build", "prior": "code_of_mine:prior", "score": "code_of_mine:score"}
+
+    def train(layer="ReLU()", scale=1.0, factor=1.0):
+        module = types.ModuleType("code_of_mine")
+        exec(code.format(layer=layer, scale=scale, factor=factor), vars(module))
+        monkeypatch.setitem(sys.modules, "code_of_mine", module)
+        return small_run(tmp_path / "run", levels=0, epochs=1, **names)
+
+    expected = train().level(0).load_model().predict(torch.zeros(1, 1, 8, 8), 2)
+    for change, what in (
+        ({"layer": "Tanh()"}, "another network, prior or likelihood"),
+        ({"layer": "Dropout(0.1)"}, "another rate of dropout"),
+        ({"scale": 1.1}, "another prior"),
+        ({"factor": 2.0}, "another score"),
+    ):
+        with pytest.raises(pl.UserError, match=f"was started with other code at the import paths .* {what}"):
+            train(**change)
+        if "factor" not in change:  # which no reading needs
+            with pytest.raises(pl.UserError, match=what):
+                pl.load_run(tmp_path / "run", trust_code=True).level(0).load_model()
+    train()
+    found = pl.load_run(tmp_path / "run", trust_code=True).level(0).load_model()
+    assert torch.equal(found.predict(torch.zeros(1, 1, 8, 8), 2), expected)
 
 
 def test_code_that_a_run_folder_names_runs_only_where_it_is_trusted(tmp_path, capsys):

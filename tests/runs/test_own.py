@@ -1,5 +1,7 @@
 """Networks, data and distributions that a user made in Python."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 import pyro_lottery as pl
 from pyro_lottery.runs.build import dense_ticket
 from pyro_lottery.runs.own import Own, fingerprint
+from pyro_lottery.runs.resume import differs
 
 
 def made(network=None, prior=None, scale=0.01):
@@ -31,6 +34,19 @@ def test_a_fingerprint_tells_values_code_prior_and_guide_apart():
     assert fingerprint(*made(own.network, scale=0.02)[1:])["log_scales"] != before["log_scales"]
     torch.manual_seed(1)
     assert fingerprint(*made(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))[1:]) != before
+
+
+def test_a_fingerprint_tells_the_prior_of_one_layer():
+    wide = nn.Sequential(nn.Linear(3, 400), nn.Tanh(), nn.Linear(400, 200), nn.Tanh(), nn.Linear(200, 2))
+    before, found = (
+        fingerprint(*made(wide, {"4.bias": pl.priors.normal(s), "*": pl.priors.normal(1.0)})[1:]) for s in (1.0, 3.0)
+    )
+    assert before["log_joint"] == pytest.approx(found["log_joint"], rel=1e-4)  # which hides two of 81,000 weights
+    assert not differs(before, before)
+    assert differs(before, found) == "prior"
+    assert not differs(
+        {n: v for n, v in before.items() if n not in ("options", "log_prior")}, before
+    )  # of an earlier version
 
 
 def test_a_fingerprint_tells_what_only_acts_in_training():
@@ -85,6 +101,18 @@ def test_a_likelihood_that_cannot_be_called_is_one_line(likelihood, line):
     own = made()[0]
     with pytest.raises(pl.UserError, match=line):
         Own(own.network, own.data, likelihood).model(pl.priors.normal(1.0), 1.0)
+
+
+def test_what_a_likelihood_binds_is_what_the_run_has():
+    own = made()[0]
+    bound = partial(pl.BayesianClassifier, kl_temperature=0.5, num_data=6)
+    assert Own(own.network, own.data, bound).model(pl.priors.normal(1.0), 0.5).kl_temperature == 0.5
+    with pytest.raises(
+        pl.UserError, match=r"binds kl_temperature=0\.5, but the run has 0\.1: give kl_temperature= to find_tickets"
+    ):
+        Own(own.network, own.data, bound).model(pl.priors.normal(1.0), 0.1)
+    with pytest.raises(pl.UserError, match="binds num_data=60, but the run has 6"):
+        Own(own.network, own.data, partial(bound, num_data=60)).model(pl.priors.normal(1.0), 0.5)
 
 
 @pytest.mark.parametrize("kept", ["a result", "a generator"])
