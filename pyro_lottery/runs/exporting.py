@@ -84,6 +84,14 @@ def export(
                 f"{worst} of the exported network differs by {differences[worst]:.2g} from the run's, more than --tolerance "
                 f"{tolerance:g}; nothing was written"
             )
+        # Rounded weights differ, but an image's outputs must not depend on the other images of its batch.
+        mixed = {name: max(_difference(part[name], value) for part in found) for name, value in found[0].items()}
+        if max(mixed.values()) > max(tolerance, TOLERANCE):
+            worst = max(mixed, key=lambda name: mixed[name])
+            raise Failed(
+                f"{worst} of an image differs by {mixed[worst]:.2g} with the size of its batch, so the network mixes the images of a batch, which a "
+                "file cannot promise; nothing was written"
+            )
         file = place / facts["file"]
         facts |= {
             "bytes": file.stat().st_size, "crc32": files.crc32_of(file), "largest_difference": differences,

@@ -254,6 +254,25 @@ def test_what_differs_is_not_written(run, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+class Mixing(torch.nn.Module):
+    """A network whose outputs depend on the other images of a batch."""
+
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.hidden, self.out = torch.nn.Linear(64, 16), torch.nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        x = self.hidden(x.flatten(1))
+        return self.out(torch.relu(x - x.mean(0)))
+
+
+def test_a_network_that_mixes_a_batch_is_refused_in_every_precision(tmp_path):
+    run = small_run(tmp_path / "run", arch=f"{__name__}:Mixing", levels=0, epochs=2, lr=0.05)
+    for dtype in ("fp32", "int8"):
+        with pytest.raises(Failed, match="nothing was written"):
+            run.level(0).export(tmp_path / "x", "draws", "safetensors", dtype=dtype)
+
+
 def test_an_interrupted_export_leaves_nothing(run, tmp_path, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
