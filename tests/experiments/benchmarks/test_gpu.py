@@ -22,6 +22,13 @@ def test_a_dry_day_passes_all_checks_and_goes_on_with_what_is_missing(tmp_path, 
     assert "a launch" in capsys.readouterr().out
 
 
+def test_networks_are_chosen(tmp_path, capsys):
+    assert gpu.main(["waits", "--dry", "--arch", "vgg11", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "no wait, vgg11, local at 1" in said
+    assert "resnet20" not in said
+
+
 def test_a_check_that_fails_is_told_by_the_exit_code(tmp_path, monkeypatch, capsys):
     def broken(day):
         yield gpu.held("one", False, 3, 4)
@@ -40,6 +47,7 @@ def test_without_a_gpu_and_for_unknown_sections_one_line_says_so(tmp_path, capsy
     for arguments, line in (
         ([], "this machine has no GPU"),
         (["--dry", "sped"], "unknown section 'sped'; known: machine"),
+        (["--dry", "--arch", "resnet18"], "--dry has no narrow resnet18; it has resnet20"),
     ):
         with pytest.raises(SystemExit):
             gpu.main([*arguments, "--out", str(tmp_path)])
