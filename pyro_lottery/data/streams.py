@@ -138,7 +138,7 @@ def _count(loader: Any) -> int | None:
 
 
 def checked(batch: Any, device: torch.device | None = None) -> tuple[Any, Tensor]:
-    """Return ``batch`` as (x, y) on ``device``, with floats in single precision.
+    """Return ``batch`` as (x, y) on ``device``, with floats in single precision, or in double as they come.
 
     Raises ``UserError`` unless it is a pair of inputs and targets with the same number of examples and finite values.
     """
@@ -172,7 +172,7 @@ def checked(batch: Any, device: torch.device | None = None) -> tuple[Any, Tensor
 
 
 def _moved(value: Tensor, device: torch.device | None) -> Tensor:
-    value = value.float() if value.is_floating_point() else value
+    value = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
     return value if device is None else value.to(device, non_blocking=True)
 
 

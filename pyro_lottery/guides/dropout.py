@@ -70,7 +70,7 @@ def _inputs(net: nn.Module, shapes: Mapping[str, Size]) -> dict[str, tuple[int, 
     """The groups, and the dimension of a group's inputs, of every weight of a layer with inputs."""
     found = {}
     for name, module in net.named_modules():
-        for part in ("weight", "in_proj_weight"):
+        for part in ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
             site = f"{name}.{part}" if name else part
             if site not in shapes or len(shapes[site]) < 2:
                 continue

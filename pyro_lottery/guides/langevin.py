@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -9,7 +10,11 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
+from pyro_lottery.errors import UserError
 from pyro_lottery.guides.found import Swag
+
+REACH = 0.01
+"""Least distance that a weight must be able to move, as a random walk, in the steps that sample; posterior scales below it are rare."""
 
 
 class Langevin(Adam):
@@ -62,6 +67,11 @@ class Langevin(Adam):
     def _sample_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         assert self.noise is not None
         state, rate = self.state[parameter], group["lr"]
+        if "exp_avg_sq" not in state:
+            raise UserError(
+                "these are the last steps of a training, which sample with the moments of those before, and there are none; give the state of the training "
+                "itself, or train for more epochs"
+            )
         second = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
         preconditioner = (1 / (second.sqrt() + group["eps"])).clamp(max=rate / (2 * self.noise))
         drift = preconditioner * (gradient + group["weight_decay"] * parameter)
@@ -76,9 +86,19 @@ class Sgld(Swag):
     """A guide with mean and variance of samples by preconditioned stochastic gradient Langevin dynamics (Welling and Teh 2011, Li et al. 2016).
 
     Three quarters of a training find a mode by Adam; the last quarter samples p(w)·p(D | w)^(1/T) times what weight decay adds, with the
-    learning rate of the schedule. As in :class:`Swag`, ``SNAPSHOTS`` samples, or one at every step, give loc and scale. It trains on one device: several would
+    learning rate of the schedule, which milestones should leave large enough for a weight to move by more than its scale. A training in several calls of
+    :func:`pyro_lottery.train` samples in the last quarter of each, and only the last call's samples count. As in :class:`Swag`, ``SNAPSHOTS`` samples, or one at every step, give loc and scale. It trains on one device: several would
     need the same noise.
     """
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        for name, place in self.places.items():
+            if place.transform is not None:
+                raise UserError(
+                    f"{type(self).__name__.lower()} samples numbers on the real line, and {name!r} is not on it; sample its logarithm from a Normal, or use "
+                    "another guide"
+                )
 
     friction: ClassVar[float] = 1.0
     takes_ranks = False
@@ -92,6 +112,13 @@ class Sgld(Swag):
         optimizer.noise = model.kl_temperature / model.num_data if done >= first else None
         if done == first:
             optimizer.rest_()
+            rate, left = float(optimizer.param_groups[0]["lr"]), steps - first
+            if (reach := rate * left**0.5) < REACH:
+                warnings.warn(
+                    f"{type(self).__name__.lower()} samples with the learning rate {rate:g} for {left:,} steps, in which a weight moves by {reach:.2g}, so that "
+                    "its scales are those of the steps and not of the posterior; train longer, or with milestones that leave a larger rate",
+                    stacklevel=2,
+                )
 
 
 class Sghmc(Sgld):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -12,11 +12,12 @@ from pyro import poutine
 from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import pyro_method, to_pyro_module_
 from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers.used_weights import mask_what_is_used_
-from pyro_lottery.model.layers import LAYERS, kaiming_scale, random_parameters
-from pyro_lottery.priors import OneSite, Prior, SitePrior
+from pyro_lottery.model.layers import LAYERS, fan_in, kaiming_scale, random_parameters
+from pyro_lottery.priors import FanIn, OneSite, Prior, SitePrior
 from pyro_lottery.priors.own_parameters import keep_parameters_
 from pyro_lottery.threads import TURN
 from pyro_lottery.types import Sites
@@ -32,7 +33,12 @@ def bayesianize_(net: nn.Module, priors: Mapping[str, Prior]) -> dict[str, float
     found = [(site, layer, name) for site, layer, name in random_parameters(net) if site in priors]
     scales = {site: kaiming_scale(layer, name) for site, layer, name in found}
     values = {site: getattr(layer, name).detach().clone() for site, layer, name in found}
-    own = site_priors(priors, values)  # before any change
+    for site, layer, name in found:
+        if taken := [part for part in (f"{name}_init", f"{name}_prior") if hasattr(layer, part)]:
+            raise UserError(
+                f"the layer of {site!r} has an attribute {taken[0]!r}, which a random layer needs for itself; rename it"
+            )
+    own = site_priors(_told_inputs(priors, found), values)  # before any change
     for site, layer, name in found:
         if name == "weight" and isinstance(layer, LAYERS):
             mask_what_is_used_(layer, name, site)
@@ -48,6 +54,19 @@ def bayesianize_(net: nn.Module, priors: Mapping[str, Prior]) -> dict[str, float
         setattr(layer, name, PyroSample(_PriorOf(name)))
         layer.register_buffer(f"{name}_init", value, persistent=False)
     return scales
+
+
+def _told_inputs(priors: Mapping[str, Prior], found: Iterable[tuple[str, Any, str]]) -> dict[str, Prior]:
+    """``priors``, of which those by the number of inputs are told it where a weight's shape [inputs, outputs, ...] is the other way round."""
+
+    def told(prior: FanIn, inputs: int) -> Prior:
+        return lambda site, shape: prior.of(inputs)
+
+    own = dict(priors)
+    for site, layer, name in found:
+        if isinstance(prior := own[site], FanIn) and isinstance(layer, _ConvTransposeNd) and name == "weight":
+            own[site] = told(prior, fan_in(layer, name))
+    return own
 
 
 def site_priors(said: Mapping[str, Prior], values: Sites) -> dict[str, SitePrior]:

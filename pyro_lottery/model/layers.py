@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from pyro_lottery.errors import UserError
@@ -105,11 +106,17 @@ def classifier_parameters(net: nn.Module) -> list[str]:
 
 def kaiming_scale(layer: Any, name: str) -> float:
     """Standard deviation √(2 / fan_in) of Kaiming initialisation (He et al. 2015); a bias uses the fan-in of its layer."""
-    if "bias" not in name:
-        fan_in = getattr(layer, name)[0].numel()
-    else:
-        fan_in = layer.embed_dim if isinstance(layer, nn.MultiheadAttention) else layer.weight[0].numel()
-    return math.sqrt(2.0 / fan_in)
+    return math.sqrt(2.0 / fan_in(layer, name))
+
+
+def fan_in(layer: Any, name: str) -> int:
+    """How many inputs each output of a layer sums by the weight ``name``; a bias has that of its layer."""
+    if "bias" in name and isinstance(layer, nn.MultiheadAttention):
+        return int(layer.embed_dim)
+    weight = layer.weight if "bias" in name else getattr(layer, name)
+    if isinstance(layer, _ConvTransposeNd):  # [inputs, outputs / groups, ...]
+        return int(weight[:, 0].numel() // layer.groups)
+    return int(weight[0].numel())
 
 
 LARGE_PART = 0.1
@@ -164,6 +171,11 @@ def _check_layers(net: nn.Module, prior: AnyPrior, random: Iterable[str]) -> Non
     """Raise ``UserError`` for layers that would be random but do not own their weights."""
     for path, layer in net.named_modules():
         name = f"{path}.weight" if path else "weight"
+        for part in (
+            getattr(layer, "parametrizations", {}) if isinstance(layer, (*LAYERS, nn.MultiheadAttention)) else ()
+        ):
+            if not _left_out(prior, other := f"{path}.{part}" if path else part):
+                raise UserError(f"{other!r} is not a parameter (a parametrization); remove it first")
         if isinstance(layer, LAYERS) and "weight" not in layer._parameters and not _left_out(prior, name):
             raise UserError(
                 f"{name!r} is not a parameter (weight_norm, spectral_norm or pruning?); remove the reparametrization first"

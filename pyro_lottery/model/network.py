@@ -51,7 +51,7 @@ class BayesianNetwork(nn.Module):
 
     def __init__(self, net: nn.Module, prior: AnyPrior | None = None, *, num_data: int, kl_temperature: float = 1.0):
         super().__init__()
-        self.num_data = num_data
+        self.num_data, self.kl_temperature = num_data, kl_temperature
         priors = random_sites(net, normal(0.0, 1.0) if prior is None else prior)
         self.prunable = tuple(site for site in prunable_sites(net) if site in priors)
         self._could_be_random = tuple(site for site, _, _ in random_parameters(net))
@@ -61,7 +61,6 @@ class BayesianNetwork(nn.Module):
         if note:
             warnings.warn(note, stacklevel=3)
         self.net = net
-        self.kl_temperature = kl_temperature
         self._sites = {site: (site.rpartition(".")[0], site.rpartition(".")[2]) for site in self.kaiming_scale}
         self._note_hyper_sites()
 

@@ -18,25 +18,38 @@ def call(net: nn.Module, x: Any, dtype: torch.dtype) -> Tensor:
     Calls ``net(*x)`` for a tuple or list of tensors, and ``net(**x)`` for a mapping. A network that changes its input in place gets copies, since
     the next draw of the weights needs the input as it was. Raises ``UserError`` if the output is not one tensor with n examples.
     """
-    x, is_known = (
+    x, changes = (
         in_dtype(x, dtype),
         vars(net).setdefault("_changes_input", {}),
     )  # by mode: dropout, for one, may do so in training alone
     mode = net.training
-    x = trees.map_tensors(torch.clone, x) if is_known.get(mode, True) else x
+    copied = changes.get(mode, True)
+    x = trees.map_tensors(torch.clone, x) if copied else x
+    before = _versions(x)
     count = trees.count(x)
     if isinstance(x, Mapping):
         output = one_tensor(net(**x))
     else:
         output = one_tensor(net(*x) if isinstance(x, tuple | list) else net(x))
-    if mode not in is_known and not any(t.is_inference() for t in trees.tensors(x)):  # which have no versions
-        is_known[mode] = any(t._version for t in trees.tensors(x))
+    changed = _versions(x) != before
+    if changed and not copied:
+        changes[mode] = True
+        raise UserError(
+            "the network changes its input in place for this batch, and did not for the first one, so the input is spoilt; write x = x - 1 for x -= 1"
+        )
+    if before and mode not in changes:
+        changes[mode] = changed
     if output.shape[:1] != (count,):  # otherwise unnoticed until slices are joined, if at all
         raise UserError(
             f"the network returned shape {tuple(output.shape)} for {count} example{'s' * (count != 1)}, but the first "
             "dimension must be the examples; does it reshape, or squeeze() without a dimension?"
         )
     return output
+
+
+def _versions(x: Any) -> list[int]:
+    """How often each tensor has been changed in place; empty in inference mode, where torch does not count."""
+    return [t._version for t in trees.tensors(x) if not t.is_inference()]
 
 
 def in_dtype(x: Any, dtype: torch.dtype) -> Any:

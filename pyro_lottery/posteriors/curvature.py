@@ -31,13 +31,19 @@ def ggn_diagonal(
     that examples do not see each other. Costs one gradient of every single example for each output. Returns a tensor per site, of the
     site's shape. Raises ``UserError`` for a network whose gradients of single examples ``torch.func`` cannot take.
     """
+    if model.hyper_sites:
+        raise UserError(
+            f"laplace needs a prior without hyperpriors, but this one samples {model.hyper_sites[0]!r}; use mean_field"
+        )
     net = plain(model.net, values, mask)
     parameters = {name: p.detach() for name, p in net.named_parameters() if name in values}
     rest = {name: t.detach() for name, t in (*net.named_parameters(), *net.named_buffers()) if name not in values}
     size = max(1, NUMBERS // sum(p.numel() for p in parameters.values()))
 
     def along(weights: dict[str, Tensor], x: Tensor, direction: Tensor) -> Tensor:
-        outputs = one_tensor(functional_call(net, weights | rest, (x[None],)))
+        outputs = one_tensor(
+            functional_call(net, weights | rest, (x[None].clone(),))
+        )  # it may change its input in place
         return (outputs.flatten() * direction).sum()
 
     each = vmap(grad(along), in_dims=(None, 0, 0))
@@ -46,7 +52,7 @@ def ggn_diagonal(
         for inputs, targets in examples:
             inputs = in_dtype(inputs, next(iter(parameters.values())).dtype)
             for x, y in zip(inputs.split(size), targets.split(size), strict=True):
-                roots = _roots(model, one_tensor(net(x)).detach(), y)
+                roots = _roots(model, one_tensor(net(x.clone())).detach(), y)
                 for k in range(roots.shape[-1]):
                     for name, gradient in _of_each(each, parameters, x, roots[..., k]).items():
                         found[name] += gradient.square_().sum(0)

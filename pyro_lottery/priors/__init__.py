@@ -10,7 +10,7 @@ priors that sample, ``tensors`` for those that learn, and ``own_parameters`` kee
 
 from pyro_lottery.priors.by_site import AnyPrior, Prior, of_site, of_sites
 from pyro_lottery.priors.continual import from_posterior
-from pyro_lottery.priors.families import fan_in, laplace, mixture, normal, student_t
+from pyro_lottery.priors.families import FanIn, fan_in, laplace, mixture, normal, student_t
 from pyro_lottery.priors.hyperpriors import OneSite
 from pyro_lottery.priors.improper import Flat, flat
 from pyro_lottery.priors.named import KINDS, by_name
@@ -18,6 +18,6 @@ from pyro_lottery.priors.site_prior import SitePrior
 from pyro_lottery.priors.tensors import detached
 
 __all__ = [
-    "KINDS", "AnyPrior", "Flat", "OneSite", "Prior", "SitePrior", "by_name", "detached", "fan_in", "flat",
+    "KINDS", "AnyPrior", "FanIn", "Flat", "OneSite", "Prior", "SitePrior", "by_name", "detached", "fan_in", "flat",
     "from_posterior", "laplace", "mixture", "normal", "of_site", "of_sites", "student_t",
 ]  # fmt: skip

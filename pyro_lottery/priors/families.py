@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
@@ -42,6 +44,7 @@ def student_t(scale: float = 1.0, df: float = 3.0) -> Prior:
     Raises ``UserError`` if ``scale`` or ``df`` is not greater than 0.
     """
     _loc_scale("student_t", (scale,))
+    _check_is_fixed("student_t (df)", (df,))
     if not df > 0:
         raise UserError(f"student_t prior: df must be greater than 0, got {df}")
     return lambda site, shape: dist.StudentT(torch.tensor(df), torch.tensor(0.0), torch.tensor(scale))
@@ -55,10 +58,25 @@ def mixture(scale: float = 1.0, narrow: float = 0.0025, weight: float = 0.5) -> 
     """
     for name, value in (("scale", scale), ("narrow", narrow)):
         _loc_scale(f"mixture ({name})", (value,))
+    _check_is_fixed("mixture (weight)", (weight,))
     if not 0 < weight < 1:
         raise UserError(f"mixture prior: weight must be between 0 and 1, got {weight}")
     shares, scales = torch.tensor([weight, 1 - weight]), torch.tensor([scale, narrow])
     return lambda site, shape: dist.MixtureSameFamily(dist.Categorical(shares), dist.Normal(torch.zeros(2), scales))
+
+
+@dataclass(frozen=True)
+class FanIn:
+    """The prior :func:`fan_in`; a network gives it the number of inputs of layers whose shape [outputs, inputs, ...] does not tell it."""
+
+    scale: float
+
+    def __call__(self, site: str, shape: Size) -> dist.TorchDistribution:
+        return self.of(shape[1:].numel() if len(shape) > 1 else 1)
+
+    def of(self, inputs: int) -> dist.TorchDistribution:
+        """The distribution of one weight of a layer with ``inputs`` inputs."""
+        return dist.Normal(torch.tensor(0.0), torch.tensor(self.scale / inputs**0.5))
 
 
 def fan_in(scale: float = 1.0) -> Prior:
@@ -68,22 +86,21 @@ def fan_in(scale: float = 1.0) -> Prior:
     ``UserError`` if ``scale`` is not greater than 0.
     """
     _loc_scale("fan_in", (scale,))
+    return FanIn(scale)
 
-    def prior(site: str, shape: Size) -> dist.TorchDistribution:
-        inputs = shape[1:].numel() if len(shape) > 1 else 1
-        return dist.Normal(torch.tensor(0.0), torch.tensor(scale / inputs**0.5))
 
-    return prior
+def _check_is_fixed(name: str, numbers: tuple[float, ...]) -> None:
+    if any(isinstance(number, Tensor) and number.requires_grad for number in numbers):
+        raise UserError(
+            f"{name} prior: a parameter would be frozen at its value; to learn it, give a distribution, such as dist.Normal(0.0, parameter)"
+        )
 
 
 def _loc_scale(name: str, numbers: tuple[float, ...], named: float | None = None) -> tuple[float, float]:
     numbers = numbers if named is None else (*numbers, named)
     if len(numbers) > 2:
         raise UserError(f"{name} prior: expected (scale) or (loc, scale), got {len(numbers)} numbers")
-    if any(isinstance(number, Tensor) and number.requires_grad for number in numbers):
-        raise UserError(
-            f"{name} prior: a parameter would be frozen at its value; to learn it, give a distribution, such as dist.Normal(0.0, parameter)"
-        )
+    _check_is_fixed(name, numbers)
     loc, scale = (0.0, *numbers) if len(numbers) == 1 else (numbers or (0.0, 1.0))
     if not scale > 0:
         raise UserError(f"{name} prior: scale must be greater than 0, got {scale}")

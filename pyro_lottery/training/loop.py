@@ -93,7 +93,7 @@ def train(
     All randomness follows ``(seed, level, epoch)``, so a second call draws the same batches and noise again, unless
     ``state`` says where it goes on. To train in several calls, give all of them the same :class:`TrainState`: each trains
     until ``epochs`` more are finished, from the state's epoch and step on, with Adam's moments, and the bits are those of one
-    call of all epochs. Milestones and warm-up count from epoch 0. Each of several ``ranks`` takes a part of every batch, or
+    call of all epochs; but for guides that collect weights at the end of a call (``swag``, ``sgld``, ``sghmc``, ``ivon``). Milestones and warm-up count from epoch 0. Each of several ``ranks`` takes a part of every batch, or
     all of it with augmentation and noise of its own, and their gradients are averaged.
 
     On a CPU, large networks train faster in a process that keeps freed memory (:func:`pyro_lottery.machine.keep_memory`), as

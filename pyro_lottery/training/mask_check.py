@@ -108,5 +108,7 @@ def _probe(model: BayesianNetwork, kept: Mask) -> tuple[Sites, Mask]:
         if name in kept:
             some = torch.rand(initial.shape, generator=generator) < _KEPT
             masks[name] = kept[name] & some.to(initial.device)
+            if not bool(masks[name].any()) and bool(kept[name].any()):  # a layer without weights would show nothing
+                masks[name].view(-1)[kept[name].reshape(-1).nonzero()[0]] = True
             values[name] = zeroed(values[name], masks[name])
     return values, masks

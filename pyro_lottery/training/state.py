@@ -40,7 +40,7 @@ class TrainState:
     """Time spent in that epoch so far."""
     history: History = field(default_factory=list)
     """One row per finished epoch."""
-    sums: Tensor = field(default_factory=lambda: torch.zeros(5))
+    sums: Tensor = field(default_factory=lambda: torch.zeros(5, dtype=torch.float32))
     """Sums over the finished steps of that epoch; see :func:`step`."""
     moments: Moments = field(default_factory=dict)
     """Adam's moments as in the optimizer's state dict; under a mask, only those of the surviving weights."""
@@ -103,7 +103,13 @@ class TrainState:
 
     def next_epoch(self, row: dict[str, float] | None = None) -> None:
         """Go to the start of the next epoch, and add ``row`` to the history."""
-        self.epoch, self.step, self.seconds, self.sums, self.generators = self.epoch + 1, 0, 0.0, torch.zeros(5), {}
+        self.epoch, self.step, self.seconds, self.sums, self.generators = (
+            self.epoch + 1,
+            0,
+            0.0,
+            torch.zeros(5, dtype=torch.float32),
+            {},
+        )
         self.history = [*self.history, row] if row else self.history
 
     def state_dict(self) -> dict[str, Any]:

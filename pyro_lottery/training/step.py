@@ -48,7 +48,7 @@ def step(
     x, y = trees.map_tensors(lambda t: channels_last(ranks.share(t)), x), ranks.share(y)
     # Weighs ranks with more or fewer examples, so that the mean of their gradients is the gradient of the whole batch.
     share = len(y) * ranks.world / count if ranks.parallel == "data" else 1.0
-    sums = torch.zeros(5, device=y.device) if sums is None else sums
+    sums = torch.zeros(5, dtype=torch.float32, device=y.device) if sums is None else sums
     optimizer.zero_grad()
     for sample in range(samples):  # one backward pass a sample, so that memory does not grow with the samples
         with autocast(y.device, precision):

@@ -574,6 +574,24 @@ def test_a_checksum_tells_how_examples_are_chosen_and_the_targets_of_a_test_set(
     assert checksum(DataLoader(Own(x, labels), 16)) == found[0]
 
 
+def test_double_precision_stays():
+    x = 1e8 + torch.arange(32, dtype=torch.float64)[:, None] / 8  # equal in float32
+
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.seen = nn.Linear(1, 1).double(), set()
+
+        def forward(self, x):
+            self.seen |= {*(x - 1e8).flatten().tolist()}
+            return self.layer(x - 1e8)
+
+    net = Centred()
+    model = pl.BayesianRegressor(net, num_data=32, noise_scale=1.0)
+    pl.train(model, pl.guides.mean_field(model), DataLoader(TensorDataset(x, x / 1e8), 8), epochs=1, milestones=())
+    assert len(net.seen) == 32
+
+
 def test_a_test_loader_may_fill_the_same_tensors_again():
     x, y = regression().tensors
     separate = [(x[:24], y[:24]), (x[24:], y[24:])]

@@ -59,6 +59,17 @@ def test_leaving_out_inputs_of_a_layer_is_dropout_of_its_input(layer, x):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_all_inputs_of_attention_are_left_out():
+    for more, dropped in (({}, ["in_proj"]), ({"kdim": 6, "vdim": 6}, ["q_proj", "k_proj", "v_proj"])):
+        net = nn.ModuleDict(
+            {"first": nn.Linear(3, 8), "a": nn.MultiheadAttention(8, 2, **more), "last": nn.Linear(8, 2)}
+        )
+        guide = pl.guides.mc_dropout(pl.BayesianClassifier(net, num_data=4))
+        assert sorted(guide.dropped) == sorted(
+            ["a.out_proj.weight", "last.weight", *(f"a.{name}_weight" for name in dropped)]
+        )
+
+
 def test_a_network_of_two_linear_layers_has_dropout_and_one_of_one_layer_is_refused():
     model = pl.BayesianClassifier(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), num_data=4)
     assert list(pl.guides.mc_dropout(model).dropped) == ["2.weight"]

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pyro
 import pytest
 import torch
 from torch import nn
@@ -121,3 +122,17 @@ def test_several_devices_would_have_noise_of_their_own(make, tiny_data):
     model, guide = tiny(make, prior=pl.priors.normal(1.0))
     with pytest.raises(pl.UserError, match="adds noise to each step and trains on one device"):
         pl.train(model, guide, tiny_data, **QUICK, ranks=Two())
+
+
+@pytest.mark.parametrize("make", [pl.guides.sgld, pl.guides.sghmc])
+def test_what_would_not_sample_the_posterior_is_said(make, tiny_data):
+    def hyper(site, shape):
+        return pyro.distributions.Normal(0.0, pyro.sample("tau", pyro.distributions.LogNormal(0.0, 1.0)))
+
+    with pytest.raises(pl.UserError, match="samples numbers on the real line, and 'tau' is not on it"):
+        tiny(make, prior=hyper)
+    model, guide = tiny(make, prior=pl.priors.normal(1.0))
+    with pytest.raises(pl.UserError, match="which sample with the moments of those before, and there are none"):
+        pl.train(model, guide, tiny_data, **QUICK | {"epochs": 1}, state=pl.TrainState(3))
+    with pytest.warns(UserWarning, match="with the learning rate 1e-05 for .* steps, in which a weight moves by"):
+        pl.train(*tiny(make, prior=pl.priors.normal(1.0)), tiny_data, **QUICK | {"lr": 1e-5})

@@ -122,8 +122,18 @@ def test_layers_that_would_be_left_out_are_named():
         change(net.hidden)
         with pytest.raises(pl.UserError, match=r"'hidden\.weight' is not a parameter"):
             pl.BayesianClassifier(net, num_data=1)
+    attention = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 2))
+    nn.utils.parametrize.register_parametrization(attention[0], "in_proj_weight", nn.Identity())
+    with pytest.raises(pl.UserError, match=r"'0\.in_proj_weight' is not a parameter"):
+        pl.BayesianClassifier(attention, num_data=1)
     net = TinyNet()
-    pl.BayesianClassifier(net, num_data=1)
+    net.hidden.weight_init = "xavier"
+    with pytest.raises(pl.UserError, match=r"the layer of 'hidden\.weight' has an attribute 'weight_init'.* rename it"):
+        pl.BayesianClassifier(net, num_data=1)
+    del net.hidden.weight_init
+    with pytest.raises(pl.UserError, match="kl_temperature must be greater than 0"):
+        pl.BayesianClassifier(net, num_data=1, kl_temperature=-1.0)
+    pl.BayesianClassifier(net, num_data=1)  # which both left as it was
     with pytest.raises(pl.UserError, match="is already Bayesian"):
         pl.BayesianClassifier(net, num_data=1)
 

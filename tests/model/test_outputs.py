@@ -55,6 +55,27 @@ def test_a_network_may_change_its_input_in_place(tiny_data):
     assert torch.equal(*found)
 
 
+def test_a_network_that_begins_to_change_its_input_is_stopped():
+    class Sometimes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            if float(x.max()) > 10:
+                x /= 8.0
+            return self.layer(x)
+
+    model = pl.BayesianClassifier(Sometimes(), num_data=4)
+    guide = pl.guides.mean_field(model)
+    pl.predict(model, guide, torch.zeros(2, 3), 1)
+    with pytest.raises(pl.UserError, match="changes its input in place for this batch, and did not for the first one"):
+        pl.predict(model, guide, torch.full((2, 3), 20.0), 3)
+    x = torch.full((2, 3), 20.0)
+    pl.predict(model, guide, x, 3)  # known now
+    assert bool((x == 20.0).all())
+
+
 class TwoInputs(nn.Module):
     """A network with an image and a vector as inputs."""
 

@@ -3,6 +3,7 @@
 import importlib.util
 import warnings
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -75,6 +76,30 @@ def test_a_regression_has_the_curvature_of_least_squares():
     x, y = torch.randn(10, 3), torch.randn(10, 2)
     found = posteriors.ggn_diagonal(model, weights(model), {}, [(x, y)])
     torch.testing.assert_close(found["0.weight"], (x**2).sum(0).expand(2, 3) / 0.25, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_changes_its_input_and_a_hyperprior():
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2, bias=False)
+
+        def forward(self, x):
+            return self.layer(x.mul_(2.0))
+
+    torch.manual_seed(0)
+    x, y = torch.randn(10, 3), torch.randn(10, 2)
+    expected = (4 * x**2).sum(0).expand(2, 3)
+    model = pl.BayesianRegressor(Doubled(), num_data=10, noise_scale=1.0)
+    found = posteriors.ggn_diagonal(model, weights(model), {}, [(x, y)])
+    torch.testing.assert_close(found["layer.weight"], expected, rtol=1e-4, atol=1e-5)
+
+    def hyper(site, shape):
+        return dist.Normal(0.0, pyro.sample("tau", dist.LogNormal(0.0, 1.0)))
+
+    model = pl.BayesianRegressor(nn.Linear(3, 2), hyper, num_data=10, noise_scale=1.0)
+    with pytest.raises(pl.UserError, match="laplace needs a prior without hyperpriors, but this one samples 'tau'"):
+        posteriors.ggn_diagonal(model, model.initial_values(), {}, [(x, y)])
 
 
 def test_a_network_by_its_whole_jacobian_with_a_convolution_and_batch_norm_in_eval_mode():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import pyro_lottery as pl
 from pyro_lottery import priors
@@ -20,6 +21,26 @@ def test_fan_in_scales_by_the_inputs_of_a_layer():
     assert found["conv.weight"] == pytest.approx(2 / 3)  # 1 channel of 3×3
     assert found["hidden.weight"] == pytest.approx(2 / 4)  # 16 inputs
     assert found["hidden.bias"] == 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "inputs"),
+    [
+        (nn.Conv2d(8, 4, 3), 72), (nn.ConvTranspose2d(8, 4, 3), 72), (nn.ConvTranspose2d(4, 8, 3), 36),
+        (nn.ConvTranspose1d(8, 4, 3, groups=4), 6),
+    ],
+)  # fmt: skip
+def test_inputs_of_a_transposed_layer_are_what_its_outputs_sum(layer, inputs):
+    x = torch.ones(1, layer.in_channels, *[9] * (layer.weight.ndim - 2))
+    net = nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(2))
+    net(x)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        layer.bias.zero_()
+    assert float(layer(x).detach().max()) == inputs
+    model = pl.BayesianClassifier(net, priors.fan_in(2.0), num_data=1)
+    assert model.kaiming_scale["0.weight"] == model.kaiming_scale["0.bias"] == pytest.approx((2 / inputs) ** 0.5)
+    torch.testing.assert_close(model.prior_of("0.weight").stddev.unique(), torch.tensor([2 / inputs**0.5]))
 
 
 def test_kl_of_a_mixture_prior_by_monte_carlo_is_its_integral():
@@ -59,7 +80,12 @@ def test_every_guide_takes_a_mixture_prior(kind, tiny_data):
     assert np.isfinite(history[-1]["loss"])
 
 
-@pytest.mark.parametrize("prior", [priors.normal, priors.laplace, priors.fan_in])
+@pytest.mark.parametrize(
+    "prior",
+    [
+        priors.normal, priors.laplace, priors.fan_in, lambda p: priors.student_t(1.0, p), lambda p: priors.mixture(1.0, 0.1, p / 2),
+    ],
+)  # fmt: skip
 def test_a_parameter_is_not_frozen_in_silence(prior):
     with pytest.raises(
         pl.UserError, match="a parameter would be frozen at its value; to learn it, give a distribution"

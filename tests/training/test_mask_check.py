@@ -165,6 +165,27 @@ def test_a_weight_that_is_transformed_elsewhere_is_refused_by_name_before_the_fi
         pl.train(model, guide, tiny_data, **QUICK)
 
 
+@pytest.mark.parametrize("survivors", [1, 2, 4])
+def test_a_layer_of_few_survivors_is_checked_too(survivors, tiny_data):
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.out = nn.Linear(16, 16), nn.Linear(16, 3)
+
+        def forward(self, x):
+            weight = self.hidden.weight
+            return self.out(torch.relu(F.linear(x.flatten(1), weight - weight.mean(1, keepdim=True))))
+
+    model = pl.BayesianClassifier(Centred(), num_data=60)
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask.view(-1)[torch.randperm(256)[:survivors]] = True
+    with (
+        pl.handlers.sparsify({"hidden.weight": mask}),
+        pytest.raises(pl.UserError, match=r"'hidden\.weight' is transformed before"),
+    ):
+        check_used_weights(model, tiny_data.train[:2])
+
+
 def test_what_leaves_pruned_weights_zero_is_not_refused_and_the_check_leaves_no_trace(tiny_data):
     model = pl.BayesianClassifier(Fine(), num_data=60)
     state, generator = model.net_state(), torch.get_rng_state()

@@ -182,3 +182,13 @@ def test_a_state_of_another_kind_of_device_draws_other_noise(tiny_data):
     state.load_state_dict(saved | {"device": "cuda"})
     with pytest.warns(UserWarning, match="this epoch began on cuda; its random numbers begin anew on cpu"):
         own_loop(*tiny(), tiny_data, state)
+
+
+def test_a_state_is_float32_whatever_the_default(tiny_data):
+    torch.set_default_dtype(torch.float64)
+    try:
+        state = pl.TrainState()
+        pl.train(*tiny(), tiny_data, **QUICK | {"epochs": 1}, state=state)
+        pl.TrainState().load_state_dict(state.state_dict())
+    finally:
+        torch.set_default_dtype(torch.float32)
