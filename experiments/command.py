@@ -38,7 +38,7 @@ def parser(stem: str, description: str) -> Parser:
         "--protocol", default="paper", help=f"{', '.join(PROTOCOLS)}: see experiments/study/protocols.py"
     )
     parser.add_argument("--arch", nargs="+", help="networks; default: the protocol's")
-    parser.add_argument("--seeds", type=int, help="number of seeds, from 0; default: the protocol's")
+    parser.add_argument("--seeds", type=int, help="number of seeds to train, from 0; default: the protocol's")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--figures", type=Path, help="folder for figures and tables; default: figures within --runs")
     parser.add_argument("--dry-run", action="store_true", help="print the runs, what is finished and the time left")

@@ -11,7 +11,7 @@ density and seed, their means ``methods.csv`` and ``methods.md``, and a figure.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from experiments.study.jobs import Imp, share_level_0
 from experiments.study.measures import compared, markdown, measure_all, row_of
 from experiments.study.methods import METHODS, Method, methods_of, of_equal_seconds, read_table
 from plots.methods import plot
-from pyro_lottery.errors import Failed
+from pyro_lottery.errors import Failed, UserError
 from pyro_lottery.runs.cli import Parser, run_command
 from pyro_lottery.runs.loaded import load_run
 
 __all__ = ["METHODS", "Method", "main"]
+SEEDS = "methods_seeds.csv"
 
 
 def parser() -> Parser:
@@ -83,6 +84,7 @@ def work(
     """Train what is not finished, seed by seed, and write tables and figure after every seed; code that methods name is this command's own."""
     chosen = methods_of(methods, add)
     out, first = out or runs, next(iter(chosen))
+    _check_table(out / SEEDS, chosen, densities)
     epochs_of: Mapping[tuple[str, float], int] = {}
     if equal_seconds is not None:
         epochs_of = of_equal_seconds(read_table(equal_seconds, densities), chosen)
@@ -108,7 +110,7 @@ def work(
             ]
         )
         out.mkdir(parents=True, exist_ok=True)
-        table.to_csv(out / "methods_seeds.csv", index=False)
+        table.to_csv(out / SEEDS, index=False)
         config = next(iter(jobs.values())).config
         budget = f"{epochs} epochs in all" if equal_seconds is None else f"as long as {first}"
         title = f"{config.arch}, {config.data_name}, {budget}, {seed + 1} seed{'s' if seed else ''}"
@@ -118,6 +120,21 @@ def work(
         if failed:
             raise Failed("; ".join(f"{job}: {error}" for job, error in failed.items()))
     print(f"tables and figure: {out}")
+
+
+def _check_table(path: Path, methods: Iterable[str], densities: Iterable[float]) -> None:
+    """Raise ``UserError`` if a table at ``path`` has methods or densities that the new one would lack."""
+    if not path.exists():
+        return
+    try:
+        table = pd.read_csv(path)
+        left = [*(set(table["method"]) - set(methods)), *map(str, set(table["wanted"]) - set(densities))]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} is no table of this command ({error}); give another folder by -o") from error
+    if left:
+        raise UserError(
+            f"{path} has {', '.join(sorted(left)[:4])}, which this table would lack; give another folder by -o"
+        )
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ import sys
 
 import pandas as pd
 
-from experiments.study.finished import GUIDES, Finished, of_guide
+from experiments.study.finished import GUIDES, Finished, of_guide, treated
 from plots.command import main
 from plots.style import Line, Plot, accuracies, curves
 
 
 def lines(levels: pd.DataFrame) -> list[Line]:
-    """IMP and LRR, Bayesian and deterministic."""
+    """IMP and LRR, Bayesian and deterministic; none of a network without LRR."""
+    if not len(treated(levels, rewind="lr")):
+        return []
     return [
         Line(f"{GUIDES[guide]}, {kind}", of_guide(levels, guide, rewind=rewind), look)
         for guide, rewind, kind, look in (

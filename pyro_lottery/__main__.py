@@ -1,6 +1,8 @@
 """Lists the commands: ``python -m pyro_lottery``."""
 
 import importlib
+import sys
+from collections.abc import Sequence
 
 COMMANDS = ("imp", "controls", "transplant", "evaluate", "diagnose", "report", "sites", "export", "predict")
 
@@ -16,5 +18,15 @@ def _first_line(name: str) -> str:
     return docstring.split("\n")[0].split(": ``")[0].rstrip(".")
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Print the list; returns the exit code, which is 2 for arguments: commands are modules of their own."""
+    if not arguments:
+        print(text())
+        return 0
+    name = next((name for name in COMMANDS if name == arguments[0]), "COMMAND")
+    print(f"python -m pyro_lottery takes no arguments; did you mean python -m pyro_lottery.{name}?", file=sys.stderr)
+    return 2
+
+
 if __name__ == "__main__":
-    print(text())
+    sys.exit(main(sys.argv[1:]))

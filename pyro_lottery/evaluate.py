@@ -188,7 +188,7 @@ def _check_baseline(
         if level not in there or not math.isclose(there[level], here[level], rel_tol=0.01):
             found = f"has {there[level]:.1%}" if level in there else "is not finished"
             raise UserError(
-                f"{place}: its level {level} {found}; give a run whose level {level} has {here[level]:.1%} of the weights"
+                f"{place}: its level {level} {found}; give a run whose level {level} has {here[level]:.1%} of the weights, or choose others with --levels"
             )
     own = in_memory(baseline.load_data(where, data_dir).test)
     if not all(getattr(own, part).equal(getattr(test, part)) for part in ("inputs", "targets", "mean", "std")):

@@ -35,8 +35,9 @@ class TrainedLevel:
     """The network's values that are not random."""
     history: training.History
     """One row per epoch."""
-    is_found: bool
-    """Whether the posterior was found after the training, so that ``history`` is that of the point."""
+    settled: training.History
+    """The rows of ``history`` that are of this posterior's kind and mask: those after the last move of a schedule, and none if the posterior was
+    found after the training of a point."""
     measured: dict[str, float]
     """Metrics on the test split, by name."""
     costs: dict[str, Any]
@@ -111,7 +112,9 @@ def train_level(
         posterior,
         model.net_state(),
         state.history,
-        not guides.scales_are_trained(guide),
+        [row for row in state.history if row["epoch"] * steps >= state.moved]
+        if guides.scales_are_trained(guide)
+        else [],
         measured,
         costs,
         steps,
@@ -175,7 +178,7 @@ def result(level: int, trained: TrainedLevel) -> LevelResult:
         train_seconds=sum(seconds),
         step_ms=1000 * statistics.median(seconds) / trained.steps,
         **trained.costs,
-        **_columns(trained.measured, [] if trained.is_found else trained.history),
+        **_columns(trained.measured, trained.settled),
     )
 
 

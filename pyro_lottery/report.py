@@ -14,6 +14,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -164,7 +165,8 @@ def command(run: Run) -> str:
         usual = of_transplants(load_run(path.parent).config, str(path))
         own = [*_differing(run.config, usual, RESUMABLE), *(["--trust-code"] if named_code(run.config) else [])]
         return shlex.join(["python", "-m", "pyro_lottery.transplant", str(path.parent), "--levels", *levels, *own])
-    return training_command(run.config)
+    moved = path.resolve() != Path(str(run.config.run_dir)).resolve()
+    return training_command(replace(run.config, run_dir=str(path)) if moved else run.config)
 
 
 def training_command(config: Config) -> str:

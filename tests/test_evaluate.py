@@ -177,3 +177,11 @@ def test_a_figure_shows_levels_of_one_number_of_draws(run, tmp_path, monkeypatch
     assert {(row["level"], row["num_samples"]) for row in shown["uncertainty"]} == {(1, 4)}
     evaluate.evaluate(run, levels=[0], samples=4)
     assert {row["level"] for row in shown["uncertainty"]} == {0, 1}
+
+
+def test_other_images_of_a_level_are_kept(run):
+    evaluate.evaluate(run, levels=[1], samples=2, ood=["noise", "permuted"])
+    evaluate.evaluate(run, levels=[1], samples=2, ood=["noise"])
+    kept = pd.read_csv(run.folder.path / "evaluation" / "ood.csv")
+    assert set(kept[kept["level"] == 1]["ood"]) == {"noise", "permuted"}
+    assert not kept.duplicated(["level", "ood", "score"]).any()

@@ -208,6 +208,8 @@ def test_the_list_of_commands(capsys):
     assert OF["list"] == ["python -m pyro_lottery"]
     print(listing.text())
     assert capsys.readouterr().out.count("python -m pyro_lottery.") == len(listing.COMMANDS)
+    assert listing.main(["imp", "--arch", "lenet"]) == 2
+    assert "did you mean python -m pyro_lottery.imp?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", OF["runs"])

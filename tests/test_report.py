@@ -78,6 +78,12 @@ def test_the_command_trains_the_same_run(runs):
         assert parse("x", "", words[3:]) == config
 
 
+def test_the_command_of_a_run_that_was_moved_trains_it_where_it_is(runs, tmp_path):
+    shutil.copytree(runs[0], tmp_path / "moved")
+    words = shlex.split(report.command(pl.load_run(tmp_path / "moved")))
+    assert words[words.index("--run-dir") + 1] == str(tmp_path / "moved")
+
+
 def test_the_command_of_a_control_and_of_a_transplant(runs):
     control = run_control(pl.load_run(runs[0]), "reinit", [1])
     assert shlex.split(report.command(control)) == [

@@ -41,7 +41,8 @@ class LevelHooks(training.Hooks):
         self.ticket = ticket_checksum(ticket)
         self._begun: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None  # what begin() has read
         self.rewind: str | None = None  # the checksum of the rewind point's file, once it is written
-        self.display = LevelDisplay(level, config.levels, masks.density(ticket.mask), config.epochs)
+        end = config.prune_to if level == 0 else None
+        self.display = LevelDisplay(level, config.levels, masks.density(ticket.mask), config.epochs, end=end)
         self.next_save = time.monotonic() + CHECKPOINT_SECONDS
 
     def __enter__(self) -> None:

@@ -172,7 +172,7 @@ class RunFolder:
 
     def save_evaluation(self, name: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Write a table of ``python -m pyro_lottery.evaluate`` to ``evaluation/NAME.csv`` and return all its rows; rows of other
-        levels in the file are kept.
+        levels in the file are kept, and of other images.
         """
         import pandas as pd
 
@@ -182,6 +182,8 @@ class RunFolder:
             with suppress(ValueError, KeyError, TypeError):  # a file that is not such a table is replaced
                 # These options keep class names such as NA or 1 as text.
                 old = pd.read_csv(path, dtype={"class": str}, keep_default_na=False, na_values=[""])
-                found = pd.concat([old[~old["level"].isin(found["level"])], found]).sort_values("level", kind="stable")
+                keys = ["level", *(["ood"] if "ood" in found and "ood" in old else [])]
+                again = old.set_index(keys).index.isin(found.set_index(keys).index)
+                found = pd.concat([old[~again], found]).sort_values("level", kind="stable")
         files.write_atomic(path, found.to_csv(index=False).encode())
         return found.to_dict("records")  # type: ignore[return-value]

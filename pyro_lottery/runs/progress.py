@@ -29,9 +29,19 @@ def progress(console: Console | None = None, *more: ProgressColumn) -> Progress:
 class LevelDisplay:
     """A context manager that shows the training of one level."""
 
-    def __init__(self, level: int, levels: int, density: float, epochs: int, console: Console | None = None):
+    def __init__(
+        self,
+        level: int,
+        levels: int,
+        density: float,
+        epochs: int,
+        console: Console | None = None,
+        end: float | None = None,
+    ):
+        """``end`` is the density to which a schedule prunes meanwhile."""
         self.console = console or Console(quiet=not is_first())
-        self.title = f"level {level}/{levels}, density {100 * density:.3g} %"
+        to = "" if end is None or end >= density else f" to {100 * end:.3g}"
+        self.title = f"level {level}/{levels}, density {100 * density:.3g}{to} %"
         self.epochs = epochs
         self._last = 0.0
         self._began: tuple[float, float] | None = None  # when, and at which epoch, progress was first seen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pyro_lottery.errors import Damaged, UserError
@@ -45,9 +45,19 @@ def open_folder(run: RunFolder, options: Mapping[str, Any], facts: Mapping[str, 
         raise not_writable(run.path, error) from error
 
 
-def _check(run: RunFolder, old: dict[str, Any], options: dict[str, Any], facts: dict[str, Any]) -> None:
+def check_begun(run: RunFolder, options: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` if ``run`` was begun with other ``options``, before data are loaded that a mistaken command would not need."""
+    if (run.path / "config.json").is_file():
+        _check_options(
+            run, LATER | run.config, json.loads(json.dumps(options)), {"precision"}
+        )  # which auto chooses later
+
+
+def _check_options(run: RunFolder, old: dict[str, Any], options: dict[str, Any], without: Collection[str] = ()) -> None:
     where = f"--run-dir {run.path}"
     for name, value in options.items():
+        if name in without:
+            continue
         if name not in old and name not in RESUMABLE - {"levels"}:
             raise UserError(f"{run.path / 'config.json'} has no option {name}; choose another --run-dir")
         if name not in RESUMABLE and old[name] != value:
@@ -55,6 +65,11 @@ def _check(run: RunFolder, old: dict[str, Any], options: dict[str, Any], facts: 
                 f"{where} was started with other options: {name} was {old[name]}, now it is {value}; choose another "
                 "--run-dir, or give the options of that run"
             )
+
+
+def _check(run: RunFolder, old: dict[str, Any], options: dict[str, Any], facts: dict[str, Any]) -> None:
+    where = f"--run-dir {run.path}"
+    _check_options(run, old, options)
     if type(old["levels"]) is not int:
         raise UserError(f"{run.path / 'config.json'}: levels is {old['levels']!r}; expected a whole number")
     for name in ORIGINS:

@@ -19,7 +19,7 @@ from pyro_lottery.runs.folder import RunFolder
 from pyro_lottery.runs.level_folder import MANIFEST
 from pyro_lottery.runs.loaded import Run, load_run
 from pyro_lottery.runs.own import Own
-from pyro_lottery.runs.resume import adopt, open_folder
+from pyro_lottery.runs.resume import adopt, check_begun, open_folder
 from pyro_lottery.runs.sharing import check_level_0, copy_level_0
 from pyro_lottery.runs.signals import Received, signals
 from pyro_lottery.schedules import Schedule
@@ -55,6 +55,7 @@ class Session:
         folder behind. ``facts`` are added to config.json. Raises ``UserError`` if the run cannot be trained on this machine,
         ``Busy`` if another process uses the folder, and ``Stopped``, after saving everything, when a signal asks to stop.
         """
+        check_begun(RunFolder(str(config.run_dir)), config.options())
         with signals() as received:
             session = cls(prepare(config, own), received, facts)
             with session._inside:

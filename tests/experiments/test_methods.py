@@ -122,6 +122,14 @@ def test_unknown_methods_are_one_line(refused, tmp_path, monkeypatch):
     refused(methods.main, ["--add", "no.such:THING"], "--add no.such:THING: expected package.module:NAME of a dict")
 
 
+def test_a_table_of_other_methods_is_kept(refused, tmp_path):
+    (tmp_path / "methods_seeds.csv").write_text("method,wanted\nimp,0.2\ngradual,0.2\n")
+    arguments = ["-o", str(tmp_path), "--densities", "0.2", "--methods", "gradual"]
+    refused(
+        methods.main, arguments, "methods_seeds.csv has imp, which this table would lack; give another folder by -o"
+    )
+
+
 @pytest.mark.slow
 def test_the_commands_and_the_example_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -136,7 +144,13 @@ def test_the_commands_and_the_example_of_the_readme(tmp_path, monkeypatch):
     try:
         for arguments, own in zip(commands, (names, names, []), strict=True):
             assert methods.main([*arguments, *SHORT, *own]) == 0
-            folder = "equal_seconds" if "--equal-seconds" in arguments else "methods"
+            folder = (
+                "equal_seconds"
+                if "--equal-seconds" in arguments
+                else "my_methods"
+                if "--add" in arguments
+                else "methods"
+            )
             tables.append(pd.read_csv(f"runs/{folder}/methods_seeds.csv"))
     finally:
         sys.modules.pop("my_methods", None)

@@ -18,6 +18,14 @@ def test_plain_lines_are_rare_without_a_terminal(capsys):
     ]
 
 
+def test_a_schedule_says_to_which_density(capsys):
+    for begin, end in ((1.0, 0.02), (0.1, 0.1), (0.1, None)):
+        with LevelDisplay(0, 1, begin, 5, Console(file=io.StringIO()), end=end) as display:
+            display.update(5, "done", always=True)
+    said = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert said == ["level 0/1, density 100 to 2 %", "level 0/1, density 10 %", "level 0/1, density 10 %"]
+
+
 def test_a_terminal_gets_a_bar_with_loss_accuracy_density_and_time_left():
     screen = io.StringIO()
     with LevelDisplay(1, 2, 0.8, 5, Console(file=screen, force_terminal=True, width=120)) as display:

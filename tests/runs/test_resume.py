@@ -6,6 +6,7 @@ import pyro_lottery as pl
 from pyro_lottery import files
 from pyro_lottery.runs.folder import RunFolder
 from tests.runs.made import OPTIONS, opened, replace_text
+from tests.support import small_run
 
 
 def test_a_run_folder_keeps_its_options(tmp_path):
@@ -19,6 +20,12 @@ def test_a_run_folder_keeps_its_options(tmp_path):
         opened(path, OPTIONS | {"milestones": (3,)})
     assert opened(path, OPTIONS | {"levels": 5}).config["levels"] == 5
     assert opened(path, OPTIONS | {"levels": 1}).config["levels"] == 5
+
+
+def test_another_run_is_named_before_data_are_loaded(tmp_path):
+    path = small_run(tmp_path / "run", levels=0, epochs=1).folder.path
+    with pytest.raises(pl.UserError, match="was started with other options: dataset was digits, now it is folder"):
+        small_run(path, levels=0, epochs=1, dataset="folder", data_dir="no/such/folder")
 
 
 def test_nothing_foreign_is_written_into(tmp_path):

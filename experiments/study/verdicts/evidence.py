@@ -92,12 +92,16 @@ def gather(
             )
             for name in (LEVELS, LAYERS)
         )
+        known = sorted(map(str, levels["protocol"].unique()))
         if protocol is not None:
             levels = levels[levels["protocol"] == protocol]
         if data is not None:
             levels = levels[levels["description"].str.startswith(f"{data}, ")]
         if levels.empty:
-            raise UserError(f"{root / LEVELS} has no levels of --protocol {protocol} and --data {data}")
+            wanted = " and ".join(
+                f"--{name} {value}" for name, value in (("protocol", protocol), ("data", data)) if value is not None
+            )
+            raise UserError(f"{root / LEVELS} has no levels of {wanted}; its protocols: {', '.join(known)}")
         layers = layers[layers["run"].isin(levels["run"])]
     else:
         levels, layers = _of_runs(root, protocol, data)
