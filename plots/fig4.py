@@ -11,7 +11,9 @@ from pyro_lottery.tickets import CONTROLS
 
 
 def lines(levels: pd.DataFrame, guide: str) -> list[Line]:
-    """The tickets of one guide and their four controls."""
+    """The tickets of one guide and their four controls; none of a network without controls."""
+    if not levels["treatment"].isin(CONTROLS).any():
+        return []
     controls = [Line(c, of_guide(levels, guide, treatment=c), look) for look, c in enumerate(CONTROLS, start=1)]
     return [Line("IMP ticket", of_guide(levels, guide), 0), *controls]
 

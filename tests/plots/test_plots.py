@@ -8,7 +8,7 @@ import pytest
 import pyro_lottery as pl
 from experiments.command import FIGURES
 from experiments.study.finished import read
-from plots import bayesian_vs_deterministic, command, fig1, fig2, fig3, fig5, fig8, table1
+from plots import bayesian_vs_deterministic, command, fig1, fig2, fig3, fig4, fig5, fig8, table1
 from plots.style import over_seeds
 from pyro_lottery import imp
 from pyro_lottery.runs.config import Config
@@ -101,10 +101,12 @@ def test_transplants_are_those_of_the_paper_and_a_seed_counts_once():
         over_seeds(pd.DataFrame(rows), "accuracy")
 
 
-def test_a_network_without_learning_rate_rewinding_has_no_panel_of_it(finished):
+def test_a_network_without_what_a_figure_is_about_has_no_panel(finished):
     levels = finished.levels[finished.levels["arch"] == "lenet"]
     assert len(fig8.lines(levels)) == 4
     assert fig8.lines(levels[levels["rewind"] == "init"]) == []
+    assert len(fig4.lines(levels, "mean_field")) == 5
+    assert fig4.lines(levels[levels["treatment"] == "imp"], "mean_field") == []
 
 
 def test_runs_side_by_side_are_alike(tmp_path):
