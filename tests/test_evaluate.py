@@ -185,3 +185,5 @@ def test_other_images_of_a_level_are_kept(run):
     kept = pd.read_csv(run.folder.path / "evaluation" / "ood.csv")
     assert set(kept[kept["level"] == 1]["ood"]) == {"noise", "permuted"}
     assert not kept.duplicated(["level", "ood", "score"]).any()
+    kept = pd.read_csv(run.folder.path / "evaluation" / "histogram.csv")
+    assert set(kept[kept["level"] == 1]["images"]) == {"test", "noise", "permuted"}

@@ -18,11 +18,8 @@ def call(net: nn.Module, x: Any, dtype: torch.dtype) -> Tensor:
     Calls ``net(*x)`` for a tuple or list of tensors, and ``net(**x)`` for a mapping. A network that changes its input in place gets copies, since
     the next draw of the weights needs the input as it was. Raises ``UserError`` if the output is not one tensor with n examples.
     """
-    x, changes = (
-        in_dtype(x, dtype),
-        vars(net).setdefault("_changes_input", {}),
-    )  # by mode: dropout, for one, may do so in training alone
-    mode = net.training
+    x, mode = in_dtype(x, dtype), net.training
+    changes = vars(net).setdefault("_changes_input", {})  # by mode, since a network may do so in training alone
     copied = changes.get(mode, True)
     x = trees.map_tensors(torch.clone, x) if copied else x
     before = _versions(x)

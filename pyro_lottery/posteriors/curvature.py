@@ -41,9 +41,8 @@ def ggn_diagonal(
     size = max(1, NUMBERS // sum(p.numel() for p in parameters.values()))
 
     def along(weights: dict[str, Tensor], x: Tensor, direction: Tensor) -> Tensor:
-        outputs = one_tensor(
-            functional_call(net, weights | rest, (x[None].clone(),))
-        )  # it may change its input in place
+        x = x[None].clone()  # the network may change its input in place
+        outputs = one_tensor(functional_call(net, weights | rest, (x,)))
         return (outputs.flatten() * direction).sum()
 
     each = vmap(grad(along), in_dims=(None, 0, 0))

@@ -183,9 +183,9 @@ def plot_evaluation(run: RunFolder, tables: Mapping[str, Sequence[Mapping[str, A
         if name in ("uncertainty", "ood"):
             percent_axis(axes, 100 * min(row["density"] for row in rows))
         axes.legend(frameon=False, fontsize=8)
-        draws = (
-            int(rows[-1]["num_samples"]) if rows[-1].get("num_samples") == rows[-1].get("num_samples", math.nan) else 1
-        )
+        draws = max(
+            int(row["num_samples"]) for row in rows if row["num_samples"] == row["num_samples"]
+        )  # NaN for a baseline
         axes.set_title(f"{_what(run)}\n{titles[name]}, {draws} draw{'s' * (draws != 1)}", fontsize=9)
         save(figure, run.evaluation_figure(name))
         paths.append(run.evaluation_figure(name))

@@ -20,6 +20,8 @@ from pyro_lottery.types import LevelResult, Mask, Posterior, Sites
 
 ORIGINS = ("control", "transplant")
 """Facts of ``config.json`` that say how the folder's tickets were made if not by pruning."""
+OF_IMAGES = {"ood": ("ood",), "histogram": ("images",)}
+"""Tables of an evaluation with rows of several kinds of images, and the column that names them."""
 TICKETS_OF_RUN = "the run's tickets"
 """What the fact ``transplant`` says of tickets of a run; of a file it is the checksum."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
@@ -182,7 +184,7 @@ class RunFolder:
             with suppress(ValueError, KeyError, TypeError):  # a file that is not such a table is replaced
                 # These options keep class names such as NA or 1 as text.
                 old = pd.read_csv(path, dtype={"class": str}, keep_default_na=False, na_values=[""])
-                keys = ["level", *(["ood"] if "ood" in found and "ood" in old else [])]
+                keys = ["level", *OF_IMAGES.get(name, ())]
                 again = old.set_index(keys).index.isin(found.set_index(keys).index)
                 found = pd.concat([old[~again], found]).sort_values("level", kind="stable")
         files.write_atomic(path, found.to_csv(index=False).encode())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from torch import nn
@@ -186,15 +188,19 @@ def of_code(model: BayesianNetwork, values: Sites, x: Any, y: torch.Tensor) -> F
     """Numbers that depend on the code of a network, its likelihood and its prior, for ``values`` [of each site's shape] as weights w and a batch x, y.
 
     A checksum of the modules' real options, such as dropout rates, which only act in training; log p(w) of each site; and
-    log p(w) + log p(y | w).
+    log p(w) + log p(y | w). What is not finite counts as 0.
     """
-    with TURN, evaluating(model), torch.no_grad(), poutine.block():
+    with TURN, evaluating(model), torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
         conditioned: Any = poutine.condition(model, dict(values))
         trace = poutine.trace(conditioned).get_trace(x, y)
-        log_joint = float(trace.log_prob_sum())
+        log_joint = trace.log_prob_sum()
     nodes: Any = trace.nodes
     return {
         "options": files.checksum({}, str(list(_options(model.net)))),
-        "log_prior": [float(nodes[site]["log_prob_sum"]) for site in values],
-        "log_joint": log_joint,
+        "log_prior": [_finite(nodes[site]["log_prob_sum"]) for site in values],
+        "log_joint": _finite(log_joint),
     }
+
+
+def _finite(value: Any) -> float:
+    return float(value) if math.isfinite(value) else 0.0
