@@ -99,6 +99,9 @@ def ticket_of(source: Weights, masked: Weights | None, into: Ticket) -> Ticket:
     found = tickets.transplant(
         values, {**{n: values[n] != 0 for n in into.mask if n in values}, **known} if known else None, into
     )
+    if known and is_first():
+        kept, total = masks.remaining(found.mask), masks.total(found.mask)
+        print(f"{source.path}: its masks keep {kept:,} of {total:,} prunable weights: density {kept / total:.4%}")
     by_zeros = {name: mask for name, mask in found.mask.items() if name not in known}
     if zeros := masks.total(by_zeros) - masks.remaining(by_zeros):
         _say_zeros(source.path, zeros, found, by_zeros, half)

@@ -2,6 +2,7 @@ import re
 import runpy
 import sys
 
+import pytest
 import torch
 
 import pyro_lottery as pl
@@ -43,7 +44,9 @@ def test_bad_input_is_one_line(capsys):
 
 def test_commands_are_listed(capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, "pyro_lottery.__main__", raising=False)  # or runpy warns that it runs it again
-    runpy.run_module("pyro_lottery", run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["pyro_lottery"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("pyro_lottery", run_name="__main__")
     out = capsys.readouterr().out
     for name in ("imp", "controls", "transplant", "evaluate", "report", "sites"):
         assert f"python -m pyro_lottery.{name} " in out

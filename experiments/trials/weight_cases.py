@@ -157,7 +157,7 @@ def _read() -> list[Case]:
         Case("a.pt in float16", saved(half), cast(torch.float32, half), f"FILE is in float16, {tiny}; {ZEROS}"),
         Case("a.pt in bfloat16", saved(brain), cast(torch.float32, brain), f"FILE is in bfloat16, {tiny}; {ZEROS}"),
         Case("a.pt in float16, without a zero", saved(cast(torch.float16, dense())), cast(torch.float32, cast(torch.float16, dense())), "", 1.0),
-        Case("a.pt of torch.nn.utils.prune", saved(torch_pruned), p, ZEROS),
+        Case("a.pt of torch.nn.utils.prune", saved(torch_pruned), p, "FILE: its masks keep 66 of 132 prunable weights: density 50.0000%"),
         Case("a.pt with a CSR matrix", saved(lambda: p | {"hidden.weight": csr(p["hidden.weight"])}), p, ZEROS),
         Case("a.pt with a COO matrix", saved(lambda: p | {"hidden.weight": p["hidden.weight"].to_sparse()}), p, ZEROS),
         Case("a.safetensors a ticket of this library", own_ticket, p),

@@ -88,7 +88,7 @@ class Sgld(Swag):
     Three quarters of a training find a mode by Adam; the last quarter samples p(w)·p(D | w)^(1/T) times what weight decay adds, with the
     learning rate of the schedule, which milestones should leave large enough for a weight to move by more than its scale. A training in several calls of
     :func:`pyro_lottery.train` samples in the last quarter of each, and only the last call's samples count. As in :class:`Swag`, ``SNAPSHOTS`` samples, or one at every step, give loc and scale. It trains on one device: several would
-    need the same noise.
+    need the same noise. Raises ``UserError`` for a site whose values are not all real numbers, such as a positive hyperparameter.
     """
 
     def __init__(self, *args: Any, **options: Any):
