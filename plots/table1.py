@@ -6,7 +6,7 @@ import sys
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.study.finished import GUIDES, Finished, of_guide
+from experiments.study.finished import Finished, of_guides
 from plots.command import main
 from plots.style import Plot, finish
 from pyro_lottery.errors import UserError
@@ -14,7 +14,7 @@ from pyro_lottery.errors import UserError
 
 def times(levels: pd.DataFrame) -> pd.DataFrame:
     """Minutes per level by network, mean over levels and seeds, and their ratio."""
-    levels = pd.concat([of_guide(levels, guide) for guide in GUIDES])
+    levels = of_guides(levels)
     if not len(levels):
         raise UserError("no run pruned by snr and no deterministic one is finished; run python -m experiments.table1")
     minutes = levels.pivot_table(index="arch", columns="guide", values="train_seconds", aggfunc="mean") / 60
@@ -26,8 +26,7 @@ def times(levels: pd.DataFrame) -> pd.DataFrame:
 def plot(finished: Finished) -> Plot:
     """The table as a figure, with the hardware of the runs."""
     levels = finished.levels[finished.levels["arch"].isin(finished.archs)]
-    timed = pd.concat([of_guide(levels, guide) for guide in GUIDES])
-    table, seeds = times(levels), timed.groupby(["arch", "guide"])["seed"].nunique()
+    table, seeds = times(levels), of_guides(levels).groupby(["arch", "guide"])["seed"].nunique()
     figure = Figure(figsize=(7.5, 1.9 + 0.3 * len(table)), layout="constrained")
     axes = figure.subplots()
     axes.set_axis_off()

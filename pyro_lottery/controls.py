@@ -20,7 +20,7 @@ from pyro_lottery.runs.config import MASK_STAYS
 from pyro_lottery.runs.loaded import Run, check_levels, load_run
 from pyro_lottery.runs.progress import show_results
 from pyro_lottery.runs.session import Session
-from pyro_lottery.types import Mask, Ticket
+from pyro_lottery.types import Ticket
 
 PROG = "python -m pyro_lottery.controls"
 
@@ -72,22 +72,24 @@ def randomised(run: Run, level: int, control: str) -> Ticket:
     ticket, seed = run.level(level).ticket, seeds.derive(run.config.seed, "control", level)
     if control == "reinit":
         found = tickets.reinit(ticket, seed, run.initial)
-        _check_is_new(run, seed, ticket.mask)
+        _check_is_new(run, found)
         return found
     dense = tickets.rewind(masks.full(ticket.start), *run.folder.load_rewind_point())
     return tickets.shuffle(ticket, seed, dense, control)
 
 
-def _check_is_new(run: Run, seed: int, mask: Mask) -> None:
-    """Raise ``UserError`` if the network's function gives the weights of ``mask`` the same values for every seed, and warn if it does so in part."""
-    one, other = (run.initial(each).start.loc for each in (run.config.seed, seeds.derive(seed, "reinit")))
-    same = [name for name in mask if torch.equal(one[name], other[name])]
-    if same and len(same) == len(mask):
+def _check_is_new(run: Run, ticket: Ticket) -> None:
+    """Raise ``UserError`` if a reinitialised ``ticket`` has the weights of the run's own seed, and warn if it has them in part."""
+    old, new = masks.apply(ticket.mask, run.initial(run.config.seed).start).loc, ticket.start.loc
+    left = [name for name, mask in ticket.mask.items() if bool(mask.any())]
+    same = [name for name in left if torch.equal(old[name], new[name])]
+    if same and len(same) == len(left):
         raise UserError(
             "--control reinit: the network's function gives the same weights for every seed, so the control would have no new ones; let them "
             "follow torch's global generator, without a seed and without pretrained weights of the function's own"
         )
-    if fixed := [name for name in same if bool((one[name] != one[name].flatten()[0]).any())]:
+    kept = {name: new[name][ticket.mask[name]] for name in same}
+    if fixed := [name for name, values in kept.items() if bool((values != values[0]).any())]:  # constants are no draws
         warnings.warn(
             f"--control reinit: {', '.join(fixed[:3])} begin with the same values for every seed, so they are not new",
             stacklevel=3,

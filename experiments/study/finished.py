@@ -59,7 +59,7 @@ class Finished:
         """``tables.layers`` of the runs pruned by snr and of the deterministic runs, per network at the last level that
         all of them have finished.
         """
-        last = pd.concat([of_guide(self.levels, guide) for guide in GUIDES]).groupby(["arch", "run"])["level"].max()
+        last = of_guides(self.levels).groupby(["arch", "run"])["level"].max()
         runs = {str(run.folder.path): run for run in self.runs}
         parts = [tables.layers([runs[run]], int(last[arch].min())) for arch, run in last.index]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arch", "run"])
@@ -87,6 +87,11 @@ def treated(frame: pd.DataFrame, **options: Any) -> pd.DataFrame:
 def of_guide(frame: pd.DataFrame, guide: str = "mean_field", score: str = "snr", **options: Any) -> pd.DataFrame:
     """``treated`` rows of one guide and score; a deterministic network has no scales, so its score is the magnitude."""
     return treated(frame, guide=guide, score="magnitude" if guide == "deterministic" else score, **options)
+
+
+def of_guides(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of Bayesian networks pruned by snr, and of deterministic ones."""
+    return pd.concat([of_guide(frame, guide) for guide in GUIDES])
 
 
 def read(

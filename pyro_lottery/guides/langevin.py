@@ -14,7 +14,7 @@ from pyro_lottery.errors import UserError
 from pyro_lottery.guides.found import Swag
 
 REACH = 0.01
-"""Least distance that a weight must be able to move, as a random walk, in the steps that sample; posterior scales below it are rare."""
+"""Least distance that a weight must be able to move, as a random walk, in the steps that sample: the guides' initial scale."""
 
 
 class Langevin(Adam):

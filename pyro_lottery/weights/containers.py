@@ -32,7 +32,7 @@ SPARSEST = 2**8
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """The weights of a file: ``values`` by the names in the file, and ``mask`` if the file is a ticket of this library."""
+    """The weights of a file: ``values`` by the names in the file, and ``mask`` if the file is a ticket of this library, or has masks of torch's pruning."""
 
     path: Path
     values: Mapping[str, Tensor]

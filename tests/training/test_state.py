@@ -189,6 +189,8 @@ def test_a_state_is_float32_whatever_the_default(tiny_data):
     try:
         state = pl.TrainState()
         pl.train(*tiny(), tiny_data, **QUICK | {"epochs": 1}, state=state)
-        pl.TrainState().load_state_dict(state.state_dict())
+        again = pl.TrainState()
+        again.load_state_dict(state.state_dict())
+        assert (again.epoch, again.sums.dtype) == (1, torch.float32)
     finally:
         torch.set_default_dtype(torch.float32)
