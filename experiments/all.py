@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser("all", str(__doc__)).parse_args(arguments)
 
     def judge(folder: Path, data: str) -> None:
-        write(given.runs, folder, given.protocol, data)
+        write([given.runs], folder, given.protocol, data)
 
     return run_command("python -m experiments.all", lambda: work(FIGURES, given, judge), arguments)
 

@@ -22,8 +22,15 @@ from pyro_lottery.runs.cli import Parser, run_command
 def parser() -> Parser:
     """The command line."""
     parser = Parser("python -m experiments.claims", str(__doc__))
-    parser.add_argument("runs", type=Path, help="folder of runs, or of the evidence that this command has written")
-    parser.add_argument("-o", "--output", type=Path, help="folder for what is written; default: RUNS/figures")
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        help="folders of runs, or of the evidence that this command has written; a run that two have counts once, as the first has it",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, help="folder for what is written; default: figures in the first folder"
+    )
     parser.add_argument("--protocol", help="judge only the runs of this protocol")
     parser.add_argument("--data", help="which runs, if the folder holds several data sets")
     parser.add_argument("--accuracy", default="test_accuracy", help=f"{' or '.join(ACCURACIES)} (the paper's)")
@@ -33,7 +40,7 @@ def parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     given = parser().parse_args(arguments)
-    folder = given.output or given.runs / "figures"
+    folder = given.output or given.runs[0] / "figures"
 
     def work() -> None:
         print(write(given.runs, folder, given.protocol, given.data, given.accuracy))

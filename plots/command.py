@@ -27,7 +27,9 @@ def main(stem: str, arguments: Sequence[str] | None = None) -> int:
 def parser(stem: str, description: str) -> Parser:
     """The options of a figure."""
     parser = Parser(f"python -m plots.{stem}", description)
-    parser.add_argument("runs", type=Path, help="folder of runs")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="folders of runs, or of the evidence that experiments.claims has written"
+    )
     parser.add_argument("-o", "--output", type=Path, default=Path("figures"), help="folder for the files")
     parser.add_argument("--protocol", help="which runs, if the folder holds several protocols")
     parser.add_argument("--data", help="which runs, if the folder holds several data sets, for example 'CIFAR-10'")

@@ -20,12 +20,12 @@ COLUMNS = 72
 
 def plot(finished: Finished) -> Plot:
     """Initial locs of one layer, pruned weights white, at the level whose density is nearest to 20 %."""
-    rows = of_guide(finished.levels)
+    rows = of_guide(finished.own_levels)
     rows = rows[(rows["level"] > 0) & rows["arch"].isin(finished.archs)]
     if not len(rows):
         raise UserError("no pruned level of a run by snr is finished; run python -m experiments.fig3")
     row = rows.loc[(rows["density"] - 0.2).abs().idxmin()]
-    run, level = next(r for r in finished.runs if str(r.folder.path) == row["run"]), int(row["level"])
+    run, level = next(r for r in finished.runs if r.folder.path.name == row["run"]), int(row["level"])
     tickets = {"ticket": run.level(level).ticket} | {name: randomised(run, level, name) for name in CONTROLS}
     density = masks.density_per_site(tickets["ticket"].mask)
     # The layer whose density differs most from the global one, so that even and layerwise shuffles look different.

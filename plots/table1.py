@@ -25,7 +25,7 @@ def times(levels: pd.DataFrame) -> pd.DataFrame:
 
 def plot(finished: Finished) -> Plot:
     """The table as a figure, with the hardware of the runs."""
-    levels = finished.levels[finished.levels["arch"].isin(finished.archs)]
+    levels = finished.own_levels[finished.own_levels["arch"].isin(finished.archs)]
     table, seeds = times(levels), of_guides(levels).groupby(["arch", "guide"])["seed"].nunique()
     figure = Figure(figsize=(7.5, 1.9 + 0.3 * len(table)), layout="constrained")
     axes = figure.subplots()

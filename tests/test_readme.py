@@ -22,8 +22,8 @@ from experiments import claims, export_table, methods, odd_folders, odd_weights,
 from experiments import command as experimenting
 from experiments.benchmarks import candidates, estimators, exports, launches, layers, sparse, steps
 from experiments.benchmarks.gpu import __main__ as gpu
+from experiments.study.kept import LAYERS, LEVELS
 from experiments.study.statistics import UNKNOWN
-from experiments.study.verdicts.evidence import LAYERS, LEVELS
 from experiments.study.verdicts.judge import CLAIMS
 from plots import command as plotting
 from pyro_lottery import diagnose, evaluate, export, imp
@@ -380,7 +380,7 @@ def test_the_papers_experiments(command, smoke_study, tmp_path, monkeypatch):
         Path("runs").mkdir()
     else:
         Path("runs").symlink_to(smoke_study)
-    if "claims figures" in command:
+    if " figures " in f"{command.partition('-o')[0]} ":
         shutil.copytree(smoke_study / "figures", "figures")
     toy = ["--protocol", "smoke"]
     if "experiments" in command and "claims" not in command:

@@ -41,7 +41,7 @@ def test_claims_are_judged_again_without_the_runs(smoke_study, tmp_path, refused
     assert claims.main([str(kept), "-o", str(again)]) == 0
     for name in ("claims.md", "claims.json", "claims_levels.csv", "claims_layers.csv"):
         assert (again / name).read_bytes() == (smoke_study / "figures" / name).read_bytes(), name
-    refused(claims.main, [str(kept), "--protocol", "paper"], "has no levels of --protocol paper; its protocols: smoke")
+    refused(claims.main, [str(kept), "--protocol", "paper"], "no finished run with --protocol paper, but of smoke")
     refused(claims.main, [str(kept), "--accuracy", "nll"], "--accuracy nll: choose test_accuracy or max_test_accuracy")
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.study import kept
 from experiments.study.statistics import EQUIVALENT, FAILS, HOLDS, UNKNOWN, Curve, corrected, depth_slope, together
 from experiments.study.verdicts import judge, layers_and_controls, schedules_and_sizes, tickets, transplants, written
-from experiments.study.verdicts.evidence import Evidence, gather, keep
+from experiments.study.verdicts.evidence import Evidence, gather
 from experiments.study.verdicts.judge import CLAIMS
 from pyro_lottery.controls import run_control
 from pyro_lottery.imp import run_imp
@@ -55,8 +56,20 @@ class World:
         frame = pd.DataFrame(self.rows)
         tickets = frame[(frame["treatment"] == "imp") & (frame["rewind"] == "init") & frame["base"]]
         rows = [
-            {"run": run, "seed": seed, "site": "conv", "depth": depth, "sparsity": sparsity}
-            for run, seed, guide in tickets[["run", "seed", "guide"]].drop_duplicates().itertuples(index=False)
+            {
+                "run": run,
+                "arch": arch,
+                "seed": seed,
+                "guide": guide,
+                "level": 5,
+                "site": "conv",
+                "depth": depth,
+                "weights": 1,
+                "sparsity": sparsity,
+            }
+            for run, arch, seed, guide in tickets[["run", "arch", "seed", "guide"]]
+            .drop_duplicates()
+            .itertuples(index=False)
             for depth, sparsity in enumerate(swapped(layers[guide], seed + (guide == "deterministic")), start=1)
         ]
         return Evidence(frame, pd.DataFrame(rows))
@@ -354,7 +367,7 @@ def test_a_shorter_run_does_not_change_the_level_at_which_others_are_compared(tm
             "smoke", arch="lenet", dataset="digits", levels=levels, seed=seed, run_dir=str(tmp_path / str(seed))
         )
         run_imp(config)
-    evidence, _ = gather(tmp_path, "smoke")
+    evidence, _ = gather([tmp_path], "smoke")
     assert set(evidence.levels["seed"]) == {0, 1}
     assert set(evidence.layers["run"]) == {"0", "1"}
     assert capsys.readouterr().err.endswith("left out, without all levels of their protocol: 2\n")
@@ -413,11 +426,11 @@ def test_the_kept_evidence_is_the_evidence_whatever_the_runs_are_called(names, t
     levels = PAPER.levels.assign(
         run=PAPER.levels["run"].map(runs), description="made-up", test_accuracy=PAPER.levels["accuracy"] / 100
     )
-    levels = levels.assign(max_test_accuracy=levels["test_accuracy"])
+    levels = levels.assign(max_test_accuracy=levels["test_accuracy"]).sort_values(["run", "level"], ignore_index=True)
     layers = PAPER.layers.assign(run=PAPER.layers["run"].map(runs))
     evidence = Evidence(levels.assign(accuracy=100 * levels["test_accuracy"]), layers)
-    keep(evidence, tmp_path)
-    found, _ = gather(tmp_path)
+    kept.write(evidence.levels, evidence.layers, tmp_path)
+    found, _ = gather([tmp_path])
     assert set(names) <= set(found.layers["run"])
     assert [judge.judge(found)[k].parts for k in range(14)] == [judge.judge(evidence)[k].parts for k in range(14)]
 
@@ -426,17 +439,17 @@ def test_a_control_counts_when_all_its_levels_are_finished(tmp_path):
     run = small_run(tmp_path / "run", levels=2, epochs=1)
     for level, found in ((1, {"imp"}), (2, {"imp", "reinit"})):
         run_control(run, "reinit", [level])
-        evidence, _ = gather(tmp_path)
+        evidence, _ = gather([tmp_path])
         assert set(evidence.levels["treatment"]) == found
 
 
 def test_runs_whose_layers_no_claim_compares_are_no_error(tmp_path):
     small_run(tmp_path / "run", score="squared_sum", levels=1, epochs=1)
-    written.write(tmp_path, tmp_path / "judged")
+    written.write([tmp_path], tmp_path / "judged")
     text = (tmp_path / "judged" / "claims.md").read_bytes()
-    written.write(tmp_path / "judged", tmp_path / "again")
+    written.write([tmp_path / "judged"], tmp_path / "again")
     assert text == (tmp_path / "again" / "claims.md").read_bytes()
-    assert gather(tmp_path)[0].layers.empty
+    assert gather([tmp_path])[0].layers.empty
 
 
 def test_shortcuts_have_no_depth():

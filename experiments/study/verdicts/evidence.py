@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from experiments.study.finished import ACCURACIES, of_guide, read
-from experiments.study.protocols import PROTOCOLS, protocol_of
+from experiments.study.finished import ACCURACIES, of_guide, read_all
+from experiments.study.kept import COLUMNS, LAYER_COLUMNS, TEXTS, Tables
+from experiments.study.protocols import PROTOCOLS
 from experiments.study.statistics import Curve
-from pyro_lottery import files, tables
+from pyro_lottery import tables
 from pyro_lottery.errors import UserError
 from pyro_lottery.runs.config import preset
 from pyro_lottery.runs.loaded import Run
@@ -67,50 +69,20 @@ class Evidence:
         return [arch for family in SMALL for arch in self.networks(family)]
 
 
-LEVELS, LAYERS = "claims_levels.csv", "claims_layers.csv"
-"""The evidence as files, from which the claims can be judged without the runs."""
-TEXTS = ("run", "arch", "guide", "score", "treatment", "rewind", "protocol", "description", "site")
-"""Columns that are text, even where a run's folder is called 007 or null."""
-COLUMNS = (
-    "run", "arch", "seed", "guide", "score", "treatment", "rewind", "lr", "warmup_epochs", "level", "density", *ACCURACIES, "mace",
-    "step_ms", "train_samples", "base", "protocol", "description",
-)  # fmt: skip
-LAYER_COLUMNS = ("run", "seed", "site", "depth", "sparsity")
-
-
 def gather(
-    root: Path, protocol: str | None = None, data: str | None = None, accuracy: str = "test_accuracy"
+    roots: Sequence[Path], protocol: str | None = None, data: str | None = None, accuracy: str = "test_accuracy"
 ) -> tuple[Evidence, list[str]]:
-    """The evidence in a folder of runs, or if it has none of the files that :func:`keep` has written, of one protocol or of all but ``custom``, and a line
-    per protocol that says what it is.
+    """The evidence in folders of runs, and in folders of files that ``kept.write`` has written, of one protocol or of all but ``custom``, and a line per
+    protocol that says what it is. A run counts once, as a folder of runs has it, or else the first folder of files.
     """
-    if (root / LEVELS).exists() and not any(root.glob("*/config.json")):
-        # This engine reads every number as it was written; the other one of pandas 2 does not.
-        levels, layers = (
-            pd.read_csv(
-                root / name, engine="python", dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=[""]
-            )
-            for name in (LEVELS, LAYERS)
-        )
-        known = sorted(map(str, levels["protocol"].unique()))
-        if protocol is not None:
-            levels = levels[levels["protocol"] == protocol]
-        if data is not None:
-            levels = levels[levels["description"].str.startswith(f"{data}, ")]
-        if levels.empty:
-            wanted = " and ".join(
-                f"--{name} {value}" for name, value in (("protocol", protocol), ("data", data)) if value is not None
-            )
-            raise UserError(f"{root / LEVELS} has no levels of {wanted}; its protocols: {', '.join(known)}")
-        layers = layers[layers["run"].isin(levels["run"])]
-    else:
-        levels, layers = _of_runs(root, protocol, data)
     if accuracy not in ACCURACIES:
         raise UserError(f"--accuracy {accuracy}: choose {' or '.join(ACCURACIES)}")
+    levels, layers = _complete(roots, protocol, data)
     of_all = levels[~levels["protocol"].isin(MADE_FOR)]
     for arch, several in of_all.groupby("arch")["protocol"].unique().items():
         if len(several) > 1:
-            raise UserError(f"{root} has {arch} under the protocols {', '.join(several)}; choose one with --protocol")
+            where = " and ".join(map(str, roots))
+            raise UserError(f"{where} has {arch} under the protocols {', '.join(several)}; choose one with --protocol")
     lines = []
     for description, rows in levels.groupby("description", sort=False):
         counts = ", ".join(
@@ -125,19 +97,10 @@ def gather(
     return Evidence(levels.assign(accuracy=100 * levels[accuracy]), layers), lines
 
 
-def keep(evidence: Evidence, folder: Path) -> None:
-    """Write the evidence as files to ``folder``."""
-    files.write_atomic(folder / LEVELS, evidence.levels[list(COLUMNS)].to_csv(index=False).encode())
-    files.write_atomic(folder / LAYERS, evidence.layers.to_csv(index=False).encode())
-
-
-def _of_runs(root: Path, protocol: str | None, data: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    runs = [run for run in tables.list_runs(root) if run.folder.results()]
-    found = {protocol_of(run.config) for run in runs if data in (None, run.config.data_name)}
-    names = [protocol] if protocol else sorted(found - {"custom"}) or [None]
-    studies = [read(root, name, data) for name in names]
+def _complete(roots: Sequence[Path], protocol: str | None, data: str | None) -> Tables:
+    """Levels and layers of complete runs, controls and transplants, and of those of which only these are kept."""
     parts, all_layers = [], []
-    for study in studies:
+    for study in read_all(roots, protocol, data):
         # --levels may differ from the protocol's, and would change the level at which all runs are compared.
         levels = preset(study.protocol).levels if study.protocol in PROTOCOLS else None
         complete = [
@@ -145,27 +108,26 @@ def _of_runs(root: Path, protocol: str | None, data: str | None) -> tuple[pd.Dat
         ]
         if left := sorted({run.folder.path.name for run in study.runs} - {run.folder.path.name for run in complete}):
             print(f"left out, without all levels of their protocol: {', '.join(left)}", file=sys.stderr)
-        if not complete:
-            continue
-        frame = replace(study, runs=complete).all_levels.assign(protocol=study.protocol, description=study.description)
-        own = frame.groupby("run")["level"].agg(set)
-        whole = {
-            str(derived.folder.path)
+        study = replace(study, runs=complete)
+        frame = study.all_levels
+        begun = {
+            study.names[str(derived.folder.path)]
             for run in complete
             for treatment, derived in tables.with_derived(run)
-            if treatment == "imp" or _derived_levels(study.protocol, run) <= own.get(str(derived.folder.path), set())
+            if treatment != "imp"
+            and not _derived_levels(study.protocol, run) <= {row.level for row in derived.folder.results()}
         }
-        parts.append(frame[frame["run"].isin(whole)])
-        all_layers.append(replace(study, runs=complete).layers)
-    if not parts:
-        raise UserError(f"{root} has no complete run; a claim is judged by runs that have all levels of their protocol")
-    relative = [
-        frame.assign(run=[str(Path(run).relative_to(root)) for run in frame["run"]])
-        for frame in (pd.concat(parts, ignore_index=True), pd.concat(all_layers, ignore_index=True))
-    ]
-    return relative[0][list(COLUMNS)], relative[1].reindex(columns=list(LAYER_COLUMNS)).astype(
-        {"run": str, "site": str}
-    )
+        parts.append(frame[~frame["run"].isin(begun)])
+        all_layers.append(study.layers)
+    levels, layers = (pd.concat([f for f in frames if len(f)] or frames[:1]) for frames in (parts, all_layers))
+    if levels.empty:
+        where = " and ".join(map(str, roots))
+        raise UserError(
+            f"{where} has no complete run; a claim is judged by runs that have all levels of their protocol"
+        )
+    levels = levels.sort_values(["protocol", "run", "level"], ignore_index=True)[list(COLUMNS)]
+    layers = layers.reindex(columns=list(LAYER_COLUMNS)).sort_values(["run", "depth"], ignore_index=True)
+    return levels, layers.astype({name: str for name in LAYER_COLUMNS if name in TEXTS})
 
 
 def _derived_levels(protocol: str, run: Run) -> set[int]:

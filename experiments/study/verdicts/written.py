@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from experiments.study import kept
 from experiments.study.finished import ACCURACIES
 from experiments.study.markdown import markdown_table
 from experiments.study.statistics import EQUIVALENT, Part, bca
-from experiments.study.verdicts.evidence import gather, keep
+from experiments.study.verdicts.evidence import gather
 from experiments.study.verdicts.judge import Claim, judge
 from pyro_lottery import files
 
@@ -99,16 +100,20 @@ def to_json(claims: Sequence[Claim], lines: Sequence[str], accuracy: str) -> lis
 
 
 def write(
-    root: Path, folder: Path, protocol: str | None = None, data: str | None = None, accuracy: str = "test_accuracy"
+    roots: Sequence[Path],
+    folder: Path,
+    protocol: str | None = None,
+    data: str | None = None,
+    accuracy: str = "test_accuracy",
 ) -> str:
-    """Judge all claims from the runs in ``root``, or from what this function has written there, and write ``claims.md``, ``claims.json`` and the
+    """Judge all claims from the runs in ``roots``, or from what this function has written there, and write ``claims.md``, ``claims.json`` and the
     evidence; returns the Markdown.
     """
-    evidence, lines = gather(root, protocol, data, accuracy)
+    evidence, lines = gather(roots, protocol, data, accuracy)
     claims = judge(evidence)
     text = markdown(claims, lines, accuracy)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_atomic(folder / "claims.md", text.encode())
     files.write_json(folder / "claims.json", to_json(claims, lines, accuracy))
-    keep(evidence, folder)
+    kept.write(evidence.levels, evidence.layers, folder)
     return text
