@@ -26,7 +26,7 @@ def parser() -> Parser:
         "runs",
         type=Path,
         nargs="+",
-        help="folders of runs, or of the evidence that this command has written; a run that two have counts once, as the first has it",
+        help="folders of runs, or of the evidence that this command has written; a run that several have counts once",
     )
     parser.add_argument(
         "-o", "--output", type=Path, help="folder for what is written; default: figures in the first folder"

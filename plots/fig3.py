@@ -25,7 +25,7 @@ def plot(finished: Finished) -> Plot:
     if not len(rows):
         raise UserError("no pruned level of a run by snr is finished; run python -m experiments.fig3")
     row = rows.loc[(rows["density"] - 0.2).abs().idxmin()]
-    run, level = next(r for r in finished.runs if r.folder.path.name == row["run"]), int(row["level"])
+    run, level = next(r for r in finished.sources[row["source"]] if r.folder.path.name == row["run"]), int(row["level"])
     tickets = {"ticket": run.level(level).ticket} | {name: randomised(run, level, name) for name in CONTROLS}
     density = masks.density_per_site(tickets["ticket"].mask)
     # The layer whose density differs most from the global one, so that even and layerwise shuffles look different.

@@ -33,9 +33,8 @@ def plot(finished: Finished) -> Plot:
     cells = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
     header = ["network", "deterministic (min)", "Bayesian (min)", "ratio"]
     axes.table(cells, colLabels=header, loc="center", cellLoc="center").scale(1, 1.4)
-    machines = [run.folder.config["hardware"] for run in finished.runs]
-    hardware = {f"{found['device']} {found['name']}, threads: {found['threads']}" for found in machines}
-    finish(figure, finished, "Training time per level", f"on {'; '.join(sorted(hardware))}", seeds)
+    hardware = sorted(levels["hardware"].unique())
+    finish(figure, finished, "Training time per level", f"on {'; '.join(hardware)}", seeds)
     return Plot(figure, table)
 
 

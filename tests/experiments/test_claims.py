@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from experiments.study import kept
+from experiments.study.kept import Tables
 from experiments.study.statistics import EQUIVALENT, FAILS, HOLDS, UNKNOWN, Curve, corrected, depth_slope, together
 from experiments.study.verdicts import judge, layers_and_controls, schedules_and_sizes, tickets, transplants, written
 from experiments.study.verdicts.evidence import Evidence, gather
@@ -48,7 +49,7 @@ class World:
                     | {
                         "arch": arch, "seed": seed, "level": level, "density": DENSITIES[level], "run": name,
                         "accuracy": accuracy[level] + self.noise.normal(0, noise), "mace": mace[level] + self.noise.normal(0, 2e-4),
-                        "step_ms": ms * self.noise.normal(1, 0.002), "train_samples": 10, "protocol": "paper", "base": options["lr"] == 1e-3 and not options["warmup_epochs"],
+                        "step_ms": ms * self.noise.normal(1, 0.002), "train_samples": 10, "protocol": "paper", "hardware": "one", "base": options["lr"] == 1e-3 and not options["warmup_epochs"],
                     }
                 )  # fmt: skip
 
@@ -421,15 +422,22 @@ def test_a_claim_of_all_networks_needs_all_families():
 
 @pytest.mark.parametrize("names", [["0", "1", "2"], ["007", "null", "1e3"]])
 def test_the_kept_evidence_is_the_evidence_whatever_the_runs_are_called(names, tmp_path):
-    runs = dict(zip(PAPER.levels["run"].unique(), (f"{n}-{name}" for n, name in enumerate(names * 99)), strict=False))
-    runs |= dict(zip([run for run in runs if "-imp-" in run], names, strict=False))
+    every = [run for run in PAPER.levels["run"].unique() if "-imp-" in run]
+    runs = dict(zip(every, [*names, *(f"{n}-{name}" for n, name in enumerate(names * 99))], strict=False))
+    for run, treatment in PAPER.levels[["run", "treatment"]].drop_duplicates().itertuples(index=False):
+        if treatment != "imp":  # within the folder of the run that it is made from
+            of = run.replace("mean_field-magnitude-transplant", "deterministic-magnitude-imp")
+            runs[run] = f"{runs[of.replace(treatment, 'imp')]}/{treatment}"
     levels = PAPER.levels.assign(
-        run=PAPER.levels["run"].map(runs), description="made-up", test_accuracy=PAPER.levels["accuracy"] / 100
+        run=PAPER.levels["run"].map(runs),
+        protocol="made-up",
+        description="made-up, made-up protocol: none",
+        test_accuracy=PAPER.levels["accuracy"] / 100,
     )
     levels = levels.assign(max_test_accuracy=levels["test_accuracy"]).sort_values(["run", "level"], ignore_index=True)
     layers = PAPER.layers.assign(run=PAPER.layers["run"].map(runs))
     evidence = Evidence(levels.assign(accuracy=100 * levels["test_accuracy"]), layers)
-    kept.write(evidence.levels, evidence.layers, tmp_path)
+    kept.write(Tables(evidence.levels, evidence.layers), tmp_path)
     found, _ = gather([tmp_path])
     assert set(names) <= set(found.layers["run"])
     assert [judge.judge(found)[k].parts for k in range(14)] == [judge.judge(evidence)[k].parts for k in range(14)]

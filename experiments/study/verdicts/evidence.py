@@ -13,10 +13,7 @@ from experiments.study.finished import ACCURACIES, of_guide, read_all
 from experiments.study.kept import COLUMNS, LAYER_COLUMNS, TEXTS, Tables
 from experiments.study.protocols import PROTOCOLS
 from experiments.study.statistics import Curve
-from pyro_lottery import tables
 from pyro_lottery.errors import UserError
-from pyro_lottery.runs.config import preset
-from pyro_lottery.runs.loaded import Run
 
 SMALL = {"resnet": ("resnet18", "resnet20"), "vgg": ("vgg11",), "vit": ("vit_tiny",)}
 """The networks of the paper's main figures by family."""
@@ -73,7 +70,7 @@ def gather(
     roots: Sequence[Path], protocol: str | None = None, data: str | None = None, accuracy: str = "test_accuracy"
 ) -> tuple[Evidence, list[str]]:
     """The evidence in folders of runs, and in folders of files that ``kept.write`` has written, of one protocol or of all but ``custom``, and a line per
-    protocol that says what it is. A run counts once, as a folder of runs has it, or else the first folder of files.
+    protocol that says what it is. A run that several have counts once, as ``kept.merged`` says.
     """
     if accuracy not in ACCURACIES:
         raise UserError(f"--accuracy {accuracy}: choose {' or '.join(ACCURACIES)}")
@@ -99,38 +96,19 @@ def gather(
 
 def _complete(roots: Sequence[Path], protocol: str | None, data: str | None) -> Tables:
     """Levels and layers of complete runs, controls and transplants, and of those of which only these are kept."""
-    parts, all_layers = [], []
-    for study in read_all(roots, protocol, data):
-        # --levels may differ from the protocol's, and would change the level at which all runs are compared.
-        levels = preset(study.protocol).levels if study.protocol in PROTOCOLS else None
-        complete = [
-            r for r in study.runs if len(r.folder.results()) == (r.config.levels if levels is None else levels) + 1
-        ]
-        if left := sorted({run.folder.path.name for run in study.runs} - {run.folder.path.name for run in complete}):
+    studies = [replace(study, complete=True) for study in read_all(roots, protocol, data)]
+    for study in studies:
+        if left := sorted({run.folder.path.name for run in study.runs} - set(study.all_levels["run"])):
             print(f"left out, without all levels of their protocol: {', '.join(left)}", file=sys.stderr)
-        study = replace(study, runs=complete)
-        frame = study.all_levels
-        begun = {
-            study.names[str(derived.folder.path)]
-            for run in complete
-            for treatment, derived in tables.with_derived(run)
-            if treatment != "imp"
-            and not _derived_levels(study.protocol, run) <= {row.level for row in derived.folder.results()}
-        }
-        parts.append(frame[~frame["run"].isin(begun)])
-        all_layers.append(study.layers)
-    levels, layers = (pd.concat([f for f in frames if len(f)] or frames[:1]) for frames in (parts, all_layers))
+    every = [[study.all_levels for study in studies], [study.layers for study in studies]]
+    levels, layers = (pd.concat([f for f in frames if len(f)] or frames[:1]) for frames in every)
     if levels.empty:
         where = " and ".join(map(str, roots))
         raise UserError(
             f"{where} has no complete run; a claim is judged by runs that have all levels of their protocol"
         )
+    for name in levels.loc[levels.duplicated(["run", "level"]), "run"]:
+        raise UserError(f"runs of two protocols are called {name}; rename the folder of one, or choose a --protocol")
     levels = levels.sort_values(["protocol", "run", "level"], ignore_index=True)[list(COLUMNS)]
     layers = layers.reindex(columns=list(LAYER_COLUMNS)).sort_values(["run", "depth"], ignore_index=True)
-    return levels, layers.astype({name: str for name in LAYER_COLUMNS if name in TEXTS})
-
-
-def _derived_levels(protocol: str, run: Run) -> set[int]:
-    """The levels that a complete control or transplant of ``run`` has: all but the dense one, unless the protocol has others."""
-    levels = PROTOCOLS[protocol].derived_levels if protocol in PROTOCOLS else None
-    return set(range(1, run.config.levels + 1) if levels is None else levels)
+    return Tables(levels, layers.astype({name: str for name in LAYER_COLUMNS if name in TEXTS}))

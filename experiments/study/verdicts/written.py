@@ -9,6 +9,7 @@ from pathlib import Path
 
 from experiments.study import kept
 from experiments.study.finished import ACCURACIES
+from experiments.study.kept import Tables
 from experiments.study.markdown import markdown_table
 from experiments.study.statistics import EQUIVALENT, Part, bca
 from experiments.study.verdicts.evidence import gather
@@ -115,5 +116,5 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     files.write_atomic(folder / "claims.md", text.encode())
     files.write_json(folder / "claims.json", to_json(claims, lines, accuracy))
-    kept.write(evidence.levels, evidence.layers, folder)
+    kept.write(Tables(evidence.levels, evidence.layers), folder)
     return text
