@@ -82,16 +82,12 @@ class Finished:
         if not parts:
             return pd.DataFrame(columns=["arch", "run", "level"])
         found = pd.concat(parts, ignore_index=True)
-        of_runs = found.groupby(["arch", "run"], as_index=False).agg(level=("level", "max"), sites=("site", "nunique"))
-        lost = {run for _, source, run in last.index if source >= len(folders)} - set(of_runs["run"])
+        if lost := {run for _, source, run in last.index if source >= len(folders)} - set(found["run"]):
+            raise UserError(f"the layers of {min(lost)} are missing in what is kept")
+        of_runs = found.groupby(["arch", "run"]).agg(level=("level", "max"), sites=("site", "nunique"))
         for arch, rows in of_runs.groupby("arch"):
-            if lost or rows["level"].nunique() > 1 or rows["sites"].nunique() > 1:
-                what = (
-                    f"there are none of {min(lost)}"
-                    if lost
-                    else f"runs of {arch} have different levels or numbers of layers"
-                )
-                raise UserError(f"what is kept of layers cannot be compared: {what}")
+            if rows["level"].nunique() > 1 or rows["sites"].nunique() > 1:
+                raise UserError(f"the layers of runs of {arch} differ in level or number, so they cannot be compared")
         return found
 
     @cached_property
