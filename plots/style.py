@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
@@ -118,7 +118,8 @@ def grid(finished: Finished, headline: str, rows: Sequence[Panels], columns: dic
     table = pd.concat(tables, ignore_index=True)[order]
     dashed = any(line.get_linestyle() == "--" for axes in panels.flat for line in axes.lines)
     note = "mean; band: ± one standard deviation" + ("; dashed: dense" if dashed else "")
-    finish(figure, finished, headline, note, table["seeds"])
+    shown = replace(finished, only=tuple(pd.concat(columns.values())["arch"].unique()))
+    finish(figure, shown, headline, note, table["seeds"])
     return Plot(figure, table)
 
 

@@ -387,9 +387,10 @@ def test_the_papers_experiments(command, smoke_study, tmp_path, monkeypatch):
         toy += ["--arch", "lenet", "--seeds", "1", "--dataset", "digits", "--figures", "figures"]
     elif "plots" in command and "--arch" in command:
         toy += ["--arch", "lenet"]
-    if "claims plots/gallery" in command:
-        Path("plots").symlink_to(ROOT / "plots")
-        toy = []
+    if " plots/gallery " in command:
+        Path("plots").mkdir()
+        shutil.copytree(ROOT / "plots" / "gallery", "plots/gallery", ignore=shutil.ignore_patterns("*.png"))
+        toy = toy if " runs " in command else []
     more = toy if "--protocol smoke" not in command else ["--figures", "figures"]
     assert run_as_written(command, monkeypatch, more) == 0
 

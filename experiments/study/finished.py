@@ -134,8 +134,8 @@ class Finished:
 
     @property
     def description(self) -> str:
-        """Data set and protocol, so that a reduced figure is not mistaken for the paper's; with the patches of transformers, if there are any."""
-        return max(self.all_levels["description"], key=len)
+        """Data set and protocol, so that a reduced figure is not mistaken for the paper's; with the patches of transformers, if they are shown."""
+        return max(self.all_levels.loc[self.all_levels["arch"].isin(self.archs), "description"], key=len)
 
 
 def hardware(run: Run) -> str:
