@@ -135,15 +135,17 @@ def test_what_is_kept_counts_if_it_is_complete(copied, another):
 
 
 def test_times_of_several_machines_are_not_divided(copied, another):
-    other = another(lambda levels: levels.assign(hardware="cpu another", train_samples=10))
     tables = kept.read(copied)
-    kept.write(tables._replace(levels=tables.levels.assign(train_samples=10)), copied)
-    bayesian = tables.levels["guide"] == "mean_field"
-    for folders, why in (([copied], ""), ([copied, other], "")):
-        assert {part.why_not for part in claim_11(gather(folders)[0])} == {why}
-    kept.write(tables._replace(levels=tables.levels[bayesian].assign(train_samples=10)), copied)
-    parts = claim_11(gather([copied, other])[0])
-    assert {part.why_not for part in parts if part.network == "lenet"} <= {"times of several machines"}
+    levels = tables.levels.assign(train_samples=10, arch=tables.levels["arch"].replace("lenet", "vgg11"))
+    other = another(lambda _: levels.assign(hardware="cpu another"))
+
+    def why_not(folders):
+        return {part.why_not for part in claim_11(gather(folders)[0]) if part.network == "vgg11"}
+
+    kept.write(tables._replace(levels=levels), copied)
+    assert why_not([copied]) == why_not([copied, other]) == {""}
+    kept.write(tables._replace(levels=levels[levels["guide"] == "mean_field"]), copied)
+    assert why_not([copied, other]) == {"times of several machines"}
 
 
 @pytest.mark.parametrize(
