@@ -28,8 +28,8 @@ from experiments.timm_models import MODELS
 from pyro_lottery import guides, masks, scores, seeds
 from pyro_lottery.errors import UserError, one_line
 from pyro_lottery.files import write_atomic
+from pyro_lottery.model.mask_check import used_weights
 from pyro_lottery.runs.level_folder import as_csv
-from pyro_lottery.training.mask_check import used_weights
 
 SIZES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 384)
 """Image sizes to try, in pixels: the smallest that a model accepts is used."""

@@ -18,6 +18,7 @@ from pyro_lottery import guides, masks, schedules, scores, seeds, tickets
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.handlers.used_weights import transformed
+from pyro_lottery.model.mask_check import check_used_weights, warn_of_last_layer
 from pyro_lottery.runs.cli import parse, run_command
 from pyro_lottery.runs.config import EVIDENCE, MOVING, Config
 from pyro_lottery.runs.loaded import Run
@@ -25,7 +26,6 @@ from pyro_lottery.runs.own import Own
 from pyro_lottery.runs.progress import show_results
 from pyro_lottery.runs.session import Session
 from pyro_lottery.threads import TURN
-from pyro_lottery.training.mask_check import check_used_weights, warn_of_last_layer
 from pyro_lottery.types import Mask, Posterior, Sites, Ticket
 
 PROG = "python -m pyro_lottery.imp"

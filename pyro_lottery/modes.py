@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pyro
+import torch
 from torch import nn
+
+from pyro_lottery.threads import TURN
 
 
 @contextmanager
@@ -21,3 +25,10 @@ def evaluating(net: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Switch to eval mode, without gradients, Pyro's validation and other threads; restores everything at the end."""
+    with TURN, evaluating(model), torch.no_grad(), pyro.validation_enabled(False):
+        yield

@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_lottery import guides, metrics, seeds, trees
 from pyro_lottery.errors import UserError, one_line
@@ -22,8 +20,9 @@ from pyro_lottery.machine import autocast, channels_last
 from pyro_lottery.masks import zeroed
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork
 from pyro_lottery.model.inputs import batches, is_loader, slices
+from pyro_lottery.model.mask_check import check_once
 from pyro_lottery.model.mixture import Mixture
-from pyro_lottery.modes import evaluating
+from pyro_lottery.modes import inference
 from pyro_lottery.threads import TURN
 from pyro_lottery.types import Sites
 
@@ -63,7 +62,8 @@ def predict(
     several threads predict, one waits until another's prediction is done.
 
     Raises ``UserError`` if the sites or shapes of the guide are not the model's, if the network cannot take the inputs,
-    if a loader shuffles, or if ``num_samples`` or ``batch_size`` is less than 1.
+    if a loader shuffles, if ``num_samples`` or ``batch_size`` is less than 1, or if a layer computes with weights that the
+    enclosing ``sparsify`` prunes, because the network transforms them.
     """
 
     def of_part(part: _Batches, replay: seeds.Replay | None) -> Tensor:
@@ -300,18 +300,13 @@ def logits_mean(
             return torch.cat(list(_outputs(model, weights, parts, precision)))
 
 
-@contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Switch to eval mode, without gradients, Pyro's validation and other threads; restores everything at the end."""
-    with TURN, evaluating(model), torch.no_grad(), pyro.validation_enabled(False):
-        yield
-
-
 def _outputs(
     model: BayesianNetwork, weights: Mapping[str, Tensor], inputs: Iterator[Any], precision: str
 ) -> Iterator[Tensor]:
     used = _used(model, weights)
-    for batch in inputs:
+    for number, batch in enumerate(inputs):
+        if not number:
+            check_once(model, batch)
         with poutine.condition(data=dict(weights)), as_drawn(), autocast(trees.first_tensor(batch).device, precision):
             try:
                 with model.with_weights(used):

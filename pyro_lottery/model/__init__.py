@@ -1,8 +1,8 @@
 """Bayesian models: a network with a prior on its weights and a likelihood.
 
 ``layers`` says which parameters can be random, and ``bayesianize`` makes them sample sites. ``network`` is the model of any
-likelihood, ``classifier`` and ``regression`` are the usual ones. ``inputs``, ``outputs`` and ``likelihoods`` hold what is
-checked on the way, and ``mixture`` is the posterior predictive.
+likelihood, ``classifier`` and ``regression`` are the usual ones. ``inputs``, ``outputs``, ``likelihoods`` and
+``mask_check`` hold what is checked on the way, and ``mixture`` is the posterior predictive.
 """
 
 from pyro_lottery.model.bayesianize import bayesianize_

@@ -2,9 +2,8 @@
 
 ``loop`` (:func:`train`) repeats ``epoch`` and ``step``, which a loop of one's own can call too. ``state`` holds where a training
 is, ``hooks`` what a caller may do meanwhile, ``schedule`` the rates of every step, and ``history`` the row of every epoch.
-``graph`` records a step once and replays it. ``checks`` and ``mask_check`` hold what is refused, and ``memory`` estimates what a step
-takes. ``precision`` measures whether bf16 is faster, and ``sparsity`` whether sparse
-layers are; ``trial`` has what both measure with.
+``graph`` records a step once and replays it. ``checks`` holds what is refused, and ``memory`` estimates what a step takes.
+``precision`` measures whether bf16 is faster, and ``sparsity`` whether sparse layers are; ``trial`` has what both measure with.
 """
 
 from pyro_lottery.training.checks import as_data, check_batches, check_data

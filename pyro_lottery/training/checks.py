@@ -20,7 +20,7 @@ from pyro_lottery.distributions import base
 from pyro_lottery.errors import Diverged, UserError, one_line
 from pyro_lottery.machine import channels_last
 from pyro_lottery.model import BayesianNetwork
-from pyro_lottery.prediction import inference
+from pyro_lottery.modes import inference
 from pyro_lottery.training.state import TrainState
 from pyro_lottery.training.step import FINITE_STEPS, TALLY
 from pyro_lottery.types import Sites

@@ -19,6 +19,7 @@ from pyro_lottery.errors import UserError, check_counts
 from pyro_lottery.guides.family import family
 from pyro_lottery.machine import channels_last_
 from pyro_lottery.model import BayesianNetwork
+from pyro_lottery.model.mask_check import check_used_weights
 from pyro_lottery.threads import TURN, in_one_thread
 from pyro_lottery.training.checks import (
     as_data,
@@ -34,7 +35,6 @@ from pyro_lottery.training.epoch import epoch
 from pyro_lottery.training.graph import Record, Steps, Take, recorder
 from pyro_lottery.training.history import History, measure_name, measure_of, measured, row_of
 from pyro_lottery.training.hooks import Hooks
-from pyro_lottery.training.mask_check import check_used_weights
 from pyro_lottery.training.precision import precision_for_data
 from pyro_lottery.training.schedule import kl_factor, learning_rate
 from pyro_lottery.training.state import TrainState

@@ -11,8 +11,8 @@ from pyro_lottery import controls, evaluate, export, imp, masks, report, transpl
 from pyro_lottery.errors import Stopped
 from pyro_lottery.runs.checkpoint import LevelHooks
 from pyro_lottery.runs.config import Config, preset
+from tests.model.test_mask_check import Standardised
 from tests.support import SMALL, fingerprint, same, small_run
-from tests.training.test_mask_check import Standardised
 
 MOVING = {
     "schedule": "dynamic",

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+import weakref
+from collections.abc import MutableMapping, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_lottery import trees
+from pyro_lottery import seeds, trees
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import active_mask, sparsify
 from pyro_lottery.handlers.used_weights import Use, UsedWeights
 from pyro_lottery.machine import channels_last
 from pyro_lottery.masks import zeroed
 from pyro_lottery.model import BayesianNetwork
-from pyro_lottery.prediction import inference
+from pyro_lottery.modes import inference
 from pyro_lottery.types import Mask, Sites
 
 _KEPT = 1 / 8
 """Share of the surviving weights that the check keeps, so that layers which use a part of a weight are found too."""
+
+_checked: MutableMapping[BayesianNetwork, frozenset[str]] = weakref.WeakKeyDictionary()
+"""The sites of each network that :func:`check_once` has found to stay 0 where they are pruned."""
 
 
 def used_weights(model: BayesianNetwork, values: Sites, x: Any) -> Sequence[Use]:
@@ -71,18 +75,17 @@ def warn_of_last_layer(model: BayesianNetwork, x: Any) -> None:
         )
 
 
-def check_used_weights(model: BayesianNetwork, x: Any) -> None:
+def check_used_weights(model: BayesianNetwork, x: Any) -> bool:
     """Raise ``UserError`` where a layer computes with pruned weights that are not 0 under the enclosing ``sparsify``.
 
-    This happens where something transforms a weight before its layer uses it; the message names the layer. Without a mask
-    nothing is run.
+    This happens where something transforms a weight before its layer uses it; the message names the layer. Returns whether
+    anything was run: without a pruned weight nothing is.
 
     One forward pass with some values: every pruned weight must leave a zero in what a layer function gets.
     """
-    masks = {name: active_mask(name, value.shape, value.device) for name, value in model.initial_values().items()}
-    kept = {name: mask for name, mask in masks.items() if mask is not None}
+    kept = _masks(model)
     if all(bool(mask.all()) for mask in kept.values()):
-        return
+        return False
     values, probe = _probe(model, kept)
     with sparsify(probe):
         uses = used_weights(model, values, x)
@@ -96,6 +99,26 @@ def check_used_weights(model: BayesianNetwork, x: Any) -> None:
                 f"with {use.nonzero:,} of {use.elements:,} weights, but {int(allowed):,} survive; give it no mask, or train the "
                 "network dense"
             )
+    return True
+
+
+def check_once(model: BayesianNetwork, x: Any) -> None:
+    """:func:`check_used_weights` with two examples of ``x``, once for a model and the sites that are masked.
+
+    Random numbers go on as if nothing had run. What the network cannot take is left for the prediction itself to say.
+    """
+    masked = frozenset(_masks(model))
+    if masked <= _checked.get(model, frozenset()):
+        return
+    with suppress(RuntimeError), seeds.rng(trees.first_tensor(x).device, 0, "masks"):
+        if check_used_weights(model, trees.map_tensors(lambda t: t[:2], x)):
+            _checked[model] = masked | _checked.get(model, frozenset())
+
+
+def _masks(model: BayesianNetwork) -> Mask:
+    """The masks of the enclosing ``sparsify`` for the sites of ``model``."""
+    found = {name: active_mask(name, value.shape, value.device) for name, value in model.initial_values().items()}
+    return {name: mask for name, mask in found.items() if mask is not None}
 
 
 def _probe(model: BayesianNetwork, kept: Mask) -> tuple[Sites, Mask]:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pyro_lottery as pl
-from pyro_lottery.training.mask_check import check_used_weights, used_weights
+from pyro_lottery.model.mask_check import check_used_weights, used_weights
 from tests.support import TinyNet
 
 QUICK = {"epochs": 1, "batch_size": 16, "milestones": ()}
@@ -163,6 +163,38 @@ def test_a_weight_that_is_transformed_elsewhere_is_refused_by_name_before_the_fi
     pl.train(model, guide, tiny_data, **QUICK)  # dense
     with pl.handlers.sparsify(pl.masks.full(pl.posterior(guide))):
         pl.train(model, guide, tiny_data, **QUICK)
+
+
+@pytest.mark.parametrize("make", [Shifted, Multiplied, Halved])
+def test_a_transformed_weight_is_refused_before_it_is_predicted_with(make, tiny_data):
+    model = pl.BayesianClassifier(make(), num_data=60)
+    guide, x = pl.guides.mean_field(model), tiny_data.test[:5]
+    dense = pl.predict_mean(model, guide, x)
+    with pl.handlers.sparsify(pl.masks.full(pl.posterior(guide))):
+        assert torch.equal(pl.predict_mean(model, guide, x), dense)
+    for predict in (pl.predict, pl.predict_mean, pl.predictive, lambda *given: pl.predict(*given[:2], [x])):
+        with (
+            pytest.raises(pl.UserError, match=r"^'hidden\.weight' is transformed before its layer uses it"),
+            pl.handlers.sparsify(pruned(model, 0.5)[0]),
+        ):
+            predict(model, guide, x)
+    with pl.handlers.sparsify(
+        {"out.weight": torch.arange(model.initial_values()["out.weight"].numel()).view(3, -1) % 2 == 0}
+    ):
+        pl.predict(model, guide, x)  # the layer that is transformed has no mask
+
+
+def test_a_prediction_under_a_mask_checks_the_network_once_and_draws_the_same(tiny_data, half_mask, tiny_model):
+    passes, x = [], tiny_data.test[:5]
+    tiny_model.net.register_forward_hook(lambda *_: passes.append(1))
+    guide = pl.guides.mean_field(tiny_model)
+    found = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        with pl.handlers.sparsify(half_mask):
+            found.append(pl.predict(tiny_model, guide, x, num_samples=4))
+    assert torch.equal(*found)
+    assert len(passes) == 4 + 1 + 4
 
 
 @pytest.mark.parametrize("survivors", [1, 2, 4])
