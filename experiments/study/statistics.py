@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -114,8 +115,13 @@ def sign_flip(values: Sequence[float], bound: float = 0.0) -> float:
             (found,), np.mean, permutation_type="samples", alternative="greater", rng=np.random.default_rng(0)
         )
         return float(result.pvalue)
-    signs = np.array(list(itertools.product((1, -1), repeat=len(found))))
-    return float(((signs * found).mean(1) >= found.mean() - EQUAL).mean())
+    return float(((_signs(len(found)) * found).mean(1) >= found.mean() - EQUAL).mean())
+
+
+@cache
+def _signs(count: int) -> np.ndarray:
+    """All signs of ``count`` values, [2ⁿ, n]."""
+    return np.array(list(itertools.product((1, -1), repeat=count)))
 
 
 def flips(values: Sequence[float], low: float, high: float) -> float | None:

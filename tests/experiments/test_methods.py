@@ -179,5 +179,6 @@ def test_the_commands_of_the_gallery(tmp_path, monkeypatch):
     for n, command in enumerate(commands):
         known = methods.parser().parse_args(command).methods or list(methods.METHODS)
         assert set(known) <= set(methods.METHODS)
-        assert methods.main([*command, *SHORT, "--methods", known[0], known[-1], "--out", str(n)]) == 0
+        short = [*SHORT, "--epochs", "5"]
+        assert methods.main([*command, *short, "--methods", known[0], known[-1], "--out", str(n)]) == 0
         assert pd.read_csv(f"{n}/methods.csv")["method"].tolist() == [known[0], known[-1]]
