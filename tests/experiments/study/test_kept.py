@@ -235,10 +235,11 @@ def test_evidence_beside_runs_is_not_read_in_silence(smoke_study, tmp_path, caps
     assert "holds runs, so its claims_levels.csv is not read" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("protocol", ["evidence", "evidence_small"])
 @pytest.mark.parametrize("stem", DRAWN)
-def test_the_gallery_has_the_figures_of_its_evidence(stem, tmp_path):
-    kept_table = GALLERY / "evidence_small" / f"{stem}.csv"
+def test_the_gallery_has_the_figures_of_its_evidence(stem, protocol, tmp_path):
+    kept_table = GALLERY / protocol / f"{stem}.csv"
     if not kept_table.exists():
         pytest.skip("no such figure in the gallery")
-    drawn(stem, read(GALLERY, "evidence_small")).save(stem, tmp_path)
+    drawn(stem, read(GALLERY, protocol)).save(stem, tmp_path)
     assert (tmp_path / kept_table.name).read_bytes() == kept_table.read_bytes()
