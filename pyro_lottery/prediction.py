@@ -6,6 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from pyro_lottery.machine import autocast, channels_last
 from pyro_lottery.masks import zeroed
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork
 from pyro_lottery.model.inputs import batches, is_loader, slices
-from pyro_lottery.model.mask_check import check_once
+from pyro_lottery.model.mask_check import warn_of_used_weights
 from pyro_lottery.model.mixture import Mixture
 from pyro_lottery.modes import inference
 from pyro_lottery.threads import TURN
@@ -62,8 +63,8 @@ def predict(
     several threads predict, one waits until another's prediction is done.
 
     Raises ``UserError`` if the sites or shapes of the guide are not the model's, if the network cannot take the inputs,
-    if a loader shuffles, if ``num_samples`` or ``batch_size`` is less than 1, or if a layer computes with weights that the
-    enclosing ``sparsify`` prunes, because the network transforms them.
+    if a loader shuffles, or if ``num_samples`` or ``batch_size`` is less than 1. Warns if a layer computes with weights that
+    the enclosing ``sparsify`` prunes, because the network transforms them.
     """
 
     def of_part(part: _Batches, replay: seeds.Replay | None) -> Tensor:
@@ -235,6 +236,7 @@ def _draws(
     replay: seeds.Replay | None = None,
 ) -> Iterator[Tensor]:
     """Yield ``of(outputs)`` [n, ...] for one draw of the weights after another."""
+    warn_of_used_weights(model, next(inputs()))
     for number in range(1 if guides.is_point(guide) else num_samples):
         with inference(model):
             if replay:
@@ -296,17 +298,17 @@ def logits_mean(
         weights = _locs(model, guide)
         device = _device(model)
         parts = batches(x, device) if is_loader(x) else slices(x, _batch(batch_size, device, x), device)
+        first = next(parts)
+        warn_of_used_weights(model, first)
         with inference(model):
-            return torch.cat(list(_outputs(model, weights, parts, precision)))
+            return torch.cat(list(_outputs(model, weights, chain([first], parts), precision)))
 
 
 def _outputs(
     model: BayesianNetwork, weights: Mapping[str, Tensor], inputs: Iterator[Any], precision: str
 ) -> Iterator[Tensor]:
     used = _used(model, weights)
-    for number, batch in enumerate(inputs):
-        if not number:
-            check_once(model, batch)
+    for batch in inputs:
         with poutine.condition(data=dict(weights)), as_drawn(), autocast(trees.first_tensor(batch).device, precision):
             try:
                 with model.with_weights(used):

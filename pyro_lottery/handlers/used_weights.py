@@ -69,7 +69,8 @@ class UsedWeights(TorchFunctionMode):
     def _record(self, weight: Tensor) -> None:
         sites = self._sources(weight)
         if sites:
-            self.uses.append(Use(sites, int(weight.detach().count_nonzero()), weight.numel()))
+            w = weight.detach()  # NaN is not counted: it is 0/0 where a filter without weights is divided by its norm
+            self.uses.append(Use(sites, int(((w != 0) & (w == w)).sum()), w.numel()))
 
     def _sources(self, weight: Tensor) -> tuple[str, ...]:
         if id(weight) in self._names:

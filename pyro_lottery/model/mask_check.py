@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 import weakref
 from collections.abc import MutableMapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,13 +22,14 @@ from pyro_lottery.machine import channels_last
 from pyro_lottery.masks import zeroed
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.modes import inference
+from pyro_lottery.threads import TURN
 from pyro_lottery.types import Mask, Sites
 
 _KEPT = 1 / 8
 """Share of the surviving weights that the check keeps, so that layers which use a part of a weight are found too."""
 
 _checked: MutableMapping[BayesianNetwork, frozenset[str]] = weakref.WeakKeyDictionary()
-"""The sites of each network that :func:`check_once` has found to stay 0 where they are pruned."""
+"""The sites of each network that :func:`warn_of_used_weights` has checked."""
 
 
 def used_weights(model: BayesianNetwork, values: Sites, x: Any) -> Sequence[Use]:
@@ -75,19 +77,19 @@ def warn_of_last_layer(model: BayesianNetwork, x: Any) -> None:
         )
 
 
-def check_used_weights(model: BayesianNetwork, x: Any) -> bool:
+def check_used_weights(model: BayesianNetwork, x: Any) -> None:
     """Raise ``UserError`` where a layer computes with pruned weights that are not 0 under the enclosing ``sparsify``.
 
-    This happens where something transforms a weight before its layer uses it; the message names the layer. Returns whether
-    anything was run: without a pruned weight nothing is.
+    This happens where something transforms a weight before its layer uses it; the message names the layer. Without a pruned
+    weight nothing is run.
 
     One forward pass with some values: every pruned weight must leave a zero in what a layer function gets.
     """
-    kept = _masks(model)
-    if all(bool(mask.all()) for mask in kept.values()):
-        return False
+    kept = _pruning(model)
+    if not kept:
+        return
     values, probe = _probe(model, kept)
-    with sparsify(probe):
+    with poutine.block(), sparsify(probe):  # enclosing handlers, such as a trace, do not see this pass
         uses = used_weights(model, values, x)
     survivors = {name: int(value.count_nonzero()) for name, value in values.items()}
     for use in uses:
@@ -99,26 +101,41 @@ def check_used_weights(model: BayesianNetwork, x: Any) -> bool:
                 f"with {use.nonzero:,} of {use.elements:,} weights, but {int(allowed):,} survive; give it no mask, or train the "
                 "network dense"
             )
-    return True
 
 
-def check_once(model: BayesianNetwork, x: Any) -> None:
-    """:func:`check_used_weights` with two examples of ``x``, once for a model and the sites that are masked.
+def warn_of_used_weights(model: BayesianNetwork, x: Any) -> None:
+    """Warn where :func:`check_used_weights` would raise, once for a model and the sites that are pruned.
 
-    Random numbers go on as if nothing had run. What the network cannot take is left for the prediction itself to say.
+    A copy of the network gets two examples of ``x``, so that nothing of the prediction that follows changes. A network that
+    cannot be run so is not checked.
     """
-    masked = frozenset(_masks(model))
+    masked = {name for name, value in model.initial_values().items() if active_mask(name, value.shape) is not None}
     if masked <= _checked.get(model, frozenset()):
         return
-    with suppress(RuntimeError), seeds.rng(trees.first_tensor(x).device, 0, "masks"):
-        if check_used_weights(model, trees.map_tensors(lambda t: t[:2], x)):
-            _checked[model] = masked | _checked.get(model, frozenset())
+    partly = {name for name, mask in _pruning(model).items() if bool(mask.any())}  # others cannot show a transformation
+    if partly <= _checked.get(model, frozenset()):
+        return
+    with (
+        TURN, torch.inference_mode(False), torch.enable_grad(), seeds.rng(trees.first_tensor(x).device, 0, "masks"),
+    ):  # fmt: skip
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                check_used_weights(copy.deepcopy(model), trees.map_tensors(lambda t: t[:2], x))
+        except UserError as error:
+            said = str(error)
+        except Exception:  # the prediction itself says what the network cannot take
+            return
+        else:
+            said = ""
+    _checked[model] = _checked.get(model, frozenset()) | partly
+    if said:
+        warnings.warn(said, stacklevel=2)
 
 
-def _masks(model: BayesianNetwork) -> Mask:
-    """The masks of the enclosing ``sparsify`` for the sites of ``model``."""
+def _pruning(model: BayesianNetwork) -> Mask:
+    """The masks of the enclosing ``sparsify`` for the sites of ``model`` that lose a weight."""
     found = {name: active_mask(name, value.shape, value.device) for name, value in model.initial_values().items()}
-    return {name: mask for name, mask in found.items() if mask is not None}
+    return {name: mask for name, mask in found.items() if mask is not None and not bool(mask.all())}
 
 
 def _probe(model: BayesianNetwork, kept: Mask) -> tuple[Sites, Mask]:

@@ -276,7 +276,7 @@ def test_a_prediction_takes_the_draws_of_a_guide_under_its_mask_as_they_are(tiny
     """So that layers find the kept weights, and none is pruned twice."""
     guide, met = pl.guides.mean_field(tiny_model), []
     with pl.handlers.sparsify(half_mask):
-        pl.predict(tiny_model, guide, tiny_data.test[:4])  # the first one checks the network, by a pass of its own
+        pl.predict(tiny_model, guide, tiny_data.test[:4])  # the first one checks a copy of the network
         hook = tiny_model.net.hidden.register_forward_pre_hook(lambda layer, x: met.append(kept_of(layer.weight)))
         pl.predict(tiny_model, guide, tiny_data.test[:4], num_samples=2)
     hook.remove()

@@ -6,12 +6,14 @@ import warnings
 import pytest
 import timm
 import torch
+from pyro import poutine
 from timm.layers import StdConv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 from torch.nn import functional as F
 
 import pyro_lottery as pl
+from pyro_lottery import prediction
 from pyro_lottery.model.mask_check import check_used_weights, used_weights
 from tests.support import TinyNet
 
@@ -165,36 +167,88 @@ def test_a_weight_that_is_transformed_elsewhere_is_refused_by_name_before_the_fi
         pl.train(model, guide, tiny_data, **QUICK)
 
 
+WARNED = r"^'hidden\.weight' is transformed before its layer uses it"
+
+
+@pytest.mark.parametrize("predict", [pl.predict, pl.predict_mean, pl.predictive], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("make", [Shifted, Multiplied, Halved])
-def test_a_transformed_weight_is_refused_before_it_is_predicted_with(make, tiny_data):
+def test_a_prediction_with_a_transformed_weight_is_warned_of(make, predict, tiny_data):
     model = pl.BayesianClassifier(make(), num_data=60)
     guide, x = pl.guides.mean_field(model), tiny_data.test[:5]
-    dense = pl.predict_mean(model, guide, x)
-    with pl.handlers.sparsify(pl.masks.full(pl.posterior(guide))):
-        assert torch.equal(pl.predict_mean(model, guide, x), dense)
-    for predict in (pl.predict, pl.predict_mean, pl.predictive, lambda *given: pl.predict(*given[:2], [x])):
-        with (
-            pytest.raises(pl.UserError, match=r"^'hidden\.weight' is transformed before its layer uses it"),
-            pl.handlers.sparsify(pruned(model, 0.5)[0]),
-        ):
+    half, full = pruned(model, 0.5)[0], pl.masks.full(pl.posterior(guide))
+    none = full | {"hidden.weight": torch.zeros_like(full["hidden.weight"])}
+    others = half | {"hidden.weight": full["hidden.weight"]}
+    for harmless in (full, others, none):  # whose check shows nothing of the layer
+        with pl.handlers.sparsify(harmless):
             predict(model, guide, x)
-    with pl.handlers.sparsify(
-        {"out.weight": torch.arange(model.initial_values()["out.weight"].numel()).view(3, -1) % 2 == 0}
-    ):
-        pl.predict(model, guide, x)  # the layer that is transformed has no mask
+    with pl.handlers.sparsify(half), torch.inference_mode(), pytest.warns(UserWarning, match=WARNED):
+        predict(model, guide, [x] if predict is pl.predict else x)
+    with pl.handlers.sparsify(half):
+        predict(model, guide, x)  # which is said once
 
 
-def test_a_prediction_under_a_mask_checks_the_network_once_and_draws_the_same(tiny_data, half_mask, tiny_model):
+class Made(TinyNet):
+    """Makes a scale of the first batch that it gets, and takes no batch of another size."""
+
+    scale = None
+
+    def forward(self, x):
+        x = F.avg_pool2d(torch.relu(self.bn(self.conv(x))), 2).flatten(1)
+        if self.scale is None:
+            self.scale = x.detach().mean(0, keepdim=True).expand(len(x), -1)
+        return self.out(torch.relu(self.hidden(x + self.scale)))
+
+
+class Products(TinyNet):
+    """Without layer functions, and with a product of activations."""
+
+    def forward(self, x):
+        x = F.avg_pool2d(torch.relu(self.bn(self.conv(x))), 2).flatten(1)
+        x = torch.relu(x @ self.hidden.weight.T + self.hidden.bias)
+        return x @ (self.out.weight.T @ torch.eye(3)) + (x @ x.T).mean()
+
+
+class Normed(TinyNet):
+    """Divides filters by their norms, which is 0/0 where all weights of one are pruned."""
+
+    def forward(self, x):
+        x = F.avg_pool2d(torch.relu(self.bn(self.conv(x))), 2).flatten(1)
+        weight = self.hidden.weight / self.hidden.weight.norm(dim=1, keepdim=True)
+        return self.out(torch.relu(F.linear(x, weight, self.hidden.bias)))
+
+
+@pytest.mark.parametrize("make", [Fine, Made, Products, Normed])
+def test_the_check_of_a_prediction_changes_nothing_of_it(make, tiny_data):
+    found, x = [], tiny_data.test[:5]
+    for checked in (True, False):
+        torch.manual_seed(3)
+        model = pl.BayesianClassifier(make(), num_data=60)
+        guide, state = pl.guides.mean_field(model), model.net_state()
+        with pl.handlers.sparsify(pruned(model, 0.5)[0]), pytest.MonkeyPatch.context() as patch:
+            if not checked:
+                patch.setattr(prediction, "warn_of_used_weights", lambda model, x: None)
+            torch.manual_seed(4)
+            found.append(pl.predict(model, guide, x, num_samples=3))
+        assert all(torch.equal(state[name], value) for name, value in model.net_state().items())
+    assert torch.equal(*found)
+    assert found[0].isfinite().all()
+
+
+def test_an_enclosing_trace_does_not_see_the_check(tiny_data, half_mask, tiny_model):
+    guide = pl.guides.mean_field(tiny_model)
+    with pl.handlers.sparsify(half_mask), poutine.trace() as trace:
+        pl.predict_mean(tiny_model, guide, tiny_data.test[:5])
+    assert set(tiny_model.initial_values()) <= set(trace.trace.nodes)
+
+
+def test_a_prediction_checks_a_network_once(tiny_data, half_mask, tiny_model):
     passes, x = [], tiny_data.test[:5]
     tiny_model.net.register_forward_hook(lambda *_: passes.append(1))
     guide = pl.guides.mean_field(tiny_model)
-    found = []
     for _ in range(2):
-        torch.manual_seed(3)
         with pl.handlers.sparsify(half_mask):
-            found.append(pl.predict(tiny_model, guide, x, num_samples=4))
-    assert torch.equal(*found)
-    assert len(passes) == 4 + 1 + 4
+            pl.predict(tiny_model, guide, x, num_samples=4)
+    assert len(passes) == 1 + 4 + 4
 
 
 @pytest.mark.parametrize("survivors", [1, 2, 4])
