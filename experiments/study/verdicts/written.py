@@ -27,7 +27,8 @@ def markdown(claims: Sequence[Claim], lines: Sequence[str], accuracy: str) -> st
         "Could show: how far beyond its bound a mean has to be to count, by the spread of these seeds, if it is the clearest of a claim.",
     ]
     out += ["Sign flips: the p-value of the relation by flips of signs."]
-    out += ["Equivalent: the difference that the claim speaks of is within the margin of none.", ""]
+    out += ["Equivalent: the difference that the claim speaks of is within the margin of none."]
+    out += ["Worst: the level whose test is clearest, if one makes the statistic fail, else the one furthest out.", ""]
     columns = (
         "#",
         "statistic",
