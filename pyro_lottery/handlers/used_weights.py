@@ -21,6 +21,8 @@ _PLAIN |= {cls.forward for cls in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Co
 _PLAIN_CONVOLUTIONS = {cls._conv_forward for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 _PRODUCTS = {torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum, F.bilinear}
 _PRODUCTS |= {Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, Tensor.mm, Tensor.bmm, Tensor.addmm, Tensor.baddbmm}
+_LOOKUPS: set[Any] = {F.embedding, F.multi_head_attention_forward}
+"""Functions whose result is an activation, whatever autograd knows of their inputs."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,20 @@ class UsedWeights(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in LAYER_FUNCTIONS:
             self._record(kwargs["weight"] if "weight" in kwargs else args[1])
-            out = func(*args, **kwargs)
-            self._activations.add(out.grad_fn)
-            return out
-        if func in _PRODUCTS:
+        elif func in _PRODUCTS:
             self._record_all([*args, *kwargs.values()])
         elif func is F.multi_head_attention_forward:
             self._record_all([a for a in (*args, *kwargs.values()) if id(a) in self._names])
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if func in LAYER_FUNCTIONS or func in _LOOKUPS or (func in _PRODUCTS and self._is_of_integers(args)):
+            self._activations.add((out[0] if isinstance(out, tuple) else out).grad_fn)
+        return out
+
+    def _is_of_integers(self, factors: Any) -> bool:
+        """Whether a product is taken for one of a weight and a batch whose inputs, integers, autograd could not follow."""
+        return not self._inputs and any(
+            isinstance(factor, Tensor) and factor.grad_fn is None and not factor.requires_grad for factor in factors
+        )
 
     def _record_all(self, values: Any) -> None:
         for value in values:

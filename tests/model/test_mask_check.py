@@ -251,6 +251,54 @@ def test_a_prediction_checks_a_network_once(tiny_data, half_mask, tiny_model):
     assert len(passes) == 1 + 4 + 4
 
 
+class Pixels(nn.Module):
+    """Integers in, and products instead of layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.relu(x.float().flatten(1) / 255 @ self.hidden.weight.T + self.hidden.bias)
+        return x @ self.out.weight.T + x.mean()
+
+
+class Tokens(nn.Module):
+    """Products of what was looked up, and of what attention put out."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.attend = nn.Embedding(20, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.query, self.out = nn.Parameter(torch.randn(8)), nn.Linear(8, 3)
+
+    def forward(self, x):
+        words = self.words(x.flatten(1).long() % 20)
+        words = words + (words @ words.transpose(1, 2)).softmax(-1) @ words
+        seen = self.attend(words, words, words)[0]
+        shares = torch.einsum("btd,d->bt", seen, self.query).softmax(1)
+        return self.out(torch.einsum("bt,btd->bd", shares, seen))
+
+
+class ShiftedPixels(Pixels):
+    def forward(self, x):
+        x = torch.relu(x.float().flatten(1) / 255 @ (self.hidden.weight - self.hidden.weight.mean()).T)
+        return x @ self.out.weight.T
+
+
+@pytest.mark.filterwarnings("ignore:densities count only")
+@pytest.mark.parametrize("make", [Pixels, Tokens])
+def test_activations_of_integers_are_no_weights(make):
+    model = pl.BayesianClassifier(make(), num_data=60)
+    with pl.handlers.sparsify(pruned(model, 0.1)[0]):
+        check_used_weights(model, torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8))
+
+
+def test_a_weight_that_is_transformed_is_found_beside_integers():
+    model = pl.BayesianClassifier(ShiftedPixels(), num_data=60)
+    with pl.handlers.sparsify(pruned(model, 0.1)[0]), pytest.raises(pl.UserError, match=WARNED):
+        check_used_weights(model, torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8))
+
+
 @pytest.mark.parametrize("survivors", [1, 2, 4])
 def test_a_layer_of_few_survivors_is_checked_too(survivors, tiny_data):
     class Centred(nn.Module):
