@@ -82,25 +82,9 @@ def check_used_weights(model: BayesianNetwork, x: Any) -> None:
 
     This happens where something transforms a weight before its layer uses it; the message names the layer. Without a pruned
     weight nothing is run.
-
-    One forward pass with some values: every pruned weight must leave a zero in what a layer function gets.
     """
-    kept = _pruning(model)
-    if not kept:
-        return
-    values, probe = _probe(model, kept)
-    with poutine.block(), sparsify(probe):  # enclosing handlers, such as a trace, do not see this pass
-        uses = used_weights(model, values, x)
-    survivors = {name: int(value.count_nonzero()) for name, value in values.items()}
-    for use in uses:
-        elements = sum(values[name].numel() for name in use.sites)
-        allowed = sum(survivors[name] for name in use.sites) * max(1.0, use.elements / elements)
-        if use.nonzero > allowed:
-            raise UserError(
-                f"{use.sites[0]!r} is transformed before its layer uses it, so pruned weights do not stay 0: the layer computes "
-                f"with {use.nonzero:,} of {use.elements:,} weights, but {int(allowed):,} survive; give it no mask, or train the "
-                "network dense"
-            )
+    if said := _transformed(model, x):
+        raise UserError(said)
 
 
 def warn_of_used_weights(model: BayesianNetwork, x: Any) -> None:
@@ -111,7 +95,7 @@ def warn_of_used_weights(model: BayesianNetwork, x: Any) -> None:
     """
     masked = {name for name, value in model.initial_values().items() if active_mask(name, value.shape) is not None}
     if masked <= _checked.get(model, frozenset()):
-        return
+        return  # which spares a GPU from being asked what the masks hold
     partly = {name for name, mask in _pruning(model).items() if bool(mask.any())}  # others cannot show a transformation
     if partly <= _checked.get(model, frozenset()):
         return
@@ -120,16 +104,36 @@ def warn_of_used_weights(model: BayesianNetwork, x: Any) -> None:
     ):  # fmt: skip
         try:
             with warnings.catch_warnings(action="ignore"):
-                check_used_weights(copy.deepcopy(model), trees.map_tensors(lambda t: t[:2], x))
-        except UserError as error:
-            said = str(error)
+                said = _transformed(copy.deepcopy(model), trees.map_tensors(lambda t: t[:2], x))
         except Exception:  # the prediction itself says what the network cannot take
             return
-        else:
-            said = ""
     _checked[model] = _checked.get(model, frozenset()) | partly
     if said:
         warnings.warn(said, stacklevel=2)
+
+
+def _transformed(model: BayesianNetwork, x: Any) -> str:
+    """What is wrong where a layer computes with pruned weights that are not 0; empty if none does.
+
+    One forward pass with some values: every pruned weight must leave a zero in what a layer function gets.
+    """
+    kept = _pruning(model)
+    if not kept:
+        return ""
+    values, probe = _probe(model, kept)
+    with poutine.block(), sparsify(probe):  # enclosing handlers, such as a trace, do not see this pass
+        uses = used_weights(model, values, x)
+    survivors = {name: int(value.count_nonzero()) for name, value in values.items()}
+    for use in uses:
+        elements = sum(values[name].numel() for name in use.sites)
+        allowed = sum(survivors[name] for name in use.sites) * max(1.0, use.elements / elements)
+        if use.nonzero > allowed:
+            return (
+                f"{use.sites[0]!r} is transformed before its layer uses it, so pruned weights do not stay 0: the layer computes "
+                f"with {use.nonzero:,} of {use.elements:,} weights, but {int(allowed):,} survive; give it no mask, or train the "
+                "network dense"
+            )
+    return ""
 
 
 def _pruning(model: BayesianNetwork) -> Mask:
