@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pyro
 import pytest
 import torch
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 
 import pyro_lottery as pl
 from pyro_lottery.handlers import sparsify
 from pyro_lottery.runs.trained import TrainedNetwork
+from pyro_lottery.threads import TURN, OwnHandler
 from tests.support import TinyNet
 
 
@@ -114,6 +116,39 @@ def test_predictions_beside_a_training_change_neither(networks, tiny_data):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert later == losses
     assert all(torch.equal(after[site], locs[site]) for site in locs)
+
+
+def test_handlers_that_act_on_all_threads_are_entered_in_turn(tiny_data, monkeypatch):
+    """Another thread would find them on Pyro's stack, or leave one below them, and then wait for ever."""
+    real, entered, early = Messenger.__enter__, set(), set()
+
+    def enter(handler):
+        name = type(handler).__name__
+        entered.add(name)
+        if not isinstance(handler, OwnHandler) and not TURN._is_owned():
+            early.add(name)
+        return real(handler)
+
+    monkeypatch.setattr(Messenger, "__enter__", enter)
+    trained = network(1, tiny_data)
+    model, guide = trained.model, trained.guide
+    with sparsify(trained.mask):
+        pl.train(model, guide, tiny_data, epochs=1, batch_size=30, precision="auto")
+        pl.predict(model, guide, tiny_data.test, 2)
+        pl.predict_mean(model, guide, tiny_data.test)
+        pl.posterior(guide)
+    pl.guides.auto(pyro.infer.autoguide.AutoIAFNormal, model).quantiles([0.5])
+    assert {"BlockMessenger", "TraceMessenger", "ScaleMessenger", "SparsifyMessenger"} <= entered
+    assert not early
+
+
+def test_a_call_that_meets_anothers_handler_does_not_keep_the_turn(networks):
+    """Pyro raises where a handler that another thread entered is left on top of its own."""
+    stranger, net = Messenger(), networks[0].model.net
+    with pytest.raises(ValueError, match="not on the bottom of the stack"), net._pyro_context:
+        _PYRO_STACK.append(stranger)
+    assert not TURN._is_owned()
+    _PYRO_STACK.clear()
 
 
 def in_another_thread(function):

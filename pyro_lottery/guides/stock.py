@@ -21,6 +21,7 @@ from pyro_lottery.guides.preimage import preimage
 from pyro_lottery.guides.quantiles import normal_quantiles, probabilities
 from pyro_lottery.guides.supports import check_real
 from pyro_lottery.masks import zeroed
+from pyro_lottery.threads import TURN
 from pyro_lottery.types import Posterior
 
 QUANTILE_DRAWS = 1000
@@ -75,7 +76,7 @@ class Drawn(Stock):
         )
 
     def quantiles(self, quantiles: Any, masks: Masks, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        with poutine.block(hide_fn=lambda msg: msg["type"] == "sample"):
+        with TURN, poutine.block(hide_fn=lambda msg: msg["type"] == "sample"):
             draws = [self.guide(*args, **kwargs) for _ in range(QUANTILE_DRAWS)]
         every = {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
         kept = {name: zeroed(every[name], mask) for name, mask in masks.items()}

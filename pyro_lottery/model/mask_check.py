@@ -121,7 +121,7 @@ def _transformed(model: BayesianNetwork, x: Any) -> str:
     if not kept:
         return ""
     values, probe = _probe(model, kept)
-    with poutine.block(), sparsify(probe):  # enclosing handlers, such as a trace, do not see this pass
+    with TURN, poutine.block(), sparsify(probe):  # enclosing handlers, such as a trace, do not see this pass
         uses = used_weights(model, values, x)
     survivors = {name: int(value.count_nonzero()) for name, value in values.items()}
     for use in uses:

@@ -59,15 +59,16 @@ class OwnParameters(_Context):
 
     def __exit__(self, *exception: Any) -> None:
         global _inside
-        self.active -= 1
-        if not self.active:
-            self.cache.clear()
-            self._handler.__exit__(*exception)
-            del self._handler
-            _inside -= 1
-            if not _inside:
-                pyro.settings.set(module_local_params=_before)
-        TURN.release()
+        try:
+            self.active -= 1
+            if not self.active:
+                self.cache.clear()
+                _inside -= 1
+                if not _inside:
+                    pyro.settings.set(module_local_params=_before)
+                self._handler.__exit__(*exception)  # raises if another thread entered a handler of Pyro out of turn
+        finally:
+            TURN.release()  # or every other thread would wait for ever
 
 
 def keep_parameters_(module: nn.Module) -> None:
