@@ -177,6 +177,7 @@ def test_torchrun_starts_the_ranks_too(by_torchrun):
     ("options", "message"),
     [
         (["--sync-batchnorm"], "--sync-batchnorm needs several GPUs"),
+        (["--sync-batchnorm", "--devices", "2"], "--sync-batchnorm needs several GPUs"),  # before ranks start
         (["--devices", "0"], "--devices must be at least 1"),
         (["--strategy", "fsdp"], "unknown --strategy 'fsdp'"),
         (["--parallel", "sample"], "did you mean samples"),
@@ -186,6 +187,7 @@ def test_options_of_devices_are_checked(options, message, tmp_path, capsys):
     usual = ["--preset", "quick", "--arch", "lenet", "--device", "cpu", "--run-dir", str(tmp_path / "run")]
     assert imp.main([*usual, *options]) == 2
     assert message in capsys.readouterr().err
+    assert not torch.distributed.is_initialized()
 
 
 def test_one_process_is_the_first_and_shares_nothing():

@@ -50,8 +50,8 @@ def used_weights(model: BayesianNetwork, values: Sites, x: Any) -> Sequence[Use]
     # A compiled network runs eagerly, because what is recorded is read at once.
     eager: Any = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with (
-        eager,
         inference(model),
+        eager,
         torch.enable_grad(),
         UsedWeights(values, inputs) as used,
         poutine.condition(data=values),

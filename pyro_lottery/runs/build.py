@@ -241,7 +241,10 @@ def prepare(config: Config, own: Own | None = None) -> Setup:
     """
     check_names(config, own)
     device, ranks = machine.resolve_device(config.device), ALONE
-    if config.devices * config.num_nodes > 1:
+    several = config.devices * config.num_nodes > 1
+    if config.sync_batchnorm and (device.type != "cuda" or not several):
+        raise UserError("--sync-batchnorm needs several GPUs; leave it out, and each rank normalises its own images")
+    if several:
         ranks = start(device.type, config.devices, config.num_nodes, config.strategy, config.parallel)
         device = ranks.device or device
     else:
@@ -250,8 +253,6 @@ def prepare(config: Config, own: Own | None = None) -> Setup:
 
 
 def _prepare(config: Config, device: torch.device, ranks: Ranks, own: Own | None) -> Setup:
-    if config.sync_batchnorm and (device.type != "cuda" or ranks.world == 1):
-        raise UserError("--sync-batchnorm needs several GPUs; leave it out, and each rank normalises its own images")
     given = pretrained.load(config.pretrained, config.pretrained_key)
     if given is not None:
         config = config.with_weights(f"{given.checksum():08x}")
