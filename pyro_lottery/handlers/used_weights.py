@@ -21,6 +21,16 @@ _PLAIN |= {cls.forward for cls in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Co
 _PLAIN_CONVOLUTIONS = {cls._conv_forward for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 _PRODUCTS = {torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum, F.bilinear}
 _PRODUCTS |= {Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, Tensor.mm, Tensor.bmm, Tensor.addmm, Tensor.baddbmm}
+_PRODUCTS |= {
+    torch.tensordot,
+    torch.inner,
+    torch.mv,
+    torch.addmv,
+    torch.dot,
+    torch.linalg.matmul,
+    torch.linalg.multi_dot,
+}
+_PRODUCTS |= {Tensor.inner, Tensor.mv, Tensor.addmv, Tensor.dot}
 _LOOKUPS: set[Any] = {F.embedding, F.multi_head_attention_forward}
 """Functions whose result is an activation, whatever autograd knows of their inputs."""
 

@@ -151,6 +151,34 @@ class Fine(TinyNet):
         return self.out(torch.relu(F.linear(x, made.T @ made))) + torch.einsum("bi,oi->bo", x, self.out.weight)
 
 
+PRODUCTS = {
+    "tensordot": lambda x, w: torch.tensordot(x, w, ([1], [1])),
+    "inner": torch.inner,
+    "mv": lambda x, w: torch.stack([torch.mv(w, row) for row in x]),
+    "addmv": lambda x, w: torch.stack([torch.zeros(len(w)).addmv(w, row) for row in x]),
+    "dot": lambda x, w: torch.stack([torch.stack([row.dot(of_one) for of_one in w]) for row in x]),
+    "linalg.matmul": lambda x, w: torch.linalg.matmul(x, w.T),
+    "linalg.multi_dot": lambda x, w: torch.linalg.multi_dot([x, w.T, torch.eye(len(w))]),
+}
+
+
+@pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS)
+def test_every_product_shows_the_weight_that_it_gets(product, tiny_data):
+    class Shown(TinyNet):
+        def forward(self, x):
+            x = F.avg_pool2d(torch.relu(self.bn(self.conv(x))), 2).flatten(1)
+            weight = self.hidden.weight + self.shift
+            return self.out(torch.relu(product(x, weight) + self.hidden.bias))
+
+    model = pl.BayesianClassifier(Shown(), num_data=60)
+    with pl.handlers.sparsify(pruned(model, 0.5)[0]):
+        model.net.shift = 0
+        check_used_weights(model, tiny_data.test[:5])
+        model.net.shift = 1
+        with pytest.raises(pl.UserError, match=WARNED):
+            check_used_weights(model, tiny_data.test[:5])
+
+
 @pytest.mark.parametrize("make", [Shifted, Multiplied, Halved])
 def test_a_weight_that_is_transformed_elsewhere_is_refused_by_name_before_the_first_step(make, tiny_data):
     model = pl.BayesianClassifier(make(), num_data=60)
