@@ -7,6 +7,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any, NoReturn
 
 
@@ -74,7 +75,7 @@ def check_counts(least: int, **counts: Any) -> None:
     pyro_lottery.errors.UserError: epochs must be a whole number, at least 1, got 2.5
     """
     for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise UserError(f"{name} must be a whole number, at least {least}, got {value!r}")
 
 

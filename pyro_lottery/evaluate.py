@@ -118,10 +118,13 @@ def _of_level(
     for inside in network.predictives(test, count, config.seed):
         measured = metrics.all_metrics(inside.probs, test.labels)
         yield "samples", [{"samples": inside.num_samples} | measured]
-    confidence, predicted = inside.probs.max(1)
+    predicted = inside.probs.argmax(1)
+    confidence = -metrics.doubt(inside.probs)  # the largest probability itself is 1 where logits are 17 apart
     correct = predicted == test.labels
     entropies = {name: float(getattr(inside, name).mean()) for name in ("total", "aleatoric", "epistemic")}
-    calibration = {f.__name__: f(inside.probs, test.labels) for f in CALIBRATION}
+    defined = CALIBRATION if len(test) > 1 else [f for f in CALIBRATION if f is not metrics.calibrated_nll]
+    calibration = dict.fromkeys((f.__name__ for f in CALIBRATION), math.nan)
+    calibration |= {f.__name__: f(inside.probs, test.labels) for f in defined}
     areas = {f.__name__: f(confidence, correct) for f in (metrics.aurc, metrics.augrc)}
     yield "uncertainty", [measured | entropies | areas | calibration]
     yield "classes", _by_class(predicted, test.labels, network.classes or tuple(map(str, range(inside.probs.shape[1]))))

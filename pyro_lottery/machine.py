@@ -92,6 +92,11 @@ def channels_last_(module: nn.Module) -> None:
     module._apply(lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)
 
 
+def contiguous_(module: nn.Module) -> None:
+    """Convert every parameter and buffer to torch's usual layout, in place."""
+    module._apply(lambda t: t.contiguous())
+
+
 def resolve_device(name: str) -> torch.device:
     """Return the device named ``name``; ``auto`` is the GPU if there is one, and the CPU otherwise.
 

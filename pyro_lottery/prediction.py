@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from pyro_lottery import guides, metrics, seeds, trees
-from pyro_lottery.errors import UserError, one_line
+from pyro_lottery.errors import UserError, check_counts, one_line
 from pyro_lottery.handlers import active_mask, are_as_drawn, as_drawn
 from pyro_lottery.machine import autocast, channels_last
 from pyro_lottery.masks import zeroed
@@ -31,8 +31,8 @@ BATCH = 500
 """Default number of examples per forward pass."""
 SMALL, NUMBERS = 2_500, 2**23
 """Examples per forward pass on a GPU, which waits for Python between two passes, if they hold no more input numbers than this."""
-ROUNDING = 1e-6
-"""Nats: what two entropies of probabilities in single precision differ by if these are equal."""
+_REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
+"""What networks raise for inputs that they cannot take."""
 Inputs = Any
 """Inputs: a tensor or numpy array [n, ...], a tuple, list or mapping of them as the network takes it, a
 ``pyro_lottery.data.Split``, or a loader, which is any other iterable of batches x or (x, y)."""
@@ -73,8 +73,8 @@ def predict(
             return torch.stack(list(draws))
         total: Any = 0.0
         for count, expected in enumerate(draws, 1):  # noqa: B007
-            total = total + expected
-        return total / count
+            total = total + expected.double()  # in single precision a thousand draws would cost two digits
+        return (total / count).to(expected.dtype)
 
     with TURN:
         _check(model, guide, num_samples)
@@ -100,8 +100,7 @@ class Predictive:
     @property
     def epistemic(self) -> Tensor:
         """The mutual information of label and weights [n], in nats: total − aleatoric, and 0 within the rounding of the draws."""
-        found = self.total - self.aleatoric
-        return found.where(found > ROUNDING, 0.0)
+        return metrics.mutual_information(self.total, self.aleatoric)
 
 
 def predictive(
@@ -172,8 +171,8 @@ def _running(draws: Iterator[Tensor]) -> Iterator[Predictive]:
     total: Any = 0.0
     entropies: Any = 0.0
     for count, probs in enumerate(draws, 1):
-        total, entropies = total + probs, entropies + metrics.entropy(probs)
-        yield Predictive(total / count, entropies / count, count)
+        total, entropies = total + probs.double(), entropies + metrics.entropy(probs)
+        yield Predictive((total / count).to(probs.dtype), entropies / count, count)
 
 
 def last(every: Iterator[Predictive]) -> Predictive:
@@ -182,8 +181,9 @@ def last(every: Iterator[Predictive]) -> Predictive:
 
 
 def _check(model: BayesianNetwork, guide: AutoGuide, num_samples: int) -> None:
-    if num_samples < 1:
-        raise UserError(f"num_samples must be at least 1, got {num_samples}; for the mean weights, use predict_mean")
+    if num_samples == 0:
+        raise UserError("num_samples must be at least 1, got 0; for the mean weights, use predict_mean")
+    check_counts(1, num_samples=num_samples)
     with TURN:
         guides.check_sites(model, guide)
 
@@ -313,14 +313,14 @@ def _outputs(
             try:
                 with model.with_weights(used):
                     output = model.outputs(trees.map_tensors(channels_last, batch))
-            except torch.OutOfMemoryError:
+            except (UserError, torch.OutOfMemoryError):
                 raise
-            except RuntimeError as error:
+            except _REFUSALS as error:
                 raise UserError(_refusal(batch, error)) from error
             yield output
 
 
-def _refusal(batch: Any, error: RuntimeError) -> str:
+def _refusal(batch: Any, error: Exception) -> str:
     """The error message for a batch that the network cannot take."""
     said = f"the network cannot take {trees.shapes(batch)} inputs ({one_line(error)})"
     if trees.first_tensor(batch).is_floating_point():

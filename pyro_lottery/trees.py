@@ -90,9 +90,19 @@ def as_real(value: Any) -> Tensor:
 
 
 def as_tensors(x: Any) -> Any:
-    """Return ``x`` with every numpy array in it replaced by a tensor."""
+    """Return ``x`` with every numpy array in it replaced by a tensor.
+
+    Raises ``UserError`` for an array with masked entries, or of a type that torch does not have, and for sparse tensors.
+    """
+    if isinstance(x, Tensor) and x.layout != torch.strided:
+        raise UserError(f"inputs must be dense, got a tensor of the layout {x.layout}; use x.to_dense()")
+    if np.ma.is_masked(x):
+        raise UserError("the inputs have masked entries; fill them, or leave these examples out")
     if isinstance(x, np.ndarray):
-        return torch.as_tensor(np.ascontiguousarray(x))
+        try:
+            return torch.as_tensor(np.ascontiguousarray(x))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"inputs of the numpy type {x.dtype} cannot be read; use x.astype(np.float32)") from error
     if isinstance(x, Mapping):
         return {key: as_tensors(value) for key, value in x.items()}
     if isinstance(x, tuple | list) and not hasattr(x, "_fields"):

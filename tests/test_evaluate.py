@@ -187,3 +187,10 @@ def test_other_images_of_a_level_are_kept(run):
     assert not kept.duplicated(["level", "ood", "score"]).any()
     kept = pd.read_csv(run.folder.path / "evaluation" / "histogram.csv")
     assert set(kept[kept["level"] == 1]["images"]) == {"test", "noise", "permuted"}
+
+
+def test_one_test_image_has_all_measures_but_that_of_a_fitted_temperature(tmp_path):
+    run = small_run(tmp_path / "run", levels=0, epochs=1, test_size=1)
+    (row,) = evaluate.evaluate(run)["uncertainty"]
+    missing = [name for name, value in row.items() if value != value]
+    assert missing == ["calibrated_nll"]

@@ -142,6 +142,14 @@ def test_a_confidence_of_one_shares_the_last_bin():
     assert metrics.ece(probs, torch.tensor([1, 0])) == pytest.approx(abs(0.5 - 0.98))
 
 
+def test_the_error_of_one_bin_does_not_grow_with_the_examples():
+    probs, labels = torch.tensor([[0.8, 0.2]]).expand(400_000, 2), torch.zeros(400_000, dtype=torch.long)
+    labels[::5] = 1
+    gap = float(probs[0, 0].double() - 0.8)  # of 0.8 in float32
+    for error in (metrics.ece, metrics.mace, metrics.adaptive_ece, metrics.classwise_ece):
+        assert error(probs, labels) == pytest.approx(gap, abs=1e-8)
+
+
 def test_mace_and_ece_agree_with_torchmetrics_bin_by_bin():
     torch.manual_seed(0)
     probs, labels = torch.randn(5000, 4, dtype=torch.double).mul(2).softmax(1), torch.randint(4, (5000,))
@@ -308,6 +316,10 @@ def test_a_missing_probability_beside_the_labels_is_missing():
         (lambda: metrics.fpr95(PROBS[:, 0], PROBS[:0, 0]), r"outside must be \[n\], .* at least one"),
         (lambda: metrics.ece(PROBS, LABELS, 0), "number of bins must be a whole number, at least 1, got 0"),
         (lambda: metrics.mace(PROBS, LABELS, 2.5), "number of bins must be a whole number"),
+        (lambda: metrics.calibrated_nll(PROBS, LABELS, 0), "splits must be a whole number, at least 1, got 0"),
+        (lambda: metrics.temperature(PROBS, LABELS, 0), "prior_scale must be greater than 0, got 0"),
+        (lambda: metrics.temperature(PROBS, LABELS, math.nan), "prior_scale must be greater than 0, got nan"),
+        (lambda: metrics.deep_ensemble_equivalent((0.9, 0.8), [1.0]), r"needs an NLL and .* got \(0\.9, 0\.8\)"),
     ],
 )
 def test_wrong_scores_are_named(call, message):

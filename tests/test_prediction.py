@@ -52,7 +52,7 @@ def test_unaggregated_predictions_are_those_that_the_average_is_of(point, tiny_m
         average = pl.predict(tiny_model, guide, tiny_data.test, num_samples=4)
     count = 1 if point else 4
     assert every.shape == (count, 24, 3)
-    assert torch.equal(sum(every) / count, average)
+    assert torch.equal((every.double().sum(0) / count).float(), average)
     torch.testing.assert_close(every.mean(0), average)
     assert point or not torch.equal(every[0], every[1])
 
@@ -90,6 +90,13 @@ def test_bad_numbers_are_named(tiny_model, tiny_data):
         pl.predict(tiny_model, guide, tiny_data.test, 0)
     with pytest.raises(pl.UserError, match="unknown precision"):
         pl.predict(tiny_model, guide, tiny_data.test, precision="16")
+    for wrong in (2.5, "3", None, True, -1):
+        for point in (guide, pl.guides.deterministic(tiny_model)):
+            with pytest.raises(pl.UserError, match="num_samples must be a whole number, at least 1"):
+                pl.predict(tiny_model, point, tiny_data.test, wrong)
+    with pytest.raises(pl.UserError, match="batch_size must be a whole number"):
+        pl.predict(tiny_model, guide, tiny_data.test, batch_size=2.5)
+    assert pl.predict(tiny_model, guide, tiny_data.test, np.int64(2)).shape == (24, 3)
 
 
 def test_joint_guides_predict_from_mean_weights_under_a_mask(tiny_model, tiny_data, half_mask):
@@ -336,6 +343,11 @@ def test_what_was_not_normalised_is_named(tiny_model, tiny_data):
     [
         (torch.ones(4, 3).long(), r"cannot take \[4, 3\] int64 inputs \(.*\); pass a split, such as data\.test"),
         (torch.ones(4, 2), r"cannot take \[4, 2\] float32 inputs \(mat1 and mat2 .*\)$"),
+        ([torch.ones(4, 3)] * 2, r"cannot take \[4, 3\] float32, \[4, 3\] float32 inputs \(.* 3 were given\)$"),
+        ({"a": torch.ones(4, 3)}, r"cannot take \[4, 3\] float32 inputs \(.* keyword argument 'a'\)$"),
+        (torch.ones(4, 3).to_sparse(), r"inputs must be dense, got a tensor of the layout torch.sparse_coo"),
+        (np.ma.masked_array(np.ones((4, 3)), np.eye(4, 3) > 0), "masked entries; fill them, or leave"),
+        (np.ones((4, 3), dtype=">f4"), "numpy type >f4 cannot be read; use x.astype"),
     ],
 )
 def test_inputs_that_the_network_cannot_take_are_named(x, message):
@@ -440,4 +452,15 @@ def test_equal_draws_have_no_epistemic_entropy():
     probs = torch.rand(200, 10, generator=torch.Generator().manual_seed(0)).softmax(1)
     found = prediction.last(prediction._running(iter([probs] * 10)))
     assert (found.total - found.aleatoric).abs().max() > 0
+    assert found.epistemic.unique().tolist() == [0.0]
+
+
+def test_a_thousand_draws_cost_no_digits():
+    model = pl.BayesianClassifier(nn.Linear(3, 10), num_data=9)
+    guide, x = pl.guides.mean_field(model, init_scale=1e-7), 2 * torch.randn(50, 3)
+    expected, found = pl.predict_mean(model, guide, x), pl.predictive(model, guide, x, 1000)
+    for probs in (found.probs, pl.predict(model, guide, x, 1000)):
+        assert probs.dtype == torch.float32
+        torch.testing.assert_close(probs, expected, rtol=0, atol=3e-7)
+        torch.testing.assert_close(probs.double().sum(1), torch.ones(50).double(), rtol=0, atol=3e-7)
     assert found.epistemic.unique().tolist() == [0.0]

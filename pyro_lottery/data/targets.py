@@ -99,7 +99,7 @@ def _check_labels(labels: Parts, classes: Sequence[str] | None) -> int:
 
 
 def check_names(classes: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Return the names of the classes as a tuple of strings. Raises ``UserError`` if a name occurs twice."""
+    """Return the names of the classes as a tuple of strings. Raises ``UserError`` if a name occurs twice, or has characters that cannot be shown."""
     if classes is None:
         return None
     if isinstance(classes, str | int):
@@ -107,4 +107,8 @@ def check_names(classes: Sequence[str] | None) -> tuple[str, ...] | None:
     names = tuple(str(name) for name in classes)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"classes= holds {twice[0]!r} twice; give every class a different name")
+    if odd := [name for name in names if not name.isprintable()]:
+        raise UserError(
+            f"classes= holds {odd[0]!r}, with characters that cannot be shown, such as a line's end; use others"
+        )
     return names

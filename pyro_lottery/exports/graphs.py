@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from pyro_lottery.errors import UserError, one_line
+from pyro_lottery.handlers.views import REFUSED
+from pyro_lottery.machine import contiguous_
 
 aten = torch.ops.aten
 FOLDED: tuple[Any, ...] = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
@@ -21,12 +23,23 @@ def trace(module: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
 
     Raises ``UserError`` if the network's code depends on the batch size or on values, or uses what torch.export refuses.
     """
+    _allow_views_(module, inputs)
     shapes = ({0: torch.export.Dim("n", min=1)},)
     try:
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):
             return torch.export.export(module, (inputs,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # it runs the network's own code
         raise UserError(f"torch.export cannot trace this network ({one_line(error)})") from error
+
+
+def _allow_views_(module: nn.Module, inputs: Tensor) -> None:
+    """Lay out the tensors of ``module`` as torch does by itself, if its code takes views that channels-last activations do not allow."""
+    try:
+        with torch.no_grad():
+            module(inputs)
+    except RuntimeError as error:  # any other is for torch.export to say
+        if REFUSED in str(error):
+            contiguous_(module)
 
 
 def graph_of(program: torch.export.ExportedProgram) -> fx.GraphModule:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_lottery.exports.predictor import OUTPUTS
+from pyro_lottery.metrics import mutual_information
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.model.fixed import bare, with_weights
 from pyro_lottery.model.outputs import one_tensor
@@ -84,7 +85,7 @@ def summary(probs: Tensor) -> tuple[Tensor, ...]:
         return probs[0], entropy(probs[0])
     mean = probs.mean(0)
     total, aleatoric = entropy(mean), entropy(probs).mean(0)
-    return mean, total, aleatoric, total - aleatoric
+    return mean, total, aleatoric, mutual_information(total, aleatoric)
 
 
 def entropy(probs: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.faster import Work, is_faster
+from pyro_lottery.handlers import views
 from pyro_lottery.kernels import native, norm, sparse
 from pyro_lottery.kernels.batch_last import activations, in_batch_last, in_channels_last, is_batch_last, planes
 from pyro_lottery.kernels.draws import Draws
@@ -270,14 +271,6 @@ def _add(func: Any) -> Any:
     return added
 
 
-def _view(mode: SparseLayers, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``input.view``, of a copy where the layout of ``input`` allows no view."""
-    try:
-        return input.view(*args, **kwargs)
-    except RuntimeError:
-        return input.contiguous().view(*args, **kwargs)
-
-
 def _pair(value: Any) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
@@ -286,7 +279,10 @@ _FUNCTIONS: dict[Any, Any] = {torch.conv2d: _convolution, F.linear: _linear, F.b
 _FUNCTIONS |= {func: _pool(func) for func in (F.avg_pool2d, F.adaptive_avg_pool2d)}
 _FUNCTIONS |= {func: _max_pool(func) for func in (torch.max_pool2d, F.max_pool2d)}
 _FUNCTIONS |= {func: _add(func) for func in (torch.add, Tensor.add, Tensor.add_)}
-_FUNCTIONS |= {Tensor.view: _view, Tensor.view_as: lambda mode, input, other: _view(mode, input, other.shape)}
+_FUNCTIONS |= {
+    Tensor.view: lambda mode, *args, **kwargs: views.view(*args, **kwargs),
+    Tensor.view_as: lambda mode, *args: views.view_as(*args),
+}
 
 
 def sparse_layers(choice: str = "auto") -> SparseLayers:

@@ -8,10 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from pyro_lottery import trees
-from pyro_lottery.errors import UserError
+from pyro_lottery.errors import UserError, check_counts
 
 _SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
@@ -35,8 +42,7 @@ def is_loader(x: Any) -> bool:
 
 def slices(x: Any, batch_size: int, device: torch.device) -> Iterator[Any]:
     """Inputs held in memory in parts of ``batch_size`` examples, on ``device``; raises ``UserError`` if there are none."""
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    check_counts(1, batch_size=batch_size)
     x = trees.as_tensors(x)
     split = not isinstance(x, Tensor | tuple | list | Mapping)
     count = len(x) if split else trees.count(x)
@@ -74,7 +80,12 @@ def _check_order(loader: Any) -> None:
     loader = getattr(loader, "loader", loader)  # a Stream wraps its loader
     batch_sampler = getattr(loader, "batch_sampler", None)
     samplers = (getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None))
-    if any(isinstance(sampler, _SHUFFLING) for sampler in samplers):
+    for sampler in samplers:
+        if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
+            raise UserError(
+                f"the loader's DistributedSampler yields a part of the examples, for 1 of {sampler.num_replicas} processes; leave it out"
+            )
+    if any(isinstance(s, _SHUFFLING) or (isinstance(s, DistributedSampler) and s.shuffle) for s in samplers):
         raise UserError("the loader shuffles, so predictions could not be matched to examples; use shuffle=False")
     if isinstance(loader, DataLoader) and getattr(batch_sampler, "drop_last", False):
         size, count = batch_sampler.batch_size, len(samplers[1])  # type: ignore[union-attr, arg-type]

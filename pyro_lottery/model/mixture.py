@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import pyro
@@ -14,7 +15,7 @@ from torch.distributions import biject_to
 
 from pyro_lottery import seeds
 from pyro_lottery.distributions import elementary
-from pyro_lottery.errors import UserError
+from pyro_lottery.errors import UserError, check_counts
 from pyro_lottery.model.likelihoods import checked_targets, moment
 from pyro_lottery.trees import as_real
 
@@ -72,8 +73,7 @@ class Mixture:
 
         Raises ``UserError`` if ``k`` is less than 1.
         """
-        if k < 1:
-            raise UserError(f"the number of samples must be at least 1, got {k}")
+        check_counts(1, **{"the number of samples": k})
         return torch.stack([self.likelihoods[i % self.num_samples].sample() for i in range(k)])
 
     @torch.no_grad()
@@ -94,8 +94,8 @@ class Mixture:
         Computed by bisection of the mixture's distribution function, or from ``SAMPLES`` samples with a fixed seed if the
         likelihood has none. Raises ``UserError`` if ``level`` is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise UserError(f"the level of an interval must be between 0 and 1, got {level}")
+        if not isinstance(level, Real) or not 0 < level < 1:
+            raise UserError(f"the level of an interval must be between 0 and 1, got {level!r}")
         probabilities = ((1 - level) / 2, (1 + level) / 2)
         with pyro.validation_enabled(False):
             elements = [elementary(likelihood) for likelihood in self.likelihoods]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,24 +11,36 @@ from torch import Tensor, nn
 
 from pyro_lottery import trees
 from pyro_lottery.errors import UserError
+from pyro_lottery.handlers.views import REFUSED, AnyViews
+
+_VIEWS = "_takes_views"
+"""Attribute of a network that is called under ``AnyViews``."""
 
 
 def call(net: nn.Module, x: Any, dtype: torch.dtype) -> Tensor:
     """The output [n, ...] of ``net``, whose weights have ``dtype``, for a batch of n examples.
 
     Calls ``net(*x)`` for a tuple or list of tensors, and ``net(**x)`` for a mapping. A network that changes its input in place gets copies, since
-    the next draw of the weights needs the input as it was. Raises ``UserError`` if the output is not one tensor with n examples.
+    the next draw of the weights needs the input as it was. A network that views activations, such as ``x.view(len(x), -1)``, gets copies where their
+    layout, which is this package's choice, allows no view. Raises ``UserError`` if the output is not one tensor with n examples.
     """
-    x, mode = in_dtype(x, dtype), net.training
+    given, x, mode = x, in_dtype(x, dtype), net.training
     changes = vars(net).setdefault("_changes_input", {})  # by mode, since a network may do so in training alone
     copied = changes.get(mode, True)
     x = trees.map_tensors(torch.clone, x) if copied else x
     before = _versions(x)
     count = trees.count(x)
-    if isinstance(x, Mapping):
-        output = one_tensor(net(**x))
-    else:
-        output = one_tensor(net(*x) if isinstance(x, tuple | list) else net(x))
+    try:
+        with AnyViews() if vars(net).get(_VIEWS) else nullcontext():
+            if isinstance(x, Mapping):
+                output = one_tensor(net(**x))
+            else:
+                output = one_tensor(net(*x) if isinstance(x, tuple | list) else net(x))
+    except RuntimeError as error:
+        if REFUSED not in str(error) or vars(net).get(_VIEWS):
+            raise
+        vars(net)[_VIEWS] = True
+        return call(net, given, dtype)
     changed = _versions(x) != before
     if changed and not copied:
         changes[mode] = True

@@ -243,6 +243,7 @@ ODD = {
     "few names": ({"classes": ["cat", "dog"]}, "train_y holds the label 2, but classes= names 2"),
     "one text": ({"classes": "cat"}, "classes='cat'; give the names of all"),
     "a number": ({"classes": 3}, "classes=3; give the names of all"),
+    "not shown": ({"classes": ["cat", "dog\n", "bird"]}, r"classes= holds 'dog\\n', with characters that cannot be shown"),
     "twice": ({"classes": ["cat", "dog", "cat"]}, "classes= holds 'cat' twice"),
     "names of values": ({"train_y": X[:, 0], "classes": ["a", "b"]}, "train_y holds floats"),
     "1-d": ({"train_x": X[:, 0]}, r"train_x has the shape \[12\], without .*: train_x\[:, None\]"),

@@ -87,8 +87,9 @@ def test_other_images(split, tmp_path):
 def test_bad_names_and_missing_copies_are_named(split, tmp_path):
     with pytest.raises(pl.UserError, match="unknown corruption 'blurr': did you mean blur"):
         data.corrupt(split, "blurr", 1)
-    with pytest.raises(pl.UserError, match="severity must be 1 to 5, got 6"):
-        data.corrupt(split, "blur", 6)
+    for wrong in (6, 1.0):
+        with pytest.raises(pl.UserError, match=f"severity must be 1 to 5, got {wrong}"):
+            data.corrupt(split, "blur", wrong)
     with pytest.raises(pl.UserError, match="unknown --ood 'svnh': did you mean svhn"):
         data.out_of_distribution(split, "svnh", tmp_path)
     with pytest.raises(pl.UserError, match="has no complete copy of CIFAR100"):

@@ -3,6 +3,7 @@ import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SubsetRandomSampler,
@@ -51,6 +52,8 @@ class Endless(IterableDataset):
         (DataLoader(X, batch_size=3, shuffle=True), "the loader shuffles, .* use shuffle=False"),
         (DataLoader(X, batch_sampler=BatchSampler(RandomSampler(X), 3, False)), "the loader shuffles"),
         (Stream(DataLoader(X, 3, sampler=SubsetRandomSampler(range(len(X)))), len(X)), "the loader shuffles"),
+        (DataLoader(X, 3, sampler=DistributedSampler(X, 1, 0)), "the loader shuffles"),
+        (DataLoader(X, 3, sampler=DistributedSampler(X, 2, 0, shuffle=False)), "a part of the examples, for 1 of 2"),
         (Stream(DataLoader(X, batch_size=len(X) - 1, drop_last=True), len(X)), "drops the last 1 of"),
         (DataLoader(X, batch_size=3, drop_last=True), "drops the last 1 of 7 examples; use drop_last=False"),
         (DataLoader(TensorDataset(X, X, X), batch_size=3), "a batch must be x or .* got 3 parts; pass several inputs"),
@@ -70,5 +73,5 @@ def test_what_cannot_be_predicted_in_order_is_named(x, message):
 
 def test_a_loader_that_drops_nothing_may_say_so():
     assert len(seen(DataLoader(X[:6], batch_size=3, drop_last=True))) == 2
-    with pytest.raises(pl.UserError, match="batch_size must be at least 1"):
+    with pytest.raises(pl.UserError, match="batch_size must be a whole number, at least 1, got 0"):
         seen(X, 0)

@@ -75,7 +75,7 @@ def test_an_interval_of_several_draws_is_that_of_their_mixture():
             lambda v, p=level: sum(scipy.stats.norm(*pair).cdf(v) for pair in pairs) / 3 - p, -60, 60
         )
         assert found.item() == pytest.approx(root, rel=1e-5)
-    for wrong in (0, 1, 95, -0.5, math.nan):
+    for wrong in (0, 1, 95, -0.5, math.nan, "a"):
         with pytest.raises(pl.UserError, match="the level of an interval must be between 0 and 1"):
             normals(*pairs).interval(wrong)
     broken = mixture(dist.Normal(torch.tensor([math.nan, 0.0]), 1.0, validate_args=False))

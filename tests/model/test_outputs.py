@@ -55,6 +55,55 @@ def test_a_network_may_change_its_input_in_place(tiny_data):
     assert torch.equal(*found)
 
 
+class Reshaped(nn.Module):
+    """Convolutions, pooling and layers of a flat vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 3)
+        self.hidden, self.out = nn.Linear(8 * 4, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.second(F.max_pool2d(F.relu(self.first(x)), 2))
+        return self.out(F.relu(self.hidden(self.flat(F.max_pool2d(F.relu(x), 2)))))
+
+    def flat(self, x):
+        return x.reshape(-1, 8 * 4)
+
+
+class Viewed(Reshaped):
+    """The same, as tutorials write it, which the layout of the activations does not allow."""
+
+    def flat(self, x):
+        return x.view(-1, 8 * 4)
+
+
+class ViewedInput(Reshaped):
+    def forward(self, x):
+        return super().forward(x.view(len(x), -1).view_as(x.contiguous()))
+
+
+@pytest.mark.parametrize("kind", [Viewed, ViewedInput])
+@pytest.mark.parametrize("sparse", ["off", "on"])
+def test_a_network_may_take_views_in_any_layout(kind, sparse, tmp_path):
+    found, y = [], torch.arange(30) % 3
+    x = torch.randint(0, 256, (30, 3, 14, 14), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = pl.data.from_tensors(x, y, x[:9], y[:9])
+    for make in (Reshaped, kind):
+        torch.manual_seed(0)
+        run = pl.find_tickets(
+            make(), data, levels=1, prune_fraction=0.6, epochs=2, milestones=(), eval_samples=2, sparse=sparse,
+            run_dir=tmp_path / make.__name__,
+        )  # fmt: skip
+        network = run.level(1).load_model()
+        found.append(
+            (network.predict(data.test, 3, seed=1), network.predict_mean(data.test), network.as_module()(data.test[:]))
+        )
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    if kind is Viewed:  # ViewedInput asks for the batch's size, which torch.export does not know
+        run.level(1).export(tmp_path / "export", "draws", "pt2")  # which compares it with the run
+
+
 def test_a_network_that_begins_to_change_its_input_is_stopped():
     class Sometimes(nn.Module):
         def __init__(self):
