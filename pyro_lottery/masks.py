@@ -7,11 +7,14 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
+from numbers import Real
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_lottery.errors import UserError
+from pyro_lottery.errors import UserError, check_counts
 from pyro_lottery.names import check_same
 from pyro_lottery.types import Mask, Posterior, Sites
 
@@ -19,6 +22,23 @@ NOTHING_PRUNABLE = (
     "nothing can be pruned: the network needs random weights in Linear, Conv or MultiheadAttention layers before the final "
     "classification layer"
 )
+
+
+def checked(mask: Any) -> dict[str, Tensor]:
+    """``mask`` as bool tensors of the same shapes, perhaps the given ones; ``UserError`` unless it maps names to tensors or arrays of 0 and 1."""
+    if not isinstance(mask, Mapping):
+        raise UserError(f"a mask is a dict with a bool tensor per site, got a {type(mask).__name__}")
+    found = {}
+    for name, value in mask.items():
+        if not isinstance(value, Tensor | np.ndarray):
+            raise UserError(f"the mask of site {name!r} must be a bool tensor, got a {type(value).__name__}")
+        m = torch.as_tensor(value)
+        if m.dtype != torch.bool and not bool(((m == 0) | (m == 1)).all()):
+            raise UserError(
+                f"the mask of site {name!r} must hold True and False, or 1 and 0, got {m.dtype} of other values"
+            )
+        found[name] = m.bool()
+    return found
 
 
 def full(posterior: Posterior) -> Mask:
@@ -34,8 +54,9 @@ def shrink(mask: Mask, score: Sites, fraction: float) -> Mask:
     layer loses its last weight. Raises ``UserError`` if ``fraction`` is outside (0, 1), if a score is NaN or does not fit
     the mask, or if no weight would survive.
     """
-    if not 0 < fraction < 1:
-        raise UserError(f"fraction must be between 0 and 1, both excluded, got {fraction}")
+    if not isinstance(fraction, Real) or not 0 < fraction < 1:
+        raise UserError(f"fraction must be between 0 and 1, both excluded, got {fraction!r}")
+    mask = checked(mask)
     flat, survivors, values = _ranked(mask, score)
     count = _to_prune(len(survivors), fraction)
     if count == len(survivors):
@@ -53,9 +74,9 @@ def shrink_to(mask: Mask, score: Sites, count: int) -> Mask:
     The mask stays as it is if it has no more. Ties are broken and layers warned of as in :func:`shrink`. Raises ``UserError`` if ``count`` is
     below 1, or as :func:`shrink` does for scores.
     """
+    mask = checked(mask)
     flat, survivors, values = _ranked(mask, score)
-    if count < 1:
-        raise UserError(f"no weight would survive: {count} of {len(survivors)} are to be left")
+    check_counts(1, **{"the number of weights that are left": count})
     if count >= len(survivors):
         return dict(mask)
     flat[survivors[lowest(values, len(survivors) - count)]] = False
@@ -76,6 +97,7 @@ def shrink_below(mask: Mask, score: Sites, threshold: float) -> Mask:
 
     Warns if a layer loses its last weight. Raises ``UserError`` as :func:`shrink` does.
     """
+    mask = checked(mask)
     flat, survivors, values = _ranked(mask, score)
     flat[survivors[values < threshold]] = False
     if not bool(flat.any()):
@@ -85,7 +107,7 @@ def shrink_below(mask: Mask, score: Sites, threshold: float) -> Mask:
 
 def check_score(mask: Mask, score: Sites) -> None:
     """Raise ``UserError`` unless ``score`` ranks every survivor of ``mask``: a number for each, in tensors of the sites' shapes."""
-    _ranked(mask, score)
+    _ranked(checked(mask), score)
 
 
 def _ranked(mask: Mask, score: Sites) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,7 +204,17 @@ def zeroed(value: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def apply(mask: Mask, posterior: Posterior) -> Posterior:
-    """``posterior`` with (loc, scale) = (0, 0) at every pruned weight (paper §3); shapes stay the same."""
+    """``posterior`` with (loc, scale) = (0, 0) at every pruned weight (paper §3); shapes stay the same.
+
+    Raises ``UserError`` if ``mask`` names a site that the posterior does not have, or has another shape.
+    """
+    mask = checked(mask)
+    check_same(
+        mask,
+        {name: posterior.loc[name] for name in mask if name in posterior.loc},
+        "the mask does not fit: ",
+        "posterior",
+    )
 
     def masked(sites: Sites) -> Sites:
         return {name: zeroed(value, mask.get(name)) for name, value in sites.items()}
@@ -198,8 +230,8 @@ def nonzero(weights: Sites) -> Mask:
 
 
 def remaining(mask: Mask) -> int:
-    """The number of surviving weights."""
-    return sum(int(m.sum()) for m in mask.values())
+    """The number of surviving weights. Raises ``UserError`` if ``mask`` is none."""
+    return sum(int(m.sum()) for m in checked(mask).values())
 
 
 def total(mask: Mask) -> int:

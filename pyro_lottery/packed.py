@@ -43,6 +43,8 @@ def pack(groups: Groups, dtype: str) -> tuple[dict[str, Tensor], dict[str, Any]]
                 here = masks[name].cpu().bool().reshape(-1)
                 kept, rows = kept.reshape(-1)[here], rows[here]
             kept = kept.reshape(-1)
+            if not bool(kept.isfinite().all()):
+                raise UserError(f"the {group} of {name!r} holds values that are not finite, which no file can keep")
             if dtype == "int8":
                 tensors |= _quantised(f"{group}/{name}", kept, rows, len(value) if value.ndim > 1 else 1)
                 continue

@@ -134,3 +134,35 @@ def test_bad_input_is_named():
         pl.masks.shrink(mask, {"a": torch.tensor([1.0, math.nan])}, 0.5)
     with pytest.raises(pl.UserError, match="the score does not fit: a is missing"):
         pl.masks.shrink(mask, {}, 0.5)
+
+
+def test_a_mask_holds_true_and_false_or_1_and_0():
+    p = posterior(a=[[1.0, 2.0], [3.0, 4.0]], bias=[1.0])
+    half = torch.tensor([[True, False], [False, True]])
+    for same in (half, half.float(), half.to(torch.uint8), half.numpy()):
+        assert pl.masks.apply({"a": same}, p).loc["a"].tolist() == [[1, 0], [0, 4]]
+        assert pl.masks.remaining({"a": same}) == 2
+        shrunk = pl.masks.shrink({"a": same}, pl.scores.magnitude(p), 0.5)["a"]
+        assert shrunk.tolist() == [[False, False], [False, True]]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: pl.masks.apply({"aa": p.loc["a"] > 2}, p), "the mask does not fit: aa is not in the posterior"),
+        (lambda p: pl.masks.apply({"a": p.loc["a"][0] > 1}, p), r"a is \(2,\), but the posterior's is \(2, 2\)"),
+        (
+            lambda p: pl.masks.remaining(p.loc),
+            "mask of site 'a' must hold True and False, or 1 and 0, got torch.float32",
+        ),
+        (lambda p: pl.masks.shrink(p.loc, p.loc, 0.5), "mask of site 'a' must hold True and False"),
+        (lambda p: pl.handlers.sparsify(p.scale | {"a": torch.full((2, 2), math.nan)}), "'a' must hold True and False"),
+        (lambda p: pl.handlers.sparsify(p), "a mask is a dict with a bool tensor per site, got a Posterior"),
+        (lambda p: pl.handlers.sparsify({"a": [True, False]}), "mask of site 'a' must be a bool tensor, got a list"),
+        (lambda p: pl.masks.shrink(pl.masks.full(p), p.loc, "0.5"), "fraction must be between 0 and 1.* got '0.5'"),
+        (lambda p: pl.masks.shrink_to(pl.masks.full(p), p.loc, 2.5), "weights that are left must be a whole number"),
+    ],
+)
+def test_what_is_no_mask_is_named(call, message):
+    with pytest.raises(pl.UserError, match=message):
+        call(posterior(a=[[1.0, 2.0], [3.0, 4.0]], bias=[1.0]))

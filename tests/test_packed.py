@@ -67,6 +67,10 @@ def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path):
     smaller = Ticket(one.mask, Posterior({"w": torch.ones(1, 2)}, one.start.scale, ("w",)), {})
     with pytest.raises(pl.UserError, match="cannot hold the scale of 'w'"):
         smaller.pack(tmp_path / "t", "fp16")
+    for dtype in ("fp32", "int8"):
+        broken = Ticket(one.mask, Posterior({"w": torch.tensor([[1.0, torch.nan]])}, one.start.scale, ("w",)), {})
+        with pytest.raises(pl.UserError, match="the loc of 'w' holds values that are not finite"):
+            broken.pack(tmp_path / "t", dtype)
     with pytest.raises(pl.UserError, match="unknown --dtype 'int4'"):
         one.pack(tmp_path / "t", "int4")
     assert not list(tmp_path.iterdir())

@@ -20,6 +20,7 @@ from pyro.infer.autoguide import (
     AutoLaplaceApproximation,
     AutoMessenger,
     AutoNormal,
+    AutoStructured,
 )
 
 from pyro_lottery.errors import UserError, unknown
@@ -55,6 +56,7 @@ def auto(
     _check_kind(kind)
     sites = continuous_sites(model, *prototype_args)
     _check_plates(kind, sites)
+    _check_names(kind, sites)
     if options.get("conditionals", "mvn") == "mvn":  # AutoStructured's others are small
         check_memory(kind, [site["value"].numel() for site in sites.values()], _device(sites))
     kaiming = getattr(model, "kaiming_scale", {})
@@ -112,6 +114,18 @@ def _check_kind(kind: Any) -> None:
             raise UserError(f"{kind.__name__} {why}")
     if kind in (AutoGuide, AutoContinuous):
         raise UserError(f"{kind.__name__} is what other guides are made from; use one of them, such as AutoNormal")
+
+
+def _check_names(kind: type[AutoGuide], sites: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` for names that Pyro would read as attributes of another site's parameter."""
+    if not issubclass(kind, AutoNormal | AutoDelta | AutoStructured):
+        return
+    for name in sites:
+        if above := next((other for other in sites if name.startswith(f"{other}.")), None):
+            raise UserError(
+                f"site {name!r} lies below site {above!r}, which {kind.__name__} cannot hold; name it {name.replace('.', '_')!r}, "
+                "or use mean_field"
+            )
 
 
 def _check_plates(kind: type[AutoGuide], sites: Mapping[str, Any]) -> None:

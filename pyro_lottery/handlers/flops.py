@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch.nn.functional as F
@@ -9,6 +12,18 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_lottery.handlers.local_reparameterization import LAYER_FUNCTIONS
+
+_paused: ContextVar[bool] = ContextVar("paused", default=False)
+
+
+@contextmanager
+def not_counted() -> Iterator[None]:
+    """Let ``count_flops`` count nothing of what this package runs within this context for itself."""
+    token = _paused.set(True)
+    try:
+        yield
+    finally:
+        _paused.reset(token)
 
 
 class count_flops(TorchFunctionMode):
@@ -24,26 +39,34 @@ class count_flops(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if _paused.get():
+            return out
         if func in LAYER_FUNCTIONS:
             weight = args[1] if len(args) > 1 else kwargs["weight"]
-            self._add(weight, _places(func, args[0] if args else kwargs["input"], out))
+            self._add(weight, _places(func, weight, args[0] if args else kwargs["input"], out))
         elif func is F.multi_head_attention_forward:
-            query = args[0] if args else kwargs["query"]
-            for name, value in _named(args, kwargs).items():
-                if name.endswith("weight"):
-                    self._add(value, query.numel() // query.shape[-1])
+            named = _named(args, kwargs)
+            query, key, value = (named[name].numel() // named[name].shape[-1] for name in ("query", "key", "value"))
+            if "in_proj_weight" in named:
+                projections = named["in_proj_weight"].chunk(3)
+            else:
+                projections = tuple(named[f"{name}_proj_weight"] for name in "qkv")
+            for weight, places in zip(
+                (*projections, named["out_proj_weight"]), (query, key, value, query), strict=True
+            ):
+                self._add(weight, places)
         return out
 
     def _add(self, weight: Tensor, places: int) -> None:
         self.total += 2 * int(weight.detach().count_nonzero()) * places
 
 
-def _places(func: Any, x: Tensor, y: Tensor) -> int:
+def _places(func: Any, weight: Tensor, x: Tensor, y: Tensor) -> int:
     """The number of places at which a layer uses each of its weights."""
     if func is F.linear:
         return y.numel() // y.shape[-1]
     grid = x if "transpose" in func.__name__ else y  # a transposed convolution uses each weight at every input
-    return grid.shape[2:].numel() * (len(grid) if grid.ndim > 2 else 1)
+    return grid.shape[2 - weight.ndim :].numel() * (len(grid) if grid.ndim == weight.ndim else 1)
 
 
 def _named(args: Any, kwargs: Any) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Size, Tensor
 from pyro_lottery.distributions import Pruned, base
 from pyro_lottery.errors import UserError
 from pyro_lottery.kernels.kept import kept_of, with_kept
+from pyro_lottery.masks import checked
 from pyro_lottery.threads import OwnHandler
 from pyro_lottery.types import Mask
 
@@ -81,7 +82,7 @@ class SparsifyMessenger(OwnHandler):
     def __init__(self, mask: Mask):
         super().__init__()
         # Copied, so later changes to the caller's mask have no effect.
-        self.mask = {name: m.bool().clone() for name, m in mask.items()}
+        self.mask = {name: m.clone() for name, m in checked(mask).items()}
         # For each site, an inner handler's mask, and its conjunction with this one.
         self._joined: dict[str, tuple[Tensor, Tensor]] = {}
         self._sites: set[str] = set()  # all random sites seen, to detect names in the mask that match none
@@ -188,7 +189,8 @@ class SparsifyMessenger(OwnHandler):
             # The value was set from outside: by a condition, a sampler's step, or the replay of an unmasked guide.
             # masked_fill keeps the memory layout, on which the bits of convolutions depend.
             msg["value"] = with_kept(msg["value"].masked_fill(~mask, 0.0), mask)
-        msg["infer"] = msg["infer"] | {"pruned_by": mask}
+        every = (*msg["infer"].get("pruned_by_all", ()), self.mask[name])
+        msg["infer"] = msg["infer"] | {"pruned_by": mask, "pruned_by_all": every}
 
     def _pyro_post_sample(self, msg: Any) -> None:
         mask = self.mask.get(msg["name"])
@@ -197,8 +199,10 @@ class SparsifyMessenger(OwnHandler):
         kept = kept_of(msg["value"])
         if kept is not None and kept.mask is mask and _AS_DRAWN in msg["infer"]:
             return
-        if msg["is_observed"] or "pruned_by" not in msg["infer"]:
-            # An outer handler set the value after this one masked the distribution.
+        infer = msg["infer"]
+        met = any(each is mask for each in infer.get("pruned_by_all", ())) or {"by_layers", "pruned_by"} <= infer.keys()
+        if msg["is_observed"] or not met:
+            # An outer handler set the value, perhaps one that another mask has pruned, after this one masked the distribution.
             msg["value"] = msg["value"].masked_fill(~mask.to(msg["value"].device), 0.0)
         if kept_of(msg["value"]) is None and msg["value"].shape == mask.shape:
             with_kept(msg["value"], mask)
@@ -270,6 +274,6 @@ def sparsify(mask: Mask) -> SparsifyMessenger:
     Nested masks prune a weight if any of them does. A mask acts only on the thread that enters it.
 
     ``mask`` holds a bool tensor per site, with the site's shape; sites that are not in it stay as they are. Raises
-    ``UserError`` if a name in ``mask`` matches no sampled site, or if a shape is wrong.
+    ``UserError`` if a name in ``mask`` matches no sampled site, if a shape is wrong, or if it holds other numbers than 0 and 1.
     """
     return SparsifyMessenger(mask)

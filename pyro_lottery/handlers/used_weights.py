@@ -30,7 +30,17 @@ _PRODUCTS |= {
     torch.linalg.matmul,
     torch.linalg.multi_dot,
 }
-_PRODUCTS |= {Tensor.inner, Tensor.mv, Tensor.addmv, Tensor.dot}
+_PRODUCTS |= {
+    Tensor.inner,
+    Tensor.mv,
+    Tensor.addmv,
+    Tensor.dot,
+    torch.linalg.vecdot,
+    torch.vdot,
+    torch.addbmm,
+    Tensor.addbmm,
+}
+_PRODUCTS |= {Tensor.addmm_, Tensor.addmv_, Tensor.baddbmm_, Tensor.addbmm_, torch.chain_matmul}
 _LOOKUPS: set[Any] = {F.embedding, F.multi_head_attention_forward}
 """Functions whose result is an activation, whatever autograd knows of their inputs."""
 

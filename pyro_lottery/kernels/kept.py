@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +19,19 @@ class Kept:
     _version: int | None
     """The tensor's version when it was noted; None in inference mode, where torch does not count versions."""
 
+    def __reduce__(self) -> Any:
+        """Leave it out of files and copies of the tensor; ``torch.load(weights_only=True)`` takes an empty dictionary."""
+        return OrderedDict, ()
+
     def is_unchanged(self, weight: Tensor) -> bool:
-        """Return whether nobody is known to have changed ``weight`` in place since."""
-        return _version_of(weight) == self._version
+        """Return whether nobody has changed ``weight`` in place since, as far as torch counts changes."""
+        return self._version is not None and _version_of(weight) == self._version
 
     def values(self, weight: Tensor) -> Tensor:
         """The kept weights of ``weight`` [kept], in the order of :class:`pyro_lottery.kernels.Layout`."""
-        if self._values is not None and self.is_unchanged(weight):
-            return self._values
+        values = self._values
+        if values is not None and values.requires_grad == weight.requires_grad and self.is_unchanged(weight):
+            return values
         return weight[self.mask] if weight.ndim != 4 else weight.permute(0, 2, 3, 1)[self.mask.permute(0, 2, 3, 1)]
 
 
@@ -39,8 +45,10 @@ def with_kept(weight: Tensor, mask: Tensor, values: Tensor | None = None) -> Ten
 
 def kept_of(weight: Tensor) -> Kept | None:
     """Return what :func:`with_kept` noted of ``weight``; None if there is nothing, or if pruned weights are no longer 0."""
-    found: Kept | None = getattr(weight, "kept", None)
-    if found is None or found.is_unchanged(weight) or not bool(weight.detach().masked_fill(found.mask, 0.0).any()):
+    found = getattr(weight, "kept", None)
+    if not isinstance(found, Kept):
+        return None
+    if found.is_unchanged(weight) or not bool(weight.detach().masked_fill(found.mask, 0.0).any()):
         return found
     return None
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_lottery import seeds, trees
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers import active_mask, sparsify
+from pyro_lottery.handlers.flops import not_counted
 from pyro_lottery.handlers.used_weights import Use, UsedWeights
 from pyro_lottery.machine import channels_last
 from pyro_lottery.masks import zeroed
@@ -100,7 +101,7 @@ def warn_of_used_weights(model: BayesianNetwork, x: Any) -> None:
     if partly <= _checked.get(model, frozenset()):
         return
     with (
-        TURN, torch.inference_mode(False), torch.enable_grad(), seeds.rng(trees.first_tensor(x).device, 0, "masks"),
+        TURN, not_counted(), torch.inference_mode(False), torch.enable_grad(), seeds.rng(trees.first_tensor(x).device, 0, "masks"),
     ):  # fmt: skip
         try:
             with warnings.catch_warnings(action="ignore"):
@@ -123,6 +124,8 @@ def _transformed(model: BayesianNetwork, x: Any) -> str:
     values, probe = _probe(model, kept)
     with TURN, poutine.block(), sparsify(probe):  # enclosing handlers, such as a trace, do not see this pass
         uses = used_weights(model, values, x)
+        for name, value in values.items():
+            active_mask(name, value.shape)  # of a layer, too, that this pass does not use, such as an auxiliary head
     survivors = {name: int(value.count_nonzero()) for name, value in values.items()}
     for use in uses:
         elements = sum(values[name].numel() for name in use.sites)

@@ -68,3 +68,14 @@ def test_building_a_guide_changes_no_class_of_pyro(tiny_model):
     with pytest.raises(pl.UserError):
         pl.guides.auto(A.AutoGaussian, tiny_model)
     assert A.AutoGaussian.backends == before
+
+
+@pytest.mark.parametrize("kind", [A.AutoNormal, A.AutoDelta])
+def test_a_hyperprior_below_its_weight_is_refused_by_guides_that_keep_sites_as_attributes(kind):
+    def below(site, shape):
+        return dist.Normal(pyro.sample(f"{site}.mean", dist.Normal(0.0, 0.2)), 1.0)
+
+    model = pl.BayesianClassifier(nn.Linear(3, 2), below, num_data=9)
+    with pytest.raises(pl.UserError, match=r"site 'weight\.mean' lies below site 'weight', .* name it 'weight_mean'"):
+        pl.guides.auto(kind, model)
+    pl.guides.mean_field(model)

@@ -1,3 +1,4 @@
+import copy
 import sys
 from contextlib import nullcontext
 
@@ -359,3 +360,41 @@ def test_a_weight_whose_pruned_weights_are_no_longer_0_is_dense():
     with sparse_layers("on") as layers:
         assert torch.equal(F.linear(X, w), F.linear(X, w.clone()))
     assert not layers.ways
+
+
+def test_draws_made_without_gradients_may_be_leaves_that_have_them(model, batch):
+    guide, mask, found = pl.guides.mean_field(model), masks_of(model), []
+    with pl.handlers.sparsify(mask), torch.no_grad():
+        draws = {name: value for name, value in guide().items() if name in model.initial_values()}
+    for choice in ("on", "off"):
+        weights = {name: value.requires_grad_() for name, value in draws.items()}
+        with sparse_layers(choice), model.with_weights(weights):
+            gradients = torch.autograd.grad(model.outputs(batch[0]).square().sum(), [weights[name] for name in mask])
+        found.append([g * m for g, m in zip(gradients, mask.values(), strict=True)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+        assert one.any()
+
+
+@torch.inference_mode()
+def test_draws_that_were_changed_in_inference_mode_are_read_anew(model, batch):
+    guide, found = pl.guides.mean_field(model), []
+    with pl.handlers.sparsify(masks_of(model)):
+        draws = {name: value for name, value in guide().items() if name in model.initial_values()}
+    for value in draws.values():
+        value.add_(1)
+    for choice in ("on", "off"):
+        with sparse_layers(choice), model.with_weights(draws):
+            found.append(model.outputs(batch[0]))
+    torch.testing.assert_close(*found)
+
+
+def test_draws_of_a_pruned_guide_are_saved_as_other_tensors(model, tmp_path):
+    with pl.handlers.sparsify(masks_of(model)), torch.no_grad():
+        draws = dict(pl.guides.mean_field(model)())
+    assert kept_of(draws["first.weight"]) is not None
+    torch.save(draws, tmp_path / "draws.pt")
+    loaded = torch.load(tmp_path / "draws.pt", weights_only=True)
+    for found in (loaded, copy.deepcopy(draws)):
+        assert all(torch.equal(found[name], value) for name, value in draws.items())
+        assert all(kept_of(value) is None for value in found.values())

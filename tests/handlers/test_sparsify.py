@@ -26,6 +26,7 @@ from pyro.infer.autoguide import (
     AutoNormal,
     AutoStructured,
 )
+from torch import nn
 from torch.distributions import kl_divergence
 
 import pyro_lottery as pl
@@ -431,3 +432,16 @@ def test_predictions_ask_pyro_for_a_draw_of_the_weights_at_most_once(tiny_model,
         with pl.handlers.sparsify(mask), around():
             pl.predict(tiny_model, guide, x, 2, batch_size=batch_size)
     assert len(met) == (2 if around is not nullcontext else 0)
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_a_replay_from_outside_of_a_guide_under_another_mask_is_pruned(stock):
+    model = pl.BayesianClassifier(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), num_data=10)
+    guide, half, seen = pl.guides.mean_field(model), torch.tensor([[1, 1, 0, 0]] * 3).bool(), []
+    model.net[0].register_forward_pre_hook(lambda layer, _: seen.append(layer.weight != 0))
+    of_model = pl.handlers.sparsify({"0.weight": ~half})(model)
+    of_guide = pl.handlers.sparsify({"0.weight": half})(guide)
+    x, y = torch.randn(5, 4), torch.zeros(5).long()
+    (pyro.infer.Trace_ELBO() if stock else pl.ELBO()).loss(of_model, of_guide, x, y)
+    assert seen
+    assert not any(kept.any() for kept in seen), "the two masks have no weight in common"

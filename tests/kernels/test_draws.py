@@ -10,6 +10,7 @@ from pyro_lottery.kernels import native
 from pyro_lottery.kernels.draws import Draws, NotTogether, at_once, by_draw, repeated
 from pyro_lottery.kernels.kept import with_kept
 from pyro_lottery.model.fixed import with_weights
+from pyro_lottery.runs.packed_ticket import _Together
 
 pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
 
@@ -127,3 +128,37 @@ def test_what_only_one_draw_can_do_is_not_done_together(net, what):
 def test_weights_of_other_types_are_not_taken():
     with pytest.raises(NotTogether, match=r"torch\.float64"):
         Draws([torch.zeros(3, dtype=torch.float64)])
+
+
+class Patches(nn.Module):
+    """Takes patches for images, which moves the examples of the batch apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.out = nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        patches = x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
+        return self.out(self.patch(patches).relu().view(len(x), -1, 8).mean(1))
+
+
+class Whole(Patches):
+    def forward(self, x):
+        return self.out(self.patch(F.adaptive_avg_pool2d(x, 2).flatten(1)).relu())
+
+
+@pytest.mark.parametrize(("make", "right"), [(Patches, False), (Whole, True)])
+def test_a_network_that_moves_the_batch_gets_its_draws_one_by_one(make, right):
+    net = make().eval()
+    draws, asked = drawn(net, 10), []
+
+    def apart(x):
+        asked.append(len(x))
+        return one_by_one(net, draws, x)
+
+    pass_of_all = _Together(net, draws)
+    for count in (2, 2, 3):
+        assert not pass_of_all._is_refused(torch.randn(count, 3, 8, 8)), "no layer can see it"
+        assert pass_of_all._is_right(apart, torch.Size((count, 3, 8, 8))) == right
+        assert right or not pass_of_all.is_faster(apart, torch.randn(count, 3, 8, 8))
+    assert asked[:2] == [2, 3], "once for a shape"

@@ -151,7 +151,35 @@ class Fine(TinyNet):
         return self.out(torch.relu(F.linear(x, made.T @ made))) + torch.einsum("bi,oi->bo", x, self.out.weight)
 
 
+class Auxiliary(TinyNet):
+    """A head that runs in training alone, and a layer that is never used."""
+
+    def __init__(self):
+        super().__init__()
+        self.aux, self.unused = nn.Linear(6, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        x = F.avg_pool2d(torch.relu(self.bn(self.conv(x))), 2).flatten(1)
+        x = torch.relu(self.hidden(x))
+        return self.out(x) + (0.3 * self.aux(x) if self.training else 0)
+
+
+def test_layers_that_the_check_does_not_meet_may_be_pruned(tiny_data):
+    model = pl.BayesianClassifier(Auxiliary(), num_data=60)
+    guide, mask = pl.guides.mean_field(model), pruned(model, 0.5)[0]
+    assert {"aux.weight", "unused.weight"} & set(mask)
+    with pl.handlers.sparsify(mask):
+        pl.train(model, guide, tiny_data, **QUICK)
+        pl.predict(model, guide, tiny_data.test, 2)
+    loc = pl.posterior(guide).loc
+    for name, m in mask.items():
+        assert not loc[name][~m].any() or loc[name].ndim == 1
+
+
 PRODUCTS = {
+    "addbmm": lambda x, w: torch.zeros(len(x), len(w)).addbmm_(x[None], w.T[None]),
+    "vecdot": lambda x, w: torch.linalg.vecdot(x[:, None], w[None]),
+    "addmm_": lambda x, w: torch.zeros(len(x), len(w)).addmm_(x, w.T),
     "tensordot": lambda x, w: torch.tensordot(x, w, ([1], [1])),
     "inner": torch.inner,
     "mv": lambda x, w: torch.stack([torch.mv(w, row) for row in x]),
