@@ -76,6 +76,8 @@ def shrink_to(mask: Mask, score: Sites, count: int) -> Mask:
     """
     mask = checked(mask)
     flat, survivors, values = _ranked(mask, score)
+    if count == 0:
+        raise UserError(f"no weight would survive: 0 of {len(survivors)} are to be left")
     check_counts(1, **{"the number of weights that are left": count})
     if count >= len(survivors):
         return dict(mask)

@@ -420,7 +420,7 @@ def deep_ensemble_equivalent(nll: float, of_ensembles: Sequence[float]) -> float
         given = []
     if len(given) < 2 or not all(map(math.isfinite, given)):
         raise UserError(
-            f"deep_ensemble_equivalent needs an NLL and those of ensembles of 1, 2, ... networks, got {nll!r} and {of_ensembles!r}"
+            f"deep_ensemble_equivalent needs finite numbers, an NLL and those of ensembles of 1, 2, ... networks, got {nll!r} and {of_ensembles!r}"
         )
     nll, of_ensembles = given[0], given[1:]
     if nll >= of_ensembles[0]:

@@ -319,7 +319,10 @@ def test_a_missing_probability_beside_the_labels_is_missing():
         (lambda: metrics.calibrated_nll(PROBS, LABELS, 0), "splits must be a whole number, at least 1, got 0"),
         (lambda: metrics.temperature(PROBS, LABELS, 0), "prior_scale must be greater than 0, got 0"),
         (lambda: metrics.temperature(PROBS, LABELS, math.nan), "prior_scale must be greater than 0, got nan"),
-        (lambda: metrics.deep_ensemble_equivalent((0.9, 0.8), [1.0]), r"needs an NLL and .* got \(0\.9, 0\.8\)"),
+        (
+            lambda: metrics.deep_ensemble_equivalent((0.9, 0.8), [1.0]),
+            r"needs finite numbers, an NLL and .* got \(0\.9, 0\.8\)",
+        ),
     ],
 )
 def test_wrong_scores_are_named(call, message):
