@@ -353,3 +353,24 @@ def test_without_gradients_nothing_is_begun(mode, tmp_path):
     with mode(), pytest.raises(pl.UserError, match=r"training needs gradients; call it outside torch\.no_grad\(\)"):
         pl.find_tickets(mlp(), table(), run_dir=tmp_path / "run", **QUICK)
     assert not (tmp_path / "run").exists()
+
+
+def test_targets_of_several_dimensions_have_a_noise_for_each_channel(tmp_path):
+    def images(count):
+        return torch.rand(count, 2, 4, 4)
+
+    data = pl.data.from_tensors(images(20), images(20), images(8), images(8))
+    network = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 2, 3, padding=1))
+    run = pl.find_tickets(network, data, levels=0, epochs=1, milestones=(), eval_samples=2, run_dir=tmp_path / "run")
+    assert run.level(0).load_model().model.noise_scale.shape == (2, 1, 1)
+    assert run.results["rmse"].notna().all()
+
+
+def test_complex_state_is_refused_before_training(tmp_path):
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    network.register_buffer("phase", torch.ones(2, dtype=torch.cfloat))
+    x, y = torch.randn(20, 3), torch.arange(20) % 2
+    with pytest.raises(
+        pl.UserError, match="'phase' is complex, which no file of a run can hold; hold real and imaginary"
+    ):
+        pl.find_tickets(network, pl.data.from_tensors(x, y, x, y), levels=0, epochs=1, run_dir=tmp_path / "run")

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from pyro_lottery.errors import UserError, one_line
-from pyro_lottery.handlers.views import REFUSED
 from pyro_lottery.machine import contiguous_
 
 aten = torch.ops.aten
@@ -23,7 +22,7 @@ def trace(module: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
 
     Raises ``UserError`` if the network's code depends on the batch size or on values, or uses what torch.export refuses.
     """
-    _allow_views_(module, inputs)
+    _lay_out_(module, inputs)
     shapes = ({0: torch.export.Dim("n", min=1)},)
     try:
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):
@@ -32,14 +31,13 @@ def trace(module: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
         raise UserError(f"torch.export cannot trace this network ({one_line(error)})") from error
 
 
-def _allow_views_(module: nn.Module, inputs: Tensor) -> None:
-    """Lay out the tensors of ``module`` as torch does by itself, if its code takes views that channels-last activations do not allow."""
+def _lay_out_(module: nn.Module, inputs: Tensor) -> None:
+    """Lay out the tensors of ``module`` as torch does by itself, if its code does not take channels-last."""
     try:
         with torch.no_grad():
             module(inputs)
-    except RuntimeError as error:  # any other is for torch.export to say
-        if REFUSED in str(error):
-            contiguous_(module)
+    except RuntimeError:  # if it is not the layout, torch.export says what it is
+        contiguous_(module)
 
 
 def graph_of(program: torch.export.ExportedProgram) -> fx.GraphModule:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_lottery.errors import UserError, unknown
 from pyro_lottery.faster import Work, is_faster
-from pyro_lottery.handlers import views
+from pyro_lottery.handlers import layout
 from pyro_lottery.kernels import native, norm, sparse
 from pyro_lottery.kernels.batch_last import activations, in_batch_last, in_channels_last, is_batch_last, planes
 from pyro_lottery.kernels.draws import Draws
@@ -280,8 +280,8 @@ _FUNCTIONS |= {func: _pool(func) for func in (F.avg_pool2d, F.adaptive_avg_pool2
 _FUNCTIONS |= {func: _max_pool(func) for func in (torch.max_pool2d, F.max_pool2d)}
 _FUNCTIONS |= {func: _add(func) for func in (torch.add, Tensor.add, Tensor.add_)}
 _FUNCTIONS |= {
-    Tensor.view: lambda mode, *args, **kwargs: views.view(*args, **kwargs),
-    Tensor.view_as: lambda mode, *args: views.view_as(*args),
+    Tensor.view: lambda mode, *args, **kwargs: layout.view(*args, **kwargs),
+    Tensor.view_as: lambda mode, *args: layout.view_as(*args),
 }
 
 

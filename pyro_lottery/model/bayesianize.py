@@ -42,6 +42,12 @@ def bayesianize_(net: nn.Module, priors: Mapping[str, Prior]) -> dict[str, float
     for site, layer, name in found:
         if name == "weight" and isinstance(layer, LAYERS):
             mask_what_is_used_(layer, name, site)
+    for path, module in net.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UserError(
+                f"{path!r} is a ScriptModule, which cannot be part of a Pyro module; give the module that it was made from"
+            )
+        _mix(type(module))
     to_pyro_module_(net)
     for path, module in net.named_modules():
         # Pyro would name the sites of a module that is used twice by its last place
@@ -54,6 +60,28 @@ def bayesianize_(net: nn.Module, priors: Mapping[str, Prior]) -> dict[str, float
         setattr(layer, name, PyroSample(_PriorOf(name)))
         layer.register_buffer(f"{name}_init", value, persistent=False)
     return scales
+
+
+def _mix(kind: type[nn.Module]) -> None:
+    """Let Pyro make a PyroModule of the class ``kind`` though its metaclass is another, such as that of abstract classes."""
+    if kind is nn.Module or issubclass(kind, PyroModule) or kind in type(PyroModule)._pyro_mixin_cache:
+        return
+    above: list[Any] = []
+    for base in kind.__bases__:
+        if issubclass(base, nn.Module):
+            _mix(base)
+            above.append(PyroModule[base])
+    every = {type(PyroModule), *(type(each) for each in (kind, *above))}
+    own = tuple(m for m in every if not any(m is not other and issubclass(other, m) for other in every))
+    if own == (type(PyroModule),):
+        return  # Pyro can do this by itself
+    metaclass: Any = own[0] if len(own) == 1 else type("_Mixed", own, {})
+
+    def reduce(self: Any) -> Any:  # as in PyroModule[...]
+        return type(PyroModule)._New, (kind,), getattr(self, "__getstate__", self.__dict__.copy)()
+
+    mixed = metaclass(f"Pyro{kind.__name__}", (kind, *above), {"__reduce__": reduce, "__module__": kind.__module__})
+    type(PyroModule)._pyro_mixin_cache[kind] = mixed
 
 
 def _told_inputs(priors: Mapping[str, Prior], found: Iterable[tuple[str, Any, str]]) -> dict[str, Prior]:

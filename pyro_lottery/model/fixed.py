@@ -12,6 +12,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_lottery.handlers.used_weights import fix_masks_, fixed_masks
+from pyro_lottery.machine import contiguous_
 from pyro_lottery.types import Mask
 
 
@@ -59,11 +60,15 @@ def bare(net: nn.Module, sites: Iterable[str], mask: Mask) -> nn.Module:
 
 
 def plain(net: nn.Module, values: Mapping[str, Tensor], mask: Mask) -> nn.Module:
-    """A copy of a Bayesian network ``net`` as the torch module it was made from, with ``values`` by site as its parameters."""
+    """A copy of a Bayesian network ``net`` as the torch module it was made from, with ``values`` by site as its parameters.
+
+    Its tensors are in torch's usual layout.
+    """
     found = bare(net, values, mask)
     for site, value in values.items():
         path, _, name = site.rpartition(".")
         found.get_submodule(path).register_parameter(name, nn.Parameter(value.detach().clone()))
+    contiguous_(found)
     return found
 
 
@@ -75,6 +80,6 @@ class Ensemble(nn.Module):
         self.networks = nn.ModuleList(networks)
         self.num_estimators = len(self.networks)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
         """The outputs of all networks."""
-        return torch.cat([network(x) for network in self.networks])
+        return torch.cat([network(*inputs, **named) for network in self.networks])

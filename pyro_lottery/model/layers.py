@@ -73,6 +73,9 @@ def random_sites(net: nn.Module, prior: AnyPrior) -> dict[str, Prior]:
         raise UserError("the prior is None for every parameter; give at least one of them a distribution")
     _check_layers(net, prior, chosen)
     _check_dtypes({site: parameters[site].dtype for site in chosen})
+    for name, parameter in net.named_parameters():
+        if parameter.is_complex() and parameter.requires_grad:
+            raise UserError(f"{name!r} is {parameter.dtype}, which is not trained here; {AS_REAL}")
     return chosen
 
 
@@ -154,9 +157,15 @@ def _check_network(net: nn.Module) -> None:
             raise UserError(f"{name!r} has no shape yet (a lazy layer); run the network once on an input first")
 
 
+AS_REAL = "hold real and imaginary part as one real tensor (torch.view_as_real), and join them in forward (torch.view_as_complex)"
+"""What to do with complex numbers."""
+
+
 def _check_dtypes(dtypes: Mapping[str, torch.dtype]) -> None:
     """Raise ``UserError`` unless all random parameters are float32, or all are float64."""
     (first, dtype), *others = dtypes.items()
+    if dtype.is_complex:
+        raise UserError(f"{first!r} is {dtype}, but random weights must be real; {AS_REAL}")
     if dtype not in (torch.float32, torch.float64):
         raise UserError(
             f"{first!r} is {dtype}, which is too imprecise for small scales and their KL; convert the network by net.float(), "

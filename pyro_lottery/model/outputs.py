@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,36 +11,25 @@ from torch import Tensor, nn
 
 from pyro_lottery import trees
 from pyro_lottery.errors import UserError
-from pyro_lottery.handlers.views import REFUSED, AnyViews
+from pyro_lottery.handlers.layout import UsualLayout
 
-_VIEWS = "_takes_views"
-"""Attribute of a network that is called under ``AnyViews``."""
+_USUAL = "_usual_layout"
+"""Attribute of a network: by mode, whether it needs torch's usual layout."""
 
 
 def call(net: nn.Module, x: Any, dtype: torch.dtype) -> Tensor:
     """The output [n, ...] of ``net``, whose weights have ``dtype``, for a batch of n examples.
 
     Calls ``net(*x)`` for a tuple or list of tensors, and ``net(**x)`` for a mapping. A network that changes its input in place gets copies, since
-    the next draw of the weights needs the input as it was. A network that views activations, such as ``x.view(len(x), -1)``, gets copies where their
-    layout, which is this package's choice, allows no view. Raises ``UserError`` if the output is not one tensor with n examples.
+    the next draw of the weights needs the input as it was. Raises ``UserError`` if the output is not one tensor with n examples.
     """
-    given, x, mode = x, in_dtype(x, dtype), net.training
+    x, mode = in_dtype(x, dtype), net.training
     changes = vars(net).setdefault("_changes_input", {})  # by mode, since a network may do so in training alone
     copied = changes.get(mode, True)
     x = trees.map_tensors(torch.clone, x) if copied else x
     before = _versions(x)
     count = trees.count(x)
-    try:
-        with AnyViews() if vars(net).get(_VIEWS) else nullcontext():
-            if isinstance(x, Mapping):
-                output = one_tensor(net(**x))
-            else:
-                output = one_tensor(net(*x) if isinstance(x, tuple | list) else net(x))
-    except RuntimeError as error:
-        if REFUSED not in str(error) or vars(net).get(_VIEWS):
-            raise
-        vars(net)[_VIEWS] = True
-        return call(net, given, dtype)
+    output = one_tensor(run(net, x))
     changed = _versions(x) != before
     if changed and not copied:
         changes[mode] = True
@@ -55,6 +44,56 @@ def call(net: nn.Module, x: Any, dtype: torch.dtype) -> Tensor:
             "dimension must be the examples; does it reshape, or squeeze() without a dimension?"
         )
     return output
+
+
+def run(net: nn.Module, x: Any) -> Any:
+    """What ``net`` returns for a batch ``x``, in channels-last or, where its code does not take that, in torch's usual layout.
+
+    The first call finds out which, for training and evaluation mode each.
+    """
+    usual, mode = vars(net).setdefault(_USUAL, {}), net.training
+    if mode in usual:
+        return _run(net, x, usual[mode])
+    kept, restore = trees.map_tensors(torch.clone, x), _restorer(net)
+    try:
+        found, usual[mode] = _run(net, x, False), False
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        restore()
+        try:
+            found = _run(net, kept, True)
+        except Exception:
+            raise error from None
+        usual[mode] = True
+    return found
+
+
+def _run(net: nn.Module, x: Any, usual: bool) -> Any:
+    with UsualLayout() if usual else nullcontext():
+        x = trees.map_tensors(torch.Tensor.contiguous, x) if usual else x
+        if isinstance(x, Mapping):
+            return net(**x)
+        return net(*x) if isinstance(x, tuple | list) else net(x)
+
+
+def _restorer(net: nn.Module) -> Callable[[], None]:
+    """A function that sets back what a call changes in training mode: buffers, such as BatchNorm's statistics, and random states."""
+    if not net.training:
+        return lambda: None
+    buffers = [(buffer, buffer.clone()) for name, buffer in net.named_buffers() if not name.endswith("_init")]
+    states, on_gpu = torch.get_rng_state(), torch.cuda.is_available() and torch.cuda.is_initialized()
+    of_gpu = torch.cuda.get_rng_state_all() if on_gpu else []
+
+    def restore() -> None:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        torch.set_rng_state(states)
+        if of_gpu:
+            torch.cuda.set_rng_state_all(of_gpu)
+
+    return restore
 
 
 def _versions(x: Any) -> list[int]:

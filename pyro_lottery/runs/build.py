@@ -32,6 +32,7 @@ from pyro_lottery.data import Data
 from pyro_lottery.distributed import ALONE, Ranks, check_alone, start
 from pyro_lottery.errors import UserError
 from pyro_lottery.model import BayesianClassifier, BayesianNetwork, one_tensor
+from pyro_lottery.model.layers import AS_REAL
 from pyro_lottery.modes import evaluating
 from pyro_lottery.runs.config import Config
 from pyro_lottery.runs.folder import RunFolder
@@ -259,6 +260,8 @@ def _prepare(config: Config, device: torch.device, ranks: Ranks, own: Own | None
     data = load_data(config, device) if own is None else own.data.to(device)
     shape = shape_of(data)
     model, guide = build(config, shape, given, own)
+    if of_complex := [name for name, value in model.net_state().items() if value.is_complex()]:
+        raise UserError(f"{of_complex[0]!r} is complex, which no file of a run can hold; {AS_REAL}")
     if data.test is None:
         raise UserError("the data have no test split, on which every level is measured; give one to from_loaders")
     dense = dense_ticket(model, guide)

@@ -20,6 +20,7 @@ from pyro_lottery.exports.moments import Moments
 from pyro_lottery.exports.networks import Drawn, Logits, Pixels, outputs
 from pyro_lottery.exports.state_dicts import LAYOUTS, state_dict
 from pyro_lottery.handlers import sparsify
+from pyro_lottery.handlers.used_weights import transformed
 from pyro_lottery.model import BayesianNetwork
 from pyro_lottery.runs.config import RESUMABLE, Config
 from pyro_lottery.runs.packed_ticket import PACKED
@@ -180,6 +181,11 @@ _MAKERS: dict[str, Callable[[Job], tuple[nn.Module, Outputs]]] = {
 
 def write_state(job: Job, place: Path) -> tuple[Outputs, dict[str, Any]]:
     """Write the mean weights as a state dict of PyTorch; returns as :func:`write_graph`."""
+    if changed := transformed(job.network.model.net):
+        raise UserError(
+            f"--format {job.format} holds weights alone, but {changed[0]!r} is transformed before its layer uses it, and a plain network "
+            "would compute with pruned weights; use pt2 or safetensors"
+        )
     _, expected = _of_mean(job)
     posterior = replace(guides.posterior(job.network.guide), scale=None)
     whole = Ticket(job.network.mask, masks.apply(job.network.mask, posterior), job.network.model.net_state())

@@ -70,7 +70,9 @@ class Own:
 
     def _usual_likelihood(self) -> Likelihood:
         if self.data.num_classes is None:
-            return partial(BayesianRegressor, noise_scale="learned")
+            shape = self.data.train.head()[1].shape[1:]
+            scales = (shape[0], *(1 for _ in shape[1:])) if len(shape) > 1 else None  # one for each channel
+            return partial(BayesianRegressor, noise_scale="learned", outputs=scales)
         return BayesianClassifier
 
     def drawn_anew(self) -> Own:

@@ -25,6 +25,7 @@ from pyro_lottery.kernels.draws import Draws, NotTogether, at_once, by_draw, rep
 from pyro_lottery.machine import channels_last
 from pyro_lottery.model.fixed import bare, with_weights
 from pyro_lottery.model.outputs import one_tensor
+from pyro_lottery.model.outputs import run as run_network
 from pyro_lottery.runs.build import Shape
 from pyro_lottery.runs.config import from_json
 from pyro_lottery.runs.own import Own
@@ -68,7 +69,7 @@ class NetworkPredictor(Predictor):
             with handler:
                 for weights in draws:
                     with with_weights(net, weights):
-                        logits.append(one_tensor(net(x)))
+                        logits.append(one_tensor(run_network(net, x)))
             return torch.stack(logits)
 
         def run(images: np.ndarray) -> list[np.ndarray]:
@@ -130,7 +131,7 @@ class _Together:
         found = []
         for count, weights in self.parts or ():
             with self.handler, with_weights(self.net, weights):
-                found.append(by_draw(one_tensor(self.net(repeated(x))), count))
+                found.append(by_draw(one_tensor(run_network(self.net, repeated(x))), count))
         return torch.cat(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_lottery import guides, seeds, trees
@@ -55,12 +57,12 @@ def check_data(model: BayesianNetwork, data: Data) -> Any:
         raise UserError(
             f"the model's num_data is {model.num_data}, but there are {len(data.train)} training examples; make them equal"
         )
-    likelihoods = []
+    likelihoods: list[Any] = []
     for part, split in (("training", data.train), ("test", data.test), ("validation", data.val)):
         if split is None:
             continue
         x, y = split.head()
-        output = _run_once(model, x)
+        output = _run_once(model, x, first=not likelihoods)
         with pyro.validation_enabled(False):  # training reports what is not finite
             likelihoods.append(model.checked_likelihood(output, len(output)))
         y = model.checked_targets(y, likelihoods[-1], output)
@@ -68,14 +70,54 @@ def check_data(model: BayesianNetwork, data: Data) -> Any:
     return likelihoods[0]
 
 
-def _run_once(model: BayesianNetwork, x: Any) -> Tensor:
+class _Names(Messenger):
+    """The names of the sites that are sampled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.names.add(msg["name"])
+
+
+def _run_once(model: BayesianNetwork, x: Any, first: bool) -> Tensor:
+    before = {name for name, _ in model.net.named_parameters()}
     try:
-        with seeds.rng("cpu", 0, "try out"), inference(model), poutine.condition(data=dict(model.initial_values())):
-            return model.outputs(trees.map_tensors(channels_last, x))
+        with (
+            seeds.rng("cpu", 0, "try out"),
+            inference(model),
+            _Names() as met,
+            poutine.condition(data=dict(model.initial_values())),
+        ):
+            output = model.outputs(trees.map_tensors(channels_last, x))
     except UserError:
         raise
     except Exception as error:  # networks raise anything for inputs that they cannot take
         raise UserError(f"the network cannot take inputs of {trees.shapes(x)}: {one_line(error)}") from error
+    if new := [name for name, _ in model.net.named_parameters() if name not in before]:
+        raise UserError(
+            f"the network makes {new[0]!r} at its first call, too late for a prior; call it once on an input before you give it"
+        )
+    if first:
+        _check_use(model, met.names)
+    return output
+
+
+def _check_use(model: BayesianNetwork, used: set[str]) -> None:
+    """Raise ``UserError`` if the network uses none of its random weights, and warn if it leaves some that can be pruned unused."""
+    if not used.intersection(model.sites):
+        raise UserError(
+            "the network computes with none of its random weights: a function that was made in __init__, such as a lambda, keeps the layers of the "
+            "network that was copied; call layers as self.layer in forward"
+        )
+    if unused := [site for site in model.prunable if site not in used]:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        warnings.warn(
+            f"{unused[0]!r}{more} can be pruned, but a pass in evaluation mode does not use it: what is never used takes up a part of every density; "
+            "remove such layers",
+            stacklevel=3,
+        )
 
 
 def _check_targets(likelihood: Any, targets: Tensor, part: str) -> None:

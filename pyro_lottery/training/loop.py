@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,6 +186,12 @@ class _Loop:
         self.buffers = list(self.model.buffers())
         self.norms: list[Any] = [m for m in self.model.modules() if is_batch_norm(m) and m.running_mean is not None]
         self.infinite = infinite_buffers(self.model)
+        self.unsaved: dict[str, tuple[Tensor, int]] | None = {
+            f"{path}.{name}".removeprefix("."): (buffer, buffer._version)
+            for path, module in self.model.net.named_modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None and name in module._non_persistent_buffers_set and not name.endswith("_init")
+        }
 
     def train_epoch(self) -> dict[str, float]:
         """Train the rest of the epoch; returns its row."""
@@ -203,12 +210,27 @@ class _Loop:
                     if isinstance(batches, StreamEpoch):
                         check_batch(self.model, self.likelihood, y)
                     self.take(x, y, factor, state.sums)
+                self._warn_of_unsaved()
                 state.step += 1
                 own.step_ended(done + 1, steps)
                 state.seconds = time.perf_counter() - began
                 seen = self._check_or_stop(batches)
         seconds = time.perf_counter() - began
         return row_of(state.epoch, seen, len(batches), self.model, factor, self.rate, seconds) | self._of_other_splits()
+
+    def _warn_of_unsaved(self) -> None:
+        """After the first step, warn of buffers that it changed and that no file will hold."""
+        if self.unsaved is None:
+            return
+        for name, (buffer, version) in self.unsaved.items():
+            now = self.model.net.get_buffer(name)
+            if now is not buffer or now._version != version:
+                warnings.warn(
+                    f"buffer {name!r} changes in training but is not persistent, so no file holds it, and what is loaded, resumed or rewound is "
+                    "another network; register it with persistent=True",
+                    stacklevel=4,
+                )
+        self.unsaved = None
 
     def _take(self, x: Any, y: Tensor, factor: float, sums: Tensor) -> None:
         step(

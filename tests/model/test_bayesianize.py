@@ -1,4 +1,7 @@
+import abc
 import copy
+import pickle
+from typing import Protocol
 
 import pytest
 import timm
@@ -187,3 +190,59 @@ def test_what_the_network_does_not_use_costs_its_kl(estimator):
     torch.testing.assert_close(
         terms.tempered_kl.detach(), sum(torch.distributions.kl_divergence(q, prior).sum() for q in each)
     )
+
+
+class Abstract(nn.Module, abc.ABC):
+    @abc.abstractmethod
+    def forward(self, x):
+        """Its outputs."""
+
+
+class Named(Protocol):
+    name: str
+
+
+class Concrete(Abstract, Named):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out, self.name = Inner(), nn.Linear(6, 3), "concrete"
+
+    def forward(self, x):
+        return self.out(self.inner(x).relu())
+
+
+class Inner(Abstract):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 6)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_classes_with_a_metaclass_of_their_own():
+    model, x = pl.BayesianClassifier(Concrete(), num_data=9), torch.randn(5, 4)
+    assert set(model.sites) == {"inner.layer.weight", "inner.layer.bias", "out.weight", "out.bias"}
+    assert isinstance(model.net, Concrete)
+    guide = pl.guides.mean_field(model)
+    expected = pl.predict_mean(model, guide, x)
+    for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert type(again.net) is type(model.net)
+        assert torch.equal(pl.predict_mean(again, guide, x), expected)
+    with pytest.raises(TypeError, match="abstract"):
+        Abstract()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_a_scripted_part_is_refused_by_name():
+    with pytest.raises(pl.UserError, match="'1' is a ScriptModule, which cannot be part of a Pyro module"):
+        pl.BayesianClassifier(nn.Sequential(nn.Linear(3, 3), torch.jit.script(nn.ReLU()), nn.Linear(3, 3)), num_data=9)
+
+
+def test_complex_parameters_are_refused_by_name():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    net[0].scale = nn.Parameter(torch.ones(3, dtype=torch.cfloat))
+    with pytest.raises(pl.UserError, match=r"'0.scale' is torch.complex64, which is not trained here; hold real and"):
+        pl.BayesianClassifier(net, num_data=9)
+    net[0].scale.requires_grad_(False)
+    pl.BayesianClassifier(net, num_data=9)

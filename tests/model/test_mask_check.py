@@ -164,6 +164,7 @@ class Auxiliary(TinyNet):
         return self.out(x) + (0.3 * self.aux(x) if self.training else 0)
 
 
+@pytest.mark.filterwarnings("ignore:'aux.weight' can be pruned, but a pass in evaluation mode does not use it")
 def test_layers_that_the_check_does_not_meet_may_be_pruned(tiny_data):
     model = pl.BayesianClassifier(Auxiliary(), num_data=60)
     guide, mask = pl.guides.mean_field(model), pruned(model, 0.5)[0]

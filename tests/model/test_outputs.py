@@ -1,4 +1,5 @@
 from collections import namedtuple
+from functools import partial
 
 import pytest
 import torch
@@ -100,8 +101,85 @@ def test_a_network_may_take_views_in_any_layout(kind, sparse, tmp_path):
             (network.predict(data.test, 3, seed=1), network.predict_mean(data.test), network.as_module()(data.test[:]))
         )
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    for form, saved in (("draws", "safetensors"), ("mean", "state_dict")):
+        run.level(1).export(tmp_path / saved, form, saved)  # which compares it with the run
+    network.as_module(2)(data.test[:])
     if kind is Viewed:  # ViewedInput asks for the batch's size, which torch.export does not know
         run.level(1).export(tmp_path / "export", "draws", "pt2")  # which compares it with the run
+
+
+class Written(nn.Module):
+    """Scales a layer's output through a view of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(F.relu(self.scaled(self.conv(x))).mean((2, 3)))
+
+    def scaled(self, x):
+        x.view(len(x), -1).mul_(10.0)
+        return x
+
+
+class Scaled(Written):
+    def scaled(self, x):
+        return x * 10.0
+
+
+class Script(Written):
+    def __init__(self):
+        super().__init__()
+        self.flat = torch.jit.script(_flat)
+
+    def scaled(self, x):
+        return self.flat(x).reshape(x.shape) * 10.0
+
+
+def _flat(x: torch.Tensor):
+    return x.view(x.size(0), -1)
+
+
+class TrainedViews(Written):
+    """A view in training alone, after BatchNorm, whose statistics count the first batch once."""
+
+    def __init__(self, allowed=False):
+        super().__init__()
+        self.norm, self.allowed = nn.BatchNorm2d(8), allowed
+
+    def scaled(self, x):
+        x = self.norm(x)
+        if self.training:
+            return (x.reshape(len(x), -1) if self.allowed else x.view(len(x), -1)).view(len(x), 8, 8, 8)
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.parametrize("kinds", [(Written, Scaled), (Script, Scaled), (TrainedViews, partial(TrainedViews, True))])
+def test_code_that_relies_on_the_layout_of_activations_has_torchs_own(kinds):
+    found, y = [], torch.arange(30) % 3
+    x = torch.rand(30, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = pl.data.from_tensors(x, y, x[:9], y[:9])
+    for make in kinds:
+        torch.manual_seed(0)
+        model = pl.BayesianClassifier(make(), num_data=30)
+        guide = pl.guides.mean_field(model)
+        pl.train(model, guide, data, epochs=2, batch_size=10, milestones=())
+        found.append((pl.predict_mean(model, guide, data.test), pl.posterior(guide).loc["conv.weight"]))
+        found[-1] += tuple(value for name, value in model.net_state().items() if "running" in name)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_an_error_that_is_none_of_the_layout_is_said_as_it_was(tiny_data):
+    class Wrong(TinyNet):
+        def forward(self, x):
+            return super().forward(x).view(-1, 7)
+
+    model = pl.BayesianClassifier(Wrong(), num_data=60)
+    with pytest.raises(pl.UserError, match=r"shape '\[-1, 7\]' is invalid for input of size"):
+        pl.train(model, pl.guides.mean_field(model), tiny_data, epochs=1)
 
 
 def test_a_network_that_begins_to_change_its_input_is_stopped():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from torch import nn
 
 import pyro_lottery as pl
 from pyro_lottery import controls, files, transplant
@@ -521,3 +522,23 @@ def refusal(work):
     with pytest.raises((pl.UserError, Damaged)) as found:
         work()
     return found.type, str(found.value)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        mean = self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, self.weight - mean, self.bias, padding=1)
+
+
+def test_weights_that_their_layers_transform_are_not_written_alone(tmp_path):
+    """A plain network would compute with the pruned ones too."""
+    images, labels = torch.randint(0, 256, (30, 3, 6, 6), dtype=torch.uint8), torch.arange(30) % 3
+    network = nn.Sequential(Standardised(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    data = pl.data.from_tensors(images, labels, images, labels)
+    run = pl.find_tickets(network, data, levels=1, epochs=1, milestones=(), eval_samples=2, run_dir=tmp_path / "run")
+    for format in ("state_dict", "prune", "csr"):
+        with pytest.raises(
+            pl.UserError, match=r"'0.weight' is transformed before its layer uses it.*use pt2 or safetensors"
+        ):
+            run.level(1).export(tmp_path / "x", format=format)
+    run.level(1).export(tmp_path / "x", format="pt2")

@@ -4,6 +4,7 @@ from torch import nn
 
 import pyro_lottery as pl
 from pyro_lottery.model.fixed import plain
+from pyro_lottery.runs.trained import TrainedNetwork
 from tests.support import small_run
 
 
@@ -90,3 +91,19 @@ def test_a_layer_that_transforms_its_weight_keeps_its_mask():
         expected = pl.predict_mean(model, guide, x)
         weights = pl.prediction.mean_weights(model, guide)
     torch.testing.assert_close(plain(model.net, weights, mask)(x).softmax(1), expected)
+
+
+def test_an_ensemble_takes_several_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, a, b):
+            return self.out(self.layer(a) + b)
+
+    model = pl.BayesianClassifier(Two(), num_data=9)
+    network = TrainedNetwork(model, pl.guides.mean_field(model), {}, 0, "32", "off")
+    a, b = torch.randn(5, 3), torch.randn(5, 4)
+    one, other = network.as_module(2).networks
+    assert torch.equal(network.as_module(2)(a, b=b), torch.cat([one(a, b), other(a, b)]))

@@ -1,7 +1,10 @@
+import copy
 import math
+import warnings
 
 import pytest
 import torch
+from torch import nn
 
 import pyro_lottery as pl
 from pyro_lottery import training
@@ -118,3 +121,79 @@ def test_odd_numbers_are_named_before_the_first_step(option, wrong, tiny_model, 
     with pytest.raises(pl.UserError, match=f"{option} must be a .* got {wrong!r}"):
         pl.train(tiny_model, guide, tiny_data, **{"epochs": 1, option: wrong})
     assert all(torch.equal(value, before[site]) for site, value in pl.posterior(guide).loc.items())
+
+
+class Closed(TinyNet):
+    """Functions that were made in ``__init__`` keep the layers of the network that is copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.call = lambda x: TinyNet.forward(self, x)
+
+    def forward(self, x):
+        return self.call(x)
+
+
+class Late(TinyNet):
+    """Makes its last layer at the first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = None
+
+    def forward(self, x):
+        x = super().forward(x)
+        if self.last is None:
+            self.last = nn.Linear(x.shape[1], 3)
+        return self.last(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Closed, "computes with none of its random weights: .* call layers as self.layer in forward"),
+        (Late, "makes 'last.weight' at its first call, too late for a prior; call it once on an input before"),
+    ],
+)
+def test_a_network_whose_layers_are_others_is_refused_before_the_first_step(make, message, tiny_data):
+    model = pl.BayesianClassifier(copy.deepcopy(make()), num_data=60)
+    with pytest.raises(pl.UserError, match=message):
+        pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK)
+
+
+def test_a_layer_that_is_never_used_is_warned_of(tiny_data):
+    class Left(TinyNet):
+        def __init__(self):
+            super().__init__()
+            self.left, self.last = nn.Linear(100, 100), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.last(super().forward(x))
+
+    model = pl.BayesianClassifier(Left(), num_data=60)
+    with pytest.warns(
+        UserWarning, match=r"^'left.weight' can be pruned, but a pass in evaluation mode does not use it"
+    ):
+        pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_buffer_that_training_changes_and_no_file_holds_is_warned_of(persistent, tiny_data):
+    class Moving(TinyNet):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("moving", torch.zeros(3), persistent=persistent)
+            self.register_buffer("constant", torch.ones(3), persistent=False)
+
+        def forward(self, x):
+            x = super().forward(x) * self.constant
+            if self.training:
+                self.moving.mul_(0.9).add_(0.1 * x.detach().mean(0))
+            return x - self.moving
+
+    model = pl.BayesianClassifier(Moving(), num_data=60)
+    said = [] if persistent else ["buffer 'moving' changes in training but is not persistent"]
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK)
+    assert [str(warning.message).partition(", so")[0] for warning in found] == said
