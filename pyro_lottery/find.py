@@ -42,7 +42,7 @@ def find_tickets(
     ``network`` is a plain module. Its values are the initial values, and it does not change. ``data`` comes from
     ``pl.data.from_tensors`` or ``pl.data.from_loaders``. ``likelihood`` is a class such as ``pl.BayesianClassifier``, a
     ``functools.partial`` of one, or a function ``(net, prior, num_data=, kl_temperature=) -> model``. The default is
-    ``pl.BayesianClassifier`` for class targets, and ``pl.BayesianRegressor`` with learned noise for real targets.
+    ``pl.BayesianClassifier`` for class targets, and ``pl.BayesianRegressor`` with learned noise for real targets, [n, channels, ...] with a scale for each channel.
 
     ``prior``, ``guide`` and ``score`` are names as on the command line, or objects: a prior, a Pyro AutoGuide class or a
     function ``model -> guide``, a function ``posterior -> sites``. ``options`` are options of

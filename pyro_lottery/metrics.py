@@ -212,7 +212,7 @@ def entropy(probs: Tensor) -> Tensor:
 def mutual_information(total: Tensor, aleatoric: Tensor) -> Tensor:
     """The mutual information of label and weights [...] in nats, ``total`` − ``aleatoric`` [...]; 0 if they differ by no more than rounding."""
     found = total - aleatoric
-    return torch.where(found > ROUNDING, found, torch.zeros_like(found))
+    return torch.where(found <= ROUNDING, torch.zeros_like(found), found)  # NaN stays
 
 
 def selective(confidence: Tensor, correct: Tensor) -> Tensor:

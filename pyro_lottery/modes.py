@@ -29,6 +29,9 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Switch to eval mode, without gradients, Pyro's validation and other threads; restores everything at the end."""
-    with TURN, evaluating(model), torch.no_grad(), pyro.validation_enabled(False):
+    """Switch to eval mode, without gradients, Pyro's validation and other threads; restores everything at the end.
+
+    Tensors that are made within are ordinary ones also in ``torch.inference_mode``, which does not count what changes them.
+    """
+    with TURN, evaluating(model), torch.inference_mode(False), torch.no_grad(), pyro.validation_enabled(False):
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -47,6 +48,16 @@ def grouped(named: Mapping[str, T]) -> dict[str, dict[str, T]]:
         group, _, name = key.partition("/")
         groups.setdefault(group, {})[name] = value
     return groups
+
+
+def can_be_shown(name: str) -> bool:
+    """Whether a name can be printed: it holds no control characters, ends of lines, or marks that turn the direction of writing.
+
+    >>> can_be_shown("café\u00a0noir"), can_be_shown("dog\\n")
+    (True, False)
+    """
+    joiners = "\u200c\u200d"  # of Persian and Hindi, and of emoji
+    return all(c.isprintable() or c in joiners or unicodedata.category(c) == "Zs" for c in name)
 
 
 def check_same(

@@ -455,6 +455,11 @@ def test_equal_draws_have_no_epistemic_entropy():
     assert found.epistemic.unique().tolist() == [0.0]
 
 
+def test_nan_is_no_certainty():
+    probs = torch.full((2, 3), torch.nan)
+    assert prediction.Predictive(probs, probs[:, 0], 2).epistemic.isnan().all()
+
+
 def test_a_thousand_draws_cost_no_digits():
     model = pl.BayesianClassifier(nn.Linear(3, 10), num_data=9)
     guide, x = pl.guides.mean_field(model, init_scale=1e-7), 2 * torch.randn(50, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def corrupt(split: Split, kind: str, severity: int) -> Split:
     """
     if kind not in _LEVELS:
         raise unknown("corruption", kind, CORRUPTIONS)
-    if not isinstance(severity, int) or severity not in SEVERITIES:
+    if not isinstance(severity, Integral) or severity not in SEVERITIES:
         raise UserError(f"severity must be 1 to 5, got {severity!r}")
     from torchvision.transforms.v2 import functional as F  # torchvision takes a second to import
 
@@ -137,7 +138,7 @@ def from_cifar10_c(test: Split, root: str | Path, kind: str, severity: int) -> S
     With a test set that was made smaller they are other images than its own. Raises ``UserError`` for another severity, files of other
     shapes, and images of another size.
     """
-    if not isinstance(severity, int) or severity not in SEVERITIES:
+    if not isinstance(severity, Integral) or severity not in SEVERITIES:
         raise UserError(f"severity must be 1 to 5, got {severity!r}")
     folder, pixels = Path(root) / "CIFAR-10-C", _pixels(test)
     if pixels.shape[1:] != (3, 32, 32):

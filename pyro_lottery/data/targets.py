@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_lottery.data.arrays import Parts, as_tensor, kind_of, shape_of
 from pyro_lottery.data.statistics import as_float32, not_finite
 from pyro_lottery.errors import UserError
+from pyro_lottery.names import can_be_shown
 
 
 def check_targets(
@@ -107,7 +108,7 @@ def check_names(classes: Sequence[str] | None) -> tuple[str, ...] | None:
     names = tuple(str(name) for name in classes)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"classes= holds {twice[0]!r} twice; give every class a different name")
-    if odd := [name for name in names if not name.isprintable()]:
+    if odd := [name for name in names if not can_be_shown(name)]:
         raise UserError(
             f"classes= holds {odd[0]!r}, with characters that cannot be shown, such as a line's end; use others"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -32,6 +33,14 @@ def measured_code() -> str:
     return native.code(__file__)
 
 
+_entered: ContextVar[int] = ContextVar("entered", default=0)
+
+
+def are_sparse() -> bool:
+    """Whether layers may be computed sparse here, whose activations may be viewed in every layout."""
+    return _entered.get() > 0
+
+
 class SparseLayers(TorchFunctionMode):
     """The handler that ``sparse_layers`` returns."""
 
@@ -50,11 +59,13 @@ class SparseLayers(TorchFunctionMode):
     def __enter__(self) -> SparseLayers:
         if self.choice == "off":  # every function of torch would pass here for nothing
             return self
+        _entered.set(_entered.get() + 1)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         if self.choice != "off":
             super().__exit__(*error)
+            _entered.set(_entered.get() - 1)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

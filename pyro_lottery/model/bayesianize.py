@@ -62,6 +62,12 @@ def bayesianize_(net: nn.Module, priors: Mapping[str, Prior]) -> dict[str, float
     return scales
 
 
+def _new(kind: type[nn.Module]) -> Any:
+    """An empty PyroModule of the class ``kind``, for pickle."""
+    _mix(kind)
+    return type(PyroModule)._New(kind)
+
+
 def _mix(kind: type[nn.Module]) -> None:
     """Let Pyro make a PyroModule of the class ``kind`` though its metaclass is another, such as that of abstract classes."""
     if kind is nn.Module or issubclass(kind, PyroModule) or kind in type(PyroModule)._pyro_mixin_cache:
@@ -78,7 +84,7 @@ def _mix(kind: type[nn.Module]) -> None:
     metaclass: Any = own[0] if len(own) == 1 else type("_Mixed", own, {})
 
     def reduce(self: Any) -> Any:  # as in PyroModule[...]
-        return type(PyroModule)._New, (kind,), getattr(self, "__getstate__", self.__dict__.copy)()
+        return _new, (kind,), getattr(self, "__getstate__", self.__dict__.copy)()
 
     mixed = metaclass(f"Pyro{kind.__name__}", (kind, *above), {"__reduce__": reduce, "__module__": kind.__module__})
     type(PyroModule)._pyro_mixin_cache[kind] = mixed

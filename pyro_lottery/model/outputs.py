@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from pyro_lottery import trees
 from pyro_lottery.errors import UserError
 from pyro_lottery.handlers.layout import UsualLayout
+from pyro_lottery.handlers.sparse_layers import are_sparse
 
 _USUAL = "_usual_layout"
-"""Attribute of a network: by mode, whether it needs torch's usual layout."""
+"""Attribute of a network: by training mode and sparse layers, whether it needs torch's usual layout."""
 
 
 def call(net: nn.Module, x: Any, dtype: torch.dtype) -> Tensor:
@@ -49,24 +50,27 @@ def call(net: nn.Module, x: Any, dtype: torch.dtype) -> Tensor:
 def run(net: nn.Module, x: Any) -> Any:
     """What ``net`` returns for a batch ``x``, in channels-last or, where its code does not take that, in torch's usual layout.
 
-    The first call finds out which, for training and evaluation mode each.
+    The first call finds out which, for training and evaluation mode each, and for sparse layers, which allow more.
     """
-    usual, mode = vars(net).setdefault(_USUAL, {}), net.training
+    usual, mode = vars(net).setdefault(_USUAL, {}), (net.training, are_sparse())
     if mode in usual:
         return _run(net, x, usual[mode])
     kept, restore = trees.map_tensors(torch.clone, x), _restorer(net)
     try:
         found, usual[mode] = _run(net, x, False), False
+        return found
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        restore()
-        try:
-            found = _run(net, kept, True)
-        except Exception:
-            raise error from None
-        usual[mode] = True
-    return found
+        first = error.with_traceback(None)  # whose frames hold the activations of this pass
+    restore()
+    try:
+        found, usual[mode] = _run(net, kept, True), True
+        return found
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # it was not the layout
+        raise first from None
 
 
 def _run(net: nn.Module, x: Any, usual: bool) -> Any:
@@ -81,14 +85,23 @@ def _restorer(net: nn.Module) -> Callable[[], None]:
     """A function that sets back what a call changes in training mode: buffers, such as BatchNorm's statistics, and random states."""
     if not net.training:
         return lambda: None
-    buffers = [(buffer, buffer.clone()) for name, buffer in net.named_buffers() if not name.endswith("_init")]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in net.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not name.endswith("_init")
+    ]
     states, on_gpu = torch.get_rng_state(), torch.cuda.is_available() and torch.cuda.is_initialized()
     of_gpu = torch.cuda.get_rng_state_all() if on_gpu else []
 
     def restore() -> None:
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer
+                if not torch.equal(
+                    buffer, value
+                ):  # BatchNorm changes its statistics unknown to torch's count of changes
+                    buffer.copy_(value)
         torch.set_rng_state(states)
         if of_gpu:
             torch.cuda.set_rng_state_all(of_gpu)

@@ -181,7 +181,8 @@ _MAKERS: dict[str, Callable[[Job], tuple[nn.Module, Outputs]]] = {
 
 def write_state(job: Job, place: Path) -> tuple[Outputs, dict[str, Any]]:
     """Write the mean weights as a state dict of PyTorch; returns as :func:`write_graph`."""
-    if changed := transformed(job.network.model.net):
+    changed = [] if masks.is_full(job.network.mask) else transformed(job.network.model.net)
+    if changed:
         raise UserError(
             f"--format {job.format} holds weights alone, but {changed[0]!r} is transformed before its layer uses it, and a plain network "
             "would compute with pruned weights; use pt2 or safetensors"

@@ -13,6 +13,7 @@ from pyro_lottery import data, seeds
 from pyro_lottery.data import Data
 from pyro_lottery.errors import UserError
 from pyro_lottery.machine import resolve_device
+from pyro_lottery.names import can_be_shown
 from pyro_lottery.runs import exporting
 from pyro_lottery.runs.build import build, code_facts, dense_ticket, load_data, shape_of
 from pyro_lottery.runs.config import from_json
@@ -112,7 +113,7 @@ class Run:
         names = self.folder.config.get("classes")
         if names is None:
             return None
-        if not isinstance(names, list) or not all(isinstance(name, str) and name.isprintable() for name in names):
+        if not isinstance(names, list) or not all(isinstance(name, str) and can_be_shown(name) for name in names):
             raise UserError(f"{self.folder.path / 'config.json'}: classes is {names!r}; expected a list of names")
         if len(names) != self.shape.num_classes:
             raise UserError(

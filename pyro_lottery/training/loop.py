@@ -190,7 +190,10 @@ class _Loop:
             f"{path}.{name}".removeprefix("."): (buffer, buffer._version)
             for path, module in self.model.net.named_modules()
             for name, buffer in module._buffers.items()
-            if buffer is not None and name in module._non_persistent_buffers_set and not name.endswith("_init")
+            if buffer is not None
+            and not buffer.is_inference()
+            and name in module._non_persistent_buffers_set
+            and not name.endswith("_init")
         }
 
     def train_epoch(self) -> dict[str, float]:
@@ -226,7 +229,7 @@ class _Loop:
             now = self.model.net.get_buffer(name)
             if now is not buffer or now._version != version:
                 warnings.warn(
-                    f"buffer {name!r} changes in training but is not persistent, so no file holds it, and what is loaded, resumed or rewound is "
+                    f"buffer {name!r} changes in training but is not persistent, so no file holds it, and what is loaded, resumed or rewound may be "
                     "another network; register it with persistent=True",
                     stacklevel=4,
                 )

@@ -87,6 +87,7 @@ def test_other_images(split, tmp_path):
 def test_bad_names_and_missing_copies_are_named(split, tmp_path):
     with pytest.raises(pl.UserError, match="unknown corruption 'blurr': did you mean blur"):
         data.corrupt(split, "blurr", 1)
+    assert torch.equal(data.corrupt(split, "blur", np.int64(2)).pixels, data.corrupt(split, "blur", 2).pixels)
     for wrong in (6, 1.0):
         with pytest.raises(pl.UserError, match=f"severity must be 1 to 5, got {wrong}"):
             data.corrupt(split, "blur", wrong)

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule
 from torch import nn
 from torch.nn import functional as F
 
@@ -220,7 +221,7 @@ class Inner(Abstract):
         return self.layer(x)
 
 
-def test_classes_with_a_metaclass_of_their_own():
+def test_classes_with_a_metaclass_of_their_own(monkeypatch):
     model, x = pl.BayesianClassifier(Concrete(), num_data=9), torch.randn(5, 4)
     assert set(model.sites) == {"inner.layer.weight", "inner.layer.bias", "out.weight", "out.bias"}
     assert isinstance(model.net, Concrete)
@@ -231,6 +232,9 @@ def test_classes_with_a_metaclass_of_their_own():
         assert torch.equal(pl.predict_mean(again, guide, x), expected)
     with pytest.raises(TypeError, match="abstract"):
         Abstract()
+    saved = pickle.dumps(model)
+    monkeypatch.setattr(type(PyroModule), "_pyro_mixin_cache", {})  # as in another process
+    assert torch.equal(pl.predict_mean(pickle.loads(saved), guide, x), expected)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")

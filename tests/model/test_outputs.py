@@ -172,6 +172,39 @@ def test_code_that_relies_on_the_layout_of_activations_has_torchs_own(kinds):
         torch.testing.assert_close(one, other)
 
 
+def test_a_layout_that_sparse_layers_allow_is_not_taken_for_dense_ones():
+    model = pl.BayesianClassifier(Viewed(), num_data=30)
+    guide, x, y = pl.guides.mean_field(model), torch.rand(30, 3, 14, 14), torch.arange(30) % 3
+    data = pl.data.from_tensors(x, y, x[:9], y[:9])
+    mask = {name: torch.rand(model.initial_values()[name].shape) < 0.5 for name in model.prunable}
+    with pl.handlers.sparsify(mask):
+        with pl.handlers.sparse_layers("auto"):
+            pl.train(model, guide, data, epochs=1, batch_size=10)
+        assert pl.predict(model, guide, data.test, 2).shape == (9, 3)
+
+
+class Counted(Viewed):
+    """Sets a buffer anew at every call in training, and has one that stays; its view fails after both."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("constant", torch.ones(()), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.calls = self.calls + self.constant
+        return super().forward(x)
+
+
+def test_a_pass_that_failed_for_its_layout_leaves_nothing(recwarn):
+    model = pl.BayesianClassifier(Counted(), num_data=30)
+    x, y = torch.rand(30, 3, 14, 14), torch.arange(30) % 3
+    pl.train(model, pl.guides.mean_field(model), pl.data.from_tensors(x, y, x, y), epochs=1, batch_size=10)
+    assert model.net.calls == 3
+    assert not [str(w.message) for w in recwarn if "constant" in str(w.message)]
+
+
 def test_an_error_that_is_none_of_the_layout_is_said_as_it_was(tiny_data):
     class Wrong(TinyNet):
         def forward(self, x):

@@ -542,3 +542,4 @@ def test_weights_that_their_layers_transform_are_not_written_alone(tmp_path):
         ):
             run.level(1).export(tmp_path / "x", format=format)
     run.level(1).export(tmp_path / "x", format="pt2")
+    run.level(0).export(tmp_path / "dense", format="state_dict")  # nothing of it is pruned

@@ -197,3 +197,21 @@ def test_a_buffer_that_training_changes_and_no_file_holds_is_warned_of(persisten
         warnings.simplefilter("always")
         pl.train(model, pl.guides.mean_field(model), tiny_data, **QUICK)
     assert [str(warning.message).partition(", so")[0] for warning in found] == said
+
+
+def test_a_buffer_that_a_prediction_in_inference_mode_made_is_no_obstacle(tiny_data):
+    class Positions(TinyNet):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("places", None, persistent=False)
+
+        def forward(self, x):
+            if self.places is None:
+                self.places = torch.zeros(3)
+            return super().forward(x) + self.places
+
+    model = pl.BayesianClassifier(Positions(), num_data=60)
+    guide = pl.guides.mean_field(model)
+    with torch.inference_mode():
+        pl.predict(model, guide, tiny_data.test, 1)
+    pl.train(model, guide, tiny_data, **QUICK)
