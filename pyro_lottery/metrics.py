@@ -56,9 +56,8 @@ def ece(probs: Tensor, labels: Tensor, bins: int = BINS) -> float:
 
     ``probs`` is [n, classes], and ``labels`` [n].
     """
-    confidence, right, count = reliability(
-        probs, labels, bins
-    )  # torchmetrics sums in float32: off by 0.03 for 4 million
+    # Not of torchmetrics, which sums in float32: 0.03 off for 4 million examples of one confidence.
+    confidence, right, count = reliability(probs, labels, bins)
     return float(((right - confidence).abs() * count).sum() / count.sum())
 
 

@@ -34,6 +34,11 @@ OOD = ("noise", "permuted", "svhn", "cifar100", *_FOLDERS)
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
+def _check_severity(severity: int) -> None:
+    if not isinstance(severity, Integral) or severity not in SEVERITIES:
+        raise UserError(f"severity must be 1 to 5, got {severity!r}")
+
+
 def corrupt(split: Split, kind: str, severity: int) -> Split:
     """Return ``split`` with every image corrupted; the result is uint8 and always the same.
 
@@ -43,8 +48,7 @@ def corrupt(split: Split, kind: str, severity: int) -> Split:
     """
     if kind not in _LEVELS:
         raise unknown("corruption", kind, CORRUPTIONS)
-    if not isinstance(severity, Integral) or severity not in SEVERITIES:
-        raise UserError(f"severity must be 1 to 5, got {severity!r}")
+    _check_severity(severity)
     from torchvision.transforms.v2 import functional as F  # torchvision takes a second to import
 
     level, pixels = _LEVELS[kind][severity - 1], _pixels(split)
@@ -138,8 +142,7 @@ def from_cifar10_c(test: Split, root: str | Path, kind: str, severity: int) -> S
     With a test set that was made smaller they are other images than its own. Raises ``UserError`` for another severity, files of other
     shapes, and images of another size.
     """
-    if not isinstance(severity, Integral) or severity not in SEVERITIES:
-        raise UserError(f"severity must be 1 to 5, got {severity!r}")
+    _check_severity(severity)
     folder, pixels = Path(root) / "CIFAR-10-C", _pixels(test)
     if pixels.shape[1:] != (3, 32, 32):
         raise UserError(f"{folder} has images of 3×32×32, but those of the run are {tuple(pixels.shape[1:])}")

@@ -19,28 +19,30 @@ from pyro_lottery.types import Mask, Sites
 _PLAIN: set[Any] = {cls.forward for cls in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 _PLAIN |= {cls.forward for cls in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)}
 _PLAIN_CONVOLUTIONS = {cls._conv_forward for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
-_PRODUCTS = {torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum, F.bilinear}
-_PRODUCTS |= {Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, Tensor.mm, Tensor.bmm, Tensor.addmm, Tensor.baddbmm}
-_PRODUCTS |= {
+_PRODUCTS = {
+    F.bilinear,
+    torch.einsum,
     torch.tensordot,
     torch.inner,
-    torch.mv,
-    torch.addmv,
     torch.dot,
-    torch.linalg.matmul,
-    torch.linalg.multi_dot,
-}
-_PRODUCTS |= {
-    Tensor.inner,
-    Tensor.mv,
-    Tensor.addmv,
-    Tensor.dot,
-    torch.linalg.vecdot,
     torch.vdot,
-    torch.addbmm,
-    Tensor.addbmm,
+    torch.linalg.vecdot,
+    torch.chain_matmul,
 }
-_PRODUCTS |= {Tensor.addmm_, Tensor.addmv_, Tensor.baddbmm_, Tensor.addbmm_, torch.chain_matmul}
+_PRODUCTS |= {torch.matmul, torch.mm, torch.mv, torch.bmm, torch.linalg.matmul, torch.linalg.multi_dot}
+_PRODUCTS |= {torch.addmm, torch.addmv, torch.addbmm, torch.baddbmm}
+_PRODUCTS |= {
+    Tensor.matmul,
+    Tensor.__matmul__,
+    Tensor.__rmatmul__,
+    Tensor.mm,
+    Tensor.mv,
+    Tensor.bmm,
+    Tensor.inner,
+    Tensor.dot,
+}
+_PRODUCTS |= {Tensor.addmm, Tensor.addmv, Tensor.addbmm, Tensor.baddbmm}
+_PRODUCTS |= {Tensor.addmm_, Tensor.addmv_, Tensor.addbmm_, Tensor.baddbmm_}
 _LOOKUPS: set[Any] = {F.embedding, F.multi_head_attention_forward}
 """Functions whose result is an activation, whatever autograd knows of their inputs."""
 

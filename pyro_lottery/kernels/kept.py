@@ -25,7 +25,7 @@ class Kept:
 
     def is_unchanged(self, weight: Tensor) -> bool:
         """Return whether nobody has changed ``weight`` in place since, as far as torch counts changes."""
-        return self._version is not None and version_of(weight) == self._version
+        return self._version is not None and _version_of(weight) == self._version
 
     def values(self, weight: Tensor) -> Tensor:
         """The kept weights of ``weight`` [kept], in the order of :class:`pyro_lottery.kernels.Layout`."""
@@ -38,7 +38,7 @@ class Kept:
 def with_kept(weight: Tensor, mask: Tensor, values: Tensor | None = None) -> Tensor:
     """Return ``weight`` itself, which is 0 outside ``mask``; :func:`kept_of` then finds its mask, and ``values`` if given."""
     found: Any = weight
-    version = version_of(weight)
+    version = _version_of(weight)
     found.kept = Kept(mask, None if version is None else values, version)
     return weight
 
@@ -53,6 +53,5 @@ def kept_of(weight: Tensor) -> Kept | None:
     return None
 
 
-def version_of(weight: Tensor) -> int | None:
-    """How often a tensor has been changed in place; None if it was made in inference mode, where torch does not count."""
+def _version_of(weight: Tensor) -> int | None:
     return None if weight.is_inference() else weight._version

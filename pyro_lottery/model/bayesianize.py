@@ -77,7 +77,7 @@ def _mix(kind: type[nn.Module]) -> None:
         if issubclass(base, nn.Module):
             _mix(base)
             above.append(PyroModule[base])
-    every = {type(PyroModule), *(type(each) for each in (kind, *above))}
+    every = dict.fromkeys((type(PyroModule), *(type(each) for each in (kind, *above))))
     own = tuple(m for m in every if not any(m is not other and issubclass(other, m) for other in every))
     if own == (type(PyroModule),):
         return  # Pyro can do this by itself

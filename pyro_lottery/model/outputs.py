@@ -98,9 +98,8 @@ def _restorer(net: nn.Module) -> Callable[[], None]:
         with torch.no_grad():
             for module, name, buffer, value in buffers:
                 module._buffers[name] = buffer
-                if not torch.equal(
-                    buffer, value
-                ):  # BatchNorm changes its statistics unknown to torch's count of changes
+                # Compared by value, since torch does not count BatchNorm's changes; a copy of the same would count as one.
+                if not torch.equal(buffer, value):
                     buffer.copy_(value)
         torch.set_rng_state(states)
         if of_gpu:

@@ -214,4 +214,4 @@ def test_a_buffer_that_a_prediction_in_inference_mode_made_is_no_obstacle(tiny_d
     guide = pl.guides.mean_field(model)
     with torch.inference_mode():
         pl.predict(model, guide, tiny_data.test, 1)
-    pl.train(model, guide, tiny_data, **QUICK)
+    assert len(pl.train(model, guide, tiny_data, **QUICK)) == QUICK["epochs"]
